@@ -1,0 +1,74 @@
+"""advconn: tells whether an image was adversarially perturbed, from how it is connected to what its class looks like.
+
+    from advconn import Classifier, Detector, Guard, fit, load, save
+
+Names are imported when they are first used, so that `import advconn` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advconn.bundle import load, save
+    from advconn.bypass import Detour
+    from advconn.classifier import Classifier
+    from advconn.connectivity import Connectivity
+    from advconn.detector import Detector, Judgement
+    from advconn.errors import AdvconnError
+    from advconn.fitting import fit
+    from advconn.guard import Guard, Verdict
+    from advconn.modes import References, choose, synthesise
+    from advconn.paths import Path, Profile, profile, straight
+
+_WHERE = {
+    "AdvconnError": "errors",
+    "Classifier": "classifier",
+    "Connectivity": "connectivity",
+    "Detector": "detector",
+    "Detour": "bypass",
+    "Guard": "guard",
+    "Judgement": "detector",
+    "Path": "paths",
+    "Profile": "paths",
+    "References": "modes",
+    "Verdict": "guard",
+    "choose": "modes",
+    "fit": "fitting",
+    "load": "bundle",
+    "profile": "paths",
+    "save": "bundle",
+    "straight": "paths",
+    "synthesise": "modes",
+}
+__all__ = [
+    "AdvconnError",
+    "Classifier",
+    "Connectivity",
+    "Detector",
+    "Detour",
+    "Guard",
+    "Judgement",
+    "Path",
+    "Profile",
+    "References",
+    "Verdict",
+    "choose",
+    "fit",
+    "load",
+    "profile",
+    "save",
+    "straight",
+    "synthesise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'advconn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"advconn.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

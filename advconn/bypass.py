@@ -1,0 +1,185 @@
+"""Going round a barrier: bypass of a segment's highest point in the hyperplane orthogonal to the segment.
+
+Vrabel et al. (ICLR 2025, section 3 and 4.1) move the highest point B of a straight path to B', orthogonally to the
+path, until the loss there is low; the segments A-B' and B'-C may have barriers of their own ("secondary barriers"),
+which are bypassed in turn. Here every open segment of every pair is a row of one tensor; the step is Polyak's within
+the hyperplane, z <- z - (V - target) g / |g|^2, and it is the *displacement* that is projected, so that B' stays in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advconn.paths import Landscape, Path, profile, straight
+
+LONGEST_STEP = 0.1  # of the segment's length: the farthest that one step moves
+LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Paths that go round the barriers of n straight ones.
+
+    path: through 2^levels + 1 knots; a knot that was not needed lies on the line between its neighbours.
+    barriers: (n, levels + 1) barriers above the level on the straight path and after each level of bypass; the last
+        column counts those that remain.
+    bends: (n,) number of knots that were moved.
+    displacement: (n,) largest |B' - B| over the length of its segment.
+    residual: (n,) largest energy found on the final path.
+    stuck: (n,) a step was asked for where the slope in the hyperplane vanishes.
+    gradients: (n,) gradients spent on every pair.
+    """
+
+    path: Path
+    barriers: Tensor
+    bends: Tensor
+    displacement: Tensor
+    residual: Tensor
+    stuck: Tensor
+    gradients: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """(n,) no barrier above the level remains."""
+        return self.barriers[:, -1] == 0
+
+    @property
+    def length_ratio(self) -> Tensor:
+        """(n,) length of the detour over that of the straight path, at least 1."""
+        chord = (self.path.end - self.path.start).flatten(1).norm(dim=1)
+        return self.path.length() / chord.clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the bypass of n segments ended: points (n, *shape), displacement over length, stuck, gradients (n,)."""
+
+    points: Tensor
+    displacement: Tensor
+    stuck: Tensor
+    gradients: Tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.flatten(1) * b.flatten(1)).sum(1)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def sidestep(
+    landscape: Landscape, start: Tensor, end: Tensor, top: Tensor, target: Tensor, rows: Tensor, steps: int
+) -> Step:
+    """Move `top` (n, *shape) orthogonally to start-end until its energy is at most `target` (n,).
+
+    `rows` (n,) names each segment's pair and is handed to the landscape as its second argument. Rows that are done, or
+    stuck (no slope in the hyperplane), leave the batch. The lowest point seen is returned.
+    """
+    chord = end - start
+    length = chord.flatten(1).norm(dim=1).clamp_min(1e-12)
+    unit = chord / _column(length, chord)
+    best, lowest = top.clone(), torch.full_like(target, torch.inf)
+    stuck = torch.zeros_like(target, dtype=torch.bool)
+    gradients = torch.zeros_like(target)
+    live = torch.arange(len(top), device=top.device)
+    point = top.clone()
+    for step in range(steps + 1):
+        if not len(live):
+            break
+        energy, slope = _slope(landscape, point[live], rows[live])
+        gradients[live] += 1
+        better = energy < lowest[live]
+        lowest[live] = torch.where(better, energy, lowest[live])
+        best[live] = torch.where(_column(better, point), point[live], best[live])
+        u = unit[live]
+        slope = slope - _column(_dot(slope, u), u) * u
+        square = _dot(slope, slope)
+        above = energy > target[live]
+        flat = square < LEAST_SLOPE
+        stuck[live] |= above & flat
+        going = above & ~flat
+        if step == steps:
+            break
+        live, slope, square, energy = live[going], slope[going], square[going], energy[going]
+        size = ((energy - target[live]) / square.sqrt()).clamp(max=LONGEST_STEP * length[live])
+        moved = point[live] - _column(size / square.sqrt(), slope) * slope
+        u, origin = unit[live], top[live]
+        shift = moved - origin
+        point[live] = origin + shift - _column(_dot(shift, u), u) * u
+    return Step(best, (best - top).flatten(1).norm(dim=1) / length, stuck, gradients)
+
+
+def _slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = points.detach().clone().unsqueeze(1).requires_grad_()
+        energy = _at(landscape, leaf, rows)
+        (slope,) = torch.autograd.grad(energy.sum(), leaf)
+    return energy[:, 0].detach(), slope[:, 0]
+
+
+def _at(landscape: Landscape, points: Tensor, rows: Tensor) -> Tensor:
+    pick = getattr(landscape, "rows", None)
+    return pick(rows)(points) if pick else landscape(points)
+
+
+def bypass(
+    landscape: Landscape,
+    start: Tensor,
+    end: Tensor,
+    level: Tensor,
+    *,
+    target: Tensor | None = None,
+    levels: int = 3,
+    steps: int = 10,
+    samples: int = 9,
+) -> Detour:
+    """Go round every barrier above `level` (n,) between start and end (n, *shape), `levels` deep.
+
+    A landscape whose energy differs from row to row has a method `rows(index)` that gives the landscape of those rows.
+    `target` (n,): the energy a bypassed point is brought down to, `level` itself unless told. `samples`: points of
+    every segment's scan. Segments without a barrier are not touched. What still stands after `steps` steps, or after
+    the last level, is reported as it is: `converged` is then False.
+    """
+    n, width = len(start), 2**levels
+    goal = level if target is None else target
+    knots = straight(start, end).at(torch.linspace(0, 1, width + 1, device=start.device, dtype=start.dtype))
+    bent = torch.zeros(n, width + 1, dtype=torch.bool, device=start.device)
+    barriers = torch.zeros(n, levels + 1, dtype=torch.long, device=start.device)
+    displacement, residual = torch.zeros_like(level), torch.full_like(level, -torch.inf)
+    stuck, gradients = torch.zeros_like(bent[:, 0]), torch.zeros_like(level)
+    row = torch.arange(n, device=start.device)
+    left = torch.zeros_like(row)
+    for depth in range(levels + 1):
+        span = width >> depth
+        path = straight(knots[row, left], knots[row, left + span])
+        scan = profile(path, lambda points: _at(landscape, points, row), samples)  # noqa: B023 - used at once
+        stands = scan.barrier > level[row]
+        low = row if depth == levels else row[~stands]
+        residual.scatter_reduce_(0, low, scan.barrier if depth == levels else scan.barrier[~stands], "amax")
+        barriers[:, depth] = torch.bincount(row[stands], minlength=n)
+        if depth == levels or not bool(stands.any()):
+            break
+        row, left = row[stands], left[stands]
+        a, c = path.start[stands], path.end[stands]
+        where = scan.place[stands].clamp(1 / (samples - 1), 1 - 1 / (samples - 1))
+        top = torch.lerp(a, c, _column(where, a))
+        moved = sidestep(landscape, a, c, top, goal[row], row, steps)
+        _bend(knots, row, left, span, moved.points)
+        bent[row, left + span // 2] = True
+        displacement.scatter_reduce_(0, row, moved.displacement, "amax")
+        gradients.index_add_(0, row, moved.gradients)
+        stuck[row[moved.stuck]] = True
+        row, left = row.repeat(2), torch.cat([left, left + span // 2])
+    return Detour(Path(knots), barriers, bent.sum(1), displacement, residual, stuck, gradients)
+
+
+def _bend(knots: Tensor, row: Tensor, left: Tensor, span: int, middle: Tensor) -> None:
+    """Set the middle knot of every segment, and lay the knots between on the two lines to it."""
+    half = span // 2
+    for begin, a, b in ((0, knots[row, left], middle), (half, middle, knots[row, left + span])):
+        for i in range(1, half) if begin else range(1, half + 1):
+            knots[row, left + begin + i] = torch.lerp(a, b, i / half)

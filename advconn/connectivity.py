@@ -1,0 +1,210 @@
+"""Connectivity: images to a table of features, by walking from every image to its modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor
+
+from advconn import modes
+from advconn.bypass import Detour, bypass
+from advconn.classifier import Classifier, level
+from advconn.errors import DataError
+from advconn.features import FEATURES, Trace, table
+from advconn.modes import Copy, References
+from advconn.paths import positions, straight
+
+DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
+
+COPIES: Mapping[str, Copy] = MappingProxyType(
+    {
+        "flip": modes.flip,
+        "mean3": modes.mean3,
+        "median3": modes.median3,
+        "bits3": modes.bits(3),
+        "bits4": modes.bits(4),
+        "bits5": modes.bits(5),
+        "rescale50": modes.rescale(0.5),
+        "rescale75": modes.rescale(0.75),
+        "rescale90": modes.rescale(0.9),
+        "left1": modes.shift(0, -1),
+        "right1": modes.shift(0, 1),
+        "up1": modes.shift(-1, 0),
+        "down1": modes.shift(1, 0),
+        "aside2": modes.shift(2, -2),
+        "zoom": modes.zoom(1.08),
+        "rotate": modes.rotate(6),
+        "unrotate": modes.rotate(-6),
+        "noise1": modes.noise(0.01, 1),
+        "noise2": modes.noise(0.02, 2),
+        "noise3": modes.noise(0.03, 3),
+        "noise4": modes.noise(0.04, 4),
+        "noise6": modes.noise(0.06, 5),
+        "bright": modes.gamma(0.8),
+        "dark": modes.gamma(1.25),
+        "flat": modes.contrast(0.75),
+    }
+)
+HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
+
+
+class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A scikit-learn transformer from images (n, c, h, w) in [0, 1] to features (n, d). Stateless: nothing is learned.
+
+    Args:
+        classifier: the model that the images are shown to.
+        references: images that own and rival paths lead to; without them only the self family is walked.
+        families: of 'self', 'own', 'rival', 'complexity'; None takes self, and with references own and rival.
+        copies: names in COPIES. halves: those of them whose path is read half-way too.
+        per_class: references of the predicted class walked to. rivals: next classes, one reference each.
+        samples: positions on every own and rival path, both ends included.
+        levels, steps: of bypass, for the family 'complexity'.
+        batch_size: images walked from at once; memory grows with it, not with the number of images.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        references: References | None = None,
+        families: Sequence[str] | None = None,
+        copies: Sequence[str] = tuple(COPIES),
+        halves: Sequence[str] = HALVES,
+        per_class: int = 5,
+        rivals: int = 3,
+        samples: int = 6,
+        levels: int = 2,
+        steps: int = 5,
+        batch_size: int = 32,
+    ) -> None:
+        self.classifier = classifier
+        self.references = references
+        self.families = families
+        self.copies = copies
+        self.halves = halves
+        self.per_class = per_class
+        self.rivals = rivals
+        self.samples = samples
+        self.levels = levels
+        self.steps = steps
+        self.batch_size = batch_size
+
+    def fit(self, X: Any = None, y: Any = None) -> Connectivity:
+        """Does nothing: there is nothing to learn."""
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    @property
+    def walked(self) -> tuple[str, ...]:
+        """The families that are walked."""
+        if self.families is None:
+            return ("self",) if self.references is None else ("self", "own", "rival")
+        unknown = set(self.families) - set(FEATURES)
+        if unknown or not self.families:
+            raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
+        if self.references is None and set(self.families) != {"self"}:
+            raise DataError("the families own, rival and complexity need references: choose or synthesise them")
+        return tuple(f for f in FEATURES if f in self.families)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Features (n, d) of images (n, c, h, w): a float tensor or array in [0, 1], or uint8."""
+        rows = [table(trace)[0] for trace in self.traces(X)]
+        return torch.cat(rows).double().cpu().numpy()
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns, 'family.name'."""
+        size = self.classifier.preprocessing.size or (32, 32)
+        grey = torch.full((1, self.classifier.channels, *size), 0.5)
+        return np.asarray(table(self.trace(grey))[1], dtype=object)
+
+    def traces(self, X: Any) -> Iterator[Trace]:
+        """The traces of images, `batch_size` at a time."""
+        images = as_tensor(X)
+        for chunk in images.split(self.batch_size):
+            yield self.trace(chunk)
+
+    def trace(self, images: Tensor) -> Trace:
+        """Walk from images (n, c, h, w) to their modes and keep the logits met."""
+        images = self.classifier.check(images)
+        if not len(images):
+            raise DataError("no images to walk from")
+        with torch.no_grad():
+            return self._trace(images)
+
+    def _trace(self, images: Tensor) -> Trace:
+        walked = self.walked
+        n = len(images)
+        wanted = self.copies if "self" in walked else ()
+        halves = tuple(name for name in self.halves if name in wanted)
+        copies = {name: _copy(name)(images) for name in wanted}
+        stops = [images, *copies.values(), *((images + copies[name]) / 2 for name in halves)]
+        logits = self.classifier.logits(torch.stack(stops, 1).flatten(0, 1)).view(n, len(stops), -1)
+        parts: dict[str, Any] = {"query": logits[:, 0]}
+        if wanted:
+            m = len(wanted)
+            parts |= {"names": tuple(wanted), "copies": logits[:, 1 : m + 1]}
+            parts |= {"halves": halves, "midway": logits[:, m + 1 :]} if halves else {}
+        if set(walked) - {"self"}:
+            parts |= self._walks(images, logits[:, 0], walked)
+        return Trace(**parts)
+
+    def _walks(self, images: Tensor, query: Tensor, walked: tuple[str, ...]) -> dict[str, Any]:
+        """Own and rival paths in one batch; the logits at the queries and at the references are not asked for again."""
+        if self.references is None:
+            raise DataError("own and rival paths need references")
+        anchors, ends = self.references.images.to(images), self.references.logits.to(query)
+        index = self.references.by_class.to(images.device)
+        order = query.topk(min(self.rivals + 1, query.shape[1]), dim=1).indices
+        own = index[order[:, 0], : self.per_class] if {"own", "complexity"} & set(walked) else index[order[:, 0], :0]
+        rival = index[order[:, 1:], 0] if "rival" in walked else index[order[:, :0], 0]
+        chosen = torch.cat([own, rival], 1)
+        n, m = chosen.shape
+        starts = images[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1)
+        path = straight(starts, anchors[chosen.flatten()])
+        t = positions(self.samples, images)
+        inner = self.classifier.logits(path.at(t[1:-1]).flatten(0, 1)).view(n, m, self.samples - 2, -1)
+        first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
+        logits = torch.cat([first, inner, last], 2)
+        parts: dict[str, Any] = {"t": t}
+        if "own" in walked:
+            parts["own"] = logits[:, : own.shape[1]]
+        if "rival" in walked:
+            parts |= {"rival": logits[:, own.shape[1] :], "rivals": order[:, 1:]}
+        if "complexity" in walked:
+            rows = torch.arange(n * m, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
+            parts["detour"] = self._detour(path.start[rows], path.end[rows], order[:, 0], own.shape[1])
+        return parts
+
+    def _detour(self, start: Tensor, end: Tensor, label: Tensor, per_query: int) -> Detour:
+        """Bypass of barriers whose cross-entropy exceeds the larger end's by more than DELTA."""
+        landscape = self.classifier.landscape(label.repeat_interleave(per_query))
+        ends = F.softplus(landscape(torch.stack([start, end], 1))).amax(1)
+        height = level(ends.double() + DELTA).to(start.dtype)
+        return bypass(landscape, start, end, height, levels=self.levels, steps=self.steps, samples=self.samples)
+
+
+def _copy(name: str) -> Copy:
+    if name not in COPIES:
+        raise DataError(f"no copy named {name!r}: expected some of {', '.join(COPIES)}")
+    return COPIES[name]
+
+
+def as_tensor(images: Any) -> Tensor:
+    """Images given as a tensor or as an array, as a tensor.
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(images, Tensor):
+        return images
+    array = np.asarray(images)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
+    return torch.from_numpy(array)

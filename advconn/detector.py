@@ -1,0 +1,270 @@
+"""Detector: features to a score, a threshold and a p-value. Higher score = more adversarial; class 1 = adversarial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from torch import Tensor
+
+from advconn.attacks import MIXTURE, Attack, parse_all, round_to_bytes, succeeded
+from advconn.calibration import Calibration, enough
+from advconn.classifier import Cost, counting
+from advconn.connectivity import Connectivity, as_tensor
+from advconn.errors import DataError, FitError
+from advconn.features import table
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a detector says of n images.
+
+    logits (n, k) of the classifier; score, p_value, adversarial (n,); features (n, d); loudest: for each image what
+    every family adds to its score over a typical clean image's, by family; cost of all of them together.
+    """
+
+    logits: Tensor
+    score: np.ndarray
+    p_value: np.ndarray
+    adversarial: np.ndarray
+    features: np.ndarray
+    families: dict[str, np.ndarray]
+    cost: Cost
+
+    def loudest(self, i: int) -> str:
+        """The family that raises image i's score most."""
+        return max(self.families, key=lambda family: float(self.families[family][i]))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit was made from: images in each use, and of every attack how many were tried and succeeded."""
+
+    train: int
+    calibrate: int
+    attacks: dict[str, tuple[int, int]]
+
+
+def default_head(seed: int = 0) -> Any:
+    """The scikit-learn classifier that a detector uses unless told."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
+
+
+class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
+
+    `decision_function > 0`, `predict == 1` and `p_value <= fpr` are the same verdict, at one threshold for all attacks.
+    `predict_proba` is the head's own and knows nothing of the threshold.
+
+    Args:
+        connectivity: how features are made; its classifier is never copied, not by `clone` either.
+        head: a scikit-learn classifier of features; `default_head` unless given.
+        attacks: the mixture that attacked images are made with, where `fit` is given clean ones alone.
+        per_attack: at most so many images are attacked by each.
+        fpr: false-alarm rate asked for.
+        calibrate: share of the clean images kept for calibration.
+        seed: of every split and attack.
+    """
+
+    def __init__(
+        self,
+        connectivity: Connectivity,
+        head: Any = None,
+        attacks: Sequence[str | Attack] = MIXTURE,
+        per_attack: int = 1000,
+        fpr: float = 0.05,
+        calibrate: float = 0.4,
+        seed: int = 0,
+    ) -> None:
+        self.connectivity = connectivity
+        self.head = head
+        self.attacks = attacks
+        self.per_attack = per_attack
+        self.fpr = fpr
+        self.calibrate = calibrate
+        self.seed = seed
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        labels: Any = None,
+        groups: Any = None,
+        progress: Progress = silent,
+    ) -> Detector:
+        """Fit the head and calibrate it.
+
+        Args:
+            X: images (n, c, h, w), floats in [0, 1] or uint8.
+            y: None if all are clean: the attacked copies are then made here, of the training part's images alone. Else
+                0 clean, 1 attacked.
+            labels: true classes (n,), where known: only images that the classifier gets right are attacked; without
+                them its own predictions stand in.
+            groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
+                attacked copies out of the training part.
+            progress: told (stage, done, total).
+
+        Raises:
+            FitError: too few clean images for the false-alarm rate, one class only, or no attack succeeded.
+        """
+        images = as_tensor(X)
+        if y is not None and (labels is not None or len(np.unique(y)) == 1):
+            raise FitError("with y, give clean (0) and attacked (1) images, and no labels; without y, clean ones alone")
+        kinds = np.zeros(len(images), int) if y is None else np.asarray(y).astype(int)
+        if kinds.shape != (len(images),) or not set(np.unique(kinds)) <= {0, 1}:
+            raise FitError(f"y must be {len(images)} values of 0 (clean) and 1 (attacked)")
+        names = np.arange(len(images)) if groups is None else np.asarray(groups)
+        kept = self._split(kinds, names)
+        train = ~np.isin(names, names[kept])
+        if y is None:
+            features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), progress)
+        else:
+            features, kinds, attacks = self._table(images[train], "walk", progress), kinds[train], {}
+        if len(np.unique(kinds)) < 2:
+            raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
+        self.classes_ = np.array([0, 1])
+        self.n_features_in_ = features.shape[1]
+        self.head_ = clone(default_head(self.seed) if self.head is None else self.head).fit(features, kinds)
+        self.typical_ = np.median(features[kinds == 0], axis=0)
+        self.names_ = self.connectivity.get_feature_names_out()
+        self.calibration_ = Calibration(self._raw(self._table(images[kept], "calibrate", progress)), self.fpr)
+        self.fitted_ = Fitted(int((kinds == 0).sum()), int(kept.sum()), attacks)
+        return self
+
+    def _split(self, kinds: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """Rows of the clean images kept for calibration."""
+        clean = np.unique(names[kinds == 0])
+        count = round(self.calibrate * len(clean))
+        enough(count, self.fpr)
+        if len(clean) - count < 2:
+            raise FitError(f"{len(clean)} clean images leave none to fit on")
+        chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
+        return np.isin(names, chosen) & (kinds == 0)
+
+    def _attacked(
+        self, images: Tensor, labels: Tensor | None, progress: Progress
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
+        """Features of clean images and of their successfully attacked copies, which is which, and what succeeded."""
+        rows = [self._table(images, "walk", progress)]
+        seen: dict[str, tuple[int, int]] = {}
+        for i, attack in enumerate(parse_all(self.attacks)):
+            hits, tried = self.attacked(images, labels, attack, seed=self.seed * 1000 + i, progress=progress)
+            seen[str(attack)] = (tried, len(hits))
+            if len(hits):
+                rows.append(self._table(hits, f"walk {attack}", progress))
+        kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
+        return np.concatenate(rows), kinds, seen
+
+    def attacked(
+        self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, progress: Progress = silent
+    ) -> tuple[Tensor, int]:
+        """Successful copies of at most `per_attack` images, every second one rounded to bytes, and how many were tried.
+
+        Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
+        """
+        classifier = self.connectivity.classifier
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        chosen, size, hits, tried = order[: self.per_attack], 64, [], 0
+        for i, rows in enumerate(chosen.split(size)):
+            clean = classifier.check(images[rows])
+            predicted = classifier.logits(clean).argmax(1)
+            truth = predicted if labels is None else labels[rows].to(predicted)
+            right = predicted == truth
+            if bool(right.any()):
+                out = attack.run(classifier, clean[right], truth[right], seed=seed + i)
+                out[1::2] = round_to_bytes(out[1::2])
+                hits.append(out[succeeded(classifier, out, truth[right])].cpu())
+                tried += int(right.sum())
+            progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
+        return torch.cat(hits) if hits else images[:0].float(), tried
+
+    def _table(self, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
+        rows, done = [], 0
+        for trace in self.connectivity.traces(images):
+            rows.append(table(trace)[0].double().cpu().numpy())
+            done += len(rows[-1])
+            progress(stage, done, len(images))
+        return np.concatenate(rows)
+
+    def _raw(self, features: np.ndarray) -> np.ndarray:
+        if hasattr(self.head_, "decision_function"):
+            return np.asarray(self.head_.decision_function(features), dtype=np.float64)
+        share = np.asarray(self.head_.predict_proba(features), dtype=np.float64)[:, 1].clip(1e-9, 1 - 1e-9)
+        return np.asarray(np.log(share) - np.log1p(-share))
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "calibration_"):
+            raise FitError("the detector has not been fitted: call fit, or load a bundle")
+
+    def judge(self, X: Any) -> Judgement:
+        """Everything the detector says of images (n, c, h, w)."""
+        self._fitted()
+        with counting() as cost:
+            traces = list(self.connectivity.traces(X))
+        features = torch.cat([table(trace)[0] for trace in traces]).double().cpu().numpy()
+        score = self._raw(features)
+        p_value = self.calibration_.p_value(score)
+        return Judgement(
+            torch.cat([trace.query for trace in traces]),
+            score,
+            p_value,
+            score > self.calibration_.threshold,
+            features,
+            self._families(features, score),
+            cost,
+        )
+
+    def _families(self, features: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
+        """By how much the score falls if a family's features are replaced by a typical clean image's."""
+        family = np.array([str(name).split(".")[0] for name in self.names_])
+        out = {}
+        for name in dict.fromkeys(family.tolist()):
+            typical = np.where(family == name, self.typical_, features)
+            out[name] = score - self._raw(typical)
+        return out
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Scores (n,): higher = more adversarial."""
+        self._fitted()
+        return self._raw(self._table(as_tensor(X), "walk", silent))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores (n,) over the threshold: positive = flagged."""
+        return np.asarray(self.score_samples(X) - self.calibration_.threshold)
+
+    def p_value(self, X: Any) -> np.ndarray:
+        """Conformal p-values (n,) in (0, 1]: small = unlike clean images."""
+        return self.calibration_.p_value(self.score_samples(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 where an image is flagged, else 0; (n,)."""
+        return (self.decision_function(X) > 0).astype(int)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The head's shares (n, 2) of clean and adversarial."""
+        self._fitted()
+        return np.asarray(self.head_.predict_proba(self._table(as_tensor(X), "walk", silent)))
+
+
+def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:
+    if labels is None:
+        return None
+    values = torch.as_tensor(labels)
+    if values.shape != (len(rows),):
+        raise DataError(f"{tuple(values.shape)} labels for {len(rows)} images")
+    return values[torch.from_numpy(rows)]

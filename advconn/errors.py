@@ -1,0 +1,33 @@
+"""What advconn raises on purpose: one line that says what was wrong, what was expected and what to do.
+
+AdvconnError
+├── ModelError     the classifier, or the way it was given
+├── DataError      images, labels or files of images
+├── AttackError    an attack's name or parameters
+├── FitError       a detector cannot be fitted, or is used before it was
+└── BundleError    a detector's folder
+"""
+
+
+class AdvconnError(ValueError):
+    """Anything that advconn refuses; its text is one line."""
+
+
+class ModelError(AdvconnError):
+    """The classifier cannot be used as it was given."""
+
+
+class DataError(AdvconnError):
+    """The images or labels cannot be used."""
+
+
+class AttackError(AdvconnError):
+    """No such attack, or not with these parameters."""
+
+
+class FitError(AdvconnError):
+    """A detector cannot be fitted on this, or has not been fitted."""
+
+
+class BundleError(AdvconnError):
+    """A detector's folder is missing, damaged, or made for something else."""

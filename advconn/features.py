@@ -1,0 +1,196 @@
+"""Features: what the logits kept along a query's paths say, by name. A pure function of the trace.
+
+Every family is one function from a Trace to columns (n,). margin is the log-odds margin against the query's predicted
+class (negative where that class wins), energy is the logits' logsumexp.
+
+own         straight paths to reference images of the predicted class (Vrabel et al. 2025; Gu & Borovykh 2023)
+rival       straight paths to reference images of the classes that come next
+self        paths to label-preserving copies of the query, read at their ends and on the way
+complexity  bypass of the own paths' barriers: secondary barriers, bends, length (Vrabel et al. 2025, section 4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.bypass import Detour
+from advconn.classifier import margin
+from advconn.paths import Profile
+
+Columns = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Logits (..., k) kept along the paths from n queries.
+
+    query: (n, k). copies: (n, m, k), at the ends of the paths to the copies, in the order of `names`.
+    midway: (n, h, k), half-way to the copies in `halves`. own: (n, r, s, k), to r references of the predicted class, at
+    positions `t` (s,), both ends included; rival: (n, q, s, k), to one reference of each of the q next classes.
+    detour: bypass of the n * r own paths. What was not asked for is None.
+    """
+
+    query: Tensor
+    names: tuple[str, ...] = ()
+    copies: Tensor | None = None
+    halves: tuple[str, ...] = ()
+    midway: Tensor | None = None
+    t: Tensor | None = None
+    own: Tensor | None = None
+    rival: Tensor | None = None
+    rivals: Tensor | None = None
+    detour: Detour | None = None
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class that each query is given, (n,)."""
+        return self.query.argmax(1)
+
+
+def _spread_of(columns: Columns, name: str, values: Tensor) -> None:
+    """Mean, deviation, smallest and largest of values (n, m)."""
+    columns[f"{name}.mean"] = values.mean(1)
+    columns[f"{name}.sd"] = values.std(1, correction=0)
+    columns[f"{name}.min"] = values.amin(1)
+    columns[f"{name}.max"] = values.amax(1)
+
+
+def self_features(trace: Trace) -> Columns:
+    """Where the copies lean: each copy's rise of the margin and of the class they lean to, and their consensus."""
+    if trace.copies is None:
+        return {}
+    query, copies, label = trace.query, trace.copies, trace.predicted
+    start = margin(query, label)
+    rise = margin(copies, label[:, None]) - start[:, None]
+    energy = copies.logsumexp(2) - query.logsumexp(1)[:, None]
+    move = (copies - query[:, None]).norm(dim=2) / query.shape[1] ** 0.5
+    shares = copies.softmax(2)
+    before = query.softmax(1)
+    other = shares.mean(1).scatter(1, label[:, None], -1).argmax(1)
+    lean = _class(copies, other) - _class(copies, label) - (_class(query, other) - _class(query, label))[:, None]
+    divergence = (shares * (copies.log_softmax(2) - query.log_softmax(1)[:, None])).sum(2)
+    back = (before[:, None] * (query.log_softmax(1)[:, None] - copies.log_softmax(2))).sum(2)
+    columns: Columns = {"margin": start, "energy": query.logsumexp(1)}
+    for i, name in enumerate(trace.names):
+        columns[f"rise.{name}"] = rise[:, i]
+        columns[f"lean.{name}"] = lean[:, i]
+        columns[f"energy.{name}"] = energy[:, i]
+        columns[f"move.{name}"] = move[:, i]
+    for name, values in (("rise", rise), ("lean", lean), ("move", move), ("divergence", divergence), ("back", back)):
+        _spread_of(columns, name, values)
+    agree = copies.argmax(2) == label[:, None]
+    columns["agree"] = agree.float().mean(1)
+    columns["agree.other"] = (copies.argmax(2) == other[:, None]).float().mean(1)
+    columns["share"] = _class(shares, label).mean(1)
+    columns["share.other"] = _class(shares, other).mean(1)
+    columns["share.sd"] = _class(shares, label).std(1, correction=0)
+    columns["entropy"] = torch.special.entr(shares.mean(1)).sum(1)
+    columns["entropy.query"] = torch.special.entr(before).sum(1)
+    columns["fall"] = _class(query, label) - _class(copies, label).mean(1)
+    columns["climb"] = _class(copies, other).mean(1) - _class(query, other)
+    top = query.topk(2, dim=1).values
+    columns["gap"] = top[:, 0] - top[:, 1]
+    if trace.midway is not None:
+        ends = torch.stack([rise[:, trace.names.index(name)] for name in trace.halves], 1)
+        half = margin(trace.midway, label[:, None]) - start[:, None]
+        for i, name in enumerate(trace.halves):
+            columns[f"half.{name}"] = half[:, i]
+            columns[f"bulge.{name}"] = half[:, i] - ends[:, i] / 2
+    return columns
+
+
+def _class(logits: Tensor, label: Tensor) -> Tensor:
+    """The entry of class label (n,) in (n, k) or (n, m, k)."""
+    index = label if logits.ndim == 2 else label[:, None].expand(logits.shape[:2])
+    return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def _curve(columns: Columns, values: Tensor) -> None:
+    """Mean over the paths, at every position between the ends, of values (n, r, s)."""
+    for i in range(1, values.shape[2] - 1):
+        columns[f"curve.{i}"] = values[:, :, i].mean(1)
+    _spread_of(columns, "highest", values.amax(2))
+    _spread_of(columns, "area", values.mean(2))
+
+
+def own_features(trace: Trace) -> Columns:
+    """Margin and cross-entropy along the way to images of the predicted class: barrier, gap, place, area, curve."""
+    if trace.own is None or trace.t is None:
+        return {}
+    n, r = trace.own.shape[:2]
+    values = margin(trace.own, trace.predicted[:, None, None])
+    columns: Columns = {"margin": values[:, 0, 0]}
+    _curve(columns, values - values[:, :, :1])
+    loss = Profile(trace.t, F.softplus(values).flatten(0, 1))
+    for name, column in (("barrier", loss.barrier), ("gap", loss.gap), ("place", loss.place), ("loss", loss.area)):
+        _spread_of(columns, name, column.view(n, r))
+    energy = trace.own.logsumexp(3)
+    dip = (energy - torch.lerp(energy[:, :, :1], energy[:, :, -1:], trace.t)).amin(2)
+    _spread_of(columns, "dip", dip)
+    columns["connected"] = (loss.gap < 1e-3).float().view(n, r).mean(1)
+    return columns
+
+
+def rival_features(trace: Trace) -> Columns:
+    """Margin on the way to images of the next classes, and how early the prediction tips."""
+    if trace.rival is None or trace.t is None or trace.rivals is None:
+        return {}
+    values = margin(trace.rival, trace.predicted[:, None, None])
+    columns: Columns = {}
+    _curve(columns, values - values[:, :, :1])
+    tips = _crossing(values, trace.t)
+    _spread_of(columns, "tips", tips)
+    for i in range(values.shape[1]):
+        columns[f"tips.{i + 1}"] = tips[:, i]
+    against = margin(trace.rival, trace.rivals[:, :, None])
+    columns["rivals"] = against.amin(2).mean(1)
+    return columns
+
+
+def _crossing(values: Tensor, t: Tensor) -> Tensor:
+    """First position (linear in between) where values (n, r, s) turn positive; 1 where they never do: (n, r)."""
+    above = values > 0
+    first = torch.where(above.any(2), above.float().argmax(2), values.shape[2] - 1).clamp_min(1)
+    high = values.gather(2, first[..., None])[..., 0]
+    low = values.gather(2, first[..., None] - 1)[..., 0]
+    share = (-low / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    crossing = t[first - 1] + share * (t[first] - t[first - 1])
+    return torch.where(above.any(2), crossing, torch.ones_like(crossing))
+
+
+def complexity_features(trace: Trace) -> Columns:
+    """What going round the barriers takes, over the references: secondary barriers, bends, displacement, length."""
+    if trace.detour is None:
+        return {}
+    detour, n = trace.detour, len(trace.query)
+    columns: Columns = {}
+    for i in range(detour.barriers.shape[1]):
+        columns[f"barriers.{i}"] = detour.barriers[:, i].float().view(n, -1).mean(1)
+    _spread_of(columns, "bends", detour.bends.float().view(n, -1))
+    _spread_of(columns, "displacement", detour.displacement.view(n, -1))
+    _spread_of(columns, "length", detour.length_ratio.view(n, -1))
+    columns["residual"] = detour.residual.view(n, -1).mean(1)
+    columns["unconverged"] = (~detour.converged).float().view(n, -1).mean(1)
+    return columns
+
+
+FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
+    {
+        "self": self_features,
+        "own": own_features,
+        "rival": rival_features,
+        "complexity": complexity_features,
+    }
+)
+
+
+def table(trace: Trace) -> tuple[Tensor, list[str]]:
+    """All columns (n, d) of a trace and their names, 'family.name'."""
+    columns = {f"{family}.{name}": c for family, make in FEATURES.items() for name, c in make(trace).items()}
+    return torch.stack(list(columns.values()), 1), list(columns)

@@ -1,0 +1,95 @@
+"""Paths through many knots and what is met along them: geometry only, no model and no class.
+
+A landscape is a callable from points (n, k, *shape) to energies (n, k). Everything is batched over n paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Landscape = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Path:
+    """n piecewise linear paths, each through the same number of knots (n, k, *shape), k >= 2."""
+
+    knots: Tensor
+
+    @property
+    def start(self) -> Tensor:
+        """First knots, (n, *shape)."""
+        return self.knots[:, 0]
+
+    @property
+    def end(self) -> Tensor:
+        """Last knots, (n, *shape)."""
+        return self.knots[:, -1]
+
+    def at(self, t: Tensor) -> Tensor:
+        """Points (n, s, *shape) at positions t (s,) in [0, 1]; each segment takes an equal share of t."""
+        segments = self.knots.shape[1] - 1
+        place = t.clamp(0, 1) * segments
+        left = place.floor().clamp(max=segments - 1).long()
+        weight = (place - left).view(1, -1, *[1] * (self.knots.ndim - 2))
+        return torch.lerp(self.knots[:, left], self.knots[:, left + 1], weight)
+
+    def length(self) -> Tensor:
+        """Euclidean length of every path, (n,)."""
+        return self.knots.diff(dim=1).flatten(2).norm(dim=2).sum(1)
+
+    def reversed(self) -> Path:
+        """The same paths walked from the other end."""
+        return Path(self.knots.flip(1))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Energies (n, s) met at positions t (s,), rising from 0 to 1, of n paths.
+
+    After Vrabel et al. (ICLR 2025, section 4.2): the barrier of a path is the largest energy on it, its gap what that
+    exceeds the larger end by.
+    """
+
+    t: Tensor
+    energies: Tensor
+
+    @property
+    def barrier(self) -> Tensor:
+        """Largest energy of every path, (n,)."""
+        return self.energies.amax(1)
+
+    @property
+    def place(self) -> Tensor:
+        """Position in [0, 1] of the largest energy, (n,)."""
+        return self.t[self.energies.argmax(1)]
+
+    @property
+    def gap(self) -> Tensor:
+        """Largest energy minus that of the larger end, (n,), never negative."""
+        return self.barrier - torch.maximum(self.energies[:, 0], self.energies[:, -1])
+
+    @property
+    def area(self) -> Tensor:
+        """Integral of the energy over t by the trapezoidal rule, (n,)."""
+        return torch.trapezoid(self.energies, self.t, dim=1)
+
+
+def straight(start: Tensor, end: Tensor) -> Path:
+    """Straight paths from start (n, *shape) to end (n, *shape)."""
+    return Path(torch.stack([start, end], 1))
+
+
+def positions(samples: int, like: Tensor) -> Tensor:
+    """`samples` >= 2 evenly spaced positions, both ends included, on the device and in the dtype of `like`."""
+    return torch.linspace(0, 1, samples, device=like.device, dtype=like.dtype)
+
+
+def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
+    """Energies of the landscape at evenly spaced positions of every path."""
+    t = positions(samples, path.knots)
+    return Profile(t, landscape(path.at(t)))
