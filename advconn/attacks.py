@@ -31,7 +31,7 @@ _LINF = {"eps": 8 / 255, "steps": 10}
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "fgsm": Kind("FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
-        "ffgsm": Kind("FFGSM", {"eps": 8 / 255, "alpha": 10 / 255}, "Wong et al. 2020"),
+        "ffgsm": Kind("FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
         "bim": Kind("BIM", _LINF, "Kurakin et al. 2017"),
         "pgd": Kind("PGD", _LINF, "Madry et al. 2018"),
         "pgd-l2": Kind("PGDL2", {"eps": 0.5, "steps": 10}, "Madry et al. 2018"),
@@ -45,21 +45,23 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
     }
 )
+_STEPS = {"ffgsm": 1.25} | dict.fromkeys(("bim", "pgd", "pgd-l2", "pgd-stop", "jitter"), 0.25)  # of eps
 _INTEGERS = {"steps", "n_queries"}
 
 MIXTURE: tuple[str, ...] = (
     "pgd:eps=8/255,steps=10",
+    "pgd:alpha=6/255,eps=8/255,steps=2",
     "pgd:eps=4/255,steps=3",
-    "pgd:eps=2/255,steps=50",
-    "pgd:eps=1/255,steps=20",
-    "pgd:eps=1/510,steps=20",
+    "pgd:eps=2/255,steps=20",
+    "pgd:eps=1/255,steps=10",
     "pgd-l2:eps=1,steps=10",
-    "pgd-l2:eps=0.25,steps=20",
-    "pgd-stop:eps=8/255,steps=40",
-    "pgd-stop:eps=2/255,steps=40",
-    "cw:kappa=0",
-    "cw:kappa=3",
+    "pgd-l2:eps=0.25,steps=10",
+    "pgd-stop:eps=8/255,steps=20",
+    "pgd-stop:eps=2/255,steps=20",
+    "cw:kappa=0,steps=100",
+    "cw:kappa=3,steps=60",
     "fgsm:eps=8/255",
+    "fgsm:eps=4/255",
     "fgsm:eps=2/255",
 )
 
@@ -88,8 +90,7 @@ class Attack:
         name, _, rest = text.strip().partition(":")
         if name not in KINDS:
             raise AttackError(f"no attack named {name!r}: expected one of {', '.join(KINDS)}")
-        known = set(KINDS[name].defaults) | ({"alpha"} if "steps" in KINDS[name].defaults and name != "cw" else set())
-        known -= {"alpha"} if name == "deepfool" else set()
+        known = set(KINDS[name].defaults) | ({"alpha"} if name in _STEPS else set())
         params = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
@@ -101,15 +102,15 @@ class Attack:
         return cls(name, tuple(sorted(params.items())))
 
     def __str__(self) -> str:
-        shown = [f"{k}={v:g}" if k in _INTEGERS or "eps" not in k else f"{k}={_fraction(v)}" for k, v in self.params]
+        shown = [f"{k}={v:g}" if k not in ("eps", "alpha") else f"{k}={_fraction(v)}" for k, v in self.params]
         return self.name + (":" + ",".join(shown) if shown else "")
 
     @property
     def settings(self) -> dict[str, float]:
-        """Every parameter, the defaults included; a step size that was not given is a quarter of eps."""
+        """Every parameter, the defaults included; the step size alpha, if not given, is a share of eps."""
         values = dict(KINDS[self.name].defaults) | dict(self.params)
-        if "eps" in values and "steps" in values:
-            values.setdefault("alpha", values["eps"] / 4)
+        if self.name in _STEPS:
+            values.setdefault("alpha", values["eps"] * _STEPS[self.name])
         return values
 
     def run(

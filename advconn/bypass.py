@@ -28,6 +28,7 @@ class Detour:
         column counts those that remain.
     bends: (n,) number of knots that were moved.
     displacement: (n,) largest |B' - B| over the length of its segment.
+    length_ratio: (n,) length of the detour over that of the straight path, at least 1.
     residual: (n,) largest energy found on the final path.
     stuck: (n,) a step was asked for where the slope in the hyperplane vanishes.
     gradients: (n,) gradients spent on every pair.
@@ -37,6 +38,7 @@ class Detour:
     barriers: Tensor
     bends: Tensor
     displacement: Tensor
+    length_ratio: Tensor
     residual: Tensor
     stuck: Tensor
     gradients: Tensor
@@ -45,12 +47,6 @@ class Detour:
     def converged(self) -> Tensor:
         """(n,) no barrier above the level remains."""
         return self.barriers[:, -1] == 0
-
-    @property
-    def length_ratio(self) -> Tensor:
-        """(n,) length of the detour over that of the straight path, at least 1."""
-        chord = (self.path.end - self.path.start).flatten(1).norm(dim=1)
-        return self.path.length() / chord.clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,9 @@ def bypass(
         gradients.index_add_(0, row, moved.gradients)
         stuck[row[moved.stuck]] = True
         row, left = row.repeat(2), torch.cat([left, left + span // 2])
-    return Detour(Path(knots), barriers, bent.sum(1), displacement, residual, stuck, gradients)
+    path = Path(knots)
+    ratio = path.length() / (end - start).flatten(1).norm(dim=1).clamp_min(1e-12)
+    return Detour(path, barriers, bent.sum(1), displacement, ratio, residual, stuck, gradients)
 
 
 def _bend(knots: Tensor, row: Tensor, left: Tensor, span: int, middle: Tensor) -> None:

@@ -105,6 +105,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         labels: Any = None,
         groups: Any = None,
+        kept: Any = None,
         progress: Progress = silent,
     ) -> Detector:
         """Fit the head and calibrate it.
@@ -117,6 +118,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 them its own predictions stand in.
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
                 attacked copies out of the training part.
+            kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
             progress: told (stage, done, total).
 
         Raises:
@@ -129,7 +131,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if kinds.shape != (len(images),) or not set(np.unique(kinds)) <= {0, 1}:
             raise FitError(f"y must be {len(images)} values of 0 (clean) and 1 (attacked)")
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
-        kept = self._split(kinds, names)
+        kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
+        enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
         if y is None:
             features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), progress)
@@ -150,9 +153,6 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Rows of the clean images kept for calibration."""
         clean = np.unique(names[kinds == 0])
         count = round(self.calibrate * len(clean))
-        enough(count, self.fpr)
-        if len(clean) - count < 2:
-            raise FitError(f"{len(clean)} clean images leave none to fit on")
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
 

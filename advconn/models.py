@@ -98,7 +98,8 @@ def _architecture(origin: str, name: str, state: dict[str, torch.Tensor]) -> tup
 
         if name != "compact":
             raise ModelError(f"{name!r} is no advconn architecture: expected compact")
-        widths = [v.shape[0] for k, v in state.items() if k.endswith(("stem.weight", "widen.weight"))]
+        names = ["stem.weight", *(f"stage{i}.widen.weight" for i in range(1, len(state)))]
+        widths = [state[k].shape[0] for k in names if k in state]
         channels = next((v.shape[1] for k, v in state.items() if k == "stem.weight"), 3)
         return compact(classes, int(channels), tuple(map(int, widths))), {}
     return _timm(name, classes) if origin == "timm" else _torchvision(name, classes)

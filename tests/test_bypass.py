@@ -74,7 +74,9 @@ def test_muller_brown_is_connected_above_its_saddle_and_not_below():
     reach = {}
     for name, height in (("above", -40.0), ("below", -41.5)):
         level = torch.full((1,), height, dtype=torch.float64)
-        detour = bypass(landscapes.muller_brown, minima[:1], minima[1:2], level, target=level - 5, levels=5, steps=80, samples=65)
+        detour = bypass(
+            landscapes.muller_brown, minima[:1], minima[1:2], level, target=level - 5, levels=5, steps=80, samples=65
+        )
         reach[name] = detour
     assert reach["below"].residual.item() > landscapes.MULLER_BROWN_SADDLES[0, 2] - 1e-6
     assert not bool(reach["below"].converged)

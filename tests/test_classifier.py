@@ -124,8 +124,12 @@ def test_what_is_no_usable_image_is_refused():
     nan = images()
     nan[2, 1, 3, 3] = torch.nan
     cases = [
-        (images()[0], r"\(n, c, h, w\)"), (images()[:, :1], "3 channels, got 1"), (images()[..., :8], "16 x 16"),
-        (nan, "NaN"), (images() * 255, r"\[0, 1\]"), ((images() * 255).int(), "uint8"),
+        (images()[0], r"\(n, c, h, w\)"),
+        (images()[:, :1], "3 channels, got 1"),
+        (images()[..., :8], "16 x 16"),
+        (nan, "NaN"),
+        (images() * 255, r"\[0, 1\]"),
+        ((images() * 255).int(), "uint8"),
     ]
     for bad, text in cases:
         with pytest.raises(DataError, match=text):

@@ -1,0 +1,137 @@
+"""What the CIFAR-10 scripts share: who uses which image, attacked images kept in a cache, and traces of them.
+
+Training images: all but the last 5,000 (in train_cifar10.split's order) train the classifier. Of those, 60 % fit a
+detector (with their attacked copies) and 40 % calibrate it. Test images are used for figures alone: the first CLEAN of
+them as they are, others attacked. No image is in two uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from train_cifar10 import MEAN, STD, split
+
+from advconn import models
+from advconn.attacks import Attack
+from advconn.classifier import Classifier
+from advconn.connectivity import Connectivity
+from advconn.detector import Detector
+from advconn.features import Trace
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLEAN = 2000
+T = TypeVar("T")
+SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Images (n, 3, 32, 32) uint8 and their labels."""
+
+    images: Tensor
+    labels: Tensor
+
+    def rows(self, index: Tensor | slice) -> Part:
+        return Part(self.images[index], self.labels[index])
+
+
+def read(path: Path) -> Part:
+    with np.load(path) as data:
+        return Part(torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data["labels"]))
+
+
+def parts(data: Path) -> dict[str, Part]:
+    """fit, calibrate, clean, attack: disjoint."""
+    train, test = read(data / "train.npz"), read(data / "test.npz")
+    held = train.rows(torch.from_numpy(split(len(train.labels))[1]))
+    order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(SEED))
+    return {
+        "fit": held.rows(slice(0, 3000)),
+        "calibrate": held.rows(slice(3000, None)),
+        "clean": test.rows(order[:CLEAN]),
+        "attack": test.rows(order[CLEAN:]),
+    }
+
+
+def classifier(weights: Path) -> Classifier:
+    return models.load("advconn:compact", weights, size=(32, 32), mean=MEAN, std=STD, class_names=CLASSES)
+
+
+def kept(folder: Path, key: str, make: Callable[[], T]) -> T:
+    """What `make` gives, kept in a file of the cache under its key."""
+    file = folder / (hashlib.sha256(key.encode()).hexdigest()[:20] + ".pt")
+    if file.exists():
+        return torch.load(file, weights_only=False)  # written by this script in a folder of the user's own
+    folder.mkdir(parents=True, exist_ok=True)
+    out = make()
+    partial = file.with_suffix(".partial")
+    torch.save(out, partial)
+    partial.rename(file)
+    return out
+
+
+def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> tuple[Tensor, int]:
+    """Successful copies of at most `limit` images of a part, as a detector makes them, and how many were tried."""
+    key = f"attacked {model.fingerprint} {name} {spec} {limit}"
+
+    def make() -> tuple[Tensor, int]:
+        started = time.time()
+        detector = Detector(Connectivity(model), per_attack=limit)
+        seed = int(hashlib.sha256(spec.encode()).hexdigest()[:6], 16)
+        hits, tried = detector.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
+        print(f"{name:10} {spec:32} {len(hits):5} of {tried} in {time.time() - started:.0f} s", flush=True)
+        return hits, tried
+
+    return kept(cache, key, make)
+
+
+def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
+    """The trace of many images in one."""
+    settings = {
+        k: v for k, v in walk.get_params(deep=False).items() if k not in {"classifier", "references", "batch_size"}
+    }
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes())
+    if walk.references is not None:
+        digest.update(walk.references.images.numpy().tobytes())
+    key = f"walked {walk.classifier.fingerprint} {sorted(settings.items())} {digest.hexdigest()}"
+
+    def make() -> Trace:
+        started = time.time()
+        out = joined(list(walk.traces(images)))
+        print(f"walked from {len(images):5} {name:42} in {time.time() - started:.0f} s", flush=True)
+        return out
+
+    return kept(cache, key, make)
+
+
+def joined(traces: list[Trace]) -> Trace:
+    """Traces of consecutive batches as one (without the detours' paths, which are large)."""
+
+    def join(values: list[object]) -> object:
+        first = values[0]
+        if dataclasses.is_dataclass(first):
+            names = [f.name for f in dataclasses.fields(first)]
+            return type(first)(**{n: None if n == "path" else join([getattr(v, n) for v in values]) for n in names})
+        return torch.cat(values) if isinstance(first, Tensor) else first
+
+    fields = {f.name: join([getattr(t, f.name) for t in traces]) for f in dataclasses.fields(Trace)}
+    return Trace(**fields | {"t": traces[0].t})
+
+
+def machine() -> dict[str, object]:
+    """Where and with what a record was made."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("torch", "torchattacks", "scikit-learn", "numpy")}

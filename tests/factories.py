@@ -1,0 +1,10 @@
+"""Classifiers by dotted name."""
+
+from torch import nn
+
+from advconn.nets import compact
+
+
+def five() -> nn.Module:
+    """Five classes, untrained."""
+    return compact(5, widths=(4, 8)).eval()

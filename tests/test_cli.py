@@ -1,0 +1,211 @@
+"""The command line, as a user meets it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+
+from advconn import bundle
+from advconn.cli import main
+
+CAT = Path(__file__).parent / "images" / "cat.png"
+FACTORY = """
+from safetensors.torch import load_file
+from advconn.nets import compact
+
+def build():
+    net = compact(10, 1, (8, 16, 32))
+    net.load_state_dict(load_file({weights!r}))
+    return net.eval()
+
+def raising():
+    raise OSError("weights are gone")
+
+def training():
+    return compact(10, 1, (8, 16, 32))
+"""
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def place(net, digits, detector, tmp_path_factory):
+    """A folder with a model file, digits as .npz and as PNG files, and a fitted detector."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_file(net.state_dict(), folder / "w.safetensors")
+    (folder / "mine.py").write_text(FACTORY.format(weights=str(folder / "w.safetensors")))
+    images = digits[0].permute(0, 2, 3, 1).numpy()
+    np.savez(folder / "digits.npz", images=images[900:1400], labels=digits[1][900:1400].numpy())
+    np.savez(folder / "few.npz", images=images[1400:1430], labels=digits[1][1400:1430].numpy())
+    (folder / "png").mkdir()
+    for i in range(5):
+        Image.fromarray(images[1500 + i, ..., 0]).save(folder / "png" / f"{i}.png")
+    bundle.save(detector, folder / "detector")
+    return folder
+
+
+def spec(place, name="build"):
+    return f"{place}/mine.py:{name}"
+
+
+def test_help_shows_examples_and_is_fast():
+    """Every command's; under half a second, without torch."""
+    for command in ([], ["score"], ["fit"], ["attack"]):
+        out = run(*command, "--help")
+        assert out.exit_code == 0
+        assert "Example" in out.output
+    started = time.perf_counter()
+    code = "import sys, advconn.cli; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert time.perf_counter() - started < 2
+
+
+def test_score_as_json_has_every_key(place):
+    """One object a line; exit status by the flags."""
+    out = run("score", place / "png", "--detector", place / "detector", "--model", spec(place), "--format", "json")
+    records = [json.loads(line) for line in out.stdout.splitlines()]
+    assert len(records) == 5
+    keys = {"image", "prediction", "class_name", "score", "p_value", "adversarial", "features", "cost"}
+    for record in records:
+        assert keys <= set(record)
+        assert set(record["cost"]) == {"forwards", "gradients", "seconds"}
+        assert record["cost"]["forwards"] > 0
+        assert all(np.isfinite(list(record["features"].values())))
+    assert out.exit_code == (1 if any(r["adversarial"] for r in records) else 0)
+
+
+def test_attack_then_score_raises_the_flag(place):
+    """Files are written lossless, the success is printed, and most are flagged: exit status 1."""
+    out = run(
+        "attack",
+        "--attack",
+        "pgd:eps=0.2",
+        "--detector",
+        place / "detector",
+        "--model",
+        spec(place),
+        "--data",
+        place / "few.npz",
+        "--out",
+        place / "attacked",
+    )
+    assert out.exit_code == 0, out.output
+    assert "changed the prediction of" in out.output
+    assert len(list((place / "attacked").glob("*.png"))) == 30
+    out = run(
+        "score",
+        place / "attacked" / "images.npz",
+        "--detector",
+        place / "detector",
+        "--model",
+        spec(place),
+        "--format",
+        "json",
+    )
+    flags = [json.loads(line)["adversarial"] for line in out.stdout.splitlines()]
+    assert out.exit_code == 1
+    assert np.mean(flags) > 0.5
+
+
+def test_score_as_text_is_a_table(place):
+    """With prediction, verdict and the family that spoke loudest."""
+    out = run("score", place / "few.npz", "--detector", place / "detector", "--model", spec(place))
+    assert out.exit_code in (0, 1)
+    for word in ("prediction", "p-value", "verdict", "loudest", "clean"):
+        assert word in out.stdout
+
+
+def test_fit_writes_a_detector_that_scores(place, monkeypatch):
+    """Success of every attack is printed; the folder is complete."""
+    from advconn import detector
+
+    monkeypatch.setattr(detector.Detector.__init__, "__defaults__", (None, ("fgsm:eps=0.3",), 100, 0.05, 0.4, 0))
+    out = run("fit", "--model", spec(place), "--data", place / "digits.npz", "--out", place / "fitted", "--limit", 300)
+    assert out.exit_code == 0, out.output
+    assert "fgsm" in out.output
+    assert "calibrated on" in out.output
+    card = json.loads((place / "fitted" / "card.json").read_text())
+    assert card["fitted"]["calibrate"] == 96
+    out = run("score", place / "png" / "0.png", "--detector", place / "fitted", "--model", spec(place))
+    assert out.exit_code in (0, 1)
+
+
+def test_bad_use_is_one_line_and_exit_status_2(place, tmp_path):
+    """On stderr, without a traceback, and nothing half-written."""
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "none").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "tiny.png")
+    np.savez(tmp_path / "nan.npz", images=np.full((2, 8, 8, 1), np.nan))
+    known = ["--detector", place / "detector", "--model", spec(place)]
+    cases = [
+        (["score", tmp_path / "text.png", *known], "not an image"),
+        (["score", tmp_path / "tiny.png", *known], "too small"),
+        (["score", tmp_path / "none", *known], "no images"),
+        (["score", tmp_path / "nan.npz", *known], "NaN"),
+        (["score", tmp_path / "absent.png", *known], "no such file"),
+        (["score", CAT, "--detector", tmp_path / "none"], "no detector here"),
+        (["score", CAT, "--detector", place / "detector"], "--model"),
+        (["score", CAT, "--model", spec(place)], "--detector"),
+        (["score", CAT, "--detector", place / "detector", "--model", spec(place, "raising")], "weights are gone"),
+        (["score", CAT, "--detector", place / "detector", "--model", spec(place, "training")], "training mode"),
+        (["score", CAT, "--device", "tpu"], "expected auto, cpu or cuda"),
+        (["fit", "--model", spec(place), "--data", place / "few.npz", "--out", tmp_path / "out"], "at least 19"),
+        (["fit", "--model", spec(place), "--data", place / "few.npz", "--out", place / "detector"], "not empty"),
+        (["attack", "--attack", "magic", *known, "--data", CAT, "--out", tmp_path / "out"], "no attack named"),
+    ]
+    for args, text in cases:
+        out = run(*args)
+        assert out.exit_code == 2, args
+        assert text in out.stderr, args
+        assert "Traceback" not in out.output
+        assert len([line for line in out.stderr.splitlines() if line.startswith("advconn:")]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["nan.npz", "none", "text.png", "tiny.png"]
+
+
+def test_the_shipped_default_judges_a_photograph():
+    """A real picture, resized, which is said once, is called a clean cat."""
+    out = run("score", CAT, "--format", "json")
+    assert "CIFAR-10" in out.stderr
+    assert out.stderr.count("brought to the classifier's 32x32") == 1
+    record = json.loads(out.stdout)
+    assert record["class_name"] == "cat"
+    assert not record["adversarial"]
+    assert out.exit_code == 0
+
+
+def test_the_shipped_default_flags_an_attack_on_it(tmp_path):
+    """PGD at 8/255 on the photograph raises the flag."""
+    out = run("attack", "--attack", "pgd", "--data", CAT, "--out", tmp_path / "attacked")
+    assert "of 1 images" in out.output
+    out = run("score", next((tmp_path / "attacked").glob("*.png")), "--format", "json")
+    assert json.loads(out.stdout)["adversarial"]
+    assert out.exit_code == 1
+
+
+def test_the_shipped_default_is_what_its_card_says():
+    """Small, complete, and its false alarms are known."""
+    folder = bundle.default()
+    card = bundle.read_card(folder)
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 12e6
+    assert card["classifier"]["name"] == "advconn:compact"
+    assert card["figures"]["classifier"]["test_accuracy"] >= 0.92
+    assert bundle.load(folder).connectivity.references.origin == "synthesised"
+
+
+def test_it_installs_no_torch_state(place):
+    """Scoring leaves gradients enabled and the global generator where it was."""
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    run("score", place / "png", "--detector", place / "detector", "--model", spec(place))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.is_grad_enabled()

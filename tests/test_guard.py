@@ -1,0 +1,82 @@
+"""The call inside an inference pipeline."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from advconn.connectivity import Connectivity
+from advconn.detector import Detector
+from advconn.errors import DataError, FitError
+from advconn.guard import Guard
+
+
+@pytest.fixture(scope="module")
+def guard(detector):
+    return Guard(detector)
+
+
+@pytest.fixture(scope="module")
+def images(classifier, digits):
+    return classifier.check(digits[0][1500:1540])
+
+
+def agree(a, b):
+    torch.testing.assert_close(a.logits, b.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a.score, b.score, atol=1e-3, rtol=0)
+    assert torch.equal(a.flag, b.flag)
+
+
+def test_it_gives_the_classifiers_logits_and_the_detectors_verdict(guard, detector, classifier, images):
+    """Nothing of its own."""
+    verdict = guard(images)
+    torch.testing.assert_close(verdict.logits, classifier.logits(images), atol=1e-4, rtol=1e-4)
+    assert verdict.flag.tolist() == (detector.predict(images) == 1).tolist()
+    assert verdict.flag.dtype == torch.bool
+    torch.testing.assert_close(verdict.p_value, torch.from_numpy(detector.p_value(images)))
+
+
+def test_the_same_answers_at_every_batch_size(guard, images):
+    """One at a time, in sevens, and all at once."""
+    whole = guard(images)
+    for size in (1, 7):
+        parts = [guard(chunk) for chunk in images.split(size)]
+        agree(type(whole)(*map(torch.cat, zip(*parts, strict=True))), whole)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_same_answers_in_every_mode(guard, images, mode):
+    """Images that ask for gradients too."""
+    whole = guard(images)
+    with mode():
+        agree(guard(images.clone().requires_grad_(mode is torch.enable_grad)), whole)
+
+
+def test_the_same_answers_under_autocast(guard, images):
+    """Scores are calibrated in float32, so it stays there."""
+    whole = guard(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        agree(guard(images), whole)
+
+
+def test_the_same_answers_in_threads(guard, images):
+    """Eight at once."""
+    whole = guard(images)
+    with ThreadPoolExecutor(4) as pool:
+        for verdict in pool.map(lambda _: guard(images), range(8)):
+            agree(verdict, whole)
+
+
+def test_it_cannot_be_put_in_training_mode(guard):
+    """A pipeline's train() passes over it."""
+    assert not torch.nn.Sequential(guard).train()[0].training
+
+
+def test_bad_images_and_unfitted_detectors_are_refused(guard, classifier, images):
+    """In one line each."""
+    with pytest.raises(FitError, match="has not been fitted"):
+        Guard(Detector(Connectivity(classifier)))
+    with pytest.raises(DataError, match="8 x 8"):
+        guard(torch.zeros(1, 1, 9, 9))
+    with pytest.raises(DataError, match="NaN"):
+        guard(images * torch.nan)

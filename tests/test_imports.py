@@ -1,0 +1,62 @@
+"""Data flows one way, and so do imports; the package is light until it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import advconn
+
+PACKAGE = Path(advconn.__file__).parent
+ORDER = [
+    {"errors", "nets"},
+    {"paths", "files", "calibration"},
+    {"bypass"},
+    {"classifier"},
+    {"images", "modes", "models", "attacks"},
+    {"features"},
+    {"connectivity"},
+    {"detector"},
+    {"fitting", "guard", "bundle", "report"},
+    {"cli", "__init__"},
+]
+RANK = {name: i for i, names in enumerate(ORDER) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "advconn":
+                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_a_module_imports_only_what_stands_before_it(path):
+    """By the order above; every module has a place in it."""
+    assert path.stem in RANK
+    for name in imported(path) & set(RANK):
+        assert RANK[name] < RANK[path.stem], f"{path.stem} imports {name}"
+
+
+def test_public_names_are_there_and_importing_them_is_lazy():
+    """`import advconn` brings neither torch nor scikit-learn."""
+    for name in advconn.__all__:
+        assert getattr(advconn, name) is not None
+    code = "import sys, advconn; sys.exit(bool({'torch', 'sklearn', 'torchattacks'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scoring_does_not_need_torchattacks():
+    """It is imported only where attacks are made."""
+    code = (
+        "import sys; sys.modules['torchattacks'] = None\n"
+        "import torch, advconn\nfrom advconn.bundle import default\n"
+        "print(advconn.load(default()).score_samples(torch.rand(2, 3, 32, 32)).shape)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.stdout.strip() == "(2,)", out.stderr
