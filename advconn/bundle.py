@@ -72,19 +72,18 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         foreign = sorted(set(get_untrusted_types(file=partial / HEAD)) - set(TRUSTED))
         if foreign:
             raise BundleError(f"this head cannot be saved safely: it holds {foreign[0]}; use one of scikit-learn's")
-        named = models.architecture(classifier.name or "") is not None and classifier.state is not None
-        if named:
+        if classifier.state is not None:
             from safetensors.torch import save_file as save_weights
 
             save_weights(classifier.state, partial / WEIGHTS)
-        card = _card(detector, named, figures)
+        card = _card(detector, figures)
         card["files"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
         card["card"] = _digest(card)
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
     return folder
 
 
-def _card(detector: Detector, named: bool, figures: dict[str, Any] | None) -> dict[str, Any]:
+def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
     walk, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
     look = classifier.preprocessing
     return {
@@ -92,7 +91,7 @@ def _card(detector: Detector, named: bool, figures: dict[str, Any] | None) -> di
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
         "classifier": {
-            "name": classifier.name if named else None,
+            "name": classifier.name if classifier.state is not None else None,
             "fingerprint": classifier.fingerprint,
             "num_classes": classifier.num_classes,
             "class_names": classifier.class_names,
@@ -168,7 +167,9 @@ def _load(folder: Path, card: dict[str, Any], model: Classifier | None, device: 
     if "references" in tensors:
         images = torch.from_numpy(tensors["references"]).float() / 255
         references = References(images, torch.from_numpy(tensors["reference_logits"]), card["references"])
-    walk = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items() if k in _WALK}
+    walk: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items() if k in _WALK
+    }
     detector = Detector(Connectivity(classifier, references, **walk), fpr=card["calibration"]["fpr"])
     detector.head_ = _head(folder / HEAD)
     detector.classes_ = np.array([0, 1])

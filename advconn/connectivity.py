@@ -21,6 +21,7 @@ from advconn.modes import Copy, References
 from advconn.paths import positions, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
+SLACK = 0.5  # margin under the level that a bypassed point is brought to, so that it does not end on the level itself
 
 COPIES: Mapping[str, Copy] = MappingProxyType(
     {
@@ -135,7 +136,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         images = self.classifier.check(images)
         if not len(images):
             raise DataError("no images to walk from")
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._trace(images)
 
     def _trace(self, images: Tensor) -> Trace:
@@ -187,7 +188,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         landscape = self.classifier.landscape(label.repeat_interleave(per_query))
         ends = F.softplus(landscape(torch.stack([start, end], 1))).amax(1)
         height = level(ends.double() + DELTA).to(start.dtype)
-        return bypass(landscape, start, end, height, levels=self.levels, steps=self.steps, samples=self.samples)
+        settings = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
+        return bypass(landscape, start, end, height, target=height - SLACK, **settings)
 
 
 def _copy(name: str) -> Copy:

@@ -47,6 +47,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Hits:
+    """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
+
+    images: Tensor
+    rows: Tensor
+    tried: int
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What a fit was made from: images in each use, and of every attack how many were tried and succeeded."""
 
@@ -163,23 +172,24 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows = [self._table(images, "walk", progress)]
         seen: dict[str, tuple[int, int]] = {}
         for i, attack in enumerate(parse_all(self.attacks)):
-            hits, tried = self.attacked(images, labels, attack, seed=self.seed * 1000 + i, progress=progress)
-            seen[str(attack)] = (tried, len(hits))
-            if len(hits):
-                rows.append(self._table(hits, f"walk {attack}", progress))
+            hits = self.attacked(images, labels, attack, seed=self.seed * 1000 + i, progress=progress)
+            seen[str(attack)] = (hits.tried, len(hits.images))
+            if len(hits.images):
+                rows.append(self._table(hits.images, f"walk {attack}", progress))
         kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
         return np.concatenate(rows), kinds, seen
 
     def attacked(
         self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, progress: Progress = silent
-    ) -> tuple[Tensor, int]:
-        """Successful copies of at most `per_attack` images, every second one rounded to bytes, and how many were tried.
+    ) -> Hits:
+        """Successful copies of at most `per_attack` images that the classifier gets right, every second one in bytes.
 
         Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
         """
         classifier = self.connectivity.classifier
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        chosen, size, hits, tried = order[: self.per_attack], 64, [], 0
+        chosen, size, tried = order[: self.per_attack], 64, 0
+        hits, sources = [images[:0].float()], [order[:0]]
         for i, rows in enumerate(chosen.split(size)):
             clean = classifier.check(images[rows])
             predicted = classifier.logits(clean).argmax(1)
@@ -188,10 +198,12 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if bool(right.any()):
                 out = attack.run(classifier, clean[right], truth[right], seed=seed + i)
                 out[1::2] = round_to_bytes(out[1::2])
-                hits.append(out[succeeded(classifier, out, truth[right])].cpu())
+                hit = succeeded(classifier, out, truth[right])
+                hits.append(out[hit].cpu())
+                sources.append(rows[right.cpu()][hit.cpu()])
                 tried += int(right.sum())
             progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
-        return torch.cat(hits) if hits else images[:0].float(), tried
+        return Hits(torch.cat(hits), torch.cat(sources), tried)
 
     def _table(self, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
         rows, done = [], 0

@@ -162,8 +162,9 @@ def picture(path: Path, channels: int = 3) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path}: animated, {image.n_frames} frames; expected a still image: extract a frame")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{path}: animated, {frames} frames; expected a still image: extract a frame")
             _check_size(image, str(path))
             image.load()
             return _checked(ImageOps.exif_transpose(image), str(path), channels)

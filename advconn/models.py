@@ -113,7 +113,9 @@ def _timm(name: str, classes: int) -> tuple[nn.Module, dict[str, Any]]:
     if name not in timm.list_models(name):
         raise ModelError(f"timm has no model {name!r}")
     module = timm.create_model(name, pretrained=False, num_classes=classes)
-    config = timm.data.resolve_model_data_config(module)
+    from timm.data.config import resolve_model_data_config
+
+    config = resolve_model_data_config(module)
     side = config["input_size"][1:]
     return module, {
         "size": tuple(side),

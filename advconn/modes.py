@@ -106,8 +106,8 @@ def synthesise(
 
     Adam on the pixels, or on a spectrum whose amplitudes fall as 1/f, through a sigmoid, shifted at random by up to
     `jitter` pixels (a sixteenth of the size unless told) at each step, with `tv` times the total variation added to the
-    loss. Stops where the unshifted image's cross-entropy is under `stop`; the best image seen is kept. After Vrabel et al. (ICLR 2025, section 4.3),
-    who optimise pixels, and Olah et al. (2017).
+    loss. Stops where the unshifted image's cross-entropy is under `stop`; the best image seen is kept. After Vrabel et
+    al. (ICLR 2025, section 4.3), who optimise pixels, and Olah et al. (2017).
 
     Raises:
         DataError: an input size is not known, or a class was not reached.

@@ -25,7 +25,7 @@ from advconn import models
 from advconn.attacks import Attack
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
+from advconn.detector import Detector, Hits
 from advconn.features import Trace
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -80,17 +80,17 @@ def kept(folder: Path, key: str, make: Callable[[], T]) -> T:
     return out
 
 
-def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> tuple[Tensor, int]:
-    """Successful copies of at most `limit` images of a part, as a detector makes them, and how many were tried."""
+def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> Hits:
+    """Successful copies of at most `limit` images of a part, as a detector makes them."""
     key = f"attacked {model.fingerprint} {name} {spec} {limit}"
 
-    def make() -> tuple[Tensor, int]:
+    def make() -> Hits:
         started = time.time()
         detector = Detector(Connectivity(model), per_attack=limit)
         seed = int(hashlib.sha256(spec.encode()).hexdigest()[:6], 16)
-        hits, tried = detector.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
-        print(f"{name:10} {spec:32} {len(hits):5} of {tried} in {time.time() - started:.0f} s", flush=True)
-        return hits, tried
+        hits = detector.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
+        print(f"{name:10} {spec:32} {len(hits.rows):5} of {hits.tried} in {time.time() - started:.0f} s", flush=True)
+        return hits
 
     return kept(cache, key, make)
 

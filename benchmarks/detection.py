@@ -23,6 +23,7 @@ from advconn import bundle
 from advconn.attacks import MIXTURE
 from advconn.calibration import Calibration
 from advconn.connectivity import Connectivity
+from advconn.detector import Hits
 from advconn.features import Trace, table
 
 ATTACKS = (
@@ -122,7 +123,7 @@ def main() -> None:
     def trace(walk: Connectivity, name: str, images: torch.Tensor) -> Trace:
         return walked(args.cache, walk, name, images)
 
-    def sets(part: str, spec: str, limit: int) -> tuple[torch.Tensor, int]:
+    def sets(part: str, spec: str, limit: int) -> Hits:
         return attacked(args.cache, model, part, groups[part], spec, limit)
 
     results = []
@@ -134,12 +135,12 @@ def main() -> None:
         if label.startswith("paper"):
             groups = groups | {"clean": groups["clean"].rows(slice(0, 1000))}
         clean = {n: trace(walk, n, groups[n].images) for n in ("fit", "calibrate", "clean")}
-        hits = {spec: trace(walk, spec, sets("fit", spec, args.per_attack)[0]) for spec in MIXTURE}
+        hits = {spec: trace(walk, spec, sets("fit", spec, args.per_attack).images) for spec in MIXTURE}
         scored = Scored(detector.head_, features, clean["fit"], list(hits.values()), clean["calibrate"])
         base = scored.score(clean["clean"])
         for spec in ATTACKS:
-            images, tried = sets("attack", spec, args.limit)
-            row = scored.row(spec, base, scored.score(trace(walk, spec, images)), tried)
+            found = sets("attack", spec, args.limit)
+            row = scored.row(spec, base, scored.score(trace(walk, spec, found.images)), found.tried)
             results.append({"detector": label, "left_out": None, **row})
             print(results[-1], flush=True)
         if label.startswith("paper"):
@@ -149,8 +150,8 @@ def main() -> None:
             without = Scored(detector.head_, features, clean["fit"], rest, clean["calibrate"])
             scores = without.score(clean["clean"])
             for spec in [s for s in dict.fromkeys((*ATTACKS, *MIXTURE)) if name_of(s) == left]:
-                images, tried = sets("attack", spec, args.limit)
-                row = without.row(spec, scores, without.score(trace(walk, spec, images)), tried)
+                found = sets("attack", spec, args.limit)
+                row = without.row(spec, scores, without.score(trace(walk, spec, found.images)), found.tried)
                 results.append({"detector": label, "left_out": left, **row})
                 print(results[-1], flush=True)
     predicted = torch.cat([model.logits(model.check(x)).argmax(1) for x in groups["clean"].images.split(500)])

@@ -33,10 +33,10 @@ def main() -> None:
     model, groups = classifier(args.weights), parts(args.data)
     images, kinds, rows = [groups["fit"].images.float() / 255], [0] * len(groups["fit"].images), {}
     for spec in MIXTURE:
-        hits, tried = attacked(args.cache, model, "fit", groups["fit"], spec, args.per_attack)
-        images.append(hits)
-        kinds += [1] * len(hits)
-        rows[spec] = {"tried": tried, "succeeded": len(hits)}
+        hits = attacked(args.cache, model, "fit", groups["fit"], spec, args.per_attack)
+        images.append(hits.images)
+        kinds += [1] * len(hits.rows)
+        rows[spec] = {"tried": hits.tried, "succeeded": len(hits.rows)}
     images.append(groups["calibrate"].images.float() / 255)
     kinds += [0] * len(groups["calibrate"].images)
     detector = Detector(Connectivity(model, synthesise(model)))

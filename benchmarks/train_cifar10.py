@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from advconn.nets import compact
 
@@ -63,10 +63,26 @@ def accuracy(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -
     return float(torch.stack(hits).sum()) / len(labels)
 
 
+def network(path: Path) -> torch.nn.Module:
+    """The network whose weights stand in a file, in evaluation mode."""
+    state = load_file(path)
+    widths = [state["stem.weight"].shape[0], *(state[f"stage{i}.widen.weight"].shape[0] for i in (1, 2, 3))]
+    net = compact(widths=tuple(widths)).eval()
+    net.load_state_dict(state)
+    return net
+
+
+def distilled(logits: torch.Tensor, taught: torch.Tensor, temperature: float = 2.0) -> torch.Tensor:
+    """Cross-entropy to the teachers' softened answer, scaled to match the labels' (Hinton et al. 2015)."""
+    return temperature**2 * F.cross_entropy(logits / temperature, (taught / temperature).softmax(1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights to start from: a further cycle")
+    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="weights whose mean logits are distilled")
     parser.add_argument("--epochs", type=int, default=26)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.2)
@@ -84,7 +100,9 @@ def main() -> None:
     seen, kept = split(len(sets["train"][1]))
     x, y = sets["train"][0][seen], sets["train"][1][seen]
 
-    net = compact(widths=WIDTHS).to(memory_format=torch.channels_last)
+    net = (network(args.start) if args.start else compact(widths=WIDTHS)).train()
+    net = net.to(memory_format=torch.channels_last)
+    teachers = [network(path).to(memory_format=torch.channels_last) for path in args.teachers]
     average = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
@@ -116,8 +134,12 @@ def main() -> None:
         for rows in order:
             batch = cut_out(augment(x[rows], generator), generator).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
-                logits = net(batch)
-            loss = F.cross_entropy(logits.float(), y[rows])
+                logits = net(batch).float()
+                with torch.no_grad():
+                    taught = [teacher(batch).float() for teacher in teachers]
+            loss = F.cross_entropy(logits, y[rows])
+            if taught:
+                loss = (loss + distilled(logits, torch.stack(taught).mean(0))) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -21,9 +21,11 @@ MIXTURE = ("pgd:eps=0.2,steps=10", "pgd:eps=0.1,steps=10", "fgsm:eps=0.2", "cw:s
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """1,797 images (n, 1, 8, 8) uint8 of hand-written digits, and their labels."""
+    """1,797 images (n, 1, 8, 8) uint8 of hand-written digits, and their labels; shuffled, for they come by writer."""
     data = load_digits()
-    return torch.from_numpy((data.images * 255 / 16).round().astype(np.uint8))[:, None], torch.from_numpy(data.target)
+    order = np.random.default_rng(0).permutation(len(data.target))
+    images = (data.images[order] * 255 / 16).round().astype(np.uint8)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(data.target[order])
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,16 @@ def test_names_and_columns_match_and_every_family_is_there(walk, clean):
 
 
 def test_order_and_size_of_the_batch_do_not_matter(walk, clean):
-    """Beyond the rounding of float32."""
+    """Beyond the rounding of float32, which may turn a count of barriers that stand at the threshold."""
     whole = walk.transform(clean)
+    counted = np.array([str(n).startswith("complexity.") for n in walk.get_feature_names_out()])
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(walk.transform(clean[order]), whole[order], atol=2e-3)
-    single = clone(walk).set_params(batch_size=1)
-    np.testing.assert_allclose(single.transform(clean), whole, atol=2e-3)
+    for other, expected in (
+        (walk.transform(clean[order]), whole[order]),
+        (clone(walk).set_params(batch_size=1).transform(clean), whole),
+    ):
+        np.testing.assert_allclose(other[:, ~counted], expected[:, ~counted], atol=2e-3)
+        assert np.isclose(other[:, counted], expected[:, counted], atol=2e-3).mean() > 0.97
 
 
 def test_arrays_bytes_and_tensors_are_the_same_images(walk, digits, clean):

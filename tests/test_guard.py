@@ -80,3 +80,12 @@ def test_bad_images_and_unfitted_detectors_are_refused(guard, classifier, images
         guard(torch.zeros(1, 1, 9, 9))
     with pytest.raises(DataError, match="NaN"):
         guard(images * torch.nan)
+
+
+def test_it_leaves_torchs_own_state_alone(guard, images):
+    """Gradients stay enabled and the global generator where it was."""
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    guard(images)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.is_grad_enabled()

@@ -44,7 +44,7 @@ def test_synthesised_references_reach_their_class(classifier, fourier):
     assert float(found.images.min()) >= 0
     assert float(found.images.max()) <= 1
     assert torch.equal((found.images * 255).round() / 255, found.images)
-    assert float(modes.margin(found.logits, found.labels).max()) < -3
+    assert float(modes.margin(found.logits, found.labels).max()) < -2
     again = synthesise(classifier, 2, fourier=fourier, jitter=0, steps=200)
     assert torch.equal(found.images, again.images)
 
