@@ -25,8 +25,6 @@ class Calibration:
     fpr: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.fpr < 1:
-            raise FitError(f"the false-alarm rate must lie in (0, 1), got {self.fpr:g}")
         enough(len(self.scores), self.fpr)
         if not np.isfinite(self.scores).all():
             raise FitError("the clean images have scores that are not finite")
@@ -46,7 +44,9 @@ class Calibration:
 
 
 def enough(count: int, fpr: float) -> None:
-    """Raise FitError if `count` clean images cannot calibrate a false-alarm rate of `fpr`."""
+    """Raise FitError if `count` clean images cannot calibrate a false-alarm rate of `fpr`, or if that is no rate."""
+    if not 0 < fpr < 1:
+        raise FitError(f"the false-alarm rate must lie in (0, 1), got {fpr:g}")
     needed = math.ceil(1 / fpr - 1e-9) - 1
     if count < needed:
         raise FitError(f"{count} clean images calibrate no false-alarm rate of {fpr:g}: at least {needed} are needed")

@@ -33,8 +33,12 @@ class _Group(click.Group):
             _fail("interrupted")
 
 
-def _fail(message: str) -> None:
+def _complain(message: str) -> None:
     click.echo(f"advconn: {' '.join(message.split())}", err=True)
+
+
+def _fail(message: str) -> None:
+    _complain(message)
     sys.exit(FAILED)
 
 
@@ -79,7 +83,7 @@ def score(
 ) -> None:
     """Say of each image (files, folders or .npz) whether it was adversarially perturbed.
 
-    Exit status: 0 none flagged, 1 some flagged, 2 could not do it.
+    Exit status: 0 none flagged, 1 some flagged, 2 some image could not be judged (the others are).
 
     \b
     Example:
@@ -93,21 +97,28 @@ def score(
     walk = found.connectivity
     if detector is None:
         _note("no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image")
-    records, resized, flagged = [], False, False
-    total = sum(map(len, collections))
+    records: list[dict[str, Any]] = []
+    unread: list[DataError] = []
+    resized, flagged, done, total = False, False, 0, sum(map(len, collections))
+    look, channels = walk.classifier.preprocessing, walk.classifier.channels
     with _progress() as progress:
-        for collection in collections:
-            for batch in collection.batches(walk.classifier.preprocessing, walk.classifier.channels, walk.batch_size):
-                if any(batch.resized) and not resized:
-                    resized = True
-                    _note(_resize_note(found))
-                for record in _judged(found, batch):
-                    flagged |= record["adversarial"]
-                    records.append(record) if style == "text" else click.echo(_json(record))
-                    progress("score", len(records), total)
-    if style == "text":
+        for batch in (b for c in collections for b in c.batches(look, channels, walk.batch_size, unread.append)):
+            if any(batch.resized) and not resized:
+                resized = True
+                _note(_resize_note(found))
+            for record in _judged(found, batch):
+                flagged |= record["adversarial"]
+                if style == "json":
+                    click.echo(_json(record))
+                else:
+                    records.append({k: v for k, v in record.items() if k != "features"})
+            done += len(batch.items)
+            progress("score", done, total)
+    if records:
         _table(found, records)
-    sys.exit(FLAGGED if flagged else CLEAN)
+    for error in unread:
+        _complain(str(error))
+    sys.exit(FAILED if unread else FLAGGED if flagged else CLEAN)
 
 
 def _judged(detector: Detector, batch: Batch) -> list[dict[str, Any]]:
@@ -287,6 +298,8 @@ def _load(detector: Path | None, model: str | None, weights: Path | None, device
     from advconn import bundle, models
 
     if model is None:
+        if weights is not None:
+            raise DataError("--weights goes with --model: name the model they belong to")
         return bundle.load(detector or bundle.default(), device=_place(device))
     if detector is None:
         raise DataError("--model needs the --detector that was fitted for it: make one with advconn fit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,10 +122,38 @@ class Collection:
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return Batch(tuple(items), images, tuple(a.size != b.size for a, b in zip(pictures, fitted, strict=True)))
 
-    def batches(self, preprocessing: Preprocessing, channels: int, batch_size: int = 64) -> Iterator[Batch]:
-        """The images in order, `batch_size` at a time."""
+    def batches(
+        self,
+        preprocessing: Preprocessing,
+        channels: int,
+        batch_size: int = 64,
+        bad: Callable[[DataError], None] | None = None,
+    ) -> Iterator[Batch]:
+        """The images in order, at most `batch_size` at a time.
+
+        An image that cannot be read raises, or, where `bad` is given, is told to it and left out.
+        """
         for i in range(0, len(self.items), batch_size):
-            yield self.read(self.items[i : i + batch_size], preprocessing, channels)
+            items = self.items[i : i + batch_size]
+            try:
+                yield self.read(items, preprocessing, channels)
+                continue
+            except DataError as error:
+                if bad is None:
+                    raise
+                if len(items) == 1:
+                    bad(error)
+                    continue
+            yield from self._singly(items, preprocessing, channels, bad)
+
+    def _singly(
+        self, items: Sequence[Item], preprocessing: Preprocessing, channels: int, bad: Callable[[DataError], None]
+    ) -> Iterator[Batch]:
+        for item in items:
+            try:
+                yield self.read([item], preprocessing, channels)
+            except DataError as error:
+                bad(error)
 
 
 def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:

@@ -81,7 +81,7 @@ def _score(head, rows: np.ndarray) -> np.ndarray:
     return np.log(share / (1 - share))
 
 
-def thinned(trace: Trace, copies: int | None = None, halves: bool = True, refs: int = 5, samples: int = 1) -> Trace:
+def thinned(trace: Trace, copies: int | None = None, halves: bool = True, refs: int = 3, samples: int = 1) -> Trace:
     """The same trace with the first copies only, fewer references, or every so-many-th sample."""
     keep = {}
     if copies is not None and trace.copies is not None:
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--per-attack", type=int, default=500)
+    parser.add_argument("--per-attack", type=int, default=400)
     parser.add_argument("--deepfool", type=int, default=200)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """What the CIFAR-10 scripts share: who uses which image, attacked images kept in a cache, and traces of them.
 
-Training images: all but the last 5,000 (in train_cifar10.split's order) train the classifier. Of those, 60 % fit a
-detector (with their attacked copies) and 40 % calibrate it. Test images are used for figures alone: the first CLEAN of
+Training images: all but the last 5,000 (in train_cifar10.split's order) train the classifier. Of those, half fit a
+detector (with their attacked copies) and half calibrate it. Test images are used for figures alone: the first CLEAN of
 them as they are, others attacked. No image is in two uses.
 """
 
@@ -56,8 +56,8 @@ def parts(data: Path) -> dict[str, Part]:
     held = train.rows(torch.from_numpy(split(len(train.labels))[1]))
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(SEED))
     return {
-        "fit": held.rows(slice(0, 3000)),
-        "calibrate": held.rows(slice(3000, None)),
+        "fit": held.rows(slice(0, 2500)),
+        "calibrate": held.rows(slice(2500, None)),
         "clean": test.rows(order[:CLEAN]),
         "attack": test.rows(order[CLEAN:]),
     }

@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "cache", "weights", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--per-attack", type=int, default=600)
+    parser.add_argument("--per-attack", type=int, default=400)
     args = parser.parse_args()
 
     model, groups = classifier(args.weights), parts(args.data)

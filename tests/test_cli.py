@@ -124,6 +124,17 @@ def test_score_as_text_is_a_table(place):
         assert word in out.stdout
 
 
+def test_a_bad_file_in_a_folder_does_not_stop_the_others(place, tmp_path):
+    """They are judged; the bad one gets its line, and the status is 2."""
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes((place / "png" / f"{i}.png").read_bytes())
+    (tmp_path / "1.png").write_text("no image")
+    out = run("score", tmp_path, "--detector", place / "detector", "--model", spec(place), "--format", "json")
+    assert [Path(json.loads(line)["image"]).name for line in out.stdout.splitlines()] == ["0.png", "2.png"]
+    assert out.stderr.count("not an image") == 1
+    assert out.exit_code == 2
+
+
 def test_fit_writes_a_detector_that_scores(place, monkeypatch):
     """Success of every attack is printed; the folder is complete."""
     from advconn import detector

@@ -56,7 +56,7 @@ def test_arrays_bytes_and_tensors_are_the_same_images(walk, digits, clean):
 def test_the_trace_keeps_the_logits_of_the_path(walk, classifier, references, clean):
     """Own paths start at the query, end at references of its class, and pass half-way between."""
     seen = Connectivity(classifier, references, families=("own",), samples=3).trace(clean)
-    torch.testing.assert_close(seen.own[:, :, 0], classifier.logits(clean)[:, None].expand(-1, 5, -1))
+    torch.testing.assert_close(seen.own[:, :, 0], classifier.logits(clean)[:, None].expand(-1, 3, -1))
     assert (seen.own[:, :, -1].argmax(-1) == seen.predicted[:, None]).all()
     anchor = references.images[references.by_class[seen.predicted[4], 2]]
     half = classifier.logits((clean[4:5] + anchor[None]) / 2)
