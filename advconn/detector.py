@@ -147,6 +147,24 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), progress)
         else:
             features, kinds, attacks = self._table(images[train], "walk", progress), kinds[train], {}
+        return self.fit_features(features, kinds, self._table(images[kept], "calibrate", progress), attacks)
+
+    def fit_features(
+        self,
+        features: np.ndarray,
+        kinds: np.ndarray,
+        clean: np.ndarray,
+        attacks: dict[str, tuple[int, int]] | None = None,
+    ) -> Detector:
+        """Fit on features (n, d) that `connectivity` made before, of kinds (n,) 0 clean and 1 attacked.
+
+        `clean` (m, d) are those of the clean images to calibrate on; `attacks` tells how many of each attack were tried
+        and succeeded, for the record.
+
+        Raises:
+            FitError: no attacked image, or too few clean ones for the false-alarm rate.
+        """
+        enough(len(clean), self.fpr)
         if len(np.unique(kinds)) < 2:
             raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
         self.classes_ = np.array([0, 1])
@@ -154,8 +172,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_ = clone(default_head(self.seed) if self.head is None else self.head).fit(features, kinds)
         self.typical_ = np.median(features[kinds == 0], axis=0)
         self.names_ = self.connectivity.get_feature_names_out()
-        self.calibration_ = Calibration(self._raw(self._table(images[kept], "calibrate", progress)), self.fpr)
-        self.fitted_ = Fitted(int((kinds == 0).sum()), int(kept.sum()), attacks)
+        self.calibration_ = Calibration(self._raw(clean), self.fpr)
+        self.fitted_ = Fitted(int((kinds == 0).sum()), len(clean), attacks or {})
         return self
 
     def _split(self, kinds: np.ndarray, names: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from cifar10 import attacked, classifier, machine, parts
+from cifar10 import attacked, classifier, kept, machine, parts, walked
+from detection import everything
+from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks import MIXTURE
@@ -31,20 +32,21 @@ def main() -> None:
     args = parser.parse_args()
 
     model, groups = classifier(args.weights), parts(args.data)
-    images, kinds, rows = [groups["fit"].images.float() / 255], [0] * len(groups["fit"].images), {}
+    references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
+    detector = Detector(Connectivity(model, references))
+
+    def features(name: str, images: Tensor) -> np.ndarray:
+        return everything(walked(args.cache, detector.connectivity, name, images))
+
+    rows, attacks = [features("fit", groups["fit"].images)], {}
     for spec in MIXTURE:
         hits = attacked(args.cache, model, "fit", groups["fit"], spec, args.per_attack)
-        images.append(hits.images)
-        kinds += [1] * len(hits.rows)
-        rows[spec] = {"tried": hits.tried, "succeeded": len(hits.rows)}
-    images.append(groups["calibrate"].images.float() / 255)
-    kinds += [0] * len(groups["calibrate"].images)
-    detector = Detector(Connectivity(model, synthesise(model)))
-    kept = np.arange(len(kinds)) >= len(kinds) - len(groups["calibrate"].images)
-    detector.fit(torch.cat(images), np.array(kinds), kept=kept)
+        attacks[spec] = (hits.tried, len(hits.rows))
+        rows.append(features(spec, hits.images))
+    kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
+    detector.fit_features(np.concatenate(rows), kinds, features("calibrate", groups["calibrate"].images), attacks)
     figures = {
         "classifier": json.loads(args.weights.with_suffix(".json").read_text()),
-        "attacks": rows,
         "machine": machine(),
     }
     print(bundle.save(detector, args.out, figures=figures))
