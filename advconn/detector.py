@@ -73,6 +73,20 @@ def default_head(seed: int = 0) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
 
 
+def log_odds(head: Any, features: np.ndarray) -> np.ndarray:
+    """Log-odds (n,) of any attack against clean, from a scikit-learn classifier whose first class is clean.
+
+    Of several attacks the probabilities are added up: the score is logsumexp over the attacks minus clean.
+    """
+    if hasattr(head, "decision_function"):
+        values = np.asarray(head.decision_function(features), dtype=np.float64)
+        if values.ndim == 1:
+            return values
+    else:
+        values = np.log(np.asarray(head.predict_proba(features), dtype=np.float64).clip(1e-12))
+    return np.asarray(np.logaddexp.reduce(values[:, 1:], axis=1) - values[:, 0])
+
+
 class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
@@ -122,7 +136,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: images (n, c, h, w), floats in [0, 1] or uint8.
             y: None if all are clean: the attacked copies are then made here, of the training part's images alone. Else
-                0 clean, 1 attacked.
+                0 clean, 1 attacked; or 0 clean and a number for each kind of attack, which the head then tells apart.
             labels: true classes (n,), where known: only images that the classifier gets right are attacked; without
                 them its own predictions stand in.
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
@@ -137,8 +151,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if y is not None and (labels is not None or len(np.unique(y)) == 1):
             raise FitError("with y, give clean (0) and attacked (1) images, and no labels; without y, clean ones alone")
         kinds = np.zeros(len(images), int) if y is None else np.asarray(y).astype(int)
-        if kinds.shape != (len(images),) or not set(np.unique(kinds)) <= {0, 1}:
-            raise FitError(f"y must be {len(images)} values of 0 (clean) and 1 (attacked)")
+        if kinds.shape != (len(images),) or kinds.min(initial=0) < 0:
+            raise FitError(f"y must be {len(images)} values: 0 (clean), 1 (attacked) or more (other kinds of attack)")
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         enough(int(kept.sum()), self.fpr)
@@ -156,7 +170,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clean: np.ndarray,
         attacks: dict[str, tuple[int, int]] | None = None,
     ) -> Detector:
-        """Fit on features (n, d) that `connectivity` made before, of kinds (n,) 0 clean and 1 attacked.
+        """Fit on features (n, d) that `connectivity` made before, of kinds (n,): 0 clean, 1 and more the attacks.
 
         `clean` (m, d) are those of the clean images to calibrate on; `attacks` tells how many of each attack were tried
         and succeeded, for the record.
@@ -186,16 +200,17 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _attacked(
         self, images: Tensor, labels: Tensor | None, progress: Progress
     ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
-        """Features of clean images and of their successfully attacked copies, which is which, and what succeeded."""
+        """Features of clean images and of their successfully attacked copies, by which attack, and what succeeded."""
         rows = [self._table(images, "walk", progress)]
+        kinds = [np.zeros(len(images), int)]
         seen: dict[str, tuple[int, int]] = {}
         for i, attack in enumerate(parse_all(self.attacks)):
             hits = self.attacked(images, labels, attack, seed=self.seed * 1000 + i, progress=progress)
             seen[str(attack)] = (hits.tried, len(hits.images))
             if len(hits.images):
                 rows.append(self._table(hits.images, f"walk {attack}", progress))
-        kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
-        return np.concatenate(rows), kinds, seen
+                kinds.append(np.full(len(hits.images), i + 1))
+        return np.concatenate(rows), np.concatenate(kinds), seen
 
     def attacked(
         self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, progress: Progress = silent
@@ -232,10 +247,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate(rows)
 
     def _raw(self, features: np.ndarray) -> np.ndarray:
-        if hasattr(self.head_, "decision_function"):
-            return np.asarray(self.head_.decision_function(features), dtype=np.float64)
-        share = np.asarray(self.head_.predict_proba(features), dtype=np.float64)[:, 1].clip(1e-9, 1 - 1e-9)
-        return np.asarray(np.log(share) - np.log1p(-share))
+        return log_odds(self.head_, features)
 
     def _fitted(self) -> None:
         if not hasattr(self, "calibration_"):
@@ -288,7 +300,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """The head's shares (n, 2) of clean and adversarial."""
         self._fitted()
-        return np.asarray(self.head_.predict_proba(self._table(as_tensor(X), "walk", silent)))
+        shares = np.asarray(self.head_.predict_proba(self._table(as_tensor(X), "walk", silent)))
+        return np.stack([shares[:, 0], shares[:, 1:].sum(1)], 1)
 
 
 def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:

@@ -28,6 +28,8 @@ def writing(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
+        for file in partial.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

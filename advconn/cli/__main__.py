@@ -1,0 +1,5 @@
+"""python -m advconn.cli"""
+
+from advconn.cli import main
+
+main()
