@@ -229,30 +229,58 @@ def rescale(factor: float) -> Copy:
 
 
 def zoom(factor: float) -> Copy:
-    """Magnified about the centre."""
-
-    def nearer(images: Tensor) -> Tensor:
-        theta = torch.tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]], device=images.device, dtype=images.dtype)
-        return _warp(images, theta)
-
-    return nearer
+    """Magnified about the centre, or made smaller (the border is mirrored)."""
+    return _linear(1 / factor, 0, 0, 1 / factor)
 
 
 def rotate(degrees: float) -> Copy:
     """Turned about the centre."""
-
-    def turned(images: Tensor) -> Tensor:
-        angle = math.radians(degrees)
-        cos, sin = math.cos(angle), math.sin(angle)
-        theta = torch.tensor([[cos, -sin, 0], [sin, cos, 0]], device=images.device, dtype=images.dtype)
-        return _warp(images, theta)
-
-    return turned
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _linear(cos, -sin, sin, cos)
 
 
-def _warp(images: Tensor, theta: Tensor) -> Tensor:
-    grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+def shear(slope: float) -> Copy:
+    """Slanted: columns move down by this share of their distance from the centre."""
+    return _linear(1, 0, slope, 1)
+
+
+def _linear(a: float, b: float, c: float, d: float) -> Copy:
+    """Sampled bilinearly at the matrix times the pixels' places, about the centre."""
+
+    def warped(images: Tensor) -> Tensor:
+        theta = torch.tensor([[a, b, 0], [c, d, 0]], device=images.device, dtype=images.dtype)
+        grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+    return warped
+
+
+def blur(sigma: float) -> Copy:
+    """Gaussian blur of this standard deviation in pixels, over 5 x 5 pixels."""
+
+    def blurred(images: Tensor) -> Tensor:
+        c = images.shape[1]
+        weights = torch.exp(-(torch.arange(-2, 3).to(images) ** 2) / (2 * sigma**2))
+        line = (weights / weights.sum()).expand(c, 1, 5)
+        padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+        return F.conv2d(F.conv2d(padded, line.unsqueeze(3), groups=c), line.unsqueeze(2), groups=c)
+
+    return blurred
+
+
+def saturation(factor: float) -> Copy:
+    """Distance from grey changed by a factor."""
+
+    def coloured(images: Tensor) -> Tensor:
+        grey = images.mean(1, keepdim=True)
+        return (grey + factor * (images - grey)).clamp(0, 1)
+
+    return coloured
+
+
+def both(first: Copy, second: Copy) -> Copy:
+    """One after the other."""
+    return lambda images: second(first(images))
 
 
 def noise(scale: float, seed: int) -> Copy:
@@ -264,11 +292,6 @@ def noise(scale: float, seed: int) -> Copy:
         return (images + scale * grain).clamp(0, 1)
 
     return noisy
-
-
-def gamma(power: float) -> Copy:
-    """Brightened (power under 1) or darkened."""
-    return lambda images: images.clamp(1e-6, 1) ** power
 
 
 def contrast(factor: float) -> Copy:

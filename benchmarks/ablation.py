@@ -19,32 +19,42 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import SEED, attacked, machine, parts, walked
-from detection import auroc, everything, logits_only, name_of, only
+from detection import auroc, everything, logits_only, name_of, only, stacked
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
 from advconn.attacks import MIXTURE
 from advconn.connectivity import Connectivity
-from advconn.detector import default_head
+from advconn.detector import Hits, default_head, log_odds
 from advconn.features import Trace
 
+RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")
 HEADS = {
     "default": default_head(),
-    "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000)),
-    "logistic regression on ranks": make_pipeline(
-        QuantileTransformer(n_quantiles=300, output_distribution="normal"), LogisticRegression(C=0.05, max_iter=3000)
+    "logistic regression, C=.01": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)),
+    "logistic regression on ranks": make_pipeline(RANKS, LogisticRegression(C=0.1, max_iter=2000)),
+    "logistic regression on both": make_pipeline(
+        FeatureUnion([("ranks", RANKS), ("values", StandardScaler())]), LogisticRegression(C=0.03, max_iter=2000)
     ),
-    "gradient boosting": HistGradientBoostingClassifier(max_iter=300, learning_rate=0.06, l2_regularization=1.0),
-    "extra trees": ExtraTreesClassifier(400, min_samples_leaf=2, class_weight="balanced", random_state=SEED),
     "network": make_pipeline(
         StandardScaler(), MLPClassifier((64,), alpha=1.0, max_iter=60, early_stopping=True, random_state=SEED)
     ),
+    "extra trees": ExtraTreesClassifier(400, min_samples_leaf=2, class_weight="balanced", random_state=SEED),
+    "gradient boosting": HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, l2_regularization=1.0),
 }
+EVERY = ("self", "own", "rival")
+GROUPS = {
+    "geometry": ("left", "right", "up", "down", "aside", "zoom", "shear", "flip"),
+    "smoothing": ("blur", "mean", "median", "rescale"),
+    "noise and bits": ("noise", "bits"),
+    "colour and contrast": ("pale", "strong"),
+}
+BENT = 1000
 SHOWN = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20", "cw:kappa=0,steps=100", "deepfool", "fgsm:eps=8/255")
 
 
@@ -54,8 +64,10 @@ class Folds:
     def __init__(self, clean: Trace, hits: dict[str, tuple[Trace, np.ndarray]]) -> None:
         self.clean, self.hits = clean, hits
 
-    def measure(self, head, features, left_out: Iterable[str] = ()) -> dict[str, tuple[float, float]]:
-        """AUROC and catch rate of each attack."""
+    def measure(
+        self, head, features, left_out: Iterable[str] = (), apart: bool = True
+    ) -> dict[str, tuple[float, float]]:
+        """AUROC and catch rate of each attack; the head tells attacks apart, or takes them as one class."""
         clean = features(self.clean)
         hits = {spec: features(trace) for spec, (trace, _) in self.hits.items()}
         fold = np.arange(len(clean)) % 2
@@ -63,34 +75,24 @@ class Folds:
         base, found = np.zeros(len(clean)), {spec: np.zeros(len(x)) for spec, x in hits.items()}
         for k in (0, 1):
             taught = [s for s in hits if s != "deepfool" and name_of(s) not in left_out]
-            rows = [clean[fold != k], *(hits[s][where[s] != k] for s in taught)]
-            kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
-            fitted = clone(head).fit(np.concatenate(rows), kinds)
-            scores = _score(fitted, clean[fold == k])
+            rows, kinds = stacked([clean[fold != k], *(hits[s][where[s] != k] for s in taught)])
+            fitted = clone(head).fit(rows, kinds if apart else kinds > 0)
+            scores = log_odds(fitted, clean[fold == k])
             threshold = np.quantile(scores, 0.95)
             base[fold == k] = scores - threshold
             for spec, x in hits.items():
-                found[spec][where[spec] == k] = _score(fitted, x[where[spec] == k]) - threshold
+                found[spec][where[spec] == k] = log_odds(fitted, x[where[spec] == k]) - threshold
         return {spec: (round(auroc(base, s), 4), round(float((s > 0).mean()), 4)) for spec, s in found.items()}
 
 
-def _score(head, rows: np.ndarray) -> np.ndarray:
-    if hasattr(head, "decision_function"):
-        return head.decision_function(rows)
-    share = head.predict_proba(rows)[:, 1].clip(1e-9, 1 - 1e-9)
-    return np.log(share / (1 - share))
-
-
-def thinned(trace: Trace, copies: int | None = None, halves: bool = True, refs: int = 3, samples: int = 1) -> Trace:
-    """The same trace with the first copies only, fewer references, or every so-many-th sample."""
-    keep = {}
-    if copies is not None and trace.copies is not None:
-        names = trace.names[:copies]
-        kept = [i for i, name in enumerate(trace.halves) if name in names]
-        keep = {"names": names, "copies": trace.copies[:, :copies], "halves": tuple(trace.halves[i] for i in kept)}
-        keep["midway"] = trace.midway[:, kept] if kept else None
-    if not halves:
-        keep |= {"halves": (), "midway": None}
+def thinned(
+    trace: Trace, names: tuple[str, ...] | None = None, halves: bool = True, refs: int = 3, samples: int = 1
+) -> Trace:
+    """The same trace with some copies only, fewer references, or every so-many-th sample."""
+    wanted = trace.names if names is None else names
+    kept = [i for i, name in enumerate(trace.halves) if halves and name in wanted]
+    keep = {"names": wanted, "copies": trace.copies[:, [trace.names.index(n) for n in wanted]]}
+    keep |= {"halves": tuple(trace.halves[i] for i in kept), "midway": trace.midway[:, kept] if kept else None}
     index = torch.unique(torch.cat([torch.arange(0, len(trace.t), samples), torch.tensor([len(trace.t) - 1])]))
     return replace(trace, **keep, t=trace.t[index], own=trace.own[:, :refs, index], rival=trace.rival[:, :, index])
 
@@ -106,6 +108,73 @@ def forwards(trace: Trace, families: tuple[str, ...]) -> int:
     )
 
 
+class Table:
+    """Rows of the record, printed as they come."""
+
+    def __init__(self, folds: Folds) -> None:
+        self.folds = folds
+        self.rows: list[dict[str, object]] = []
+
+    def add(self, what: str, features, cost: int, *, head=None, gradients=0.0, folds=None, apart=True) -> None:
+        folds, head = folds or self.folds, default_head() if head is None else head
+        found = folds.measure(head, features, apart=apart)
+        without = folds.measure(head, features, ("fgsm",), apart=apart)
+        attacks = {s: found[s] for s in SHOWN if s in found} | {"fgsm left out": without["fgsm:eps=8/255"]}
+        mean = round(float(np.mean([a for a, _ in attacks.values()])), 4)
+        self.rows.append(
+            {"what": what, "forwards": cost, "gradients": round(gradients, 1), "mean_auroc": mean, "attacks": attacks}
+        )
+        shown = "  ".join(f"{s.split(',')[0]} {a:.4f}/{t:.2f}" for s, (a, t) in attacks.items())
+        print(f"{what:34} {cost:4} {mean:.4f}  {shown}", flush=True)
+
+
+def heads(table: Table, cost: int) -> None:
+    for name, head in HEADS.items():
+        table.add(f"head: {name}", everything, cost, head=head)
+    table.add("head: default, attacks as one", everything, cost, apart=False)
+
+
+def families(table: Table) -> None:
+    table.add("logits only", logits_only, 1)
+    for chosen in (("self",), ("own",), ("rival",), ("own", "rival"), ("self", "own"), ("self", "rival")):
+        prefixes = tuple(f"{f}." for f in chosen)
+        table.add("+".join(chosen), lambda t, p=prefixes: only(p, t), forwards(table.folds.clean, chosen))
+
+
+def fewer(table: Table) -> None:
+    names = table.folds.clean.names
+    options = {
+        f"without {group}": {"names": tuple(n for n in names if not n.startswith(starts))}
+        for group, starts in GROUPS.items()
+    }
+    options |= {
+        "every second copy": {"names": names[::2]},
+        "every fourth copy": {"names": names[::4]},
+        "no half-ways": {"halves": False},
+        "2 references": {"refs": 2},
+        "1 reference": {"refs": 1},
+        "3 samples": {"samples": 2},
+    }
+    for what, option in options.items():
+        cost = forwards(thinned(table.folds.clean, **option), EVERY)
+        table.add(what, lambda t, o=option: everything(thinned(t, **o)), cost)
+
+
+def bending(table: Table, cache: Path, walk: Connectivity, images: torch.Tensor, sets: dict[str, Hits]) -> None:
+    """Bypass on and off, on the first `BENT` clean images and the attacks shown alone: it is dear."""
+    bend = Connectivity(walk.classifier, walk.references, families=(*EVERY, "complexity"), levels=1, steps=4)
+    detours = walked(cache, bend, "clean, bypass", images[:BENT])
+    hits = {}
+    for spec in SHOWN:
+        low = sets[spec].rows < BENT
+        hits[spec] = (walked(cache, bend, spec, sets[spec].images[low]), sets[spec].rows[low].numpy())
+    folds, cost = Folds(detours, hits), forwards(table.folds.clean, EVERY)
+    spent = float(detours.detour.gradients.sum()) / BENT
+    table.add(f"bypass on, {BENT} images", everything, cost, gradients=spent, folds=folds)
+    prefixes = tuple(f"{f}." for f in EVERY)
+    table.add("bypass off, the same images", lambda t: only(prefixes, t), cost, folds=folds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -117,70 +186,19 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
-    shipped = bundle.load(args.detector).connectivity
-    walk = Connectivity(shipped.classifier, shipped.references)
+    walk = bundle.load(args.detector).connectivity
     part = parts(args.data)["fit"]
     sets = {s: attacked(args.cache, walk.classifier, "fit", part, s, args.per_attack) for s in MIXTURE}
     sets["deepfool"] = attacked(args.cache, walk.classifier, "fit", part, "deepfool", args.deepfool)
     clean = walked(args.cache, walk, "clean", part.images)
     hits = {s: (walked(args.cache, walk, s, h.images), h.rows.numpy()) for s, h in sets.items()}
-    folds = Folds(clean, hits)
-    rows = []
-
-    def measure(what: str, head, features, cost: int, gradients: float = 0.0, folds: Folds = folds) -> None:
-        found = folds.measure(head, features)
-        without = folds.measure(head, features, ("fgsm",))
-        row = {"what": what, "forwards": cost, "gradients": round(gradients, 1)}
-        row["attacks"] = {s: found[s] for s in SHOWN if s in found}
-        row["attacks"]["fgsm left out"] = without["fgsm:eps=8/255"]
-        row["mean_auroc"] = round(float(np.mean([a for a, _ in row["attacks"].values()])), 4)
-        rows.append(row)
-        shown = "  ".join(f"{s.split(',')[0]} {a:.3f}/{t:.2f}" for s, (a, t) in row["attacks"].items())
-        print(f"{what:34} {cost:4} {row['mean_auroc']:.4f}  {shown}", flush=True)
-
-    every = ("self", "own", "rival")
-    for name, head in HEADS.items():
-        measure(f"head: {name}", head, everything, forwards(clean, every))
-    head = HEADS["default"]
-    measure("logits only", head, logits_only, 1)
-    for families in (("self",), ("own",), ("rival",), ("own", "rival"), ("self", "own"), ("self", "rival")):
-        prefixes = tuple(f"{f}." for f in families)
-        measure("+".join(families), head, lambda t, p=prefixes: only(p, t), forwards(clean, families))
-    for label, options in {
-        "6 copies": {"copies": 6},
-        "12 copies": {"copies": 12},
-        "18 copies": {"copies": 18},
-        "no half-ways": {"halves": False},
-        "2 references": {"refs": 2},
-        "1 reference": {"refs": 1},
-        "4 samples": {"samples": 2},
-    }.items():
-        measure(
-            label, head, lambda t, o=options: everything(thinned(t, **o)), forwards(thinned(clean, **options), every)
-        )
-    bend = Connectivity(shipped.classifier, shipped.references, families=(*every, "complexity"), levels=1, steps=4)
-    few = {s: sets[s] for s in SHOWN}
-    detours = walked(args.cache, bend, "clean, bypass", part.images[:1000])
-    low = {s: h.rows.numpy() < 1000 for s, h in few.items()}
-    curved = Folds(
-        detours,
-        {
-            s: (walked(args.cache, bend, s, h.images[torch.from_numpy(low[s])]), h.rows.numpy()[low[s]])
-            for s, h in few.items()
-        },
-    )
-    spent = float(detours.detour.gradients.sum()) / 1000
-    measure("bypass on, 1000 images", head, everything, forwards(clean, every), spent, curved)
-    measure(
-        "bypass off, the same images",
-        head,
-        lambda t: only(tuple(f"{f}." for f in every), t),
-        forwards(clean, every),
-        0,
-        curved,
-    )
+    table = Table(Folds(clean, hits))
+    heads(table, forwards(clean, EVERY))
+    families(table)
+    fewer(table)
+    bending(table, args.cache, walk, part.images, sets)
     record = {"claim": __doc__.strip().split("\n")[0], "machine": machine(), "seed": SEED, "n_clean": len(part.labels)}
-    record |= {"n_attacked": {s: len(h.rows) for s, h in sets.items()}, "rows": rows}
+    record |= {"n_attacked": {s: len(h.rows) for s, h in sets.items()}, "rows": table.rows}
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -23,7 +23,7 @@ from advconn import bundle
 from advconn.attacks import MIXTURE
 from advconn.calibration import Calibration
 from advconn.connectivity import Connectivity
-from advconn.detector import Hits
+from advconn.detector import Hits, log_odds
 from advconn.features import Trace, table
 
 ATTACKS = (
@@ -69,22 +69,21 @@ def auroc(clean: np.ndarray, hits: np.ndarray) -> float:
     return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(hits)]), np.concatenate([clean, hits])))
 
 
+def stacked(tables: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of clean images first, then of each attack, and which is which: 0 clean, 1 and more the attacks."""
+    return np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables])
+
+
 class Scored:
     """One head on one set of features: fitted, calibrated at FPR, then frozen."""
 
     def __init__(self, head, features, clean: Trace, hits: list[Trace], calibrate: Trace) -> None:
         self.features = features
-        rows = [features(t) for t in (clean, *hits)]
-        kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
-        self.head = clone(head).fit(np.concatenate(rows), kinds)
+        self.head = clone(head).fit(*stacked([features(t) for t in (clean, *hits)]))
         self.calibration = Calibration(self.score(calibrate), FPR)
 
     def score(self, trace: Trace) -> np.ndarray:
-        rows = self.features(trace)
-        if hasattr(self.head, "decision_function"):
-            return self.head.decision_function(rows)
-        share = self.head.predict_proba(rows)[:, 1].clip(1e-9, 1 - 1e-9)
-        return np.log(share / (1 - share))
+        return log_odds(self.head, self.features(trace))
 
     def row(self, attack: str, clean: np.ndarray, hits: np.ndarray, tried: int) -> dict[str, object]:
         low, high = interval(clean, hits)
@@ -103,6 +102,10 @@ class Scored:
 
 def name_of(spec: str) -> str:
     return spec.split(":")[0]
+
+
+def single(spec: str) -> str:
+    return "single steps" if name_of(spec) == "fgsm" or spec.endswith("steps=1") else ""
 
 
 def main() -> None:
@@ -146,11 +149,12 @@ def main() -> None:
             print(results[-1], flush=True)
         if label.startswith("paper"):
             continue
-        for left in dict.fromkeys(map(name_of, MIXTURE)):
-            rest = [t for spec, t in hits.items() if name_of(spec) != left]
+        for left in (*dict.fromkeys(map(name_of, MIXTURE)), "single steps"):
+            out = [spec for spec in MIXTURE if left in (name_of(spec), single(spec))]
+            rest = [t for spec, t in hits.items() if spec not in out]
             without = Scored(detector.head_, features, clean["fit"], rest, clean["calibrate"])
             scores = without.score(clean["clean"])
-            for spec in [s for s in dict.fromkeys((*ATTACKS, *MIXTURE)) if name_of(s) == left]:
+            for spec in dict.fromkeys((*(s for s in ATTACKS if name_of(s) == left), *out)):
                 found = sets("attack", spec, args.limit if spec in ATTACKS else args.left_limit)
                 row = without.row(spec, scores, without.score(trace(walk, spec, found.images)), found.tried)
                 results.append({"detector": label, "left_out": left, **row})

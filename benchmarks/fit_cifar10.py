@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from cifar10 import attacked, classifier, kept, machine, parts, walked
-from detection import everything
+from detection import everything, stacked
 from torch import Tensor
 
 from advconn import bundle
@@ -43,8 +43,7 @@ def main() -> None:
         hits = attacked(args.cache, model, "fit", groups["fit"], spec, args.per_attack)
         attacks[spec] = (hits.tried, len(hits.rows))
         rows.append(features(spec, hits.images))
-    kinds = np.repeat([0, 1], [len(rows[0]), sum(map(len, rows[1:]))])
-    detector.fit_features(np.concatenate(rows), kinds, features("calibrate", groups["calibrate"].images), attacks)
+    detector.fit_features(*stacked(rows), features("calibrate", groups["calibrate"].images), attacks)
     figures = {
         "classifier": json.loads(args.weights.with_suffix(".json").read_text()),
         "machine": machine(),

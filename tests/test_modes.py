@@ -1,5 +1,7 @@
 """Reference modes and label-preserving copies."""
 
+import math
+
 import pytest
 import torch
 
@@ -79,7 +81,27 @@ def test_copies_of_a_ramp_are_what_they_say():
     assert modes.bits(1)(image)[0, 0, 0].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     torch.testing.assert_close(modes.contrast(0.5)(image).mean(), image.mean())
     torch.testing.assert_close(modes.contrast(0.5)(image).std(), image.std() / 2)
-    torch.testing.assert_close(modes.gamma(2.0)(image)[..., 1:], image[..., 1:] ** 2)
+    torch.testing.assert_close(modes.blur(0.5)(image)[..., 2:6], image[..., 2:6])
+    tinted = torch.cat([image, image, image + 0.3], 1)
+    torch.testing.assert_close(modes.saturation(0.0)(tinted), (image + 0.1).expand(1, 3, 8, 8))
+    torch.testing.assert_close(modes.both(modes.flip, modes.shift(0, 1))(image), modes.shift(0, 1)(image.flip(3)))
+
+
+def test_shear_moves_columns_by_their_distance_from_the_centre():
+    """A diagonal step: rows as a ramp, so that the value read tells the place."""
+    rows = ramp().transpose(2, 3)
+    sheared = modes.shear(0.5)(rows)
+    centres = torch.arange(8.0) - 3.5
+    torch.testing.assert_close(sheared[0, 0, 4], rows[0, 0, 4] + 0.05 * centres)
+
+
+def test_gaussian_blur_spreads_a_point_as_its_weights_say():
+    """Neighbour over centre is exp(-1 / 2 sigma^2)."""
+    point = torch.zeros(1, 1, 9, 9)
+    point[0, 0, 4, 4] = 1
+    out = modes.blur(0.7)(point)[0, 0]
+    assert float(out[4, 5] / out[4, 4]) == pytest.approx(math.exp(-1 / (2 * 0.49)), rel=1e-5)
+    assert float(out.sum()) == pytest.approx(1)
 
 
 def test_the_median_removes_a_single_hot_pixel():
