@@ -57,7 +57,6 @@ MIXTURE: tuple[str, ...] = (
     "pgd-l2:eps=1,steps=10",
     "pgd-l2:eps=0.25,steps=10",
     "pgd-l2:alpha=1.5,eps=1.5,steps=1",
-    "pgd-l2:alpha=0.7,eps=0.7,steps=1",
     "pgd-stop:eps=8/255,steps=20",
     "pgd-stop:eps=2/255,steps=20",
     "cw:kappa=0,steps=100",

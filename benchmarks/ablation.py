@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import SEED, attacked, machine, parts, walked
+from cifar10 import SEED, attacked, machine, parts, taught, walked
 from detection import auroc, everything, logits_only, name_of, only, stacked
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
@@ -180,15 +180,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--per-attack", type=int, default=400)
-    parser.add_argument("--deepfool", type=int, default=200)
+    parser.add_argument("--deepfool", type=int, default=400)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
     walk = bundle.load(args.detector).connectivity
     part = parts(args.data)["fit"]
-    sets = {s: attacked(args.cache, walk.classifier, "fit", part, s, args.per_attack) for s in MIXTURE}
+    sets = {s: attacked(args.cache, walk.classifier, "fit", part, s, taught(s)) for s in MIXTURE}
     sets["deepfool"] = attacked(args.cache, walk.classifier, "fit", part, "deepfool", args.deepfool)
     clean = walked(args.cache, walk, "clean", part.images)
     hits = {s: (walked(args.cache, walk, s, h.images), h.rows.numpy()) for s, h in sets.items()}

@@ -30,6 +30,7 @@ from advconn.features import Trace
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLEAN = 2000
+TAUGHT = {"cw:kappa=0,steps=100": 1200}  # images of the fitting part attacked by each; 400 by the others
 T = TypeVar("T")
 SEED = 0
 
@@ -78,6 +79,11 @@ def kept(folder: Path, key: str, make: Callable[[], T]) -> T:
     torch.save(out, partial)
     partial.rename(file)
     return out
+
+
+def taught(spec: str) -> int:
+    """How many images of the fitting part an attack of the mixture is tried on."""
+    return TAUGHT.get(spec, 400)
 
 
 def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> Hits:

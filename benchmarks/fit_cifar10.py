@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cifar10 import attacked, classifier, kept, machine, parts, walked
+from cifar10 import attacked, classifier, kept, machine, parts, taught, walked
 from detection import everything, stacked
 from torch import Tensor
 
@@ -28,7 +28,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "cache", "weights", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--per-attack", type=int, default=400)
     args = parser.parse_args()
 
     model, groups = classifier(args.weights), parts(args.data)
@@ -40,7 +39,7 @@ def main() -> None:
 
     rows, attacks = [features("fit", groups["fit"].images)], {}
     for spec in MIXTURE:
-        hits = attacked(args.cache, model, "fit", groups["fit"], spec, args.per_attack)
+        hits = attacked(args.cache, model, "fit", groups["fit"], spec, taught(spec))
         attacks[spec] = (hits.tried, len(hits.rows))
         rows.append(features(spec, hits.images))
     detector.fit_features(*stacked(rows), features("calibrate", groups["calibrate"].images), attacks)
