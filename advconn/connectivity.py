@@ -137,11 +137,12 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             yield self.trace(chunk)
 
     def trace(self, images: Tensor) -> Trace:
-        """Walk from images (n, c, h, w) to their modes and keep the logits met."""
+        """Walk from images (n, c, h, w) to their modes and keep the logits met; differentiable where images are."""
         images = self.classifier.check(images)
         if not len(images):
             raise DataError("no images to walk from")
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        wanted = images.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(wanted), torch.autocast(images.device.type, enabled=False):
             return self._trace(images)
 
     def _trace(self, images: Tensor) -> Trace:

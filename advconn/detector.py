@@ -186,7 +186,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_ = clone(default_head(self.seed) if self.head is None else self.head).fit(features, kinds)
         self.typical_ = np.median(features[kinds == 0], axis=0)
         self.names_ = self.connectivity.get_feature_names_out()
-        self.calibration_ = Calibration(self._raw(clean), self.fpr)
+        self.calibration_ = Calibration(self.score_columns(clean), self.fpr)
         self.fitted_ = Fitted(int((kinds == 0).sum()), len(clean), attacks or {})
         return self
 
@@ -246,7 +246,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             progress(stage, done, len(images))
         return np.concatenate(rows)
 
-    def _raw(self, features: np.ndarray) -> np.ndarray:
+    def score_columns(self, features: np.ndarray) -> np.ndarray:
+        """Scores (n,) of features (n, d) that `connectivity` made before."""
         return log_odds(self.head_, features)
 
     def _fitted(self) -> None:
@@ -259,7 +260,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with counting() as cost:
             traces = list(self.connectivity.traces(X))
         features = torch.cat([table(trace)[0] for trace in traces]).double().cpu().numpy()
-        score = self._raw(features)
+        score = self.score_columns(features)
         p_value = self.calibration_.p_value(score)
         return Judgement(
             torch.cat([trace.query for trace in traces]),
@@ -277,13 +278,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         out = {}
         for name in dict.fromkeys(family.tolist()):
             typical = np.where(family == name, self.typical_, features)
-            out[name] = score - self._raw(typical)
+            out[name] = score - self.score_columns(typical)
         return out
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
         self._fitted()
-        return self._raw(self._table(as_tensor(X), "walk", silent))
+        return self.score_columns(self._table(as_tensor(X), "walk", silent))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n,) over the threshold: positive = flagged."""

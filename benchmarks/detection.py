@@ -4,7 +4,8 @@
 
 Claim: on test images in no other use, at a threshold frozen on other clean images at 5 %, the figures in README.
 Beside the detector stand a logits-only one and the paper's own features (own-class cross-entropy barrier and path
-complexity; on fewer of them), fitted and calibrated on the same images. Only successful attacks count; their number is shown.
+complexity; on fewer of them), fitted and calibrated on the same images. Only successful attacks count; their number is
+shown.
 """
 
 from __future__ import annotations

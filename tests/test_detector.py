@@ -64,7 +64,7 @@ def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detect
     assert set(seen.families) == {"self", "own", "rival"}
     i = np.array([str(n).startswith("own.") for n in detector.names_])
     changed = np.where(i, detector.typical_, seen.features)
-    np.testing.assert_allclose(seen.families["own"], seen.score - detector._raw(changed))
+    np.testing.assert_allclose(seen.families["own"], seen.score - detector.score_columns(changed))
     assert seen.loudest(0) == max(seen.families, key=lambda f: seen.families[f][0])
 
 

@@ -1,0 +1,194 @@
+"""Attacks that know the detector: they look for images that are misclassified and not flagged (Bryniarski et al. 2021).
+
+Linf, through the real features: every copy and path is differentiated (rounding to fewer bits straight through), and
+the head too where it is linear. Three ways to follow two aims at once:
+
+lagrangian   the sum of both losses, with a weight that moves to where the aim that is not reached gets more
+selective    the classifier's gradient while the prediction holds, else the detector's
+orthogonal   the same, each without its part along the other, so that a step for one aim does not undo the other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.classifier import Classifier, margin
+from advconn.detector import Detector, Progress, default_head, silent
+from advconn.errors import AttackError
+from advconn.features import table
+
+WAYS = ("lagrangian", "selective", "orthogonal")
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evasion:
+    """For n images: the lowest score (n,) met while misclassified (inf if never), at which image (n, c, h, w)."""
+
+    score: np.ndarray
+    images: Tensor
+
+    def success(self, threshold: float) -> float:
+        """Share of all n images that were misclassified and not flagged at this threshold: SR."""
+        return float((self.score <= threshold).mean())
+
+
+def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Score:
+    """The detector's score as a differentiable function of images (n, c, h, w) in [0, 1].
+
+    A pipeline of StandardScaler and LogisticRegression is followed exactly. For any other head a logistic regression is
+    fitted to its verdicts on `columns` (n, d) and followed instead.
+
+    Raises:
+        AttackError: another head, and no columns to imitate it on.
+    """
+    walk = detector.connectivity
+    scaled = _linear(detector.head_)
+    if scaled is None:
+        if columns is None:
+            raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
+        flagged = detector.score_columns(columns) > detector.calibration_.threshold
+        scaled = _linear(default_head().fit(columns, flagged.astype(int)))
+    if scaled is None:
+        raise AttackError("the default head is not linear")
+    middle, spread, weight, bias = (torch.from_numpy(v).float().to(walk.classifier.device) for v in scaled)
+
+    def score(images: Tensor) -> Tensor:
+        features = (table(walk.trace(images))[0] - middle) / spread
+        odds = features @ weight.T + bias
+        if odds.shape[1] == 1:
+            return odds[:, 0]
+        return odds[:, 1:].logsumexp(1) - odds[:, 0]
+
+    return score
+
+
+def _linear(head: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Mean, scale, weights (k, d) and intercepts (k,) of a StandardScaler and a LogisticRegression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not isinstance(head, Pipeline) or len(head) != 2:
+        return None
+    scaler, model = head[0], head[1]
+    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
+        return None
+    return scaler.mean_, scaler.scale_, model.coef_, model.intercept_
+
+
+def evade(
+    classifier: Classifier,
+    score: Score,
+    images: Tensor,
+    labels: Tensor,
+    threshold: float,
+    *,
+    eps: float,
+    way: str = "orthogonal",
+    steps: int = 50,
+    restarts: int = 2,
+    patience: int = 20,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> Evasion:
+    """Look for images within `eps` (Linf) that are given another class than `labels` and score low.
+
+    Every image goes on until it is misclassified with a score under the threshold, or nothing got better for
+    `patience` steps, or after `steps`; then again from another random start. The step size falls from eps / 4 to
+    eps / 40.
+
+    Args:
+        images: (n, c, h, w), checked. labels: (n,) true classes.
+        score: differentiable, higher = more adversarial; `differentiable(detector)`.
+        threshold: score above which an image is flagged: what the attack aims under.
+        way: one of WAYS.
+    """
+    if way not in WAYS:
+        raise AttackError(f"no way {way!r}: expected one of {', '.join(WAYS)}")
+    lowest, best, done = [], [], 0
+    for i, (x, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
+        low = torch.full((len(x),), torch.inf, device=x.device)
+        kept = x.clone()
+        for restart in range(restarts):
+            generator = torch.Generator().manual_seed(seed * 10_007 + i * 101 + restart)
+            found, where = _run(classifier, score, x, y.to(x.device), threshold, eps, way, steps, patience, generator)
+            better = found < low
+            low = torch.where(better, found, low)
+            kept[better] = where[better]
+        lowest.append(low.cpu())
+        best.append(kept.cpu())
+        done += len(x)
+        progress(f"evade {way} {eps * 255:g}/255", done, len(images))
+    return Evasion(torch.cat(lowest).double().numpy(), torch.cat(best))
+
+
+def _run(
+    classifier: Classifier,
+    score: Score,
+    origin: Tensor,
+    labels: Tensor,
+    threshold: float,
+    eps: float,
+    way: str,
+    steps: int,
+    patience: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One restart of one batch: lowest scores (n,) while misclassified, and the images."""
+    noise = torch.rand(origin.shape, generator=generator).to(origin)
+    point = (origin + eps * (2 * noise - 1)).clamp(0, 1)
+    lowest = torch.full((len(origin),), torch.inf, device=origin.device)
+    best, stale = point.clone(), torch.zeros(len(origin), device=origin.device)
+    weight = torch.ones(len(origin), device=origin.device)
+    live = torch.arange(len(origin), device=origin.device)
+    for step in range(steps + 1):
+        leaf = point[live].clone().requires_grad_()
+        with torch.enable_grad():
+            loss = margin(classifier.logits(leaf), labels[live])
+            odds = score(leaf)
+            (against,) = torch.autograd.grad(loss.sum(), leaf)
+            (towards,) = torch.autograd.grad(-odds.sum(), leaf)
+        loss, odds = loss.detach(), odds.detach()
+        fooled = loss > 0
+        better = fooled & (odds < lowest[live])
+        lowest[live[better]] = odds[better]
+        best[live[better]] = leaf.detach()[better]
+        stale[live] = torch.where(better, 0, stale[live] + 1)
+        going = (lowest[live] > threshold) & (stale[live] < patience + steps * lowest[live].isinf())
+        if step == steps or not bool(going.any()):
+            break
+        size = eps * (0.25 - 0.225 * step / steps)
+        heading, weight[live] = _heading(way, against, towards, fooled, odds > threshold, weight[live])
+        moved = leaf.detach() + size * heading.sign()
+        centre = origin[live]
+        point[live] = moved.clamp(centre - eps, centre + eps).clamp(0, 1)
+        live = live[going]
+    return lowest, best
+
+
+def _heading(
+    way: str, against: Tensor, towards: Tensor, fooled: Tensor, flagged: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Direction (n, c, h, w) to go in, and the weight (n,) of the detector in the Lagrangian after this step."""
+    a, b = _unit(against), _unit(towards)
+    choose = fooled[:, None, None, None]
+    if way == "selective":
+        return torch.where(choose, b, a), weight
+    if way == "orthogonal":
+        along = (a * b).flatten(1).sum(1)[:, None, None, None]
+        return torch.where(choose, b - along * a, a - along * b), weight
+    weight = torch.where(~fooled, weight / 1.3, torch.where(flagged, weight * 1.3, weight)).clamp(1e-3, 1e3)
+    return a + weight[:, None, None, None] * b, weight
+
+
+def _unit(values: Tensor) -> Tensor:
+    norm = values.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return values / norm[:, None, None, None]

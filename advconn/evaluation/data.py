@@ -1,0 +1,89 @@
+"""Images that a benchmark runs on: the user's own, CIFAR-10's test images, or the digits inside scikit-learn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.errors import DataError
+
+TAUGHT, FITTED = 600, 1000  # digits up to TAUGHT train the shipped classifier, up to FITTED its detector
+
+DIGIT_ATTACKS: Mapping[str, str] = {
+    "pgd": "pgd:eps=51/255,steps=10",
+    "pgd-l2": "pgd-l2:eps=1,steps=10",
+    "pgd-stop": "pgd-stop:eps=51/255,steps=20",
+    "fgsm": "fgsm:eps=51/255",
+    "ffgsm": "ffgsm:eps=51/255",
+    "bim": "bim:eps=51/255,steps=10",
+    "jitter": "jitter:eps=51/255,steps=10",
+    "cw": "cw:c=1,kappa=0,lr=0.05,steps=50",
+    "square": "square:eps=51/255,n_queries=500",
+    "autoattack": "autoattack:eps=51/255",
+}
+DIGIT_MIXTURE = (
+    "pgd:eps=51/255,steps=10",
+    "pgd:eps=26/255,steps=10",
+    "pgd:eps=13/255,steps=10",
+    "pgd-l2:eps=1,steps=10",
+    "pgd-l2:alpha=1,eps=1,steps=1",
+    "pgd-stop:eps=51/255,steps=20",
+    "cw:kappa=0,lr=0.05,steps=50",
+    "cw:kappa=3,lr=0.05,steps=50",
+    "fgsm:eps=51/255",
+    "fgsm:eps=26/255",
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images (n, c, h, w) uint8 with labels (n,) where known; what they are; attack strengths that suit them."""
+
+    name: str
+    images: Tensor
+    labels: Tensor | None
+    attacks: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """The 1,797 images (n, 1, 8, 8) uint8 of hand-written digits inside scikit-learn, shuffled, and their labels."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    images = (found.images[order] * 255 / 16).round().astype(np.uint8)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(found.target[order])
+
+
+def unseen_digits() -> Data:
+    """The digits that neither the shipped classifier nor its detector has seen."""
+    images, labels = digits()
+    return Data("digits (scikit-learn)", images[FITTED:], labels[FITTED:], DIGIT_ATTACKS)
+
+
+def cifar10(root: Path | None = None) -> Data:
+    """CIFAR-10's 10,000 test images through torchvision: from its folder, or downloaded with its progress bar.
+
+    Raises:
+        DataError: not there, and the network is not either.
+    """
+    from torchvision.datasets import CIFAR10
+
+    folder = root or Path(os.environ.get("ADVCONN_DATA", Path.home() / ".cache" / "advconn" / "data"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = CIFAR10(str(folder), train=False, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"CIFAR-10 is not in {folder} and could not be downloaded: {error}") from error
+    return Data(
+        "CIFAR-10 (test images)", torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+    )

@@ -1,0 +1,44 @@
+"""Figures of one detector against one attack: AUROC and catch rate with bootstrap intervals, false alarms."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.stats import bootstrap, rankdata
+
+
+def auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
+    """Chance that an attacked image (m,) scores above a clean one (n,), ties counted half; nan without either."""
+    n, m = len(clean), len(attacked)
+    if not n or not m:
+        return float("nan")
+    ranks = rankdata(np.concatenate([clean, attacked]))
+    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
+
+
+def interval(clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the AUROC, clean and attacked images drawn apart; nan under two of each."""
+    if min(len(clean), len(attacked)) < 2:
+        return float("nan"), float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a statistic that does not vary: the interval is then a point
+        found = bootstrap(
+            (clean, attacked), auroc, n_resamples=draws, vectorized=False, method="percentile", rng=seed
+        ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def share(hits: np.ndarray) -> float:
+    """Share of true values; nan of none."""
+    return float(np.mean(hits)) if len(hits) else float("nan")
+
+
+def share_interval(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of a share; nan of none."""
+    from scipy.stats import binomtest
+
+    if not len(hits):
+        return float("nan"), float("nan")
+    found = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(level)
+    return float(found.low), float(found.high)

@@ -1,0 +1,331 @@
+"""The honest comparison: one split by image, one frozen threshold a detector, only successful attacks, cost beside it.
+
+Everything dear is two functions, `attack_images` and `measure_images`, each a pure function of its inputs: they are kept
+by joblib.Memory under the images' bytes, the weights' fingerprint and the settings, and spread over jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Attack, round_to_bytes
+from advconn.calibration import Calibration, enough
+from advconn.classifier import Classifier, counting
+from advconn.detector import Detector, Progress, log_odds, silent
+from advconn.errors import FitError
+from advconn.evaluation.baselines import Baseline
+from advconn.evaluation.metrics import auroc, interval, share, share_interval
+
+CHUNK = 64
+SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of the images in each use; no row is in two."""
+
+    train: Tensor
+    calibrate: Tensor
+    test: Tensor
+
+
+def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
+    """Parts of `count` images; with a limit, at most twice as many of each (calibrate: enough for the rate).
+
+    Raises:
+        FitError: too few images.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
+    parts = order[:first], order[first:second], order[second:]
+    if limit is not None:
+        parts = tuple(part[: 2 * limit] for part in parts)  # type: ignore[assignment]
+    enough(len(parts[1]), fpr)
+    if len(parts[2]) < 10:
+        raise FitError(f"{count} images leave {len(parts[2])} to test on: give 100 or more")
+    return Parts(*parts)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Copies (n, c, h, w) by an attack that succeeded, their rows (n,), how many were tried; sizes of those changes."""
+
+    images: Tensor
+    rows: np.ndarray
+    tried: int
+    l2: float
+    linf: float
+    confidence: float
+
+    @property
+    def success(self) -> float:
+        """Share of the images tried whose prediction changed."""
+        return len(self.rows) / self.tried if self.tried else float("nan")
+
+
+def attack_images(
+    images: np.ndarray, labels: np.ndarray, spec: str, seed: int, fingerprint: str, classifier: Classifier
+) -> np.ndarray:
+    """Attacked copies in [0, 1] of uint8 images with labels, every second one on the grid of bytes."""
+    clean = classifier.check(torch.from_numpy(images))
+    out = Attack.parse(spec).run(classifier, clean, torch.from_numpy(labels).to(classifier.device), seed=seed)
+    out[1::2] = round_to_bytes(out[1::2])
+    return np.asarray(out.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A detector's columns (n, d) of n images, and what they cost in all."""
+
+    values: np.ndarray
+    forwards: int = 0
+    gradients: int = 0
+    seconds: float = 0.0
+
+
+def measure_images(images: np.ndarray, key: str, baseline: Baseline) -> Columns:
+    """A detector's columns of images (uint8, or floats in [0, 1])."""
+    checked = baseline.classifier.check(torch.from_numpy(images))
+    started = time.perf_counter()
+    with counting() as cost:
+        values = baseline.measure(checked)
+    return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
+
+
+class Advconn(Baseline):
+    """advconn behind the baselines' interface: its features, and a head fitted on the benchmark's own images."""
+
+    name, source = "advconn", "this package, head fitted on the same images as the baselines"
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.classifier = detector, detector.connectivity.classifier
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """The features."""
+        return self.detector.connectivity.transform(images)
+
+    def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Baseline:
+        """Fit a clone of the detector's head."""
+        from sklearn.base import clone
+
+        self.head = clone(self.detector.head_).fit(columns, kinds)
+        return self
+
+    def score(self, columns: np.ndarray) -> np.ndarray:
+        """Log-odds of any attack."""
+        return log_odds(self.head, columns)
+
+
+class Shipped(Advconn):
+    """The detector as it is: nothing is fitted here, and its own frozen threshold holds."""
+
+    name, source = "advconn (as given)", "this package, the detector given, at its own threshold"
+
+    def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Baseline:
+        """Nothing."""
+        self.head = self.detector.head_
+        return self
+
+
+@dataclass
+class Runner:
+    """Spreads pure functions over jobs, keeps what they give, and tells how far it is.
+
+    jobs: processes; backend: joblib's ('loky', or a registered one such as 'ray' and 'dask'); folder: where results are
+    kept (None: nowhere).
+    """
+
+    jobs: int = 1
+    backend: str = "loky"
+    folder: str | None = None
+    progress: Progress = silent
+    _memory: Any = field(default=None, init=False)
+
+    def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
+        """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
+        from joblib import Memory, Parallel, delayed
+
+        kept = Memory(self.folder, verbose=0).cache(work, ignore=[ignored]) if self.folder else work
+        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else 0
+        out: list[Any] = []
+        if self.jobs == 1:
+            found: Iterable[Any] = (kept(*call) for call in calls)
+        else:
+            pool = Parallel(n_jobs=self.jobs, backend=self.backend, return_as="generator")
+            found = pool(delayed(_threaded)(threads, kept, call) for call in calls)
+        for result in found:
+            out.append(result)
+            self.progress(stage, len(out), len(calls))
+        return out
+
+
+def _threaded(threads: int, work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(threads)
+    return work(*call)
+
+
+class Bench:
+    """Images in their parts, attacks on them, and every detector measured on the same ones."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        runner: Runner,
+        limit: int | None = None,
+        fpr: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        self.classifier, self.images, self.runner, self.fpr, self.seed = classifier, images, runner, fpr, seed
+        self.limit = limit
+        self.parts = split(len(images), limit, fpr, seed)
+        checked = torch.cat([classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)])
+        self.predicted = checked
+        self.labels = checked if labels is None else labels
+
+    def part(self, name: str) -> Tensor:
+        """Images of a part, uint8."""
+        return self.images[getattr(self.parts, name)]
+
+    def right(self, name: str) -> np.ndarray:
+        """Which images of a part the classifier gets right."""
+        rows = getattr(self.parts, name)
+        return np.asarray((self.predicted[rows] == self.labels[rows]).numpy())
+
+    def attack(self, name: str, specs: Sequence[str], limit: int | None) -> dict[str, Hits]:
+        """Successful copies of at most `limit` images of a part that are classified right, by each attack."""
+        rows = getattr(self.parts, name)
+        rows = rows[torch.from_numpy(self.right(name))]
+        chosen: dict[str, Tensor] = {}
+        calls: list[tuple[Any, ...]] = []
+        for spec in specs:
+            chosen[spec] = rows
+            if limit is not None and limit < len(rows):
+                turn = int(hashlib.sha256(spec.encode()).hexdigest()[:6], 16) if name == "train" else self.seed
+                chosen[spec] = rows[torch.from_numpy(np.random.default_rng(turn).permutation(len(rows))[:limit])]
+            for i, chunk in enumerate(chosen[spec].split(CHUNK)):
+                images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
+                calls.append((images, labels, spec, self.seed + i, self.classifier.fingerprint, self.classifier))
+        made = self.runner.map(f"attack {name}", attack_images, calls, "classifier")
+        out: dict[str, Hits] = {}
+        for spec in specs:
+            count = len(chosen[spec].split(CHUNK))
+            out[spec] = self._hits(torch.from_numpy(np.concatenate(made[:count])), chosen[spec])
+            made = made[count:]
+        return out
+
+    def _hits(self, made: Tensor, rows: Tensor) -> Hits:
+        shares = torch.cat(
+            [self.classifier.logits(self.classifier.check(x)).softmax(1).cpu() for x in made.split(256)]
+        )
+        hit = shares.argmax(1) != self.labels[rows]
+        change = (made[hit] - self.images[rows[hit]].float() / 255).flatten(1)
+        sizes = (change.norm(dim=1).mean(), change.abs().amax(1).mean() if len(change) else torch.tensor(torch.nan))
+        l2, linf, sure = (float(v) for v in (*sizes, shares[hit].amax(1).mean()))
+        return Hits(made[hit], rows[hit].numpy(), len(rows), l2, linf, sure)
+
+    def measure(self, baselines: Sequence[Baseline], sets: Mapping[str, Tensor]) -> dict[tuple[str, str], Columns]:
+        """Columns of every detector on every set of images."""
+        calls, where = [], []
+        for baseline in baselines:
+            key = _key(baseline)
+            for name, images in sets.items():
+                for chunk in images.split(CHUNK):
+                    if len(chunk):
+                        calls.append((chunk.numpy(), key, baseline))
+                        where.append((baseline.name, name))
+        found: dict[tuple[str, str], list[Columns]] = {}
+        for place, columns in zip(where, self.runner.map("measure", measure_images, calls, "baseline"), strict=True):
+            found.setdefault(place, []).append(columns)
+        return {
+            place: Columns(
+                np.concatenate([c.values for c in parts]),
+                sum(c.forwards for c in parts),
+                sum(c.gradients for c in parts),
+                sum(c.seconds for c in parts),
+            )
+            for place, parts in found.items()
+        }
+
+
+def _key(baseline: Baseline) -> str:
+    """What a detector's columns depend on besides the images."""
+    digest = hashlib.sha256(f"{baseline.name} {baseline.classifier.fingerprint}".encode())
+    if isinstance(baseline, Advconn):
+        walk = baseline.detector.connectivity
+        settings = {
+            k: v for k, v in walk.get_params(deep=False).items() if k not in {"classifier", "references", "batch_size"}
+        }
+        digest.update(str(sorted(settings.items())).encode())
+        if walk.references is not None:
+            digest.update(walk.references.images.cpu().numpy().tobytes())
+    else:
+        digest.update(baseline.clean.numpy().tobytes())
+        digest.update((baseline.second.fingerprint if baseline.second is not None else "").encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A fitted detector with its threshold: it cannot change any more."""
+
+    baseline: Baseline
+    calibration: Calibration
+
+    def score(self, columns: np.ndarray) -> np.ndarray:
+        """Scores (n,)."""
+        return self.baseline.score(columns)
+
+    def flags(self, columns: np.ndarray) -> np.ndarray:
+        """Which are above the threshold."""
+        return self.score(columns) > self.calibration.threshold
+
+
+def freeze(
+    baseline: Baseline, clean: np.ndarray, attacked: Sequence[np.ndarray], calibrate: np.ndarray, fpr: float
+) -> Frozen:
+    """Fit on the training part and set the threshold on the calibration part (a detector as given keeps its own)."""
+    tables = [clean, *(a for a in attacked if len(a))]
+    kinds = np.repeat(np.arange(len(tables)), [len(t) for t in tables])
+    baseline.fit(np.concatenate(tables), kinds)
+    if isinstance(baseline, Shipped):
+        return Frozen(baseline, baseline.detector.calibration_)
+    return Frozen(baseline, Calibration(baseline.score(calibrate), fpr))
+
+
+def row(frozen: Frozen, attack: str, hits: Hits, clean: Columns, attacked: Columns | None, seed: int) -> dict[str, Any]:
+    """One line of the results: a detector against an attack."""
+    before = frozen.score(clean.values)
+    after = frozen.score(attacked.values) if attacked is not None else before[:0]
+    low, high = interval(before, after, seed=seed)
+    caught = after > frozen.calibration.threshold
+    tpr_low, tpr_high = share_interval(caught)
+    n = len(before)
+    return {
+        "detector": frozen.baseline.name,
+        "attack": attack,
+        "auroc": auroc(before, after),
+        "auroc_low": low,
+        "auroc_high": high,
+        "tpr": share(caught),
+        "tpr_low": tpr_low,
+        "tpr_high": tpr_high,
+        "fpr": share(before > frozen.calibration.threshold),
+        "success": hits.success,
+        "n_clean": n,
+        "n_attacked": len(after),
+        "forwards": clean.forwards / n,
+        "gradients": clean.gradients / n,
+        "milliseconds": 1000 * clean.seconds / n,
+    }
