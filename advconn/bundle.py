@@ -35,10 +35,10 @@ _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "leve
 TRUSTED = ("sklearn.neural_network._stochastic_optimizers.AdamOptimizer",)
 
 
-def default() -> Path:
-    """The folder of the detector that advconn ships."""
+def default(name: str = "cifar10") -> Path:
+    """The folder of a detector that advconn ships: 'cifar10' or 'digits'."""
     installed = Path(__file__).parent / "_models"
-    return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / "cifar10"
+    return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
 
 
 def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:

@@ -65,3 +65,36 @@ def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float) ->
             style=style,
         )
     return table
+
+
+def benchmark_tables(report: Any) -> list[Table]:
+    """A benchmark in the terminal: the attacks, AUROC and catch rate by detector, and the adaptive attack's rows."""
+    attacks = [a["attack"] for a in report.attacks]
+    sizes = Table("attack", "succeeded", "mean L2", "mean Linf x 255", "confidence", title="attacks")
+    for a in report.attacks:
+        sizes.add_row(
+            a["attack"],
+            f"{a['succeeded']} of {a['tried']}",
+            f"{a['l2']:.3f}",
+            f"{a['linf'] * 255:.1f}",
+            f"{a['confidence']:.3f}",
+        )
+    main = Table("detector", *attacks, "false alarms", "forwards", "ms", title="AUROC / caught at the frozen threshold")
+    at = {(r["detector"], r["attack"]): r for r in report.rows}
+    for name in dict.fromkeys(r["detector"] for r in report.rows):
+        found = [at[name, a] for a in attacks]
+        cells = [f"{r['auroc']:.3f} / {r['tpr']:.2f}" for r in found]
+        first = found[0]
+        style = "bold" if name.startswith("advconn") else ""
+        cost = f"{first['forwards'] + 3 * first['gradients']:.0f}"
+        main.add_row(name, *cells, f"{first['fpr']:.3f}", cost, f"{first['milliseconds']:.1f}", style=style)
+    out = [sizes, main]
+    known = [r for r in report.rows if "sr5" in r]
+    if known:
+        aware = Table(
+            "detector", "attack", "misclassified", "SR@5", "SR@50", title="the attack that knows the detector"
+        )
+        for r in known:
+            aware.add_row(r["detector"], r["attack"], f"{r['success']:.2f}", f"{r['sr5']:.2f}", f"{r['sr50']:.2f}")
+        out.append(aware)
+    return out

@@ -2,7 +2,7 @@
 
     python benchmarks/fit_digits.py --out models/digits
 
-The first 600 of the shuffled digits train the classifier, the next 400 fit and calibrate the detector; the other 797 are
+The first 600 of the shuffled digits train the classifier, the next 400 fit and calibrate the detector; the others are
 left to benchmarks. Attack strengths suit images of 8 x 8 pixels.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from advconn.cli.attack import attack
+from advconn.cli.benchmark import benchmark
 from advconn.cli.common import complain
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
@@ -44,5 +45,5 @@ def main() -> None:
     """
 
 
-for command in (score, fit, attack):
+for command in (score, fit, attack, benchmark):
     main.add_command(command)

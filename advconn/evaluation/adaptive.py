@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, Progress, default_head, silent
 from advconn.errors import AttackError
+from advconn.evaluation.baselines import linear_odds
 from advconn.features import table
 
 WAYS = ("lagrangian", "selective", "orthogonal")
@@ -49,38 +49,16 @@ def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Sco
         AttackError: another head, and no columns to imitate it on.
     """
     walk = detector.connectivity
-    scaled = _linear(detector.head_)
-    if scaled is None:
+    odds = linear_odds(detector.head_, walk.classifier.device)
+    if odds is None:
         if columns is None:
             raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
         flagged = detector.score_columns(columns) > detector.calibration_.threshold
-        scaled = _linear(default_head().fit(columns, flagged.astype(int)))
-    if scaled is None:
+        odds = linear_odds(default_head().fit(columns, flagged.astype(int)), walk.classifier.device)
+    follow = odds
+    if follow is None:
         raise AttackError("the default head is not linear")
-    middle, spread, weight, bias = (torch.from_numpy(v).float().to(walk.classifier.device) for v in scaled)
-
-    def score(images: Tensor) -> Tensor:
-        features = (table(walk.trace(images))[0] - middle) / spread
-        odds = features @ weight.T + bias
-        if odds.shape[1] == 1:
-            return odds[:, 0]
-        return odds[:, 1:].logsumexp(1) - odds[:, 0]
-
-    return score
-
-
-def _linear(head: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean, scale, weights (k, d) and intercepts (k,) of a StandardScaler and a LogisticRegression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if not isinstance(head, Pipeline) or len(head) != 2:
-        return None
-    scaler, model = head[0], head[1]
-    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
-        return None
-    return scaler.mean_, scaler.scale_, model.coef_, model.intercept_
+    return lambda images: follow(table(walk.trace(images))[0])
 
 
 def evade(

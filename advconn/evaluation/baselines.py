@@ -19,7 +19,7 @@ from advconn import modes
 from advconn.classifier import Classifier, margin
 from advconn.connectivity import Connectivity
 from advconn.detector import default_head, log_odds
-from advconn.errors import DataError
+from advconn.errors import AttackError, DataError
 from advconn.features import Trace, table
 from advconn.modes import Copy, References
 
@@ -39,6 +39,9 @@ class Baseline:
 
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         self.classifier, self.clean, self.second = classifier, clean, second
+
+    def prepare(self) -> None:
+        """What is computed once, before images are measured in parallel. Raises ImportError where a package lacks."""
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Columns (n, d) of checked images (n, c, h, w)."""
@@ -120,9 +123,13 @@ class Squeezing(Baseline):
     squeezers: ClassVar[tuple[Copy, ...]] = (modes.bits(5), modes.median3, modes.mean3)
 
     def measure(self, images: Tensor) -> np.ndarray:
-        """The distance."""
+        """The largest distance, or the mean one."""
+        return _numpy(self.distances(images))
+
+    def distances(self, images: Tensor) -> Tensor:
+        """The same (n, 1), differentiable where images are."""
         before, copies = self._shares(images, self.squeezers)
-        return _numpy((copies - before[:, None]).abs().sum(2).amax(1, keepdim=True))
+        return (copies - before[:, None]).abs().sum(2).amax(1, keepdim=True)
 
     def _shares(self, images: Tensor, made: tuple[Copy, ...]) -> tuple[Tensor, Tensor]:
         """Softmax of the images (n, k) and of their copies (n, m, k)."""
@@ -141,10 +148,10 @@ class FlipShift(Squeezing):
         *(modes.shift(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx),
     )
 
-    def measure(self, images: Tensor) -> np.ndarray:
-        """The mean distance."""
+    def distances(self, images: Tensor) -> Tensor:
+        """The mean distance (n, 1)."""
         before, copies = self._shares(images, self.squeezers)
-        return _numpy((copies - before[:, None]).abs().sum(2).mean(1, keepdim=True))
+        return (copies - before[:, None]).abs().sum(2).mean(1, keepdim=True)
 
 
 class NoisyOdds(Baseline):
@@ -196,7 +203,7 @@ class Mixup(Baseline):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Mean fall of the log-odds of the prediction over the mixes."""
-        anchors, labels = self._anchors()
+        anchors, labels = self._kept
         logits = self.classifier.logits(images)
         label = logits.argmax(1)
         order = (labels[None] == label[:, None]).float().argsort(dim=1, stable=True)[:, : self.mixes]
@@ -204,17 +211,15 @@ class Mixup(Baseline):
         after = self.classifier.logits(mixed.flatten(0, 1)).view(len(images), order.shape[1], -1)
         return _numpy((margin(after, label[:, None]).mean(1) - margin(logits, label))[:, None])
 
-    def _anchors(self) -> tuple[Tensor, Tensor]:
+    def prepare(self) -> None:
         """Clean images that take turns among the classes they are predicted as."""
-        if not hasattr(self, "_kept"):
-            images = self.classifier.check(self.clean[:500])
-            labels = self.classifier.logits(images).argmax(1)
-            turn = torch.zeros_like(labels)
-            for c in labels.unique():
-                turn[labels == c] = torch.arange(int((labels == c).sum()), device=labels.device)
-            order = turn.argsort(stable=True)[: 4 * self.mixes]
-            self._kept = images[order], labels[order]
-        return self._kept
+        images = self.classifier.check(self.clean[:500])
+        labels = self.classifier.logits(images).argmax(1)
+        turn = torch.zeros_like(labels)
+        for c in labels.unique():
+            turn[labels == c] = torch.arange(int((labels == c).sum()), device=labels.device)
+        order = turn.argsort(stable=True)[: 4 * self.mixes]
+        self._kept = images[order], labels[order]
 
 
 class Layers:
@@ -271,9 +276,11 @@ class OnFeatures(Baseline):
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         super().__init__(classifier, clean, second)
         self._features = Layers(classifier, self.layers)
-        images = classifier.check(clean)
+
+    def prepare(self) -> None:
+        """The activations of the clean images."""
+        images = self.classifier.check(self.clean)
         self.known = self._features(images)
-        self.known_labels = classifier.logits(images).argmax(1)
 
 
 class Mahalanobis(OnFeatures):
@@ -281,14 +288,17 @@ class Mahalanobis(OnFeatures):
 
     name, source = "mahalanobis", "Lee et al., NeurIPS 2018 (pytorch-ood)"
 
-    def measure(self, images: Tensor) -> np.ndarray:
-        """pytorch-ood's score on the last hidden layer."""
-        if not hasattr(self, "_found"):
-            from pytorch_ood.detector import Mahalanobis as Found
+    def prepare(self) -> None:
+        """Fit pytorch-ood's detector on the last hidden layer."""
+        from pytorch_ood.detector import Mahalanobis as Found
 
-            _, labels = self.known_labels.unique(return_inverse=True)  # a class that is never predicted has no mean
-            self._found = Found(None)
-            self._found.fit_features(self.known[-1], labels)
+        super().prepare()
+        labels = self.classifier.logits(self.classifier.check(self.clean)).argmax(1)
+        self._found = Found(None)  # a class that is never predicted has no mean: the others are numbered anew
+        self._found.fit_features(self.known[-1], labels.unique(return_inverse=True)[1])
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """pytorch-ood's score."""
         return _numpy(self._found.predict_features(self._features(images)[-1])[:, None])
 
 
@@ -337,17 +347,20 @@ class LayerRegression(OnFeatures):
     name, source = "layer-regression", "Mumcu & Yilmaz 2024 (MLP on pooled activations)"
     layers = 3
 
+    def prepare(self) -> None:
+        """Fit the network."""
+        from sklearn.neural_network import MLPRegressor
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        super().prepare()
+        self._model = make_pipeline(
+            StandardScaler(),
+            MLPRegressor(hidden_layer_sizes=(128,), alpha=0.1, max_iter=200, early_stopping=True, random_state=0),
+        ).fit(*self._both(self.known))
+
     def measure(self, images: Tensor) -> np.ndarray:
         """Mean squared error of the prediction."""
-        if not hasattr(self, "_model"):
-            from sklearn.neural_network import MLPRegressor
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import StandardScaler
-
-            inner, last = self._both(self.known)
-            self._model = make_pipeline(
-                StandardScaler(), MLPRegressor((128,), alpha=0.1, max_iter=200, early_stopping=True, random_state=0)
-            ).fit(inner, last)
         inner, last = self._both(self._features(images))
         return np.asarray(((self._model.predict(inner) - last) ** 2).mean(1, keepdims=True))
 
@@ -373,14 +386,16 @@ class PaperBarrier(Baseline):
     """Mean height of the cross-entropy barrier on straight paths to references of the predicted class."""
 
     name, source = "paper-barrier", "Vrabel et al., ICLR 2025"
-    references: References | None = None
+    references: References
+
+    def prepare(self) -> None:
+        """Choose three references of every class among the clean images."""
+        self.references = modes.choose(self.classifier, self.classifier.check(self.clean), None, 3)
+        if self.references.missing:
+            raise DataError("paper-barrier: a class has no reference among the training images")
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The mean barrier over three references, nine samples each."""
-        if self.references is None:
-            self.references = modes.choose(self.classifier, self.classifier.check(self.clean), None, 3)
-        if self.references.missing:
-            raise DataError("paper-barrier: a class has no reference among the training images")
         walk = Connectivity(self.classifier, self.references, families=("own",), samples=9)
         names = list(walk.get_feature_names_out())
         return np.asarray(walk.transform(images)[:, [names.index("own.barrier.mean")]])
@@ -399,6 +414,46 @@ BASELINES: Mapping[str, Callable[..., Baseline]] = {
 }  # fmt: skip
 
 
-def unneeded(second: Any) -> set[str]:
-    """Baselines that cannot run with what is given."""
-    return set() if second is not None else {SecondModel.name}
+def smooth_score(baseline: Baseline) -> Callable[[Tensor], Tensor]:
+    """A baseline's score as a differentiable function of images: of those that read the logits or squeezed copies.
+
+    Raises:
+        AttackError: it has no gradient.
+    """
+    classifier = baseline.classifier
+    if isinstance(baseline, MaxSoftmax):
+        return lambda images: _own_margin(classifier.logits(images))
+    if isinstance(baseline, Energy):
+        return lambda images: (classifier.logits(images).logsumexp(1) - baseline.middle).abs()
+    if isinstance(baseline, LogitsOnly):
+        odds = linear_odds(baseline.head, classifier.device)
+        if odds is not None:
+            return lambda images: odds(logits_columns(classifier.logits(images)))
+    if isinstance(baseline, Squeezing):
+        return lambda images: baseline.distances(images)[:, 0]
+    raise AttackError(f"{baseline.name} has no gradient to follow")
+
+
+def _own_margin(logits: Tensor) -> Tensor:
+    return margin(logits, logits.argmax(1))
+
+
+def linear_odds(head: Any, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """The log-odds of any attack as a function of columns (n, d), of a StandardScaler and a LogisticRegression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not isinstance(head, Pipeline) or len(head) != 2:
+        return None
+    scaler, model = head[0], head[1]
+    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
+        return None
+    values = (scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
+    middle, spread, weight, bias = (torch.from_numpy(v).float().to(device) for v in values)
+
+    def odds(columns: Tensor) -> Tensor:
+        found = (columns - middle) / spread @ weight.T + bias
+        return found[:, 0] if found.shape[1] == 1 else found[:, 1:].logsumexp(1) - found[:, 0]
+
+    return odds

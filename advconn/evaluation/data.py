@@ -84,6 +84,4 @@ def cifar10(root: Path | None = None) -> Data:
         found = CIFAR10(str(folder), train=False, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"CIFAR-10 is not in {folder} and could not be downloaded: {error}") from error
-    return Data(
-        "CIFAR-10 (test images)", torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
-    )
+    return Data("CIFAR-10 (test images)", torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets))

@@ -1,7 +1,7 @@
 """The honest comparison: one split by image, one frozen threshold a detector, only successful attacks, cost beside it.
 
-Everything dear is two functions, `attack_images` and `measure_images`, each a pure function of its inputs: they are kept
-by joblib.Memory under the images' bytes, the weights' fingerprint and the settings, and spread over jobs.
+Everything dear is two functions, `attack_images` and `measure_images`, each a pure function of its inputs: what they
+give is kept by joblib.Memory under the images' bytes, the weights' fingerprint and the settings.
 """
 
 from __future__ import annotations
@@ -226,9 +226,7 @@ class Bench:
         return out
 
     def _hits(self, made: Tensor, rows: Tensor) -> Hits:
-        shares = torch.cat(
-            [self.classifier.logits(self.classifier.check(x)).softmax(1).cpu() for x in made.split(256)]
-        )
+        shares = torch.cat([self.classifier.logits(self.classifier.check(x)).softmax(1).cpu() for x in made.split(256)])
         hit = shares.argmax(1) != self.labels[rows]
         change = (made[hit] - self.images[rows[hit]].float() / 255).flatten(1)
         sizes = (change.norm(dim=1).mean(), change.abs().amax(1).mean() if len(change) else torch.tensor(torch.nan))

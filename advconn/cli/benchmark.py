@@ -1,0 +1,237 @@
+"""advconn benchmark: how well, against which baselines, at which cost, and what an attacker who knows leaves of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from advconn.cli.common import (
+    PATH,
+    SPEC,
+    classifier_of,
+    detector_of,
+    detector_option,
+    device_option,
+    model_option,
+    note,
+    progress_bar,
+    read,
+    seed_option,
+    vacant,
+    weights_option,
+)
+from advconn.errors import DataError
+
+if TYPE_CHECKING:
+    from advconn.detector import Detector, Progress
+    from advconn.evaluation.data import Data
+    from advconn.evaluation.run import Report
+
+EVERY = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=50",
+    "pgd-l2",
+    "fgsm",
+    "bim",
+    "cw",
+    "deepfool",
+    "autoattack",
+    "square",
+    "jitter",
+    "pgd-stop",
+)
+
+
+@click.command()
+@click.option(
+    "--attack", "attacks", multiple=True, metavar="NAME[:key=value,...]", help="Repeat for more; all if none."
+)
+@detector_option
+@model_option
+@weights_option
+@click.option("--data", type=PATH, metavar="PATH", help="Clean images; else CIFAR-10's test images, or digits.")
+@click.option("--baseline", "baselines", multiple=True, metavar="NAME", help="Repeat for more; all if none.")
+@click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
+@click.option("--second-weights", type=PATH, help="Its state dict.")
+@click.option("--limit", type=click.IntRange(min=10), help="Attack at most so many test images by each.")
+@click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
+@click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
+@click.option("--leave-one-out", is_flag=True, help="Also train without each attack in turn.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; one for every two cores unless told.")
+@click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
+@click.option("--cache", type=PATH, help="Where finished work is kept; ~/.cache/advconn unless told.")
+@click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv and report.html.")
+@click.option("--list-attacks", is_flag=True, help="Show attacks and their parameters, and exit.")
+@seed_option
+@device_option
+def benchmark(
+    attacks: tuple[str, ...],
+    detector: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: Path | None,
+    baselines: tuple[str, ...],
+    second: str | None,
+    second_weights: Path | None,
+    limit: int | None,
+    fpr: float,
+    adaptive: bool,
+    leave_one_out: bool,
+    jobs: int | None,
+    backend: str,
+    cache: Path | None,
+    out: Path | None,
+    list_attacks: bool,
+    seed: int,
+    device: str,
+) -> None:
+    """Compare a detector with baselines: one split by image, one frozen threshold each, only successful attacks.
+
+    Without --detector and --model the shipped one is measured; without --data on CIFAR-10's test images, or where they
+    cannot be had, on the digits inside scikit-learn.
+
+    \b
+    Example:
+      advconn benchmark --attack pgd --limit 200
+      advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
+    """
+    from advconn import models
+    from advconn.attacks import MIXTURE
+    from advconn.evaluation import run as runs
+    from advconn.evaluation.baselines import BASELINES
+    from advconn.evaluation.data import DIGIT_MIXTURE
+    from advconn.evaluation.protocol import Runner
+
+    if list_attacks:
+        _list()
+        return
+    if out is not None:
+        vacant(out)
+    unknown = sorted(set(baselines) - set(BASELINES))
+    if unknown:
+        raise DataError(f"no baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}")
+    with progress_bar() as progress:
+        found, images = _subject(detector, model, weights, data, device, fpr, seed, progress)
+        settings = runs.Settings(
+            attacks=_named(attacks or EVERY, images),
+            baselines=baselines or tuple(BASELINES),
+            mixture=DIGIT_MIXTURE if images.attacks else MIXTURE,
+            limit=limit,
+            fpr=fpr,
+            seed=seed,
+            adaptive=adaptive,
+            leave_one_out=leave_one_out,
+        )
+        other = None
+        if second is not None:
+            size = found.connectivity.classifier.preprocessing.size
+            other = models.load(second, second_weights, size=size)
+        folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
+        runner = Runner(jobs or 1, _backend(backend), str(folder), progress)
+        report = runs.run(images, found, settings, runner, second=other, note=note)
+    if out is not None:
+        runs.save(report, out)
+    _show(report)
+    if out is not None:
+        click.echo(f"{out}: results.json, results.csv, report.html")
+
+
+def _subject(
+    folder: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: Path | None,
+    device: str,
+    fpr: float,
+    seed: int,
+    progress: Progress,
+) -> tuple[Detector, Data]:
+    """The detector that is measured, and images that it has not seen."""
+    import numpy as np
+    import torch
+
+    from advconn import bundle
+    from advconn.evaluation.data import Data, cifar10, unseen_digits
+    from advconn.fitting import fit
+    from advconn.images import Collection
+
+    if data is None:
+        if model is not None or folder is not None:
+            raise DataError("--data is needed with --detector or --model: images that the classifier takes")
+        try:
+            images = cifar10()
+            note("no --data given: CIFAR-10's test images, and the shipped CIFAR-10 detector")
+            return detector_of(None, None, None, device), images
+        except DataError as error:
+            note(f"{error}; the digits inside scikit-learn, and the shipped digits detector, stand in")
+        return detector_of(bundle.default("digits"), None, None, device), unseen_digits()
+    collection = Collection(data)
+    if model is None or folder is not None:
+        found = detector_of(folder, model, weights, device)
+        pixels, labels = read(collection, found.connectivity.classifier)
+        return found, Data(data.name, pixels, labels)
+    classifier = classifier_of(model, weights, collection, device)
+    pixels, labels = read(collection, classifier)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))
+    apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
+    note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
+    found = fit(
+        classifier, pixels[apart], None if labels is None else labels[apart], fpr=fpr, seed=seed, progress=progress,
+        note=note,
+    )  # fmt: skip
+    return found, Data(data.name, pixels[rest], None if labels is None else labels[rest])
+
+
+def _named(attacks: tuple[str, ...], images: Data) -> tuple[str, ...]:
+    """Full specifications: a bare name stands for strengths that suit the images."""
+    from advconn.attacks import Attack
+
+    out = []
+    for spec in attacks:
+        name = spec.partition(":")[0]
+        bare = spec == name or (spec in EVERY and name in images.attacks)
+        out.append(str(Attack.parse(images.attacks.get(name, spec) if bare else spec)))
+    return tuple(dict.fromkeys(out))
+
+
+def _backend(name: str) -> str:
+    """joblib's backend, registered where it is another package's."""
+    if name == "loky":
+        return name
+    try:
+        if name == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        else:
+            import distributed.joblib  # noqa: F401
+            from distributed import Client
+
+            Client()
+    except ImportError:
+        raise DataError(f"--backend {name} needs its package: pip install 'advconn[{name}]'") from None
+    return name
+
+
+def _list() -> None:
+    from advconn.attacks import KINDS
+
+    for name, kind in KINDS.items():
+        settings = ", ".join(f"{k}={v:.4g}" for k, v in kind.defaults.items())
+        click.echo(f"{name:<12} {settings:<44} {kind.source}")
+
+
+def _show(report: Report) -> None:
+    """The tables in the terminal."""
+    import sys
+
+    from rich.console import Console
+
+    from advconn.report import benchmark_tables
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in benchmark_tables(report):
+        console.print(table)

@@ -1,0 +1,360 @@
+"""One benchmark from its settings to a report: what `advconn benchmark` does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn import modes
+from advconn.attacks import MIXTURE
+from advconn.classifier import Classifier
+from advconn.detector import Detector
+from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade
+from advconn.evaluation.baselines import BASELINES, Baseline, smooth_score
+from advconn.evaluation.data import Data
+from advconn.evaluation.metrics import share, share_interval
+from advconn.evaluation.protocol import Advconn, Bench, Columns, Frozen, Hits, Runner, Shipped, freeze, row
+from advconn.files import writing
+
+ADAPTIVE_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+FAST = ("max-softmax", "energy", "logits-only")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark is to do; the words are the command line's.
+
+    attacks: specifications tested on. mixture: those trained on. limit: images attacked by each (and twice as many
+    clean ones in every part). per_attack: training images attacked by each of the mixture. adaptive: also the attack
+    that knows the detector, on `adaptive_limit` images at each of `adaptive_eps` (Linf).
+    """
+
+    attacks: tuple[str, ...]
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    mixture: tuple[str, ...] = MIXTURE
+    limit: int | None = None
+    fpr: float = 0.05
+    seed: int = 0
+    leave_one_out: bool = False
+    adaptive: bool = False
+    adaptive_limit: int = 32
+    adaptive_eps: tuple[float, ...] = ADAPTIVE_EPS
+    adaptive_steps: int = 50
+    adaptive_restarts: int = 2
+
+    @property
+    def per_attack(self) -> int:
+        """So that attacked training images are about as many as clean ones."""
+        return 400 if self.limit is None else max(10, 2 * self.limit // len(self.mixture))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured; every list holds records of plain values.
+
+    rows: detector x attack. alarms: false alarms by kind of clean image. attacks: success and size of each attack.
+    left: trained without x tested on. scores: for each detector, its scores less its threshold, of clean images and of
+    every attack's. examples: indices for the page.
+    """
+
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    alarms: list[dict[str, Any]]
+    attacks: list[dict[str, Any]]
+    left: list[dict[str, Any]]
+    controls: list[dict[str, Any]]
+    scores: dict[str, dict[str, np.ndarray]]
+    shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def corrupted(images: Tensor, l2: float, seed: int) -> dict[str, Tensor]:
+    """Clean images (n, c, h, w) uint8 spoilt without an attacker: noise of an attack's L2 size, JPEG, blur, light."""
+    from torchvision.transforms.v2.functional import jpeg
+
+    floats = images.float() / 255
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    noise *= l2 / noise.flatten(1).norm(dim=1)[:, None, None, None]
+    kinds = {
+        f"noise of L2 {l2:.2f}": floats + noise,
+        "JPEG, quality 75": torch.stack([jpeg(image, 75) for image in images]).float() / 255,
+        "blur, 0.7 pixels": modes.blur(0.7)(floats),
+        "brighter by 15 %": floats * 1.15,
+    }
+    return {name: (255 * x.clamp(0, 1)).round().byte() for name, x in kinds.items()}
+
+
+def run(
+    data: Data,
+    detector: Detector,
+    settings: Settings,
+    runner: Runner,
+    *,
+    second: Classifier | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Attack, measure, fit, freeze, compare.
+
+    Raises:
+        FitError: too few images.
+    """
+    classifier = detector.connectivity.classifier
+    bench = Bench(
+        classifier, data.images, data.labels, runner=runner, limit=settings.limit, fpr=settings.fpr, seed=settings.seed
+    )
+    taught = bench.attack("train", settings.mixture, settings.per_attack)
+    taught = {spec: hits for spec, hits in taught.items() if len(hits.rows)}
+    aimed = tuple(dict.fromkeys((*settings.attacks, *(settings.mixture if settings.leave_one_out else ()))))
+    tested = bench.attack("test", aimed, settings.limit)
+    for spec in settings.attacks:
+        if tested[spec].success < 0.9:
+            note(f"{spec} succeeded on {len(tested[spec].rows)} of {tested[spec].tried}: only those count")
+    detectors = _detectors(detector, bench, settings, second, note)
+    first = next((tested[s] for s in settings.attacks if len(tested[s].rows)), None)
+    spoilt = corrupted(bench.part("test")[: settings.limit or 500], first.l2 if first else 1.0, settings.seed)
+    sets = {"train": bench.part("train"), "calibrate": bench.part("calibrate"), "test": bench.part("test")}
+    sets |= spoilt
+    sets |= {f"train {spec}": hits.images for spec, hits in taught.items()}
+    sets |= {f"test {spec}": hits.images for spec, hits in tested.items()}
+    found = bench.measure(detectors, sets)
+
+    def frozen(baseline: Baseline, without: str | None = None) -> Frozen:
+        rest = [found[baseline.name, f"train {spec}"].values for spec in taught if name_of(spec) != without]
+        at = baseline.name
+        return freeze(baseline, found[at, "train"].values, rest, found[at, "calibrate"].values, settings.fpr)
+
+    fixed = {baseline.name: frozen(baseline) for baseline in detectors}
+    rows = [
+        row(one, spec, tested[spec], found[name, "test"], found.get((name, f"test {spec}")), settings.seed)
+        for name, one in fixed.items()
+        for spec in settings.attacks
+    ]
+    left = _left(detectors, frozen, found, tested, settings) if settings.leave_one_out else []
+    for baseline in detectors:  # leave-one-out has fitted them on less
+        fixed[baseline.name] = frozen(baseline)
+    alarms = [a for name, one in fixed.items() for a in _alarms(one, found, name, bench.right("test"), list(spoilt))]
+    scores = {name: _scores(one, found, name, settings.attacks) for name, one in fixed.items()}
+    if settings.adaptive:
+        rows += _adaptive(bench, fixed, detector, settings, runner)
+    return Report(
+        _settings(data, detector, bench, settings),
+        rows,
+        alarms,
+        [_sizes(spec, tested[spec]) for spec in settings.attacks],
+        left,
+        [],
+        scores,
+        _shown(bench, fixed, found, tested, settings),
+    )
+
+
+def name_of(spec: str) -> str:
+    """An attack's name without its parameters."""
+    return spec.partition(":")[0]
+
+
+def _detectors(
+    detector: Detector, bench: Bench, settings: Settings, second: Classifier | None, note: Callable[[str], None]
+) -> list[Baseline]:
+    made: list[Baseline] = [Shipped(detector), Advconn(detector)]
+    for name in settings.baselines:
+        if name == "second-model" and second is None:
+            continue
+        try:
+            baseline = BASELINES[name](bench.classifier, bench.part("train"), second)
+            baseline.prepare()
+        except ImportError as error:
+            note(f"{name} is left out: {error.name} is not installed (pip install {error.name})")
+            continue
+        made.append(baseline)
+    return made
+
+
+def _left(
+    detectors: Sequence[Baseline],
+    frozen: Callable[..., Frozen],
+    found: dict[tuple[str, str], Columns],
+    tested: dict[str, Hits],
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """Trained without each attack of the mixture, by name, tested on all of them."""
+    out = []
+    for baseline in detectors:
+        if not isinstance(baseline, Advconn) or isinstance(baseline, Shipped):
+            continue
+        for name in dict.fromkeys(map(name_of, settings.mixture)):
+            one = frozen(baseline, name)
+            for spec, hits in tested.items():
+                columns = found.get((baseline.name, f"test {spec}"))
+                out.append(
+                    {"without": name} | row(one, spec, hits, found[baseline.name, "test"], columns, settings.seed)
+                )
+    return out
+
+
+def _alarms(
+    one: Frozen, found: dict[tuple[str, str], Columns], name: str, right: np.ndarray, spoilt: list[str]
+) -> list[dict[str, Any]]:
+    """Share of clean test images flagged: all, by whether they are classified right, and spoilt ones."""
+    flags = one.flags(found[name, "test"].values)
+    kinds = {"all": flags, "classified right": flags[right], "misclassified": flags[~right]}
+    kinds |= {kind: one.flags(found[name, kind].values) for kind in spoilt}
+    out = []
+    for kind, hits in kinds.items():
+        low, high = share_interval(hits)
+        out.append({"detector": name, "images": kind, "n": len(hits), "fpr": share(hits), "low": low, "high": high})
+    return out
+
+
+def _scores(
+    one: Frozen, found: dict[tuple[str, str], Columns], name: str, attacks: Sequence[str]
+) -> dict[str, np.ndarray]:
+    at = one.calibration.threshold
+    out = {"clean": one.score(found[name, "test"].values) - at}
+    for spec in attacks:
+        if (name, f"test {spec}") in found:
+            out[spec] = one.score(found[name, f"test {spec}"].values) - at
+    return out
+
+
+def _sizes(spec: str, hits: Hits) -> dict[str, Any]:
+    return {
+        "attack": spec,
+        "tried": hits.tried,
+        "succeeded": len(hits.rows),
+        "success": hits.success,
+        "l2": hits.l2,
+        "linf": hits.linf,
+        "confidence": hits.confidence,
+    }
+
+
+def _adaptive(
+    bench: Bench, fixed: dict[str, Frozen], detector: Detector, settings: Settings, runner: Runner
+) -> list[dict[str, Any]]:
+    """The attack that knows the detector, on advconn and on the baselines that can be differentiated."""
+    rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: settings.adaptive_limit]
+    images, labels = bench.classifier.check(bench.images[rows]), bench.labels[rows]
+    names = [Shipped.name, *(n for n in fixed if n in FAST or n == "feature-squeezing")]
+    out: list[dict[str, Any]] = []
+    for name in names:
+        one = fixed[name]
+        score: Score = differentiable(detector) if name == Shipped.name else smooth_score(one.baseline)
+        at = one.calibration.threshold
+        loose = float(np.quantile(one.calibration.scores, 0.5))
+        for eps in settings.adaptive_eps:
+            done = [
+                evade(
+                    bench.classifier, score, images, labels, min(at, loose), eps=eps, way=way, seed=settings.seed,
+                    steps=settings.adaptive_steps, restarts=settings.adaptive_restarts, progress=runner.progress,
+                )
+                for way in WAYS
+            ]  # fmt: skip
+            out += _evaded(one, name, eps, done, at, loose)
+    return out
+
+
+def _evaded(
+    one: Frozen, name: str, eps: float, done: Sequence[Evasion], at: float, loose: float
+) -> list[dict[str, Any]]:
+    """A row for each way, and one for the best of them on every image."""
+    best = Evasion(np.min([e.score for e in done], axis=0), done[0].images)
+    out = []
+    for way, found in (*zip(WAYS, done, strict=True), ("best of all", best)):
+        low, high = share_interval(found.score <= at)
+        out.append(
+            {
+                "detector": name,
+                "attack": f"adaptive {way}, eps {eps * 255:g}/255",
+                "success": float(np.isfinite(found.score).mean()),
+                "n_attacked": len(found.score),
+                "sr5": found.success(at),
+                "sr5_low": low,
+                "sr5_high": high,
+                "sr50": found.success(loose),
+            }
+        )
+    return out
+
+
+def _settings(data: Data, detector: Detector, bench: Bench, settings: Settings) -> dict[str, Any]:
+    import hashlib
+
+    parts = bench.parts
+    return {
+        "data": data.name,
+        "data_sha256": hashlib.sha256(data.images.numpy().tobytes()).hexdigest(),
+        "fingerprint": detector.connectivity.classifier.fingerprint,
+        "accuracy": float((bench.predicted == bench.labels).float().mean()),
+        "parts": {"train": len(parts.train), "calibrate": len(parts.calibrate), "test": len(parts.test)},
+        "versions": {"python": platform.python_version()}
+        | {n: version(n) for n in ("advconn", "torch", "torchattacks", "scikit-learn", "numpy")},
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        **{k: v for k, v in vars(settings).items()},
+    }
+
+
+def _shown(
+    bench: Bench, fixed: dict[str, Frozen], found: dict[tuple[str, str], Columns], tested: dict[str, Hits],
+    settings: Settings, count: int = 4,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """Images that the detector given gets wrong: missed attacks, false alarms."""
+    one, name = fixed[Shipped.name], Shipped.name
+    at = one.calibration.threshold
+    before = one.score(found[name, "test"].values) - at
+    order = np.argsort(-before)[:count]
+    alarms = [
+        {"image": bench.part("test")[int(i)].numpy(), "score": float(before[i]), "what": "clean"}
+        for i in order
+        if before[i] > 0
+    ]
+    missed: list[dict[str, Any]] = []
+    for spec in settings.attacks:
+        if (name, f"test {spec}") not in found:
+            continue
+        after = one.score(found[name, f"test {spec}"].values) - at
+        for i in np.argsort(after)[:count]:
+            if after[i] <= 0:
+                image = (tested[spec].images[int(i)] * 255).round().byte().numpy()
+                missed.append({"image": image, "score": float(after[i]), "what": spec})
+    return {"missed": sorted(missed, key=lambda m: m["score"])[: 2 * count], "alarms": alarms}
+
+
+def save(report: Report, folder: Path) -> None:
+    """results.json, results.csv and report.html in a folder that appears only whole.
+
+    Raises:
+        DataError: the folder is not empty, or cannot be written.
+    """
+    from advconn.evaluation.page import html
+
+    with writing(folder) as partial:
+        record = {name: getattr(report, name) for name in ("settings", "rows", "alarms", "attacks", "left", "controls")}
+        (partial / "results.json").write_text(json.dumps(_plain(record), indent=1) + "\n")
+        keys = list(dict.fromkeys(k for r in report.rows for k in r))
+        with (partial / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, keys)
+            writer.writeheader()
+            writer.writerows(report.rows)
+        (partial / "report.html").write_text(html(report))
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: nan as null, tuples as lists."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
