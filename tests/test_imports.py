@@ -19,7 +19,9 @@ ORDER = [
     {"features"},
     {"connectivity"},
     {"detector"},
-    {"fitting", "guard", "bundle", "report"},
+    {"fitting", "guard", "bundle"},
+    {"evaluation"},
+    {"report"},
     {"cli", "__init__"},
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}

@@ -123,6 +123,7 @@ def benchmark(
             fpr=fpr,
             seed=seed,
             adaptive=adaptive,
+            adaptive_eps=images.adaptive_eps,
             leave_one_out=leave_one_out,
         )
         other = None

@@ -130,12 +130,12 @@ def _run(
     for step in range(steps + 1):
         leaf = point[live].clone().requires_grad_()
         with torch.enable_grad():
-            loss = margin(classifier.logits(leaf), labels[live])
+            logits = classifier.logits(leaf)
+            loss = margin(logits, labels[live])
             odds = score(leaf)
             (against,) = torch.autograd.grad(loss.sum(), leaf)
             (towards,) = torch.autograd.grad(-odds.sum(), leaf)
-        loss, odds = loss.detach(), odds.detach()
-        fooled = loss > 0
+        odds, fooled = odds.detach(), logits.detach().argmax(1) != labels[live]
         better = fooled & (odds < lowest[live])
         lowest[live[better]] = odds[better]
         best[live[better]] = leaf.detach()[better]
@@ -162,7 +162,8 @@ def _heading(
         return torch.where(choose, b, a), weight
     if way == "orthogonal":
         along = (a * b).flatten(1).sum(1)[:, None, None, None]
-        return torch.where(choose, b - along * a, a - along * b), weight
+        apart = (1 - along.abs()) > 0.01  # where both run along one line nothing is left: follow the one aim plainly
+        return torch.where(choose, b - apart * along * a, a - apart * along * b), weight
     weight = torch.where(~fooled, weight / 1.3, torch.where(flagged, weight * 1.3, weight)).clamp(1e-3, 1e3)
     return a + weight[:, None, None, None] * b, weight
 

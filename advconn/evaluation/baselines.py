@@ -196,30 +196,26 @@ class NoisyOdds(Baseline):
 
 
 class Mixup(Baseline):
-    """How much of the predicted class is lost where the query is mixed half and half with images of other classes."""
+    """How little of the predicted class is left where the query is mixed half and half with images of that class."""
 
-    name, source = "mixup-inference", "Pang et al., ICLR 2020 (MI-OL, as a detector)"
-    mixes = 10
-
-    def measure(self, images: Tensor) -> np.ndarray:
-        """Mean fall of the log-odds of the prediction over the mixes."""
-        anchors, labels = self._kept
-        logits = self.classifier.logits(images)
-        label = logits.argmax(1)
-        order = (labels[None] == label[:, None]).float().argsort(dim=1, stable=True)[:, : self.mixes]
-        mixed = (images[:, None] + anchors[order]) / 2
-        after = self.classifier.logits(mixed.flatten(0, 1)).view(len(images), order.shape[1], -1)
-        return _numpy((margin(after, label[:, None]).mean(1) - margin(logits, label))[:, None])
+    name, source = "mixup-inference", "Pang et al., ICLR 2020 (MI-PL, as a detector)"
+    mixes = 5
 
     def prepare(self) -> None:
-        """Clean images that take turns among the classes they are predicted as."""
-        images = self.classifier.check(self.clean[:500])
+        """Keep a few clean images of every class that they are predicted as."""
+        images = self.classifier.check(self.clean)
         labels = self.classifier.logits(images).argmax(1)
-        turn = torch.zeros_like(labels)
-        for c in labels.unique():
-            turn[labels == c] = torch.arange(int((labels == c).sum()), device=labels.device)
-        order = turn.argsort(stable=True)[: 4 * self.mixes]
-        self._kept = images[order], labels[order]
+        kept = torch.cat([(labels == c).nonzero()[: self.mixes, 0] for c in labels.unique()])
+        self._kept = images[kept], labels[kept]
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """Mean margin of the prediction over the mixes; with other classes where its own has too few images."""
+        anchors, labels = self._kept
+        label = self.classifier.logits(images).argmax(1)
+        order = (labels[None] != label[:, None]).float().argsort(dim=1, stable=True)[:, : self.mixes]
+        mixed = (images[:, None] + anchors[order]) / 2
+        after = self.classifier.logits(mixed.flatten(0, 1)).view(len(images), order.shape[1], -1)
+        return _numpy(margin(after, label[:, None]).mean(1)[:, None])
 
 
 class Layers:
@@ -356,7 +352,7 @@ class LayerRegression(OnFeatures):
         super().prepare()
         self._model = make_pipeline(
             StandardScaler(),
-            MLPRegressor(hidden_layer_sizes=(128,), alpha=0.1, max_iter=200, early_stopping=True, random_state=0),
+            MLPRegressor(hidden_layer_sizes=(128,), alpha=0.1, max_iter=500, early_stopping=True, random_state=0),
         ).fit(*self._both(self.known))
 
     def measure(self, images: Tensor) -> np.ndarray:

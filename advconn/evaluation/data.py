@@ -49,6 +49,7 @@ class Data:
     images: Tensor
     labels: Tensor | None
     attacks: Mapping[str, str] = field(default_factory=dict)
+    adaptive_eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +68,9 @@ def digits() -> tuple[Tensor, Tensor]:
 def unseen_digits() -> Data:
     """The digits that neither the shipped classifier nor its detector has seen."""
     images, labels = digits()
-    return Data("digits (scikit-learn)", images[FITTED:], labels[FITTED:], DIGIT_ATTACKS)
+    return Data(
+        "digits (scikit-learn)", images[FITTED:], labels[FITTED:], DIGIT_ATTACKS, (13 / 255, 26 / 255, 51 / 255)
+    )
 
 
 def cifar10(root: Path | None = None) -> Data:

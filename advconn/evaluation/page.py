@@ -109,9 +109,16 @@ def _adaptive(report: Report) -> str:
     rows = [r for r in report.rows if "sr5" in r]
     if not rows:
         return "<p>Not measured (--adaptive): nothing is claimed.</p>"
-    return "<p>SR: share of images misclassified and not flagged, at 5 % and 50 % false alarms.</p>" + _records(
-        rows, ("detector", "attack", "n_attacked", "success", "sr5", "sr50")
+    return (
+        "<p>Misclassified, and SR at 5 % and 50 % false alarms: the share of images misclassified and not flagged. The "
+        "best of three attacks on every image; each alone is in results.json.</p>"
+        + _records(best_of_all(rows), ("detector", "eps", "n_attacked", "success", "sr5", "sr50"))
     )
+
+
+def best_of_all(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the attack that knows the detector, the three ways taken together."""
+    return [r for r in rows if r.get("way") == "best of all"]
 
 
 def _alarms(report: Report) -> str:

@@ -26,7 +26,6 @@ from advconn.evaluation.metrics import share, share_interval
 from advconn.evaluation.protocol import Advconn, Bench, Columns, Frozen, Hits, Runner, Shipped, freeze, row
 from advconn.files import writing
 
-ADAPTIVE_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 FAST = ("max-softmax", "energy", "logits-only")
 
 
@@ -48,7 +47,7 @@ class Settings:
     leave_one_out: bool = False
     adaptive: bool = False
     adaptive_limit: int = 32
-    adaptive_eps: tuple[float, ...] = ADAPTIVE_EPS
+    adaptive_eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
     adaptive_steps: int = 50
     adaptive_restarts: int = 2
 
@@ -275,6 +274,8 @@ def _evaded(
             {
                 "detector": name,
                 "attack": f"adaptive {way}, eps {eps * 255:g}/255",
+                "way": way,
+                "eps": f"{eps * 255:g}/255",
                 "success": float(np.isfinite(found.score).mean()),
                 "n_attacked": len(found.score),
                 "sr5": found.success(at),
