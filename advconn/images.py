@@ -226,21 +226,23 @@ def _checked(image: Image.Image, name: str, channels: int) -> Image.Image:
 
 
 def _fit(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
-    """An image of exactly the input size as it is; another resized and cropped as the classifier does it."""
+    """An image of exactly the input size as it is; another resized and cropped as torchvision's transforms do it.
+
+    By Pillow, which they call too: importing torchvision takes longer than judging an image.
+    """
     size = preprocessing.size
     if size is None or image.size == (size[1], size[0]):
         return image
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as transforms
-
-    mode = InterpolationMode(preprocessing.interpolation)
     short = preprocessing.resize or min(size)
     w, h = image.size
     if short * max(w, h) / min(w, h) > 8192:
         raise DataError(f"{name}: {w} x {h} is too elongated for a classifier of {size[0]} x {size[1]}")
-    resized = transforms.resize(image, [short] if size[0] == size[1] else list(size), mode)
-    out: Image.Image = transforms.center_crop(resized, list(size))
-    return out
+    target = (size[1], size[0])
+    if size[0] == size[1]:
+        target = (short, short * h // w) if w <= h else (short * w // h, short)
+    resized = image.resize(target, Image.Resampling[preprocessing.interpolation.partition("-")[0].upper()])
+    left, top = round((target[0] - size[1]) / 2), round((target[1] - size[0]) / 2)
+    return resized.crop((left, top, left + size[1], top + size[0]))
 
 
 def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path) -> None:

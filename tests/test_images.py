@@ -158,3 +158,17 @@ def test_saved_images_come_back_bit_for_bit_and_nothing_half_written_stays(tmp_p
     with pytest.raises(ValueError, match="shorter"):
         save(images, torch.tensor([1, 2]), ["a"], tmp_path / "failed")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 71), (71, 40), (64, 64), (33, 200)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_another_size_is_brought_to_the_input_as_torchvision_does_it(width, height, interpolation, tmp_path):
+    """Resize of the shorter side, then a centre crop, to the pixel."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    look = Preprocessing(size=(28, 28), resize=36, interpolation=interpolation)
+    (batch,) = Collection(tmp_path / "a.png").batches(look, 3)
+    theirs = Compose([Resize(36, InterpolationMode(interpolation)), CenterCrop(28)])(Image.fromarray(pixels))
+    assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
