@@ -17,6 +17,7 @@ from advconn.cli import main
 from advconn.errors import AttackError, FitError
 from advconn.evaluation.adaptive import WAYS, differentiable, evade
 from advconn.evaluation.baselines import BASELINES, MaxSoftmax, smooth_score
+from advconn.evaluation.controls import controls, untrained
 from advconn.evaluation.data import unseen_digits
 from advconn.evaluation.metrics import auroc
 from advconn.evaluation.protocol import Advconn, Runner, Shipped, freeze, split
@@ -162,6 +163,19 @@ def test_what_has_no_gradient_says_so(shipped, images):
     """kNN is no function that the attack can follow."""
     with pytest.raises(AttackError, match="no gradient"):
         smooth_score(BASELINES["knn"](shipped.connectivity.classifier, images.images[400:]))
+
+
+def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images, attacked):
+    """What connectivity says of images that no one attacked; a network drawn anew has other parameters."""
+    model = shipped.connectivity.classifier
+    clean = model.check(images.images[:100])
+    rows = controls(model, clean, attacked["cw"][:50], images.labels[:50])
+    at = {(r["network"], r["pairs"]): r for r in rows}
+    same, other = at["trained", "clean to clean, same class"], at["trained", "clean to clean, another class"]
+    assert same["auroc"] == 0.5
+    assert other["auroc"] < 0.5 or other["median_gap"] > same["median_gap"]
+    assert ("untrained", "attacked to clean, predicted class") in at
+    assert untrained(model).fingerprint != model.fingerprint
 
 
 def run(*args):

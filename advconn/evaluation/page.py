@@ -45,6 +45,8 @@ def html(report: Report) -> str:
         "<h2>False alarms on clean images</h2>",
         _alarms(report),
     ]
+    keys = ("network", "pairs", "n", "median_gap", "auroc")
+    body += ["<h2>Controls: the barrier on a straight path, by pair</h2>", _records(report.controls, keys)]
     if report.left:
         body += ["<h2>Trained without, tested on: AUROC</h2>", _left(report)]
     body += ["<h2>ROC curves</h2>", _svg(_roc(report, attacks))]
@@ -100,7 +102,7 @@ def _main_table(report: Report, attacks: Sequence[str]) -> str:
 def _records(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     lines = []
     for r in records:
-        cells = (f"{r[k]:.3f}" if isinstance(r[k], float) else escape(str(r[k])) for k in keys)
+        cells = (f"{r[k]:.3g}" if isinstance(r[k], float) else escape(str(r[k])) for k in keys)
         lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{k}</th>' for k in keys)}</tr>{''.join(lines)}</table>"
 

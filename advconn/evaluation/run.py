@@ -22,6 +22,7 @@ from advconn.classifier import Classifier
 from advconn.detector import Detector
 from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade
 from advconn.evaluation.baselines import BASELINES, Baseline, smooth_score
+from advconn.evaluation.controls import controls
 from advconn.evaluation.data import Data
 from advconn.evaluation.metrics import share, share_interval
 from advconn.evaluation.protocol import Advconn, Bench, Columns, Frozen, Hits, Runner, Shipped, freeze, row
@@ -63,8 +64,8 @@ class Report:
     """What was measured; every list holds records of plain values.
 
     rows: detector x attack. alarms: false alarms by kind of clean image. attacks: success and size of each attack.
-    left: trained without x tested on. scores: for each detector, its scores less its threshold, of clean images and of
-    every attack's. examples: indices for the page.
+    left: trained without x tested on. controls: barriers by kind of pair. scores: for each detector, its scores less its
+    threshold, of clean images and of every attack's. shown: images for the page.
     """
 
     settings: dict[str, Any]
@@ -159,7 +160,7 @@ def run(
         alarms,
         [_sizes(spec, tested[spec]) for spec in settings.attacks],
         left,
-        [],
+        _controls(bench, first),
         scores,
         _shown(bench, fixed, found, tested, settings),
     )
@@ -232,6 +233,15 @@ def _scores(
         if (name, f"test {spec}") in found:
             out[spec] = one.score(found[name, f"test {spec}"].values) - at
     return out
+
+
+def _controls(bench: Bench, hits: Hits | None, count: int = 200) -> list[dict[str, Any]]:
+    if hits is None:
+        return []
+    check = bench.classifier.check
+    truth = bench.labels[torch.from_numpy(hits.rows[:count])]
+    clean, attacked = check(bench.part("test")[:count]), check(hits.images[:count])
+    return controls(bench.classifier, clean, attacked, truth, seed=bench.seed)
 
 
 def _sizes(spec: str, hits: Hits) -> dict[str, Any]:

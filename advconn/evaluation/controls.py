@@ -1,0 +1,95 @@
+"""Controls of connectivity: what barriers there are between images that no one has attacked.
+
+A straight path between two clean images of a class is to be compared with paths that end in another class, with
+attacked images, and with a network that has learnt nothing (Vrabel et al. 2025, sections 4.2 and 4.3).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.classifier import Classifier
+from advconn.evaluation.metrics import auroc, interval
+from advconn.paths import Profile, positions, straight
+
+SAMPLES = 9
+
+
+def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
+    """The same architecture with parameters drawn anew, as its layers draw them (batch norm folded away)."""
+    network = copy.deepcopy(classifier._network)
+    with torch.random.fork_rng(), torch.inference_mode(False):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    look = classifier.preprocessing
+    return Classifier(
+        network.eval(), size=look.size, mean=look.mean, std=look.std, channels=classifier.channels,
+        device=classifier.device,
+    )  # fmt: skip
+
+
+def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tensor) -> np.ndarray:
+    """Gap (n,) between the largest cross-entropy of `labels` (n,) on the straight path and the larger end's."""
+    t = positions(SAMPLES, starts)
+    points = straight(starts, ends).at(t)
+    values = F.softplus(classifier.landscape(labels)(points))
+    return np.asarray(Profile(t, values).gap.cpu().double().numpy())
+
+
+def controls(
+    classifier: Classifier, clean: Tensor, attacked: Tensor, truth: Tensor, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows: kind of pair, how many, median gap, and AUROC of the gap against clean pairs of a class.
+
+    Args:
+        clean: checked images (n, c, h, w). attacked: checked images (m, c, h, w), and their true classes (m,).
+    """
+    out: list[dict[str, Any]] = []
+    for network, model in (("trained", classifier), ("untrained", untrained(classifier, seed))):
+        label = model.logits(clean).argmax(1)
+        wrong = model.logits(attacked).argmax(1)
+        generator = torch.Generator().manual_seed(seed)
+        kinds = {
+            "clean to clean, same class": _pairs(clean, label, clean, label, label, True, generator),
+            "clean to clean, another class": _pairs(clean, label, clean, label, label, False, generator),
+            "attacked to clean, predicted class": _pairs(attacked, wrong, clean, label, wrong, True, generator),
+        }
+        if network == "trained":
+            kinds["attacked to clean, true class"] = _pairs(
+                attacked, wrong, clean, label, truth.to(label), True, generator
+            )
+        found = {kind: barriers(model, *pairs) for kind, pairs in kinds.items() if len(pairs[0])}
+        base = found.get("clean to clean, same class", np.zeros(0))
+        for kind, gaps in found.items():
+            low, high = interval(base, gaps, draws=200, seed=seed)
+            middle = float(np.median(gaps))
+            row = {"network": network, "pairs": kind, "n": len(gaps), "median_gap": middle}
+            out.append(row | {"auroc": auroc(base, gaps), "auroc_low": low, "auroc_high": high})
+    return out
+
+
+def _pairs(
+    starts: Tensor,
+    labels: Tensor,
+    ends: Tensor,
+    end_labels: Tensor,
+    wanted: Tensor,
+    same: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For every start with one, an end whose class is (or is not) the wanted one: starts, ends, the starts' labels."""
+    fits = (end_labels[None] == wanted[:, None]) == same
+    if starts is ends:
+        fits = fits & ~torch.eye(len(starts), dtype=torch.bool, device=fits.device)
+    kept = fits.any(1).nonzero()[:, 0]
+    chosen = (torch.rand(fits.shape, generator=generator).to(fits.device) * fits).argmax(1)[kept]
+    return starts[kept], ends[chosen], labels[kept]
