@@ -224,7 +224,25 @@ def _pictures(shown: Iterable[dict[str, Any]]) -> str:
         Image.fromarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0]).save(data, "PNG")
         code = base64.b64encode(data.getvalue()).decode()
         out.append(
-            f'<figure><img alt="" src="data:image/png;base64,{code}">'
+            f'<figure><img alt="" src="data:image/png;base64,{code}">{_profiles(item.get("paths", {}))}'
             f"<figcaption><small>{escape(item['what'])}<br>{item['score']:+.2f}</small></figcaption></figure>"
         )
     return "".join(out) or "<p>None.</p>"
+
+
+def _profiles(paths: dict[str, list[list[float]]]) -> str:
+    """The margin along every path: under zero the predicted class wins."""
+    if not paths:
+        return ""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * len(paths), 1.7), layout="constrained")
+    axes = figure.subplots(1, len(paths), squeeze=False, sharey=True)[0]
+    for ax, (family, curves) in zip(axes, paths.items(), strict=True):
+        for values in curves:
+            ax.plot(np.linspace(0, 1, len(values)), values, ".-" if family == "self" else "-", lw=1, ms=3)
+        ax.axhline(0, color="black", lw=0.6)
+        ax.set_title(family + (" (copies, sorted)" if family == "self" else " paths"), fontsize=7)
+        ax.tick_params(labelsize=6)
+    axes[0].set_ylabel("margin", fontsize=7)
+    return f"<br>{_svg(figure)}<br>"

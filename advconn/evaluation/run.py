@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advconn import modes
 from advconn.attacks import MIXTURE
-from advconn.classifier import Classifier
+from advconn.classifier import Classifier, margin
 from advconn.detector import Detector
 from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade
 from advconn.evaluation.baselines import BASELINES, Baseline, smooth_score
@@ -64,8 +64,8 @@ class Report:
     """What was measured; every list holds records of plain values.
 
     rows: detector x attack. alarms: false alarms by kind of clean image. attacks: success and size of each attack.
-    left: trained without x tested on. controls: barriers by kind of pair. scores: for each detector, its scores less its
-    threshold, of clean images and of every attack's. shown: images for the page.
+    left: trained without x tested on. controls: barriers by kind of pair. scores: each detector's, less its
+    threshold, of clean images and of every attack. shown: images for the page.
     """
 
     settings: dict[str, Any]
@@ -347,7 +347,25 @@ def _shown(
             if after[i] <= 0:
                 image = (tested[spec].images[int(i)] * 255).round().byte().numpy()
                 missed.append({"image": image, "score": float(after[i]), "what": spec})
-    return {"missed": sorted(missed, key=lambda m: m["score"])[: 2 * count], "alarms": alarms}
+    shown = {"missed": sorted(missed, key=lambda m: m["score"])[: 2 * count], "alarms": alarms}
+    for item in (item for items in shown.values() for item in items):
+        item["paths"] = _profile(bench, one.baseline, item["image"])
+    return shown
+
+
+def _profile(bench: Bench, baseline: Baseline, image: np.ndarray) -> dict[str, list[list[float]]]:
+    """Margins along an image's paths, by family: (position, margin) at each sample; of copies, the ends."""
+    if not isinstance(baseline, Advconn):
+        return {}
+    trace = baseline.detector.connectivity.trace(torch.from_numpy(image)[None])
+    label = trace.predicted
+    out: dict[str, list[list[float]]] = {}
+    if trace.copies is not None:
+        out["self"] = [sorted(margin(trace.copies, label[:, None])[0].tolist())]
+    for family, walked in (("own", trace.own), ("rival", trace.rival)):
+        if walked is not None:
+            out[family] = margin(walked, label[:, None, None])[0].tolist()
+    return out
 
 
 def save(report: Report, folder: Path) -> None:
