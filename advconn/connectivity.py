@@ -131,8 +131,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(table(self.trace(grey))[1], dtype=object)
 
     def traces(self, X: Any) -> Iterator[Trace]:
-        """The traces of images, `batch_size` at a time."""
-        images = as_tensor(X)
+        """The traces of images, `batch_size` at a time; no gradient leads back to the images."""
+        images = as_tensor(X).detach()
         for chunk in images.split(self.batch_size):
             yield self.trace(chunk)
 
