@@ -234,32 +234,35 @@ class Bench:
         return Hits(made[hit], rows[hit].numpy(), len(rows), l2, linf, sure)
 
     def measure(self, baselines: Sequence[Baseline], sets: Mapping[str, Tensor]) -> dict[tuple[str, str], Columns]:
-        """Columns of every detector on every set of images."""
+        """Columns of every detector on every set of images; those that measure the same are asked once."""
+        keys = {baseline.name: _key(baseline) for baseline in baselines}
         calls, where = [], []
-        for baseline in baselines:
-            key = _key(baseline)
+        for key, baseline in {keys[b.name]: b for b in baselines}.items():
             for name, images in sets.items():
                 for chunk in images.split(CHUNK):
                     if len(chunk):
                         calls.append((chunk.numpy(), key, baseline))
-                        where.append((baseline.name, name))
+                        where.append((key, name))
         found: dict[tuple[str, str], list[Columns]] = {}
         for place, columns in zip(where, self.runner.map("measure", measure_images, calls, "baseline"), strict=True):
             found.setdefault(place, []).append(columns)
-        return {
-            place: Columns(
-                np.concatenate([c.values for c in parts]),
-                sum(c.forwards for c in parts),
-                sum(c.gradients for c in parts),
-                sum(c.seconds for c in parts),
-            )
-            for place, parts in found.items()
-        }
+        whole = {place: _joined(parts) for place, parts in found.items()}
+        return {(b, name): columns for b, key in keys.items() for (k, name), columns in whole.items() if k == key}
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return Columns(
+        np.concatenate([c.values for c in parts]),
+        sum(c.forwards for c in parts),
+        sum(c.gradients for c in parts),
+        sum(c.seconds for c in parts),
+    )
 
 
 def _key(baseline: Baseline) -> str:
     """What a detector's columns depend on besides the images."""
-    digest = hashlib.sha256(f"{baseline.name} {baseline.classifier.fingerprint}".encode())
+    name = Advconn.name if isinstance(baseline, Advconn) else baseline.name
+    digest = hashlib.sha256(f"{name} {baseline.classifier.fingerprint}".encode())
     if isinstance(baseline, Advconn):
         walk = baseline.detector.connectivity
         settings = {
