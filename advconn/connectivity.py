@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from advconn import modes
+from advconn import copies
 from advconn.bypass import Detour, bypass
 from advconn.classifier import Classifier, level
+from advconn.copies import Copy
 from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
-from advconn.modes import Copy, References
+from advconn.modes import References
 from advconn.paths import positions, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
@@ -25,36 +26,36 @@ SLACK = 0.5  # margin under the level that a bypassed point is brought to, so th
 
 COPIES: Mapping[str, Copy] = MappingProxyType(
     {
-        "blur4": modes.blur(0.4),
-        "blur5": modes.blur(0.5),
-        "mean3": modes.mean3,
-        "median3": modes.median3,
-        "rescale50": modes.rescale(0.5),
-        "bits5": modes.bits(5),
-        "noise2": modes.noise(0.02, 2),
-        "noise3": modes.noise(0.03, 3),
-        "noise3b": modes.noise(0.03, 14),
-        "noise12": modes.noise(0.12, 18),
-        "pale": modes.saturation(0.5),
-        "strong": modes.contrast(1.3),
-        "strongest": modes.contrast(1.6),
-        "strong+down1": modes.both(modes.contrast(1.3), modes.shift(1, 0)),
-        "left1": modes.shift(0, -1),
-        "right1": modes.shift(0, 1),
-        "up1": modes.shift(-1, 0),
-        "down1": modes.shift(1, 0),
-        "aside1": modes.shift(1, 1),
-        "aside1b": modes.shift(-1, -1),
-        "left2": modes.shift(0, -2),
-        "zoom108": modes.zoom(1.08),
-        "zoom92": modes.zoom(0.92),
-        "zoom85": modes.zoom(0.85),
-        "shear": modes.shear(0.12),
-        "flip": modes.flip,
-        "flip+up1": modes.both(modes.flip, modes.shift(-1, 0)),
-        "flip+down1": modes.both(modes.flip, modes.shift(1, 0)),
-        "flip+rotate": modes.both(modes.flip, modes.rotate(6)),
-        "flip+unrotate": modes.both(modes.flip, modes.rotate(-6)),
+        "blur4": copies.blur(0.4),
+        "blur5": copies.blur(0.5),
+        "mean3": copies.mean3,
+        "median3": copies.median3,
+        "rescale50": copies.rescale(0.5),
+        "bits5": copies.bits(5),
+        "noise2": copies.noise(0.02, 2),
+        "noise3": copies.noise(0.03, 3),
+        "noise3b": copies.noise(0.03, 14),
+        "noise12": copies.noise(0.12, 18),
+        "pale": copies.saturation(0.5),
+        "strong": copies.contrast(1.3),
+        "strongest": copies.contrast(1.6),
+        "strong+down1": copies.both(copies.contrast(1.3), copies.shift(1, 0)),
+        "left1": copies.shift(0, -1),
+        "right1": copies.shift(0, 1),
+        "up1": copies.shift(-1, 0),
+        "down1": copies.shift(1, 0),
+        "aside1": copies.shift(1, 1),
+        "aside1b": copies.shift(-1, -1),
+        "left2": copies.shift(0, -2),
+        "zoom108": copies.zoom(1.08),
+        "zoom92": copies.zoom(0.92),
+        "zoom85": copies.zoom(0.85),
+        "shear": copies.shear(0.12),
+        "flip": copies.flip,
+        "flip+up1": copies.both(copies.flip, copies.shift(-1, 0)),
+        "flip+down1": copies.both(copies.flip, copies.shift(1, 0)),
+        "flip+rotate": copies.both(copies.flip, copies.rotate(6)),
+        "flip+unrotate": copies.both(copies.flip, copies.rotate(-6)),
     }
 )
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")

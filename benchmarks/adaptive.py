@@ -1,6 +1,6 @@
 """What an attacker who knows the shipped detector leaves of it: SR@5 and SR@50 at eps 1, 2, 4 and 8 / 255.
 
-    python benchmarks/adaptive.py --data DIR [--images 16] [--steps 40] [--restarts 1] [--out DIR]
+    python benchmarks/adaptive.py --data DIR [--images 12] [--steps 25] [--restarts 1] [--out DIR]
 
 Lagrangian, Selective and Orthogonal PGD (Bryniarski et al. 2021) through every path of the default, and the same on the
 baselines that can be differentiated. SR: share of test images misclassified and not flagged.
@@ -24,8 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--restarts", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -35,7 +35,7 @@ def main() -> None:
     settings = Settings(
         attacks=("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20"),
         baselines=("energy", "logits-only", "feature-squeezing"),
-        limit=100,
+        limit=50,
         adaptive=True,
         adaptive_limit=args.images,
         adaptive_steps=args.steps,

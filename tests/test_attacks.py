@@ -39,7 +39,12 @@ def test_what_is_no_attack_is_refused(text, message):
 def test_every_attack_stays_in_its_bounds_and_mostly_succeeds(name, classifier, digits):
     """On digits, at a strength that suits them; the networks of the user are left alone."""
     images, labels = classifier.check(digits[0][900:916]), digits[1][900:916]
-    sizes = {"deepfool": ":overshoot=0.1", "cw": ":steps=40,lr=0.05,c=5", "pgd-l2": ":eps=2", "square": ":eps=0.3,n_queries=100"}
+    sizes = {
+        "deepfool": ":overshoot=0.1",
+        "cw": ":steps=40,lr=0.05,c=5",
+        "pgd-l2": ":eps=2",
+        "square": ":eps=0.3,n_queries=100",
+    }
     attack = Attack.parse(name + sizes.get(name, ":eps=0.3"))
     out = attack.run(classifier, images, labels)
     change = out - images

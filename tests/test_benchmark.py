@@ -15,12 +15,14 @@ from advconn import bundle
 from advconn.attacks import Attack
 from advconn.cli import main
 from advconn.errors import AttackError, FitError
-from advconn.evaluation.adaptive import WAYS, differentiable, evade
-from advconn.evaluation.baselines import BASELINES, MaxSoftmax, smooth_score
+from advconn.evaluation.adaptive import WAYS, differentiable, evade, smooth_score
+from advconn.evaluation.baselines import MaxSoftmax
 from advconn.evaluation.controls import controls, untrained
 from advconn.evaluation.data import unseen_digits
 from advconn.evaluation.metrics import auroc
-from advconn.evaluation.protocol import Advconn, Runner, Shipped, freeze, split
+from advconn.evaluation.ours import Advconn, Shipped
+from advconn.evaluation.protocol import Runner, freeze, split
+from advconn.evaluation.roster import BASELINES
 
 KEYS = {
     "detector", "attack", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean", "n_attacked",

@@ -11,7 +11,7 @@ import advconn
 
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
-    {"errors", "nets"},
+    {"errors", "nets", "copies"},
     {"paths", "files", "calibration"},
     {"bypass"},
     {"classifier"},

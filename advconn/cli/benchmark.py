@@ -28,7 +28,7 @@ from advconn.errors import DataError
 if TYPE_CHECKING:
     from advconn.detector import Detector, Progress
     from advconn.evaluation.data import Data
-    from advconn.evaluation.run import Report
+    from advconn.evaluation.record import Report
 
 EVERY = (
     "pgd:eps=8/255,steps=10",
@@ -101,9 +101,10 @@ def benchmark(
     from advconn import models
     from advconn.attacks import MIXTURE
     from advconn.evaluation import run as runs
-    from advconn.evaluation.baselines import BASELINES
     from advconn.evaluation.data import DIGIT_MIXTURE
     from advconn.evaluation.protocol import Runner
+    from advconn.evaluation.record import save
+    from advconn.evaluation.roster import BASELINES
 
     if list_attacks:
         _list()
@@ -134,7 +135,7 @@ def benchmark(
         runner = Runner(jobs or 1, _backend(backend), str(folder), progress)
         report = runs.run(images, found, settings, runner, second=other, note=note)
     if out is not None:
-        runs.save(report, out)
+        save(report, out)
     _show(report)
     if out is not None:
         click.echo(f"{out}: results.json, results.csv, report.html")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, Progress, default_head, silent
 from advconn.errors import AttackError
-from advconn.evaluation.baselines import linear_odds
+from advconn.evaluation.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
 from advconn.features import table
 
 WAYS = ("lagrangian", "selective", "orthogonal")
@@ -59,6 +60,51 @@ def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Sco
     if follow is None:
         raise AttackError("the default head is not linear")
     return lambda images: follow(table(walk.trace(images))[0])
+
+
+def smooth_score(baseline: Baseline) -> Callable[[Tensor], Tensor]:
+    """A baseline's score as a differentiable function of images: of those that read the logits or squeezed copies.
+
+    Raises:
+        AttackError: it has no gradient.
+    """
+    classifier = baseline.classifier
+    if isinstance(baseline, MaxSoftmax):
+        return lambda images: _own_margin(classifier.logits(images))
+    if isinstance(baseline, Energy):
+        return lambda images: (classifier.logits(images).logsumexp(1) - baseline.middle).abs()
+    if isinstance(baseline, LogitsOnly):
+        odds = linear_odds(baseline.head, classifier.device)
+        if odds is not None:
+            return lambda images: odds(logits_columns(classifier.logits(images)))
+    if isinstance(baseline, Squeezing):
+        return lambda images: baseline.distances(images)[:, 0]
+    raise AttackError(f"{baseline.name} has no gradient to follow")
+
+
+def _own_margin(logits: Tensor) -> Tensor:
+    return margin(logits, logits.argmax(1))
+
+
+def linear_odds(head: Any, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """The log-odds of any attack as a function of columns (n, d), of a StandardScaler and a LogisticRegression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not isinstance(head, Pipeline) or len(head) != 2:
+        return None
+    scaler, model = head[0], head[1]
+    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
+        return None
+    values = (scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
+    middle, spread, weight, bias = (torch.from_numpy(v).float().to(device) for v in values)
+
+    def odds(columns: Tensor) -> Tensor:
+        found = (columns - middle) / spread @ weight.T + bias
+        return found[:, 0] if found.shape[1] == 1 else found[:, 1:].logsumexp(1) - found[:, 0]
+
+    return odds
 
 
 def evade(

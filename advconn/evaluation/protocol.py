@@ -20,10 +20,11 @@ from torch import Tensor
 from advconn.attacks import Attack, round_to_bytes
 from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier, counting
-from advconn.detector import Detector, Progress, log_odds, silent
+from advconn.detector import Progress, silent
 from advconn.errors import FitError
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.metrics import auroc, interval, share, share_interval
+from advconn.evaluation.ours import Advconn, Shipped
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
@@ -99,41 +100,6 @@ def measure_images(images: np.ndarray, key: str, baseline: Baseline) -> Columns:
     with counting() as cost:
         values = baseline.measure(checked)
     return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
-
-
-class Advconn(Baseline):
-    """advconn behind the baselines' interface: its features, and a head fitted on the benchmark's own images."""
-
-    name, source = "advconn", "this package, head fitted on the same images as the baselines"
-
-    def __init__(self, detector: Detector) -> None:
-        self.detector, self.classifier = detector, detector.connectivity.classifier
-
-    def measure(self, images: Tensor) -> np.ndarray:
-        """The features."""
-        return self.detector.connectivity.transform(images)
-
-    def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Baseline:
-        """Fit a clone of the detector's head."""
-        from sklearn.base import clone
-
-        self.head = clone(self.detector.head_).fit(columns, kinds)
-        return self
-
-    def score(self, columns: np.ndarray) -> np.ndarray:
-        """Log-odds of any attack."""
-        return log_odds(self.head, columns)
-
-
-class Shipped(Advconn):
-    """The detector as it is: nothing is fitted here, and its own frozen threshold holds."""
-
-    name, source = "advconn (as given)", "this package, the detector given, at its own threshold"
-
-    def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Baseline:
-        """Nothing."""
-        self.head = self.detector.head_
-        return self
 
 
 @dataclass

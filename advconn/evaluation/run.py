@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from advconn import modes
 from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector
-from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade
-from advconn.evaluation.baselines import BASELINES, Baseline, smooth_score
+from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade, smooth_score
+from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.controls import controls
+from advconn.evaluation.corruptions import corrupted
 from advconn.evaluation.data import Data
 from advconn.evaluation.metrics import share, share_interval
-from advconn.evaluation.protocol import Advconn, Bench, Columns, Frozen, Hits, Runner, Shipped, freeze, row
-from advconn.files import writing
+from advconn.evaluation.ours import Advconn, Shipped
+from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, Runner, freeze, row
+from advconn.evaluation.record import Report
+from advconn.evaluation.roster import BASELINES
 
 FAST = ("max-softmax", "energy", "logits-only")
 
@@ -57,49 +54,6 @@ class Settings:
     def per_attack(self) -> int:
         """So that attacked training images are about as many as clean ones."""
         return 400 if self.limit is None else max(10, 2 * self.limit // len(self.mixture))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was measured; every list holds records of plain values.
-
-    rows: detector x attack. alarms: false alarms by kind of clean image. attacks: success and size of each attack.
-    left: trained without x tested on. controls: barriers by kind of pair. scores: each detector's, less its
-    threshold, of clean images and of every attack. shown: images for the page.
-    """
-
-    settings: dict[str, Any]
-    rows: list[dict[str, Any]]
-    alarms: list[dict[str, Any]]
-    attacks: list[dict[str, Any]]
-    left: list[dict[str, Any]]
-    controls: list[dict[str, Any]]
-    scores: dict[str, dict[str, np.ndarray]]
-    shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-
-def corrupted(images: Tensor, l2: float, seed: int) -> dict[str, Tensor]:
-    """Clean images (n, c, h, w) uint8 spoilt without an attacker: noise of an attack's L2 size, JPEG, blur, light."""
-    floats = images.float() / 255
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-    noise *= l2 / noise.flatten(1).norm(dim=1)[:, None, None, None]
-    kinds = {
-        f"noise of L2 {l2:.2f}": floats + noise,
-        "JPEG, quality 75": torch.stack([_jpeg(image) for image in images]).float() / 255,
-        "blur, 0.7 pixels": modes.blur(0.7)(floats),
-        "brighter by 15 %": floats * 1.15,
-    }
-    return {name: (255 * x.clamp(0, 1)).round().byte() for name, x in kinds.items()}
-
-
-def _jpeg(image: Tensor, quality: int = 75) -> Tensor:
-    """An image (c, h, w) uint8 written as JPEG and read again."""
-    from PIL import Image
-
-    array, buffer = image.permute(1, 2, 0).numpy(), io.BytesIO()
-    Image.fromarray(array if len(image) == 3 else array[:, :, 0]).save(buffer, "JPEG", quality=quality)
-    found = np.asarray(Image.open(buffer))
-    return torch.from_numpy(found.copy()).view(*array.shape[:2], len(image)).permute(2, 0, 1)
 
 
 def run(
@@ -366,33 +320,3 @@ def _profile(bench: Bench, baseline: Baseline, image: np.ndarray) -> dict[str, l
         if walked is not None:
             out[family] = margin(walked, label[:, None, None])[0].tolist()
     return out
-
-
-def save(report: Report, folder: Path) -> None:
-    """results.json, results.csv and report.html in a folder that appears only whole.
-
-    Raises:
-        DataError: the folder is not empty, or cannot be written.
-    """
-    from advconn.evaluation.page import html
-
-    with writing(folder) as partial:
-        record = {name: getattr(report, name) for name in ("settings", "rows", "alarms", "attacks", "left", "controls")}
-        (partial / "results.json").write_text(json.dumps(_plain(record), indent=1) + "\n")
-        keys = list(dict.fromkeys(k for r in report.rows for k in r))
-        with (partial / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, keys)
-            writer.writeheader()
-            writer.writerows(report.rows)
-        (partial / "report.html").write_text(html(report))
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: nan as null, tuples as lists."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -1,0 +1,151 @@
+"""Label-preserving copies of images (n, c, h, w) in [0, 1]: what a clean query is connected to without a barrier.
+
+Each is the same for every image and knows nothing of the batch; all are differentiable, rounding straight through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Copy = Callable[[Tensor], Tensor]
+
+
+def mean3(images: Tensor) -> Tensor:
+    """Mean over 3 x 3 pixels."""
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
+_MEDIAN_OF_NINE = (  # a sorting network cut down to its fifth place
+    (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
+    (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
+)  # fmt: skip
+
+
+def median3(images: Tensor) -> Tensor:
+    """Median over 3 x 3 pixels, by exchanges between the nine shifted images."""
+    h, w = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    p = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    for a, b in _MEDIAN_OF_NINE:
+        p[a], p[b] = torch.minimum(p[a], p[b]), torch.maximum(p[a], p[b])
+    return p[4]
+
+
+def flip(images: Tensor) -> Tensor:
+    """Mirror image."""
+    return images.flip(3)
+
+
+def bits(count: int) -> Copy:
+    """Rounded to so many bits a channel; a gradient goes straight through (Athalye et al. 2018)."""
+
+    def fewer(images: Tensor) -> Tensor:
+        rounded = (images.detach() * (2**count - 1)).round() / (2**count - 1)
+        return images + (rounded - images.detach()) if images.requires_grad else rounded
+
+    return fewer
+
+
+def shift(dy: int, dx: int) -> Copy:
+    """Moved by whole pixels; the border is repeated."""
+
+    def moved(images: Tensor) -> Tensor:
+        h, w = images.shape[2:]
+        rows = (torch.arange(h, device=images.device) - dy).clamp(0, h - 1)
+        columns = (torch.arange(w, device=images.device) - dx).clamp(0, w - 1)
+        return images[:, :, rows][:, :, :, columns]
+
+    return moved
+
+
+def rescale(factor: float) -> Copy:
+    """Resized by a factor and back (bilinear)."""
+
+    def there_and_back(images: Tensor) -> Tensor:
+        size = images.shape[2:]
+        small = [max(1, round(side * factor)) for side in size]
+        down = F.interpolate(images, small, mode="bilinear", antialias=True, align_corners=False)
+        return F.interpolate(down, size, mode="bilinear", align_corners=False).clamp(0, 1)
+
+    return there_and_back
+
+
+def zoom(factor: float) -> Copy:
+    """Magnified about the centre, or made smaller (the border is mirrored)."""
+    return _linear(1 / factor, 0, 0, 1 / factor)
+
+
+def rotate(degrees: float) -> Copy:
+    """Turned about the centre."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _linear(cos, -sin, sin, cos)
+
+
+def shear(slope: float) -> Copy:
+    """Slanted: columns move down by this share of their distance from the centre."""
+    return _linear(1, 0, slope, 1)
+
+
+def _linear(a: float, b: float, c: float, d: float) -> Copy:
+    """Sampled bilinearly at the matrix times the pixels' places, about the centre."""
+
+    def warped(images: Tensor) -> Tensor:
+        theta = torch.tensor([[a, b, 0], [c, d, 0]], device=images.device, dtype=images.dtype)
+        grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+    return warped
+
+
+def blur(sigma: float) -> Copy:
+    """Gaussian blur of this standard deviation in pixels, over 5 x 5 pixels."""
+
+    def blurred(images: Tensor) -> Tensor:
+        c = images.shape[1]
+        weights = torch.exp(-(torch.arange(-2, 3).to(images) ** 2) / (2 * sigma**2))
+        line = (weights / weights.sum()).expand(c, 1, 5)
+        padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+        return F.conv2d(F.conv2d(padded, line.unsqueeze(3), groups=c), line.unsqueeze(2), groups=c)
+
+    return blurred
+
+
+def saturation(factor: float) -> Copy:
+    """Distance from grey changed by a factor."""
+
+    def coloured(images: Tensor) -> Tensor:
+        grey = images.mean(1, keepdim=True)
+        return (grey + factor * (images - grey)).clamp(0, 1)
+
+    return coloured
+
+
+def both(first: Copy, second: Copy) -> Copy:
+    """One after the other."""
+    return lambda images: second(first(images))
+
+
+def noise(scale: float, seed: int) -> Copy:
+    """Gaussian noise of this standard deviation, the same for every image; clamped to [0, 1]."""
+
+    def noisy(images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        grain = torch.randn(images.shape[1:], generator=generator).to(images)
+        return (images + scale * grain).clamp(0, 1)
+
+    return noisy
+
+
+def contrast(factor: float) -> Copy:
+    """Contrast about each image's mean changed by a factor."""
+
+    def changed(images: Tensor) -> Tensor:
+        middle = images.mean((1, 2, 3), keepdim=True)
+        return (middle + factor * (images - middle)).clamp(0, 1)
+
+    return changed
