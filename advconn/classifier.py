@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -290,13 +291,26 @@ def _prepare(module: nn.Module, device: torch.device, probe: Tensor) -> nn.Modul
 
 
 def _fold(module: nn.Module, probe: Tensor) -> nn.Module | None:
-    from torch.fx.experimental.optimization import fuse
+    """A copy in which every batch norm that only ever follows one convolution is part of it; None if it cannot be."""
+    from torch.fx import symbolic_trace
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+    folded = copy.deepcopy(module)
     try:
-        folded: nn.Module = fuse(module)
         with torch.inference_mode():
-            before, after = module(probe), folded(probe)
-        same = torch.allclose(before, after, atol=1e-3 * float(before.abs().max().clamp_min(1)), rtol=0)
-    except Exception:
+            plain = module(probe)
+        nodes = [n for n in symbolic_trace(folded).graph.nodes if n.op == "call_module"]
+    except Exception:  # whatever a user's forward does that cannot be traced, or does not take the probe
         return None
+    parts, calls = dict(folded.named_modules()), Counter(str(n.target) for n in nodes)
+    for node in nodes:
+        before = next((n for n in nodes if node.args and n is node.args[0]), None)
+        if type(parts[str(node.target)]) is not nn.BatchNorm2d or before is None or len(before.users) > 1:
+            continue
+        norm, conv = str(node.target), str(before.target)
+        if type(parts[conv]) is nn.Conv2d and calls[norm] == calls[conv] == 1:
+            folded.set_submodule(conv, fuse_conv_bn_eval(parts[conv], parts[norm]))
+            folded.set_submodule(norm, nn.Identity())
+    with torch.inference_mode():
+        same = torch.allclose(plain, folded(probe), atol=1e-3 * float(plain.abs().max().clamp_min(1)), rtol=0)
     return folded.to(memory_format=torch.channels_last) if same else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,8 +134,9 @@ def benchmark(
             size = found.connectivity.classifier.preprocessing.size
             other = models.load(second, second_weights, size=size)
         folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
-        runner = Runner(jobs or 1, _backend(backend), str(folder), progress)
-        report = runs.run(images, found, settings, runner, second=other, note=note)
+        runner = Runner(jobs or 1, backend, str(folder), progress)
+        with _cluster(backend):
+            report = runs.run(images, found, settings, runner, second=other, note=note)
     if out is not None:
         save(report, out)
     _show(report)
@@ -199,23 +202,26 @@ def _named(attacks: tuple[str, ...], images: Data) -> tuple[str, ...]:
     return tuple(dict.fromkeys(out))
 
 
-def _backend(name: str) -> str:
-    """joblib's backend, registered where it is another package's."""
-    if name == "loky":
-        return name
+@contextmanager
+def _cluster(name: str) -> Iterator[None]:
+    """Joblib's backend, with what it runs on: a cluster that is already known, or one on this machine."""
     try:
         if name == "ray":
             from ray.util.joblib import register_ray
 
             register_ray()
-        else:
-            import distributed.joblib  # noqa: F401
-            from distributed import Client
+        elif name == "dask":
+            from distributed import Client, get_client
 
-            Client()
+            try:
+                get_client()
+            except ValueError:
+                with Client(processes=True, threads_per_worker=1, dashboard_address=None):
+                    yield
+                return
     except ImportError:
         raise DataError(f"--backend {name} needs its package: pip install 'advconn[{name}]'") from None
-    return name
+    yield
 
 
 def _list() -> None:

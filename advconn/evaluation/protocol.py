@@ -118,19 +118,21 @@ class Runner:
 
     def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
         """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
-        from joblib import Memory, Parallel, delayed
+        from joblib import Memory, Parallel, delayed, parallel_config
 
         kept = Memory(self.folder, verbose=0).cache(work, ignore=[ignored]) if self.folder else work
-        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else 0
-        out: list[Any] = []
-        if self.jobs == 1:
-            found: Iterable[Any] = (kept(*call) for call in calls)
-        else:
-            pool = Parallel(n_jobs=self.jobs, backend=self.backend, return_as="generator")
-            found = pool(delayed(_threaded)(threads, kept, call) for call in calls)
+        if self.jobs == 1 and self.backend == "loky":
+            return self._told(stage, (kept(*call) for call in calls), len(calls))
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        with parallel_config(backend=self.backend, n_jobs=self.jobs):
+            pool = Parallel(return_as="list" if self.backend == "ray" else "generator")
+            return self._told(stage, pool(delayed(_threaded)(threads, kept, call) for call in calls), len(calls))
+
+    def _told(self, stage: str, found: Iterable[Any], total: int) -> list[Any]:
+        out = []
         for result in found:
             out.append(result)
-            self.progress(stage, len(out), len(calls))
+            self.progress(stage, len(out), total)
         return out
 
 
