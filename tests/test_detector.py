@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack, succeeded
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
+from advconn.detector import Detector, log_odds
 from advconn.errors import FitError
 
 
@@ -140,3 +140,31 @@ def test_what_cannot_be_fitted_is_refused(classifier, digits, clean, attacked):
     for detector, args, options, text in cases:
         with pytest.raises(FitError, match=text):
             detector.fit(*args, **options)
+
+
+def test_odds_of_several_attacks_are_added_up():
+    """Three classes with given logits: log(e^1 + e^2) - 0; two classes: the head's own."""
+
+    class Head:
+        def __init__(self, values):
+            self.decision_function = lambda columns: np.asarray(values)
+
+    assert log_odds(Head([[0.0, 1.0, 2.0]]), np.zeros((1, 1))) == pytest.approx(np.log(np.e + np.e**2))
+    assert log_odds(Head([0.7]), np.zeros((1, 1))) == pytest.approx(0.7)
+
+    class Shares:
+        def predict_proba(self, columns):
+            return np.array([[0.5, 0.3, 0.2]])
+
+    assert log_odds(Shares(), np.zeros((1, 1))) == pytest.approx(0)
+
+
+def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
+    """y beyond 1 numbers the attacks; the verdict stays 0 or 1."""
+    images = torch.cat([clean, attacked])
+    y = np.repeat([0, 1, 2], [len(clean), 20, len(attacked) - 20])
+    found = Detector(Connectivity(classifier, copies=("flip", "mean3", "left1"), halves=())).fit(images, y)
+    assert len(found.head_.classes_) == 3
+    assert set(found.predict(images)) == {0, 1}
+    assert found.predict_proba(images).shape == (len(images), 2)
+    np.testing.assert_allclose(found.predict_proba(images).sum(1), 1)

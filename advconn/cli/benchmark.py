@@ -62,7 +62,7 @@ EVERY = (
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
 @click.option("--leave-one-out", is_flag=True, help="Also train without each attack in turn.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes; one for every two cores unless told.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
 @click.option("--cache", type=PATH, help="Where finished work is kept; ~/.cache/advconn unless told.")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv and report.html.")
@@ -82,7 +82,7 @@ def benchmark(
     fpr: float,
     adaptive: bool,
     leave_one_out: bool,
-    jobs: int | None,
+    jobs: int,
     backend: str,
     cache: Path | None,
     out: Path | None,
@@ -134,7 +134,7 @@ def benchmark(
             size = found.connectivity.classifier.preprocessing.size
             other = models.load(second, second_weights, size=size)
         folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
-        runner = Runner(jobs or 1, backend, str(folder), progress)
+        runner = Runner(jobs, backend, str(folder), progress)
         with _cluster(backend):
             report = runs.run(images, found, settings, runner, second=other, note=note)
     if out is not None:
