@@ -156,11 +156,17 @@ class Bench:
         seed: int = 0,
     ) -> None:
         self.classifier, self.images, self.runner, self.fpr, self.seed = classifier, images, runner, fpr, seed
-        self.limit = limit
         self.parts = split(len(images), limit, fpr, seed)
-        checked = torch.cat([classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)])
-        self.predicted = checked
-        self.labels = checked if labels is None else labels
+        self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
+        self.predicted = torch.full((len(images),), -1)
+        for rows in self.used.split(256):
+            self.predicted[rows] = classifier.logits(classifier.check(images[rows])).argmax(1).cpu()
+        self.labels = self.predicted if labels is None else labels
+
+    @property
+    def accuracy(self) -> float:
+        """Of the classifier, on the images in use."""
+        return float((self.predicted[self.used] == self.labels[self.used]).float().mean())
 
     def part(self, name: str) -> Tensor:
         """Images of a part, uint8."""

@@ -268,7 +268,7 @@ def _settings(data: Data, detector: Detector, bench: Bench, settings: Settings) 
         "data": data.name,
         "data_sha256": hashlib.sha256(data.images.numpy().tobytes()).hexdigest(),
         "fingerprint": detector.connectivity.classifier.fingerprint,
-        "accuracy": float((bench.predicted == bench.labels).float().mean()),
+        "accuracy": bench.accuracy,
         "parts": {"train": len(parts.train), "calibrate": len(parts.calibrate), "test": len(parts.test)},
         "versions": {"python": platform.python_version()}
         | {n: version(n) for n in ("advconn", "torch", "torchattacks", "scikit-learn", "numpy")},
