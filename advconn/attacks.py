@@ -143,6 +143,8 @@ class Attack:
         except ImportError:
             raise AttackError("attacks need torchattacks: pip install torchattacks") from None
         kind = KINDS[self.name]
+        if self.name == "autoattack" and classifier.num_classes < 4:
+            raise AttackError("autoattack needs four classes or more: its targeted part aims at three wrong ones")
         extra = {"n_classes": classifier.num_classes} if self.name == "autoattack" else {}
         attack = getattr(torchattacks, kind.cls)(classifier.module, **settings, **kind.fixed, **extra)
         attack.set_device(classifier.device)

@@ -71,7 +71,8 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         if classifier.state is not None:
             from safetensors.torch import save_file as save_weights
 
-            save_weights(classifier.state, partial / WEIGHTS)
+            state = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state.items()}
+            save_weights(state, partial / WEIGHTS)
         card = _card(detector, figures)
         card["files"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
         card["card"] = _digest(card)
@@ -155,6 +156,7 @@ def _load(folder: Path, card: dict[str, Any], model: Classifier | None, device: 
     classifier = _classifier(folder, card, device) if model is None else model
     if classifier.fingerprint != card["classifier"]["fingerprint"]:
         raise BundleError(f"{folder}: was fitted for other weights than this model's; fit a detector for it")
+    _same_input(folder, classifier, card["classifier"])
     for name in (TENSORS, HEAD):
         if name not in card["files"]:
             raise BundleError(f"{folder}: the card lists no {name}; fit or copy the detector again")
@@ -178,6 +180,17 @@ def _load(folder: Path, card: dict[str, Any], model: Classifier | None, device: 
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in card["fitted"]["attacks"].items()}
     detector.fitted_ = Fitted(card["fitted"]["train"], card["fitted"]["calibrate"], attacks)
     return detector
+
+
+def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:
+    """The same weights behind another normalisation are another classifier."""
+    look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+    found = vars(classifier.preprocessing) | {"channels": classifier.channels}
+    for name, expected in (look | {"channels": card["channels"]}).items():
+        if name in ("mean", "std", "size", "channels") and found[name] != expected:
+            raise BundleError(
+                f"{folder}: was fitted with {name} {expected}, and this classifier has {found[name]}; give the same"
+            )
 
 
 def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Classifier:

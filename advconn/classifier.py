@@ -91,7 +91,7 @@ class Classifier:
     Args:
         module: in evaluation mode; it is copied (batch norm folded into convolutions where that changes nothing), so
             neither its parameters nor their `.grad` are ever touched, and later changes to it are not followed.
-        size: (h, w) of the images it takes; found out from the first images if not given.
+        size: (h, w) of the images it takes; if not given, any that the module takes (it is tried out with 32 x 32).
         mean, std: per channel, applied to images in [0, 1]; leave out if the module does it itself.
         resize, interpolation: how images of another size are brought to `size`: shorter side to `resize`, then a centre
             crop.
@@ -158,7 +158,7 @@ class Classifier:
         try:
             with torch.inference_mode():
                 output = self._network(self._normalise(probe))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except Exception as error:  # a user's forward may raise anything at a size it does not take
             shape = f"{self.channels} x {probe.shape[2]} x {probe.shape[3]}"
             raise ModelError(f"the model does not take images of {shape}: {_line(error)}") from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(probe) or output.shape[1] < 2:
@@ -300,17 +300,17 @@ def _fold(module: nn.Module, probe: Tensor) -> nn.Module | None:
         with torch.inference_mode():
             plain = module(probe)
         nodes = [n for n in symbolic_trace(folded).graph.nodes if n.op == "call_module"]
-    except Exception:  # whatever a user's forward does that cannot be traced, or does not take the probe
+        parts, calls = dict(folded.named_modules()), Counter(str(n.target) for n in nodes)
+        for node in nodes:
+            before = next((n for n in nodes if node.args and n is node.args[0]), None)
+            if type(parts[str(node.target)]) is not nn.BatchNorm2d or before is None or len(before.users) > 1:
+                continue
+            norm, conv = str(node.target), str(before.target)
+            if type(parts[conv]) is nn.Conv2d and calls[norm] == calls[conv] == 1:
+                folded.set_submodule(conv, fuse_conv_bn_eval(parts[conv], parts[norm]))
+                folded.set_submodule(norm, nn.Identity())
+    except Exception:  # whatever a user's forward does that cannot be traced or fused, or does not take the probe
         return None
-    parts, calls = dict(folded.named_modules()), Counter(str(n.target) for n in nodes)
-    for node in nodes:
-        before = next((n for n in nodes if node.args and n is node.args[0]), None)
-        if type(parts[str(node.target)]) is not nn.BatchNorm2d or before is None or len(before.users) > 1:
-            continue
-        norm, conv = str(node.target), str(before.target)
-        if type(parts[conv]) is nn.Conv2d and calls[norm] == calls[conv] == 1:
-            folded.set_submodule(conv, fuse_conv_bn_eval(parts[conv], parts[norm]))
-            folded.set_submodule(norm, nn.Identity())
     with torch.inference_mode():
         same = torch.allclose(plain, folded(probe), atol=1e-3 * float(plain.abs().max().clamp_min(1)), rtol=0)
     return folded.to(memory_format=torch.channels_last) if same else None

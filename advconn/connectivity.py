@@ -127,7 +127,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns, 'family.name'."""
-        size = self.classifier.preprocessing.size or (32, 32)
+        near = (32, 32) if self.references is None else self.references.images.shape[2:]
+        size = self.classifier.preprocessing.size or near
         grey = torch.full((1, self.classifier.channels, *size), 0.5)
         return np.asarray(table(self.trace(grey))[1], dtype=object)
 

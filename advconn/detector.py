@@ -222,7 +222,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classifier = self.connectivity.classifier
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         chosen, size, tried = order[: self.per_attack], 64, 0
-        hits, sources = [images[:0].float()], [order[:0]]
+        hits, sources = [images[:0].float().cpu()], [order[:0]]
         for i, rows in enumerate(chosen.split(size)):
             clean = classifier.check(images[rows])
             predicted = classifier.logits(clean).argmax(1)

@@ -191,7 +191,7 @@ def picture(path: Path, channels: int = 3) -> Image.Image:
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind the picture
                 raise DataError(f"{path}: animated, {frames} frames; expected a still image: extract a frame")
             _check_size(image, str(path))
             image.load()
@@ -199,7 +199,9 @@ def picture(path: Path, channels: int = 3) -> Image.Image:
     except UnidentifiedImageError:
         kind = "not an image" if path.stat().st_size else "an empty file"
         raise DataError(f"{path}: {kind}; expected PNG, JPEG, WebP, ...") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise DataError(f"{path}: cannot be read as an image: {_line(error)}") from error
 
 
@@ -222,6 +224,8 @@ def _checked(image: Image.Image, name: str, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
+    if channels not in _MODES:
+        raise DataError(f"{name}: the model takes {channels} channels; images from files have 1 or 3")
     return image.convert(_MODES[channels])
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,9 @@ def _spread(points: Tensor, count: int) -> Tensor:
     return torch.tensor(picked, device=points.device)
 
 
+LARGEST = 2**23  # values in one batch of images that are synthesised together
+
+
 def synthesise(
     classifier: Classifier,
     per_class: int = 5,
@@ -102,7 +106,7 @@ def synthesise(
     rate: float = 0.05,
     seed: int = 0,
 ) -> References:
-    """References made by input optimisation (feature visualisation), all classes in one batch.
+    """References made by input optimisation (feature visualisation), all classes in one batch, or as many as fit.
 
     Adam on the pixels, or on a spectrum whose amplitudes fall as 1/f, through a sigmoid, shifted at random by up to
     `jitter` pixels (a sixteenth of the size unless told) at each step, with `tv` times the total variation added to the
@@ -117,6 +121,12 @@ def synthesise(
     h, w = classifier.preprocessing.size
     reach = min(h, w) // 16 if jitter is None else jitter
     wanted = torch.arange(classifier.num_classes) if classes is None else classes.cpu()
+    together = max(1, LARGEST // (per_class * classifier.channels * h * w))
+    if len(wanted) > together:
+        same: dict[str, Any] = {"fourier": fourier, "jitter": jitter, "tv": tv, "stop": stop, "steps": steps}
+        same |= {"rate": rate, "seed": seed}
+        parts = [synthesise(classifier, per_class, classes=some, **same) for some in wanted.split(together)]
+        return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
     labels = wanted.repeat_interleave(per_class).to(classifier.device)
     generator = torch.Generator().manual_seed(seed)
     shape = (len(labels), classifier.channels, h, w)

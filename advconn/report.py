@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from advconn.detector import Detector, Judgement
@@ -56,8 +57,8 @@ def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float) ->
     for r in records:
         style = "bold red" if r["adversarial"] else ""
         table.add_row(
-            r["image"],
-            r["class_name"],
+            escape(r["image"]),
+            escape(r["class_name"]),
             f"{r['score']:.2f}",
             f"{r['p_value']:.4f}",
             VERDICTS[r["adversarial"]],

@@ -131,6 +131,8 @@ def main() -> None:
     def sets(part: str, spec: str, limit: int) -> Hits:
         return attacked(args.cache, model, part, groups[part], spec, limit)
 
+    predicted = torch.cat([model.logits(model.check(x)).argmax(1) for x in groups["clean"].images.split(500)])
+    right = float((predicted == groups["clean"].labels).float().mean())
     results = []
     for label, features, walk in (
         ("advconn", everything, shipped),
@@ -161,14 +163,13 @@ def main() -> None:
                 row = without.row(spec, scores, without.score(trace(walk, spec, found.images)), found.tried)
                 results.append({"detector": label, "left_out": left, **row})
                 print(results[-1], flush=True)
-    predicted = torch.cat([model.logits(model.check(x)).argmax(1) for x in groups["clean"].images.split(500)])
     record = {
         "claim": __doc__.strip().split("\n")[0],
         "machine": machine(),
         "seed": SEED,
         "fpr": FPR,
         "fingerprint": model.fingerprint,
-        "clean_accuracy": float((predicted == groups["clean"].labels).float().mean()),
+        "clean_accuracy": right,
         "results": results,
     }
     if args.out:

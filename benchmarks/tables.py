@@ -68,6 +68,8 @@ def benchmark(record: dict) -> list[str]:
     rows = [r for r in record["rows"] if "auroc" in r]
     attacks = [a["attack"] for a in record["attacks"]]
     at = {(r["detector"], r["attack"]): r for r in rows}
+    rows = [r for r in rows if r["auroc"] is not None]  # an attack that never succeeded has none
+    attacks = [a for a in attacks if any(r["attack"] == a for r in rows)]
     worst = {d: min(at[d, a]["auroc"] for a in attacks) for d in dict.fromkeys(r["detector"] for r in rows)}
     best = {a: max(r["auroc"] for r in rows if r["attack"] == a) for a in attacks}
     cells = []
@@ -90,7 +92,7 @@ def benchmark(record: dict) -> list[str]:
             a["attack"],
             f"{a['succeeded']} of {a['tried']}",
             figure(a["l2"]),
-            figure(a["linf"] * 255, 1),
+            figure((a["linf"] or 0) * 255, 1),
             figure(a["confidence"]),
         ]
         for a in record["attacks"]

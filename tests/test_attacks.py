@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from advconn.attacks import KINDS, MIXTURE, Attack, parse_all, succeeded
-from advconn.classifier import margin
+from advconn.classifier import Classifier, margin
 from advconn.errors import AttackError
+from advconn.nets import compact
 
 
 def test_a_specification_is_read_and_written_back():
@@ -78,3 +79,11 @@ def test_the_stopped_attack_is_no_more_confident_than_it_needs_to_be(classifier,
         logits = classifier.logits(out[hit])
         top[name] = float(margin(logits, logits.argmax(1)).mean())
     assert top["pgd-stop"] > top["pgd"] + 0.5
+
+
+def test_autoattack_of_two_classes_is_refused():
+    """torchattacks' targeted part would look for a third wrong class."""
+    with torch.random.fork_rng():
+        two = Classifier(compact(2, widths=(4, 8)).eval())
+    with pytest.raises(AttackError, match="four classes"):
+        Attack.parse("autoattack").run(two, torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long))

@@ -173,3 +173,9 @@ def test_a_folder_is_written_whole_or_not_at_all(detector, saved, tmp_path, monk
     with pytest.raises(ZeroDivisionError):
         bundle.save(detector, tmp_path / "failed")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_normalisation_is_another_classifier(saved, net):
+    """The same weights behind another mean and deviation are refused, for the scores would be of other inputs."""
+    with pytest.raises(BundleError, match="fitted with mean"):
+        bundle.load(saved, model=Classifier(net, size=(8, 8), channels=1, mean=(0.1,), std=(0.3,)))

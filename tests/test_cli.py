@@ -59,7 +59,7 @@ def spec(place, name="build"):
 
 def test_help_shows_examples_and_is_fast():
     """Every command's; under half a second, without torch."""
-    for command in ([], ["score"], ["fit"], ["attack"]):
+    for command in ([], ["score"], ["fit"], ["attack"], ["benchmark"]):
         out = run(*command, "--help")
         assert out.exit_code == 0
         assert "Example" in out.output
@@ -122,6 +122,16 @@ def test_score_as_text_is_a_table(place):
     assert out.exit_code in (0, 1)
     for word in ("prediction", "p-value", "verdict", "loudest", "clean"):
         assert word in out.stdout
+
+
+def test_a_path_that_is_not_there_does_not_stop_the_others(place, tmp_path):
+    """And a name with brackets in it is shown whole."""
+    odd = tmp_path / "a[bold]b.png"
+    odd.write_bytes((place / "png" / "0.png").read_bytes())
+    out = run("score", tmp_path / "none.png", odd, "--detector", place / "detector", "--model", spec(place))
+    assert out.exit_code == 2
+    assert "none.png" in out.stderr
+    assert "[bold]" in "".join(out.stdout.split())
 
 
 def test_a_bad_file_in_a_folder_does_not_stop_the_others(place, tmp_path):

@@ -60,3 +60,10 @@ def test_fewer_references_than_asked_are_repeated():
     """The table stays rectangular."""
     logits = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]])
     assert References(torch.zeros(3, 1, 8, 8), logits).by_class.tolist() == [[0, 1], [2, 2]]
+
+
+def test_classes_that_do_not_fit_in_one_batch_are_synthesised_in_several(classifier, monkeypatch):
+    """Two at a time here; every class is reached all the same."""
+    monkeypatch.setattr(modes, "LARGEST", 2 * 2 * 64)
+    found = modes.synthesise(classifier, per_class=2)
+    assert found.labels.tolist() == [c for c in range(10) for _ in range(2)]

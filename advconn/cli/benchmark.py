@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +119,7 @@ def benchmark(
     with progress_bar() as progress:
         found, images = _subject(detector, model, weights, data, device, fpr, seed, progress)
         settings = runs.Settings(
-            attacks=_named(attacks or EVERY, images),
+            attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
             baselines=baselines or tuple(BASELINES),
             mixture=DIGIT_MIXTURE if images.attacks else MIXTURE,
             limit=limit,
@@ -131,8 +131,9 @@ def benchmark(
         )
         other = None
         if second is not None:
-            size = found.connectivity.classifier.preprocessing.size
-            other = models.load(second, second_weights, size=size)
+            subject = found.connectivity.classifier
+            size, classes = subject.preprocessing.size, subject.num_classes
+            other = models.load(second, second_weights, size=size, num_classes=classes, device=str(subject.device))
         folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
         runner = Runner(jobs, backend, str(folder), progress)
         with _cluster(backend):
@@ -190,14 +191,22 @@ def _subject(
     return found, Data(data.name, pixels[rest], None if labels is None else labels[rest])
 
 
-def _named(attacks: tuple[str, ...], images: Data) -> tuple[str, ...]:
-    """Full specifications: a bare name stands for strengths that suit the images."""
+def _suited(detector: Detector, note: Callable[[str], None]) -> tuple[str, ...]:
+    """Every attack that the classifier can be attacked with."""
+    if detector.connectivity.classifier.num_classes >= 4:
+        return EVERY
+    note("autoattack is left out: it needs four classes or more")
+    return tuple(name for name in EVERY if name != "autoattack")
+
+
+def _named(attacks: tuple[str, ...], images: Data, asked: bool) -> tuple[str, ...]:
+    """Full specifications: a bare name, or one that was not asked for, stands for strengths that suit the images."""
     from advconn.attacks import Attack
 
     out = []
     for spec in attacks:
         name = spec.partition(":")[0]
-        bare = spec == name or (spec in EVERY and name in images.attacks)
+        bare = spec == name or (not asked and name in images.attacks)
         out.append(str(Attack.parse(images.attacks.get(name, spec) if bare else spec)))
     return tuple(dict.fromkeys(out))
 

@@ -50,7 +50,7 @@ def classifier_of(spec: str, weights: Path | None, collection: Collection, devic
     """The classifier named on the command line, at the size of the images where it states none."""
     from advconn import models
 
-    return models.load(spec, weights, size=collection.size(), device=_place(device))
+    return models.load(spec, weights, size=collection.size(), device=place(device))
 
 
 def detector_of(detector: Path | None, model: str | None, weights: Path | None, device: str) -> Detector:
@@ -60,15 +60,17 @@ def detector_of(detector: Path | None, model: str | None, weights: Path | None, 
     if model is None:
         if weights is not None:
             raise DataError("--weights goes with --model: name the model they belong to")
-        return bundle.load(detector or bundle.default(), device=_place(device))
+        return bundle.load(detector or bundle.default(), device=place(device))
     if detector is None:
         raise DataError("--model needs the --detector that was fitted for it: make one with advconn fit")
-    look = bundle.read_card(detector)["classifier"]["preprocessing"]
-    size = tuple(look["size"]) if look["size"] else None
-    return bundle.load(detector, model=models.load(model, weights, size=size, device=_place(device)))
+    card = bundle.read_card(detector)["classifier"]
+    look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+    look |= {"channels": card["channels"], "class_names": card["class_names"]}
+    return bundle.load(detector, model=models.load(model, weights, device=place(device), **look))
 
 
-def _place(device: str) -> str:
+def place(device: str) -> str:
+    """The device named on the command line."""
     import torch
 
     if device == "auto":
@@ -77,6 +79,10 @@ def _place(device: str) -> str:
         raise DataError("--device cuda: torch sees no GPU here; use cpu")
     if not device.startswith(("cpu", "cuda")):
         raise DataError(f"--device {device}: expected auto, cpu or cuda")
+    try:
+        torch.empty(0, device=device)
+    except RuntimeError:
+        raise DataError(f"--device {device}: there is no such device here; expected auto, cpu or cuda") from None
     return device
 
 

@@ -19,10 +19,10 @@ from advconn.cli.common import (
     progress_bar,
     weights_option,
 )
+from advconn.errors import DataError
 
 if TYPE_CHECKING:
     from advconn.detector import Detector
-    from advconn.errors import DataError
     from advconn.images import Batch
 
 CLEAN, FLAGGED, FAILED = 0, 1, 2
@@ -49,13 +49,18 @@ def score(
     """
     from advconn.images import Collection
 
-    collections = [Collection(path) for path in images]
+    unread: list[DataError] = []
+    collections = []
+    for path in images:
+        try:
+            collections.append(Collection(path))
+        except DataError as error:
+            unread.append(error)
     found = detector_of(detector, model, weights, device)
     walk = found.connectivity
     if detector is None:
         note("no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image")
     records: list[dict[str, Any]] = []
-    unread: list[DataError] = []
     resized, flagged, done, total = False, False, 0, sum(map(len, collections))
     look, channels = walk.classifier.preprocessing, walk.classifier.channels
     with progress_bar() as progress:
@@ -73,8 +78,8 @@ def score(
             progress("score", done, total)
     if records:
         _table(found, records)
-    for error in unread:
-        complain(str(error))
+    for refused in unread:
+        complain(str(refused))
     sys.exit(FAILED if unread else FLAGGED if flagged else CLEAN)
 
 

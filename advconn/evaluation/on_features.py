@@ -118,8 +118,9 @@ class MultiLID(OnFeatures, Trained):
         return as_numpy(torch.cat([self._ratios(f, i) for i, f in enumerate(self._features(images))], 1))
 
     def _ratios(self, found: Tensor, layer: int) -> Tensor:
-        distance = torch.cdist(found, self.known[layer])
-        distance = torch.where(distance < 1e-6, torch.inf, distance)  # an image is not its own neighbour
+        distance = torch.cdist(found, self.known[layer], compute_mode="donot_use_mm_for_euclid_dist")
+        itself = distance < 1e-4 * found.norm(dim=1, keepdim=True)
+        distance = torch.where(itself, torch.inf, distance)  # an image is not its own neighbour
         near = distance.topk(min(self.nearest, distance.shape[1] - 1), dim=1, largest=False).values
         return torch.log((near / near[:, -1:]).clamp(1e-9, 1))[:, :-1]
 

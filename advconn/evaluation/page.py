@@ -35,7 +35,7 @@ def html(report: Report) -> str:
         f"<h1>advconn benchmark: {escape(str(settings['data']))}</h1>",
         f"<p>{parts['train']} clean images to fit on, {parts['calibrate']} others to set one threshold at "
         f"{settings['fpr']:.0%} false alarms, {parts['test']} others to test. Only attacked images whose prediction "
-        f"changed count. The classifier is right on {settings['accuracy']:.1%}.</p>",
+        f"changed count. {_accuracy(settings['accuracy'])}</p>",
         "<h2>AUROC, and share caught at the frozen threshold</h2>",
         _main_table(report, attacks),
         "<h2>The attacks</h2>",
@@ -62,6 +62,15 @@ def html(report: Report) -> str:
     )
 
 
+def _accuracy(value: float) -> str:
+    return f"The classifier is right on {value:.1%}." if np.isfinite(value) else "True labels are not known."
+
+
+def _worst(values: Iterable[float]) -> float:
+    """The smallest that is a number; nan of none."""
+    return min((v for v in values if np.isfinite(v)), default=float("nan"))
+
+
 def ordinary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of attacks that do not know the detector."""
     return [r for r in rows if "auroc" in r]
@@ -79,7 +88,7 @@ def ranking(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _main_table(report: Report, attacks: Sequence[str]) -> str:
     rows = ordinary(report.rows)
     at = {(r["detector"], r["attack"]): r for r in rows}
-    best = {a: max((r["auroc"] for r in rows if r["attack"] == a), default=0.0) for a in attacks}
+    best = {a: -_worst(-r["auroc"] for r in rows if r["attack"] == a) for a in attacks}
     head = ["detector", *attacks, "worst", "false alarms", "forwards", "gradients", "ms"]
     lines = []
     for name in ranking(report.rows):
@@ -89,7 +98,7 @@ def _main_table(report: Report, attacks: Sequence[str]) -> str:
             mark = " class=best" if r["auroc"] >= best[r["attack"]] - 5e-4 else ""
             interval = f"{r['auroc_low']:.3f} to {r['auroc_high']:.3f}, {r['n_attacked']} images"
             cells.append(f'<td{mark} title="{interval}">{r["auroc"]:.3f} / {r["tpr"]:.2f}</td>')
-        worst = min(r["auroc"] for r in found)
+        worst = _worst(r["auroc"] for r in found)
         over = " class=bad" if found[0]["fpr"] > 1.3 * report.settings["fpr"] else ""
         cells.append(f"<td>{worst:.3f}</td><td{over}>{found[0]['fpr']:.3f}</td>")
         for key in ("forwards", "gradients", "milliseconds"):

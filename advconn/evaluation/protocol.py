@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -161,11 +162,14 @@ class Bench:
         self.predicted = torch.full((len(images),), -1)
         for rows in self.used.split(256):
             self.predicted[rows] = classifier.logits(classifier.check(images[rows])).argmax(1).cpu()
+        self.labelled = labels is not None
         self.labels = self.predicted if labels is None else labels
 
     @property
     def accuracy(self) -> float:
-        """Of the classifier, on the images in use."""
+        """Of the classifier, on the images in use; nan where no labels are known."""
+        if not self.labelled:
+            return float("nan")
         return float((self.predicted[self.used] == self.labels[self.used]).float().mean())
 
     def part(self, name: str) -> Tensor:
@@ -190,7 +194,7 @@ class Bench:
                 chosen[spec] = rows[torch.from_numpy(np.random.default_rng(turn).permutation(len(rows))[:limit])]
             for i, chunk in enumerate(chosen[spec].split(CHUNK)):
                 images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
-                calls.append((images, labels, spec, self.seed + i, self.classifier.fingerprint, self.classifier))
+                calls.append((images, labels, spec, self.seed + i, _settled(self.classifier), self.classifier))
         made = self.runner.map(f"attack {name}", attack_images, calls, "classifier")
         out: dict[str, Hits] = {}
         for spec in specs:
@@ -233,10 +237,16 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     )
 
 
+def _settled(classifier: Classifier) -> str:
+    """What every result depends on: weights, preprocessing, versions."""
+    versions = [version(name) for name in ("advconn", "torch", "torchattacks")]
+    return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"
+
+
 def _key(baseline: Baseline) -> str:
     """What a detector's columns depend on besides the images."""
     name = Advconn.name if isinstance(baseline, Advconn) else baseline.name
-    digest = hashlib.sha256(f"{name} {baseline.classifier.fingerprint}".encode())
+    digest = hashlib.sha256(f"{name} {_settled(baseline.classifier)}".encode())
     if isinstance(baseline, Advconn):
         walk = baseline.detector.connectivity
         settings = {
@@ -272,10 +282,12 @@ def freeze(
 ) -> Frozen:
     """Fit on the training part and set the threshold on the calibration part (a detector as given keeps its own)."""
     tables = [clean, *(a for a in attacked if len(a))]
+    if len(tables) == 1:
+        raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
     kinds = np.repeat(np.arange(len(tables)), [len(t) for t in tables])
     baseline.fit(np.concatenate(tables), kinds)
     if isinstance(baseline, Shipped):
-        return Frozen(baseline, baseline.detector.calibration_)
+        return Frozen(baseline, Calibration(baseline.detector.calibration_.scores, fpr))
     return Frozen(baseline, Calibration(baseline.score(calibrate), fpr))
 
 

@@ -14,6 +14,7 @@ import torch
 from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector
+from advconn.errors import AdvconnError
 from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade, smooth_score
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.controls import controls
@@ -74,6 +75,7 @@ def run(
     bench = Bench(
         classifier, data.images, data.labels, runner=runner, limit=settings.limit, fpr=settings.fpr, seed=settings.seed
     )
+    detectors = _detectors(detector, bench, settings, second, note)
     taught = bench.attack("train", settings.mixture, settings.per_attack)
     taught = {spec: hits for spec, hits in taught.items() if len(hits.rows)}
     aimed = tuple(dict.fromkeys((*settings.attacks, *(settings.mixture if settings.leave_one_out else ()))))
@@ -81,7 +83,6 @@ def run(
     for spec in settings.attacks:
         if tested[spec].success < 0.9:
             note(f"{spec} succeeded on {len(tested[spec].rows)} of {tested[spec].tried}: only those count")
-    detectors = _detectors(detector, bench, settings, second, note)
     first = next((tested[s] for s in settings.attacks if len(tested[s].rows)), None)
     spoilt = corrupted(bench.part("test")[: settings.limit or 500], first.l2 if first else 1.0, settings.seed)
     sets = {"train": bench.part("train"), "calibrate": bench.part("calibrate"), "test": bench.part("test")}
@@ -107,7 +108,7 @@ def run(
     alarms = [a for name, one in fixed.items() for a in _alarms(one, found, name, bench.right("test"), list(spoilt))]
     scores = {name: _scores(one, found, name, settings.attacks) for name, one in fixed.items()}
     if settings.adaptive:
-        rows += _adaptive(bench, fixed, detector, settings, runner)
+        rows += _adaptive(bench, fixed, detector, found[Shipped.name, "train"].values, settings, runner)
     return Report(
         _settings(data, detector, bench, settings),
         rows,
@@ -131,12 +132,16 @@ def _detectors(
     made: list[Baseline] = [Shipped(detector), Advconn(detector)]
     for name in settings.baselines:
         if name == "second-model" and second is None:
+            note("second-model is left out: give another classifier with --second")
             continue
         try:
             baseline = BASELINES[name](bench.classifier, bench.part("train"), second)
             baseline.prepare()
         except ImportError as error:
-            note(f"{name} is left out: {error.name} is not installed (pip install {error.name})")
+            note(f"{name} is left out: {error.name} is not installed (pip install 'advconn[ood]')")
+            continue
+        except AdvconnError as error:
+            note(f"{name} is left out: {error}")
             continue
         made.append(baseline)
     return made
@@ -154,7 +159,8 @@ def _left(
     for baseline in detectors:
         if not isinstance(baseline, Advconn) or isinstance(baseline, Shipped):
             continue
-        for name in dict.fromkeys(map(name_of, settings.mixture)):
+        names = list(dict.fromkeys(map(name_of, settings.mixture)))
+        for name in names if len(names) > 1 else ():
             one = frozen(baseline, name)
             for spec, hits in tested.items():
                 columns = found.get((baseline.name, f"test {spec}"))
@@ -169,7 +175,9 @@ def _alarms(
 ) -> list[dict[str, Any]]:
     """Share of clean test images flagged: all, by whether they are classified right, and spoilt ones."""
     flags = one.flags(found[name, "test"].values)
-    kinds = {"all": flags, "classified right": flags[right], "misclassified": flags[~right]}
+    kinds = {"all": flags}
+    if not right.all():
+        kinds |= {"classified right": flags[right], "misclassified": flags[~right]}
     kinds |= {kind: one.flags(found[name, kind].values) for kind in spoilt}
     out = []
     for kind, hits in kinds.items():
@@ -211,7 +219,12 @@ def _sizes(spec: str, hits: Hits) -> dict[str, Any]:
 
 
 def _adaptive(
-    bench: Bench, fixed: dict[str, Frozen], detector: Detector, settings: Settings, runner: Runner
+    bench: Bench,
+    fixed: dict[str, Frozen],
+    detector: Detector,
+    columns: np.ndarray,
+    settings: Settings,
+    runner: Runner,
 ) -> list[dict[str, Any]]:
     """The attack that knows the detector, on advconn and on the baselines that can be differentiated."""
     rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: settings.adaptive_limit]
@@ -220,7 +233,7 @@ def _adaptive(
     out: list[dict[str, Any]] = []
     for name in names:
         one = fixed[name]
-        score: Score = differentiable(detector) if name == Shipped.name else smooth_score(one.baseline)
+        score: Score = differentiable(detector, columns) if name == Shipped.name else smooth_score(one.baseline)
         at = one.calibration.threshold
         loose = float(np.quantile(one.calibration.scores, 0.5))
         for eps in settings.adaptive_eps:
