@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.paths import Landscape, Path, profile, straight
+from advconn.paths import Landscape, Path, at_rows, profile, slope, straight
 
 LONGEST_STEP = 0.1  # of the segment's length: the farthest that one step moves
 LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
@@ -86,40 +86,27 @@ def sidestep(
     for step in range(steps + 1):
         if not len(live):
             break
-        energy, slope = _slope(landscape, point[live], rows[live])
+        energy, steep = slope(landscape, point[live], rows[live])
         gradients[live] += 1
         better = energy < lowest[live]
         lowest[live] = torch.where(better, energy, lowest[live])
         best[live] = torch.where(_column(better, point), point[live], best[live])
         u = unit[live]
-        slope = slope - _column(_dot(slope, u), u) * u
-        square = _dot(slope, slope)
+        steep = steep - _column(_dot(steep, u), u) * u
+        square = _dot(steep, steep)
         above = energy > target[live]
         flat = square < LEAST_SLOPE
         stuck[live] |= above & flat
         going = above & ~flat
         if step == steps:
             break
-        live, slope, square, energy = live[going], slope[going], square[going], energy[going]
+        live, steep, square, energy = live[going], steep[going], square[going], energy[going]
         size = ((energy - target[live]) / square.sqrt()).clamp(max=LONGEST_STEP * length[live])
-        moved = point[live] - _column(size / square.sqrt(), slope) * slope
+        moved = point[live] - _column(size / square.sqrt(), steep) * steep
         u, origin = unit[live], top[live]
         shift = moved - origin
         point[live] = origin + shift - _column(_dot(shift, u), u) * u
     return Step(best, (best - top).flatten(1).norm(dim=1) / length, stuck, gradients)
-
-
-def _slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = points.detach().clone().unsqueeze(1).requires_grad_()
-        energy = _at(landscape, leaf, rows)
-        (slope,) = torch.autograd.grad(energy.sum(), leaf)
-    return energy[:, 0].detach(), slope[:, 0]
-
-
-def _at(landscape: Landscape, points: Tensor, rows: Tensor) -> Tensor:
-    pick = getattr(landscape, "rows", None)
-    return pick(rows)(points) if pick else landscape(points)
 
 
 def bypass(
@@ -135,7 +122,6 @@ def bypass(
 ) -> Detour:
     """Go round every barrier above `level` (n,) between start and end (n, *shape), `levels` deep.
 
-    A landscape whose energy differs from row to row has a method `rows(index)` that gives the landscape of those rows.
     `target` (n,): the energy a bypassed point is brought down to, `level` itself unless told. `samples`: points of
     every segment's scan. Segments without a barrier are not touched. What still stands after `steps` steps, or after
     the last level, is reported as it is: `converged` is then False.
@@ -152,7 +138,7 @@ def bypass(
     for depth in range(levels + 1):
         span = width >> depth
         path = straight(knots[row, left], knots[row, left + span])
-        scan = profile(path, lambda points: _at(landscape, points, row), samples)  # noqa: B023 - used at once
+        scan = profile(path, lambda points: at_rows(landscape, points, row), samples)  # noqa: B023 - used at once
         stands = scan.barrier > level[row]
         low = row if depth == levels else row[~stands]
         residual.scatter_reduce_(0, low, scan.barrier if depth == levels else scan.barrier[~stands], "amax")

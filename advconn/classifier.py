@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -68,21 +68,46 @@ class Preprocessing:
     std: tuple[float, ...] | None = None
 
 
-class MarginLandscape:
-    """The margin against one class for each row, as paths walk it: points (n, s, c, h, w) to energies (n, s)."""
+Forward = Callable[[Tensor], Tensor]
 
-    def __init__(self, classifier: Classifier, labels: Tensor) -> None:
-        self._classifier, self._labels = classifier, labels
+
+class MarginLandscape:
+    """The margin against one class for each row, as paths walk it: points (n, s, *shape) to energies (n, s).
+
+    `logits` maps points (m, *shape) to logits (m, k).
+    """
+
+    def __init__(self, logits: Forward, labels: Tensor) -> None:
+        self._logits, self._labels = logits, labels
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Margins (n, s) at points (n, s, c, h, w)."""
+        """Margins (n, s) at points (n, s, *shape)."""
         n, s = points.shape[:2]
-        logits = self._classifier.logits(points.flatten(0, 1)).view(n, s, -1)
-        return margin(logits, self._labels[:, None])
+        return margin(self._logits(points.flatten(0, 1)).view(n, s, -1), self._labels[:, None])
 
     def rows(self, index: Tensor) -> MarginLandscape:
         """The landscape of these rows."""
-        return MarginLandscape(self._classifier, self._labels[index])
+        return MarginLandscape(self._logits, self._labels[index])
+
+
+def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
+    """What `forward` gives for points (m, ...), counted, at most `batch_size` at once.
+
+    Differentiable, and then in one batch, where the points ask for a gradient.
+    """
+    wanted = points.requires_grad and torch.is_grad_enabled()
+    cost = _cost.get()
+    if cost is not None:
+        if wanted:
+            cost.gradients += len(points)
+        else:
+            cost.forwards += len(points)
+    if wanted:
+        return forward(points)
+    with torch.inference_mode():
+        out = [forward(chunk) for chunk in points.split(batch_size)]
+        joined = out[0] if len(out) == 1 else torch.cat(out)
+    return joined if torch.is_inference_mode_enabled() else joined.clone()
 
 
 class Classifier:
@@ -142,7 +167,7 @@ class Classifier:
             self.device = torch.device(device) if device is not None else home
             side = size or (32, 32)
             probe = torch.rand(4, channels, *side, generator=torch.Generator().manual_seed(0)).to(self.device)
-            self._network = _prepare(module, self.device, self._normalise(probe))
+            self.network = _prepare(module, self.device, self.normalise(probe))
             self.num_classes = self._probe(probe, num_classes)
 
     def __sklearn_clone__(self) -> Classifier:
@@ -152,12 +177,12 @@ class Classifier:
         return self
 
     def __repr__(self) -> str:
-        return f"Classifier({self.name or type(self._network).__name__}, {self.num_classes} classes)"
+        return f"Classifier({self.name or type(self.network).__name__}, {self.num_classes} classes)"
 
     def _probe(self, probe: Tensor, expected: int | None) -> int:
         try:
             with torch.inference_mode():
-                output = self._network(self._normalise(probe))
+                output = self.network(self.normalise(probe))
         except Exception as error:  # a user's forward may raise anything at a size it does not take
             shape = f"{self.channels} x {probe.shape[2]} x {probe.shape[3]}"
             raise ModelError(f"the model does not take images of {shape}: {_line(error)}") from error
@@ -175,7 +200,8 @@ class Classifier:
             raise ModelError(f"the model has {classes} classes, but {len(self.class_names)} class names were given")
         return classes
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (n, c, h, w) in [0, 1] as the network takes them."""
         p = self.preprocessing
         if p.mean is None or p.std is None:
             return images
@@ -215,29 +241,17 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (m, k) of checked images (m, c, h, w); differentiable with respect to them where they ask for it."""
-        wanted = images.requires_grad and torch.is_grad_enabled()
-        cost = _cost.get()
-        if cost is not None:
-            if wanted:
-                cost.gradients += len(images)
-            else:
-                cost.forwards += len(images)
-        if wanted:
-            return self._forward(images)
-        with torch.inference_mode():
-            out = [self._forward(chunk) for chunk in images.split(self.batch_size)]
-            logits = out[0] if len(out) == 1 else torch.cat(out)
-        return logits if torch.is_inference_mode_enabled() else logits.clone()
+        return spend(self._forward, images, self.batch_size)
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            batch = self._normalise(images).contiguous(memory_format=torch.channels_last)
-            output: Tensor = self._network(batch)
+            batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
+            output: Tensor = self.network(batch)
         return output.float()
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""
-        return MarginLandscape(self, labels)
+        return MarginLandscape(self.logits, labels)
 
     def label_names(self, labels: Sequence[int]) -> list[str]:
         """Names of these classes, or their indices as text."""
@@ -253,7 +267,7 @@ class Classifier:
 class _Module(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.network = classifier._network
+        self.network = classifier.network
         self._classifier = [classifier]
         self.eval()
 

@@ -3,6 +3,7 @@
 AdvconnError
 ├── ModelError     the classifier, or the way it was given
 ├── DataError      images, labels or files of images
+├── PathError      a path that cannot be searched as asked
 ├── AttackError    an attack's name or parameters
 ├── FitError       a detector cannot be fitted, or is used before it was
 └── BundleError    a detector's folder
@@ -19,6 +20,10 @@ class ModelError(AdvconnError):
 
 class DataError(AdvconnError):
     """The images or labels cannot be used."""
+
+
+class PathError(AdvconnError):
+    """A path cannot be searched in this way, or not in this space."""
 
 
 class AttackError(AdvconnError):

@@ -42,6 +42,20 @@ class Path:
         """Euclidean length of every path, (n,)."""
         return self.knots.diff(dim=1).flatten(2).norm(dim=2).sum(1)
 
+    def spaced(self, knots: int) -> Path:
+        """The same paths through so many knots, evenly spaced along their length; both ends are kept."""
+        n, k = self.knots.shape[:2]
+        lengths = self.knots.diff(dim=1).flatten(2).norm(dim=2)
+        reached = torch.cat([lengths.new_zeros(n, 1), lengths.cumsum(1)], 1)
+        wanted = reached[:, -1:] * torch.linspace(0, 1, knots, device=lengths.device, dtype=lengths.dtype)
+        left = (torch.searchsorted(reached, wanted.contiguous(), right=True) - 1).clamp(0, k - 2)
+        part = (wanted - reached.gather(1, left)) / lengths.gather(1, left).clamp_min(1e-30)
+        rows = torch.arange(n, device=lengths.device)[:, None]
+        weight = part.clamp(0, 1).view(n, knots, *[1] * (self.knots.ndim - 2))
+        out = torch.lerp(self.knots[rows, left], self.knots[rows, left + 1], weight)
+        out[:, 0], out[:, -1] = self.start, self.end
+        return Path(out)
+
     def reversed(self) -> Path:
         """The same paths walked from the other end."""
         return Path(self.knots.flip(1))
@@ -93,3 +107,21 @@ def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
     """Energies of the landscape at evenly spaced positions of every path."""
     t = positions(samples, path.knots)
     return Profile(t, landscape(path.at(t)))
+
+
+def at_rows(landscape: Landscape, points: Tensor, rows: Tensor) -> Tensor:
+    """Energies (n, k) of points (n, k, *shape) that belong to these rows (n,) of the landscape.
+
+    A landscape whose energy differs from row to row has a method `rows(index)` that gives the landscape of those rows.
+    """
+    pick = getattr(landscape, "rows", None)
+    return pick(rows)(points) if pick else landscape(points)
+
+
+def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (n,) and their gradients (n, *shape) at points (n, *shape) of these rows; no other gradient is made."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = points.detach().clone().unsqueeze(1).requires_grad_()
+        energy = at_rows(landscape, leaf, rows)
+        (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+    return energy[:, 0].detach(), gradient[:, 0]

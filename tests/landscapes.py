@@ -25,6 +25,56 @@ def muller_brown(points: Tensor) -> Tensor:
     return (big_a * torch.exp(a * (x - x0) ** 2 + b * (x - x0) * (y - y0) + c * (y - y0) ** 2)).sum(-1)
 
 
+LEPS_MINIMA = torch.tensor([[0.74152066, 1.30341916], [3.00127581, -1.30433828]], dtype=torch.float64)
+LEPS_SADDLES = torch.tensor([[2.05689152, 0.58553803], [1.98206356, -1.09596799]], dtype=torch.float64)
+LEPS_HEIGHTS = (-0.61676179, -0.50935653)
+
+
+def leps(points: Tensor) -> Tensor:
+    """London-Eyring-Polanyi-Sato with a harmonic bath and a Gaussian that splits its saddle in two."""
+    x, y = points[..., 0], points[..., 1]
+    well = {"ab": 4.746, "bc": 4.746, "ac": 3.445}
+    shrink = {"ab": 1.05, "bc": 1.80, "ac": 1.05}
+    apart = {"ab": x, "bc": 3.742 - x, "ac": torch.full_like(x, 3.742)}
+    coulomb, exchange = {}, {}
+    for bond, r in apart.items():
+        e = torch.exp(-1.942 * (r - 0.742))
+        coulomb[bond] = well[bond] / 2 * (1.5 * e**2 - e) / shrink[bond]
+        exchange[bond] = well[bond] / 4 * (e**2 - 6 * e) / shrink[bond]
+    ab, bc, ac = exchange["ab"], exchange["bc"], exchange["ac"]
+    bonds = sum(coulomb.values()) - (ab**2 + bc**2 + ac**2 - ab * bc - bc * ac - ab * ac).sqrt()
+    bath = 2 * 0.2025 * (x - (3.742 / 2 - y / 1.154)) ** 2
+    return bonds + bath + 1.5 * torch.exp(-(((x - 2.02083) / 0.1) ** 2) / 2 - ((y + 0.272881) / 0.35) ** 2 / 2)
+
+
+HIMMELBLAU_MINIMA = torch.tensor(
+    [[3.0, 2.0], [-2.80511809, 3.13131252], [-3.77931025, -3.28318599], [3.58442834, -1.84812653]], dtype=torch.float64
+)
+HIMMELBLAU_SADDLES = {(0, 3): 13.31192627, (0, 1): 67.71915009, (1, 2): 104.01516292, (2, 3): 178.33723920}
+
+
+def himmelblau(points: Tensor) -> Tensor:
+    """Himmelblau (1972): four minima at zero, four saddles between neighbours."""
+    x, y = points[..., 0], points[..., 1]
+    return (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2
+
+
+WOLFE_QUAPP_MINIMA = torch.tensor([[-1.17405606, 1.47708706], [1.12410176, -1.48527427]], dtype=torch.float64)
+WOLFE_QUAPP_SADDLE = -1.25131237
+
+
+def wolfe_quapp(points: Tensor) -> Tensor:
+    """Quapp (2005): two deep minima, and a shallow one on the way between them."""
+    x, y = points[..., 0], points[..., 1]
+    return x**4 + y**4 - 2 * x**2 - 4 * y**2 + x * y + 0.3 * x + 0.1 * y
+
+
+def half_circle(points: Tensor) -> Tensor:
+    """(1 - r^2)^2 + y^2 / r^2: minima (+-1, 0) at 0, saddles (0, +-1) at 1, and the path is the unit half circle."""
+    square = points.square().sum(-1)
+    return (1 - square) ** 2 + points[..., 1] ** 2 / square
+
+
 def ring(points: Tensor) -> Tensor:
     """(1 - r^2)^2 in the first two coordinates: zero on the unit circle."""
     return (1 - points[..., :2].square().sum(-1)) ** 2

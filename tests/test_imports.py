@@ -13,9 +13,9 @@ PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"errors", "nets", "copies"},
     {"paths", "files", "calibration"},
-    {"bypass"},
+    {"bypass", "band"},
     {"classifier"},
-    {"images", "modes", "models", "attacks"},
+    {"images", "modes", "models", "attacks", "space"},
     {"features"},
     {"connectivity"},
     {"detector"},

@@ -23,7 +23,7 @@ SAMPLES = 9
 
 def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
     """The same architecture with parameters drawn anew, as its layers draw them (batch norm folded away)."""
-    network = copy.deepcopy(classifier._network)
+    network = copy.deepcopy(classifier.network)
     with torch.random.fork_rng(), torch.inference_mode(False):
         torch.manual_seed(seed)
         for module in network.modules():

@@ -21,7 +21,7 @@ class Layers:
 
     def __init__(self, classifier: Classifier, count: int = 4) -> None:
         self.classifier = classifier
-        network = classifier._network
+        network = classifier.network
         leaves = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         if len(leaves) < 2:
             raise DataError("the model has no two convolutions or linear layers: baselines on its features need them")

@@ -1,0 +1,165 @@
+"""Minimum-energy paths: a band of pivots between two points, relaxed for all pairs in one batch.
+
+string   every pivot goes down its slope and the pivots are re-spaced evenly each step: the simplified string method (E,
+         Ren & Vanden-Eijnden, J. Chem. Phys. 126, 164103 (2007))
+neb      nudged elastic band: only the part of the slope across the path acts, springs act along it, with the improved
+         tangent of Henkelman & Jónsson (J. Chem. Phys. 113, 9978 (2000), equations 8 to 12); the highest pivot may
+         climb to the saddle (J. Chem. Phys. 113, 9901 (2000))
+
+Steps are Adam's with one second moment a pivot, not one a coordinate: the direction stays that of the force, so that a
+path at rest is a true minimum-energy path and turning the space changes nothing. The highest point is read off a dense
+scan between pivots: off the pivots alone a barrier is under-reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from advconn.errors import PathError
+from advconn.paths import Landscape, Path, at_rows, profile, slope
+
+METHODS = ("string", "neb")
+MEMORY, SPREAD = 0.8, 0.95  # Adam's two decay rates
+
+
+@dataclass(frozen=True)
+class Band:
+    """Relaxed paths of n pairs.
+
+    path: through pivots + 2 knots. barrier: (n,) largest energy of a dense scan of the path; place: (n,) its position.
+    length_ratio: (n,) length over that of the straight line between the ends. stopped: (n,) the path had grown to the
+    cap and was left as it was. gradients: (n,) spent on every pair.
+    """
+
+    path: Path
+    barrier: Tensor
+    place: Tensor
+    length_ratio: Tensor
+    stopped: Tensor
+    gradients: Tensor
+
+
+def relax(
+    landscape: Landscape,
+    path: Path,
+    *,
+    method: str = "string",
+    pivots: int = 9,
+    steps: int = 200,
+    rate: float = 0.1,
+    level: Tensor | None = None,
+    target: Tensor | None = None,
+    spring: float = 1.0,
+    climb: bool = False,
+    longest: float = 3.0,
+    check: int = 10,
+    samples: int = 8,
+) -> Band:
+    """Relax bands that start on `path` (straight, or through any knots) and keep their ends.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape); one that differs from row to row has a method
+            `rows(index)` that gives the landscape of those rows.
+        method: one of METHODS. pivots: movable points between the ends.
+        steps: at most so many; `pivots` gradients each, fewer once pivots rest.
+        rate: first length of a step, in spacings of the pivots; falls to nothing along a cosine.
+        level: (n,) energies: a pair is done when a dense scan finds nothing above its level.
+        target: (n,) energies: a pivot at or under its target rests, which keeps a band on flat ground from drifting.
+        spring: stiffness, in slopes a spacing ('neb'). climb: the highest pivot climbs to the saddle ('neb').
+        longest: a pair whose path grows to so many times the straight line's length stops.
+        check: a scan, and removal of pairs that are done, every so many steps. samples: of every segment's scan.
+
+    Of all scans of a pair the path with the lowest barrier is kept; with `climb`, the last.
+
+    Raises:
+        PathError: a method or a number that makes no sense.
+    """
+    if method not in METHODS:
+        raise PathError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
+    if pivots < 1 or steps < 0 or samples < 1 or (climb and method != "neb"):
+        raise PathError("a band needs pivots and samples, and only 'neb' climbs")
+    knots = path.spaced(pivots + 2).knots
+    n = len(knots)
+    chord = (path.end - path.start).flatten(1).norm(dim=1).clamp_min(1e-12)
+    spacing = chord / (pivots + 1)
+    best, barrier = knots.clone(), torch.full_like(chord, torch.inf)
+    place, stopped = torch.zeros_like(chord), torch.zeros(n, dtype=torch.bool, device=knots.device)
+    gradients = torch.zeros_like(chord)
+    live = torch.arange(n, device=knots.device)
+    floor = torch.full_like(chord, -torch.inf) if target is None else target
+    ends = at_rows(landscape, torch.stack([path.start, path.end], 1), live) if method == "neb" else None
+    speed, square = torch.zeros_like(knots[:, 1:-1]), knots.new_zeros(n, pivots)
+    for step in range(steps + 1):
+        if step % check == 0 or step == steps:
+            scan = profile(Path(knots[live]), partial(at_rows, landscape, rows=live), (pivots + 1) * samples + 1)
+            better = (scan.barrier < barrier[live]) | climb
+            rows = live[better]
+            barrier[rows], place[rows], best[rows] = scan.barrier[better], scan.place[better], knots[rows]
+            stopped[live] = Path(knots[live]).length() > longest * chord[live]
+            done = stopped[live] if level is None else stopped[live] | (barrier[live] <= level[live])
+            live = live[~done]
+        if step == steps or not len(live):
+            break
+        energies, slopes, used = _slopes(landscape, knots[live, 1:-1], live, floor[live])
+        gradients[live] += used
+        if ends is not None:
+            energies = torch.cat([ends[live, :1], energies, ends[live, 1:]], 1)
+            slopes = _nudged(knots[live], energies, slopes, spring, climb)
+        fade = rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+        speed[live] = MEMORY * speed[live] + (1 - MEMORY) * slopes
+        square[live] = SPREAD * square[live] + (1 - SPREAD) * slopes.flatten(2).square().sum(2)
+        first, second = 1 - MEMORY ** (step + 1), 1 - SPREAD ** (step + 1)
+        size = fade * spacing[live][:, None] / ((square[live] / second).sqrt().clamp_min(1e-12) * first)
+        knots[live, 1:-1] -= size.view(*size.shape, *[1] * (knots.ndim - 2)) * speed[live]
+        if method == "string":
+            knots[live] = Path(knots[live]).spaced(pivots + 2).knots
+    found = Path(best)
+    return Band(found, barrier, place, found.length() / chord, stopped, gradients)
+
+
+def _slopes(landscape: Landscape, points: Tensor, rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies (n, k) of pivots (n, k, *shape), slopes at those above their floor (n,), and how many those are (n,)."""
+    n, k = points.shape[:2]
+    if bool(floor.isinf().all()):
+        flat = rows.repeat_interleave(k)
+        energy, slopes = slope(landscape, points.flatten(0, 1), flat)
+        return energy.view(n, k), slopes.view_as(points), torch.full_like(floor, k)
+    with torch.no_grad():
+        energies = at_rows(landscape, points, rows)
+    slopes, moving = torch.zeros_like(points), energies > floor[:, None]
+    row, column = moving.nonzero(as_tuple=True)
+    if len(row):
+        slopes[row, column] = slope(landscape, points[row, column], rows[row])[1]
+    return energies, slopes, moving.sum(1).to(floor)
+
+
+def _nudged(knots: Tensor, energies: Tensor, slopes: Tensor, spring: float, climb: bool) -> Tensor:
+    """The force's opposite at every pivot: slope across the path, springs along it, the highest one turned round."""
+    shape = [1] * (knots.ndim - 2)
+
+    def wide(values: Tensor) -> Tensor:
+        return values.view(*values.shape, *shape)
+
+    after, before = knots[:, 2:] - knots[:, 1:-1], knots[:, 1:-1] - knots[:, :-2]
+    here, ahead, behind = energies[:, 1:-1], energies[:, 2:], energies[:, :-2]
+    rise, fall = (ahead - here).abs(), (behind - here).abs()
+    most, least = torch.maximum(rise, fall), torch.minimum(rise, fall)
+    up = ahead > behind
+    mixed = after * wide(torch.where(up, most, least)) + before * wide(torch.where(up, least, most))
+    tangent = torch.where(wide((ahead > here) & (here > behind)), after, mixed)
+    tangent = torch.where(wide((ahead < here) & (here < behind)), before, tangent)
+    tangent = tangent / wide(tangent.flatten(2).norm(dim=2).clamp_min(1e-12))
+    along = wide((slopes * tangent).flatten(2).sum(2))
+    pull = after.flatten(2).norm(dim=2) - before.flatten(2).norm(dim=2)
+    spacing = (before.flatten(2).norm(dim=2).mean(1, keepdim=True)).clamp_min(1e-12)
+    stiff = spring * slopes.flatten(2).norm(dim=2).amax(1, keepdim=True) / spacing
+    out = slopes - along * tangent - wide(stiff * pull) * tangent
+    if climb:
+        top = here.argmax(1)
+        rows = torch.arange(len(knots), device=knots.device)
+        out[rows, top] = (slopes - 2 * along * tangent)[rows, top]
+    return out
