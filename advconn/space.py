@@ -28,8 +28,8 @@ class Space:
         layer: a layer's name, or 'pixel'.
 
     Raises:
-        PathError: no such layer, or the network cannot be cut there: its code cannot be traced, the layer is called more
-            than once, or what follows reads something from before it too.
+        PathError: no such layer, or the network cannot be cut there: its code cannot be traced, the layer is called
+            more than once, or what follows reads something from before it too.
     """
 
     def __init__(self, classifier: Classifier, layer: str = PIXEL) -> None:

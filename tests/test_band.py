@@ -57,7 +57,7 @@ def test_a_band_finds_the_barrier_next_to_it_and_not_the_lowest():
 
 @pytest.mark.parametrize("method", ["string", "neb"])
 def test_the_half_circle_is_found(method):
-    """Unit circle, length pi; a one-sided tangent turns by half a spacing h: with slope 1 and stiffness 8, off by h / 16."""
+    """Unit circle, length pi; one-sided tangents turn by half a spacing h: at slope 1, stiffness 8, off by h / 16."""
     start = Path(torch.tensor([[[1.0, 0.0], [0.0, 0.5], [-1.0, 0.0]]], dtype=torch.float64))
     found = relax(landscapes.half_circle, start, method=method, pivots=21, steps=800, rate=0.3)
     radius = found.path.knots.norm(dim=2)

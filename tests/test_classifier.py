@@ -54,7 +54,7 @@ def test_a_gradient_flows_to_the_images_and_nowhere_else():
     before = copy.deepcopy(module.state_dict())
     classifier = Classifier(module, size=(16, 16))
     leaf = images().requires_grad_()
-    (slope,) = torch.autograd.grad(margin(classifier.logits(leaf), torch.zeros(5, dtype=torch.long)).sum(), leaf)
+    (steep,) = torch.autograd.grad(margin(classifier.logits(leaf), torch.zeros(5, dtype=torch.long)).sum(), leaf)
     assert float(steep.abs().max()) > 0
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())

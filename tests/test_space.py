@@ -31,7 +31,7 @@ def images(n=5):
 def test_the_rest_after_the_front_is_the_network(classifier, layer):
     """At every layer that nothing leads round."""
     if layer == "stage2.refine":
-        with pytest.raises(PathError, match="reads .* from before it"):
+        with pytest.raises(PathError, match=r"reads .* from before it"):
             Space(classifier, layer)
         return
     space = Space(classifier, layer)
