@@ -123,7 +123,8 @@ class Classifier:
         class_names: one for each class.
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
-        batch_size: largest batch handed to the module at once.
+        batch_size: largest batch handed to the module at once; unless told 256 on a GPU, and 32 on a CPU, whose caches
+            hold no more.
         name: the specification it was made from, kept in a bundle.
 
     Raises:
@@ -143,7 +144,7 @@ class Classifier:
         channels: int = 3,
         num_classes: int | None = None,
         device: torch.device | str | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         name: str | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
@@ -158,13 +159,14 @@ class Classifier:
         self.preprocessing = Preprocessing(
             size, resize, interpolation, tuple(mean) if mean else None, tuple(std) if std else None
         )
-        self.channels, self.batch_size, self.name = channels, batch_size, name
+        self.channels, self.name = channels, name
         self.class_names = tuple(class_names) if class_names is not None else None
         self.fingerprint = fingerprint(module)
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
         with torch.inference_mode(False):
             home = next((p.device for p in module.parameters()), torch.device("cpu"))
             self.device = torch.device(device) if device is not None else home
+            self.batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
             side = size or (32, 32)
             probe = torch.rand(4, channels, *side, generator=torch.Generator().manual_seed(0)).to(self.device)
             self.network = _prepare(module, self.device, self.normalise(probe))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,7 @@ from advconn.classifier import Cost, counting
 from advconn.connectivity import Connectivity, as_tensor
 from advconn.errors import DataError, FitError
 from advconn.features import table
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
+from advconn.progress import Progress, silent
 
 
 @dataclass(frozen=True)

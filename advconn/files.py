@@ -1,7 +1,8 @@
-"""Folders that appear only whole: written under a temporary name, then renamed."""
+"""Folders and files that appear only whole: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,3 +36,27 @@ def writing(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary file beside `file` that takes its name at the end, or vanishes if the block fails.
+
+    Raises:
+        DataError: `file` cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=f".partial{file.suffix}", dir=file.parent)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, Progress, silent
+from advconn.detector import Detector
 from advconn.modes import References, choose, synthesise
+from advconn.progress import Progress, silent
 
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 

@@ -171,7 +171,7 @@ def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images,
     """What connectivity says of images that no one attacked; a network drawn anew has other parameters."""
     model = shipped.connectivity.classifier
     clean = model.check(images.images[:100])
-    rows = controls(model, clean, attacked["cw"][:50], images.labels[:50])
+    rows = controls(clean.numpy(), attacked["cw"][:50].numpy(), images.labels[:50].numpy(), 0, "", model)
     at = {(r["network"], r["pairs"]): r for r in rows}
     same, other = at["trained", "clean to clean, same class"], at["trained", "clean to clean, another class"]
     assert same["auroc"] == 0.5

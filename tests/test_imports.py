@@ -11,17 +11,17 @@ import advconn
 
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
-    {"errors", "nets", "copies"},
+    {"errors", "nets", "copies", "progress"},
     {"paths", "files", "calibration"},
     {"bypass", "band"},
     {"classifier"},
     {"images", "modes", "models", "attacks", "space"},
-    {"features"},
+    {"features", "connection", "decoder"},
     {"connectivity"},
     {"detector"},
     {"fitting", "guard", "bundle"},
     {"evaluation"},
-    {"report"},
+    {"report", "figures"},
     {"cli", "__init__"},
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}

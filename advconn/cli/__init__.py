@@ -10,6 +10,7 @@ import click
 from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
 from advconn.cli.common import complain
+from advconn.cli.connect import connect
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
 from advconn.errors import AdvconnError
@@ -45,5 +46,5 @@ def main() -> None:
     """
 
 
-for command in (score, fit, attack, benchmark):
+for command in (score, fit, attack, benchmark, connect):
     main.add_command(command)

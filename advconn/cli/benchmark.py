@@ -28,9 +28,10 @@ from advconn.cli.common import (
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.detector import Detector, Progress
+    from advconn.detector import Detector
     from advconn.evaluation.data import Data
     from advconn.evaluation.record import Report
+    from advconn.progress import Progress
 
 EVERY = (
     "pgd:eps=8/255,steps=10",

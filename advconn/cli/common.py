@@ -13,8 +13,9 @@ from advconn.errors import DataError
 
 if TYPE_CHECKING:
     from advconn.classifier import Classifier
-    from advconn.detector import Detector, Progress
+    from advconn.detector import Detector
     from advconn.images import Collection
+    from advconn.progress import Progress
 
 SHOWN_AFTER = 2.0  # seconds
 

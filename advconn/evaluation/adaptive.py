@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from advconn.classifier import Classifier, margin
-from advconn.detector import Detector, Progress, default_head, silent
+from advconn.detector import Detector, default_head
 from advconn.errors import AttackError
 from advconn.evaluation.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
 from advconn.features import table
+from advconn.progress import Progress, silent
 
 WAYS = ("lagrangian", "selective", "orthogonal")
 Score = Callable[[Tensor], Tensor]

@@ -46,13 +46,16 @@ def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tenso
 
 
 def controls(
-    classifier: Classifier, clean: Tensor, attacked: Tensor, truth: Tensor, *, seed: int = 0
+    images: np.ndarray, attacks: np.ndarray, classes: np.ndarray, seed: int, key: str, classifier: Classifier
 ) -> list[dict[str, Any]]:
     """Rows: kind of pair, how many, median gap, and AUROC of the gap against clean pairs of a class.
 
     Args:
-        clean: checked images (n, c, h, w). attacked: checked images (m, c, h, w), and their true classes (m,).
+        images: clean ones (n, c, h, w). attacks: attacked ones (m, c, h, w), and their true classes (m,).
+        key: what the rows depend on besides, for a cache.
     """
+    clean, attacked = (classifier.check(torch.from_numpy(values)) for values in (images, attacks))
+    truth = torch.from_numpy(classes)
     out: list[dict[str, Any]] = []
     for network, model in (("trained", classifier), ("untrained", untrained(classifier, seed))):
         label = model.logits(clean).argmax(1)

@@ -7,6 +7,7 @@ give is kept by joblib.Memory under the images' bytes, the weights' fingerprint 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +22,11 @@ from torch import Tensor
 from advconn.attacks import Attack, round_to_bytes
 from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier, counting
-from advconn.detector import Progress, silent
 from advconn.errors import FitError
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.metrics import auroc, interval, share, share_interval
 from advconn.evaluation.ours import Advconn, Shipped
+from advconn.progress import Progress, silent
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
@@ -41,7 +42,7 @@ class Parts:
 
 
 def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
-    """Parts of `count` images; with a limit, at most twice as many of each (calibrate: enough for the rate).
+    """Parts of `count` images; with a limit, at most half as many again of each, and enough for the rate.
 
     Raises:
         FitError: too few images.
@@ -50,7 +51,8 @@ def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
     first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
     parts = order[:first], order[first:second], order[second:]
     if limit is not None:
-        parts = tuple(part[: 2 * limit] for part in parts)  # type: ignore[assignment]
+        most = max(3 * limit // 2, math.ceil(1 / fpr))
+        parts = tuple(part[:most] for part in parts)  # type: ignore[assignment]
     enough(len(parts[1]), fpr)
     if len(parts[2]) < 10:
         raise FitError(f"{count} images leave {len(parts[2])} to test on: give 100 or more")
@@ -194,7 +196,7 @@ class Bench:
                 chosen[spec] = rows[torch.from_numpy(np.random.default_rng(turn).permutation(len(rows))[:limit])]
             for i, chunk in enumerate(chosen[spec].split(CHUNK)):
                 images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
-                calls.append((images, labels, spec, self.seed + i, _settled(self.classifier), self.classifier))
+                calls.append((images, labels, spec, self.seed + i, settled(self.classifier), self.classifier))
         made = self.runner.map(f"attack {name}", attack_images, calls, "classifier")
         out: dict[str, Hits] = {}
         for spec in specs:
@@ -237,7 +239,7 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     )
 
 
-def _settled(classifier: Classifier) -> str:
+def settled(classifier: Classifier) -> str:
     """What every result depends on: weights, preprocessing, versions."""
     versions = [version(name) for name in ("advconn", "torch", "torchattacks")]
     return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"
@@ -246,7 +248,7 @@ def _settled(classifier: Classifier) -> str:
 def _key(baseline: Baseline) -> str:
     """What a detector's columns depend on besides the images."""
     name = Advconn.name if isinstance(baseline, Advconn) else baseline.name
-    digest = hashlib.sha256(f"{name} {_settled(baseline.classifier)}".encode())
+    digest = hashlib.sha256(f"{name} {settled(baseline.classifier)}".encode())
     if isinstance(baseline, Advconn):
         walk = baseline.detector.connectivity
         settings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from advconn.evaluation.corruptions import corrupted
 from advconn.evaluation.data import Data
 from advconn.evaluation.metrics import share, share_interval
 from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, Runner, freeze, row
+from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, Runner, freeze, row, settled
 from advconn.evaluation.record import Report
 from advconn.evaluation.roster import BASELINES
 
@@ -33,9 +34,9 @@ FAST = ("max-softmax", "energy", "logits-only")
 class Settings:
     """What a benchmark is to do; the words are the command line's.
 
-    attacks: specifications tested on. mixture: those trained on. limit: images attacked by each (and twice as many
-    clean ones in every part). per_attack: training images attacked by each of the mixture. adaptive: also the attack
-    that knows the detector, on `adaptive_limit` images at each of `adaptive_eps` (Linf).
+    attacks: specifications tested on. mixture: those trained on. limit: images attacked by each (and half as many
+    again clean ones in every part). per_attack: training images attacked by each of the mixture. adaptive: also the
+    attack that knows the detector, on `adaptive_limit` images at each of `adaptive_eps` (Linf).
     """
 
     attacks: tuple[str, ...]
@@ -54,7 +55,7 @@ class Settings:
     @property
     def per_attack(self) -> int:
         """So that attacked training images are about as many as clean ones."""
-        return 400 if self.limit is None else max(10, 2 * self.limit // len(self.mixture))
+        return 400 if self.limit is None else max(10, 3 * self.limit // (2 * len(self.mixture)))
 
 
 def run(
@@ -84,7 +85,7 @@ def run(
         if tested[spec].success < 0.9:
             note(f"{spec} succeeded on {len(tested[spec].rows)} of {tested[spec].tried}: only those count")
     first = next((tested[s] for s in settings.attacks if len(tested[s].rows)), None)
-    spoilt = corrupted(bench.part("test")[: settings.limit or 500], first.l2 if first else 1.0, settings.seed)
+    spoilt = corrupted(bench.part("test")[: (settings.limit or 1000) // 3], first.l2 if first else 1.0, settings.seed)
     sets = {"train": bench.part("train"), "calibrate": bench.part("calibrate"), "test": bench.part("test")}
     sets |= spoilt
     sets |= {f"train {spec}": hits.images for spec, hits in taught.items()}
@@ -94,7 +95,8 @@ def run(
     def frozen(baseline: Baseline, without: str | None = None) -> Frozen:
         rest = [found[baseline.name, f"train {spec}"].values for spec in taught if name_of(spec) != without]
         at = baseline.name
-        return freeze(baseline, found[at, "train"].values, rest, found[at, "calibrate"].values, settings.fpr)
+        own = copy.copy(baseline)  # fitting one leaves the others as they are
+        return freeze(own, found[at, "train"].values, rest, found[at, "calibrate"].values, settings.fpr)
 
     fixed = {baseline.name: frozen(baseline) for baseline in detectors}
     rows = [
@@ -103,8 +105,6 @@ def run(
         for spec in settings.attacks
     ]
     left = _left(detectors, frozen, found, tested, settings) if settings.leave_one_out else []
-    for baseline in detectors:  # leave-one-out has fitted them on less
-        fixed[baseline.name] = frozen(baseline)
     alarms = [a for name, one in fixed.items() for a in _alarms(one, found, name, bench.right("test"), list(spoilt))]
     scores = {name: _scores(one, found, name, settings.attacks) for name, one in fixed.items()}
     if settings.adaptive:
@@ -197,13 +197,13 @@ def _scores(
     return out
 
 
-def _controls(bench: Bench, hits: Hits | None, count: int = 200) -> list[dict[str, Any]]:
+def _controls(bench: Bench, hits: Hits | None, count: int = 100) -> list[dict[str, Any]]:
     if hits is None:
         return []
-    check = bench.classifier.check
     truth = bench.labels[torch.from_numpy(hits.rows[:count])]
-    clean, attacked = check(bench.part("test")[:count]), check(hits.images[:count])
-    return controls(bench.classifier, clean, attacked, truth, seed=bench.seed)
+    arrays = (bench.part("test")[:count].numpy(), hits.images[:count].numpy(), truth.numpy())
+    call = (*arrays, bench.seed, settled(bench.classifier), bench.classifier)
+    return list(bench.runner.map("controls", controls, [call], "classifier")[0])
 
 
 def _sizes(spec: str, hits: Hits) -> dict[str, Any]:

@@ -1,0 +1,192 @@
+"""advconn connect: the path between two images of a class, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from advconn.cli.common import (
+    PATH,
+    classifier_of,
+    detector_of,
+    detector_option,
+    device_option,
+    model_option,
+    note,
+    progress_bar,
+    weights_option,
+)
+from advconn.errors import DataError
+
+if TYPE_CHECKING:
+    from advconn.classifier import Classifier
+    from advconn.connection import Connection
+    from advconn.decoder import Decoder
+    from advconn.space import Space
+
+KINDS = (".html", ".png", ".json")
+
+
+@click.command()
+@click.argument("first", type=PATH, metavar="A.png")
+@click.argument("second", type=PATH, metavar="B.png")
+@model_option
+@weights_option
+@detector_option
+@click.option("--class", "wanted", metavar="C", help="Class to stay in, an index or a name; else A's prediction.")
+@click.option("--space", "layer", default="pixel", show_default=True, metavar="pixel|LAYER", help="Where to walk.")
+@click.option("--method", type=click.Choice(["line", "bypass", "band"]), default="band", show_default=True)
+@click.option(
+    "--delta", type=float, default=1e-3, show_default=True, help="Cross-entropy above which a barrier stands."
+)
+@click.option("--decoder", "decoder_file", type=PATH, metavar="FILE", help="To show a latent path: a decoder of LAYER.")
+@click.option("--data", type=PATH, metavar="PATH", help="Images to train that decoder on, if FILE is not there yet.")
+@click.option("--out", type=PATH, metavar="FILE", help="A .html page, a .png picture or .json figures.")
+@device_option
+def connect(
+    first: Path,
+    second: Path,
+    model: str | None,
+    weights: Path | None,
+    detector: Path | None,
+    wanted: str | None,
+    layer: str,
+    method: str,
+    delta: float,
+    decoder_file: Path | None,
+    data: Path | None,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Walk from image A to image B so that the class stays: a straight path, and one found round its barrier.
+
+    Without --model and --detector the shipped CIFAR-10 classifier is asked.
+
+    \b
+    Example:
+      advconn connect a.png b.png --out path.html
+      advconn connect a.png b.png --space stage1 --method bypass --out path.png
+    """
+    from advconn.connection import connect as joined
+    from advconn.images import Collection
+    from advconn.space import Space
+
+    if out is not None and out.suffix.lower() not in KINDS:
+        raise DataError(f"--out {out}: expected a file that ends in {', '.join(KINDS)}")
+    if not delta > 0:
+        raise DataError(f"--delta {delta:g}: expected a cross-entropy above 0")
+    collections = [Collection(first), Collection(second)]
+    if model is not None and detector is None:
+        classifier = classifier_of(model, weights, collections[0], device)
+    else:
+        classifier = detector_of(detector, model, weights, device).connectivity.classifier
+        if detector is None:
+            note("no --model or --detector given: the shipped 32x32 CIFAR-10 classifier is asked")
+    images = [_single(c, classifier) for c in collections]
+    predicted = classifier.logits(_stack(images)).argmax(1)
+    label = int(predicted[0]) if wanted is None else _class(wanted, classifier)
+    names = classifier.label_names([label, *predicted.tolist()])
+    if any(int(p) != label for p in predicted):
+        note(f"A is predicted as {names[1]}, B as {names[2]}: the path is to stay in {names[0]}")
+    space = Space(classifier, layer)
+    decoder = _decoder(space, decoder_file, data)
+    found = joined(space, images[0], images[1], predicted.new_tensor([label]), method=method, delta=delta)
+    facts = _facts(found, names[0], first, second)
+    for name, value in facts:
+        click.echo(f"{name:<24} {value}")
+    if out is not None:
+        _write(out, found, facts, decoder)
+        click.echo(f"{out}: written")
+
+
+def _stack(images: list[Any]) -> Any:
+    import torch
+
+    return torch.cat(images)
+
+
+def _single(collection: Any, classifier: Classifier) -> Any:
+    if len(collection) != 1:
+        raise DataError(f"{collection.path}: {len(collection)} images; expected one")
+    batch = next(collection.batches(classifier.preprocessing, classifier.channels))
+    if batch.resized[0]:
+        note(f"{collection.path}: brought to the classifier's size, as its preprocessing does it")
+    return classifier.check(batch.images)
+
+
+def _class(wanted: str, classifier: Classifier) -> int:
+    names = classifier.class_names or ()
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < classifier.num_classes:
+        return int(wanted)
+    some = f", or a name such as {names[0]}" if names else ""
+    raise DataError(f"--class {wanted}: expected an index from 0 to {classifier.num_classes - 1}{some}")
+
+
+def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | None:
+    from advconn import decoder as decoders
+    from advconn.cli.common import read
+    from advconn.images import Collection
+
+    if file is None:
+        if space.layer != "pixel":
+            note("no --decoder given: images along a latent path are not shown")
+        return None
+    if file.exists():
+        return decoders.load(file, space)
+    if data is None:
+        raise DataError(f"{file}: no such file; give --data with images to train a decoder on")
+    images, _ = read(Collection(data), space.classifier)
+    with progress_bar() as progress:
+        found = decoders.train(space, images, progress=progress)
+    found.save(file)
+    note(f"{file}: a decoder of {space.layer}, trained on {len(images)} images; mean square error {found.loss:.4f}")
+    return found
+
+
+def _facts(found: Connection, name: str, first: Path, second: Path) -> list[tuple[str, Any]]:
+    from advconn.figures import relative
+
+    out: list[tuple[str, Any]] = [
+        ("first", first),
+        ("second", second),
+        ("class", name),
+        ("space", found.space.layer),
+        ("method", found.method),
+        ("outcome", {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}[
+            found.outcome[0]
+        ]),
+        ("level", f"{float(found.heights[0]):.4g}"),
+        ("barrier of the line", f"{float(found.line.barrier[0]):.4g} at {float(found.line.place[0]):.2f}"),
+        ("barrier of the path", f"{float(found.found.barrier[0]):.4g} at {float(found.found.place[0]):.2f}"),
+        ("length ratio", f"{float(found.length_ratio[0]):.4f}"),
+        ("largest B' - B", f"{relative(found, 0):.2%} of B's largest value"),
+        ("gradients", int(found.gradients[0])),
+    ]  # fmt: skip
+    if found.barriers is not None:
+        out.append(("barriers by level", found.barriers[0].tolist()))
+    return out
+
+
+def _write(out: Path, found: Connection, facts: list[tuple[str, Any]], decoder: Decoder | None) -> None:
+    import json
+
+    from advconn import figures
+    from advconn.files import replacing
+
+    kind = out.suffix.lower()
+    if kind == ".json":
+        curves = {
+            "positions": found.line.t.tolist(),
+            "line": found.line.energies[0].tolist(),
+            "path": found.found.energies[0].tolist(),
+        }
+        content = (json.dumps({k: str(v) for k, v in facts} | curves, indent=1) + "\n").encode()
+    else:
+        drawn = figures.connection(found, 0, decoder)
+        content = figures.png(drawn) if kind == ".png" else figures.page("advconn connect", [drawn], facts).encode()
+    with replacing(out) as partial:
+        partial.write_bytes(content)

@@ -1,0 +1,113 @@
+"""Pairs of images connected in a space: the straight path, and one found round its barrier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.band import relax
+from advconn.bypass import bypass
+from advconn.classifier import level
+from advconn.errors import PathError
+from advconn.paths import Path, Profile, profile, straight
+from advconn.space import Space
+
+METHODS = ("line", "bypass", "band")
+DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
+SLACK = 0.5  # margin under the level that a point is brought to, so that it does not end on the level itself
+SCAN = 129  # points of a path that decide whether it is connected
+OUTCOMES = ("line", "curve", "none")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """n pairs, walked from their first images to their second ones; energies are cross-entropies of `labels` (n,).
+
+    line: profile of the straight path; found: of the path that `method` found (the straight one where that has no
+    barrier). path: through k knots in the space. heights: (n,) cross-entropy above which a barrier stands. barriers:
+    (n, levels + 1) at every level of bypass, else None. gradients: (n,) spent on every pair.
+    """
+
+    space: Space
+    method: str
+    labels: Tensor
+    line: Profile
+    found: Profile
+    path: Path
+    heights: Tensor
+    barriers: Tensor | None
+    gradients: Tensor
+
+    @property
+    def outcome(self) -> list[str]:
+        """For every pair one of OUTCOMES: nothing stands on the line, nothing on the path found, or neither."""
+        on_line, on_curve = self.line.barrier <= self.heights, self.found.barrier <= self.heights
+        return ["line" if a else "curve" if b else "none" for a, b in zip(on_line, on_curve, strict=True)]
+
+    @property
+    def length_ratio(self) -> Tensor:
+        """(n,) length of the path found over that of the straight one."""
+        chord = (self.path.end - self.path.start).flatten(1).norm(dim=1)
+        return self.path.length() / chord.clamp_min(1e-12)
+
+
+def connect(
+    space: Space,
+    start: Tensor,
+    end: Tensor,
+    labels: Tensor,
+    *,
+    method: str = "band",
+    delta: float = DELTA,
+    levels: int = 3,
+    pivots: int = 9,
+    steps: int = 20,
+    rate: float = 0.1,
+    samples: int = SCAN,
+) -> Connection:
+    """Connect checked images `start` and `end` (n, c, h, w) so that they stay in classes `labels` (n,).
+
+    A barrier stands where the cross-entropy exceeds the larger of `delta` and the larger end's by `delta`: two images
+    that the classifier is unsure of are connected at their own height. Points are not kept within [0, 1].
+
+    Args:
+        method: 'line' (search nothing), 'bypass' (of every barrier, `levels` deep; Vrabel et al. 2025), or 'band' (a
+            string of `pivots`; Gu & Borovykh 2023), which needs fewer gradients (benchmarks/hard_pairs.py).
+        steps: of every bypass, or of the band. rate: of the band's first step, in spacings of its pivots.
+        samples: points of every path that are looked at in the end.
+
+    Raises:
+        PathError: no such method, or images and labels of different number.
+    """
+    if method not in METHODS:
+        raise PathError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
+    if not len(start) == len(end) == len(labels):
+        raise PathError(f"{len(start)} first images, {len(end)} second ones, {len(labels)} classes: expected as many")
+    landscape = space.landscape(labels)
+    path = straight(space.points(start), space.points(end))
+    line = losses(path, landscape, samples)
+    ends = torch.maximum(line.energies[:, 0], line.energies[:, -1])
+    heights = torch.where(ends <= delta, torch.full_like(ends, delta), ends + delta)
+    top = level(heights.double()).to(heights.dtype)
+    barriers = None
+    gradients = torch.zeros_like(heights)
+    if method == "bypass":
+        detour = bypass(
+            landscape, path.start, path.end, top, target=top - SLACK, levels=levels, steps=steps, samples=17
+        )
+        path, barriers, gradients = detour.path, detour.barriers, detour.gradients
+    elif method == "band":
+        band = relax(landscape, path, pivots=pivots, steps=steps, rate=rate, level=top, target=top - SLACK, check=5)
+        path, gradients = band.path, band.gradients
+    found = losses(path, landscape, samples) if method != "line" else line
+    return Connection(space, method, labels, line, found, path, heights, barriers, gradients)
+
+
+def losses(path: Path, landscape: Callable[[Tensor], Tensor], samples: int) -> Profile:
+    """Cross-entropies along every path, from a landscape of margins."""
+    seen = profile(path, landscape, samples)
+    return Profile(seen.t, F.softplus(seen.energies))

@@ -1,0 +1,11 @@
+"""How long work tells how far it is: a stage's name, how much is done, how much there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
