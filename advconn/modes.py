@@ -99,6 +99,7 @@ def synthesise(
     *,
     classes: Tensor | None = None,
     fourier: bool = True,
+    free: bool = False,
     jitter: int | None = None,
     tv: float = 0.0,
     stop: float = 5e-4,
@@ -110,8 +111,9 @@ def synthesise(
 
     Adam on the pixels, or on a spectrum whose amplitudes fall as 1/f, through a sigmoid, shifted at random by up to
     `jitter` pixels (a sixteenth of the size unless told) at each step, with `tv` times the total variation added to the
-    loss. Stops where the unshifted image's cross-entropy is under `stop`; the best image seen is kept. After Vrabel et
-    al. (ICLR 2025, section 4.3), who optimise pixels, and Olah et al. (2017).
+    loss. `free`: pixels of any value, neither through a sigmoid nor rounded to bytes; a classifier without mean and std
+    then sees them as its network does. Stops where the unshifted image's cross-entropy is under `stop`; the best image
+    seen is kept. After Vrabel et al. (ICLR 2025, section 4.3), who optimise pixels, and Olah et al. (2017).
 
     Raises:
         DataError: an input size is not known, or a class was not reached.
@@ -123,7 +125,14 @@ def synthesise(
     wanted = torch.arange(classifier.num_classes) if classes is None else classes.cpu()
     together = max(1, LARGEST // (per_class * classifier.channels * h * w))
     if len(wanted) > together:
-        same: dict[str, Any] = {"fourier": fourier, "jitter": jitter, "tv": tv, "stop": stop, "steps": steps}
+        same: dict[str, Any] = {
+            "fourier": fourier,
+            "jitter": jitter,
+            "tv": tv,
+            "stop": stop,
+            "steps": steps,
+            "free": free,
+        }
         same |= {"rate": rate, "seed": seed}
         parts = [synthesise(classifier, per_class, classes=some, **same) for some in wanted.split(together)]
         return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
@@ -131,7 +140,7 @@ def synthesise(
     generator = torch.Generator().manual_seed(seed)
     shape = (len(labels), classifier.channels, h, w)
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, paint = _canvas(shape, fourier, generator, classifier.device)
+        leaf, paint = _canvas(shape, fourier, free, generator, classifier.device)
         optimizer = torch.optim.Adam([leaf], rate)
         best, lowest = torch.zeros(shape, device=classifier.device), torch.full(shape[:1], torch.inf)
         lowest = lowest.to(classifier.device)
@@ -152,16 +161,17 @@ def synthesise(
     lost = labels[lowest >= 0].unique().tolist()
     if lost:
         raise DataError(f"no input of class {lost[0]} was found in {steps} steps: give more steps or a larger rate")
-    best = (best * 255).round() / 255
+    best = best if free else (best * 255).round() / 255
     return References(best, classifier.logits(best), "synthesised")
 
 
 def _canvas(
-    shape: tuple[int, ...], fourier: bool, generator: torch.Generator, device: torch.device
+    shape: tuple[int, ...], fourier: bool, free: bool, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     n, c, h, w = shape
-    if not fourier:
-        return (0.01 * torch.randn(shape, generator=generator)).to(device).requires_grad_(), torch.sigmoid
+    if free or not fourier:
+        grain = (0.01 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        return grain, torch.Tensor.clone if free else torch.sigmoid
     frequency = (torch.fft.fftfreq(h)[:, None] ** 2 + torch.fft.rfftfreq(w)[None] ** 2).sqrt()
     scale = (1 / frequency.clamp_min(1 / max(h, w))).to(device).unsqueeze(-1) / 4
     spectrum = 0.01 * torch.randn(n, c, h, w // 2 + 1, 2, generator=generator)

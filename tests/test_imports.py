@@ -22,6 +22,7 @@ ORDER = [
     {"fitting", "guard", "bundle"},
     {"evaluation"},
     {"report", "figures"},
+    {"studies"},
     {"cli", "__init__"},
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}

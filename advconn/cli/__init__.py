@@ -13,6 +13,7 @@ from advconn.cli.common import complain
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
+from advconn.cli.study import study
 from advconn.errors import AdvconnError
 
 
@@ -46,5 +47,5 @@ def main() -> None:
     """
 
 
-for command in (score, fit, attack, benchmark, connect):
+for command in (score, fit, attack, benchmark, connect, study):
     main.add_command(command)

@@ -22,6 +22,7 @@ from advconn.cli.common import (
     progress_bar,
     read,
     seed_option,
+    unasked,
     vacant,
     weights_option,
 )
@@ -160,21 +161,14 @@ def _subject(
     import numpy as np
     import torch
 
-    from advconn import bundle
-    from advconn.evaluation.data import Data, cifar10, unseen_digits
+    from advconn.evaluation.data import Data
     from advconn.fitting import fit
     from advconn.images import Collection
 
     if data is None:
         if model is not None or folder is not None:
             raise DataError("--data is needed with --detector or --model: images that the classifier takes")
-        try:
-            images = cifar10()
-            note("no --data given: CIFAR-10's test images, and the shipped CIFAR-10 detector")
-            return detector_of(None, None, None, device), images
-        except DataError as error:
-            note(f"{error}; the digits inside scikit-learn, and the shipped digits detector, stand in")
-        return detector_of(bundle.default("digits"), None, None, device), unseen_digits()
+        return unasked(device)
     collection = Collection(data)
     if model is None or folder is not None:
         found = detector_of(folder, model, weights, device)

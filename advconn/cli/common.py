@@ -14,6 +14,7 @@ from advconn.errors import DataError
 if TYPE_CHECKING:
     from advconn.classifier import Classifier
     from advconn.detector import Detector
+    from advconn.evaluation.data import Data
     from advconn.images import Collection
     from advconn.progress import Progress
 
@@ -68,6 +69,23 @@ def detector_of(detector: Path | None, model: str | None, weights: Path | None, 
     look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
     look |= {"channels": card["channels"], "class_names": card["class_names"]}
     return bundle.load(detector, model=models.load(model, weights, device=place(device), **look))
+
+
+def unasked(device: str) -> tuple[Detector, Data]:
+    """What stands in where no images are named: CIFAR-10's test images, or digits, with the detector shipped for them.
+
+    And a note that says which, and why.
+    """
+    from advconn import bundle
+    from advconn.evaluation.data import cifar10, unseen_digits
+
+    try:
+        images = cifar10()
+        note("no --data given: CIFAR-10's test images, and the shipped CIFAR-10 detector")
+        return detector_of(None, None, None, device), images
+    except DataError as error:
+        note(f"{error}; the digits inside scikit-learn, and the shipped digits detector, stand in")
+    return detector_of(bundle.default("digits"), None, None, device), unseen_digits()
 
 
 def place(device: str) -> str:

@@ -1,0 +1,127 @@
+"""advconn study: an experiment of the two papers, on anyone's classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from advconn.cli.common import (
+    PATH,
+    SPEC,
+    classifier_of,
+    detector_of,
+    device_option,
+    note,
+    progress_bar,
+    read,
+    seed_option,
+    unasked,
+    vacant,
+)
+from advconn.errors import DataError
+
+if TYPE_CHECKING:
+    from advconn.studies import Study, Subject
+
+NAMES = ("linear-or-not", "barriers", "bypass", "untrained", "training", "percolation", "architectures")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.option("--fast", is_flag=True, help="Minutes on two cores, instead of the papers' setting.")
+@click.option("--model", "models", multiple=True, metavar="SPEC", help=f"{SPEC} Repeat for `architectures`.")
+@click.option("--weights", "weights", multiple=True, type=PATH, help="State dict; one for each --model, in order.")
+@click.option("--data", type=PATH, metavar="PATH", help="Images; else CIFAR-10's test images, or digits.")
+@click.option("--out", type=PATH, metavar="DIR", help="For results.json, figure.png and text.md.")
+@seed_option
+@device_option
+def study(
+    name: str,
+    fast: bool,
+    models: tuple[str, ...],
+    weights: tuple[Path, ...],
+    data: Path | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Repeat an experiment of Vrabel et al. (2025) or Gu & Borovykh (2023), and set its figures beside theirs.
+
+    Without --model the shipped CIFAR-10 classifier is looked at.
+
+    \b
+    Example:
+      advconn study linear-or-not --fast
+      advconn study barriers --model torchvision:resnet18 --weights w.pt --data images/ --out study/
+    """
+    from advconn.studies import studies
+
+    if out is not None:
+        vacant(out)
+    if weights and len(weights) != len(models):
+        raise DataError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none")
+    with progress_bar() as progress:
+        subject = _subject(models, weights, data, device, seed, progress)
+        found = studies()[name](subject, fast=fast)
+    click.echo(found.text)
+    if out is not None:
+        _save(name, fast, subject, found, out)
+        click.echo(f"{out}: results.json, figure.png, text.md")
+
+
+def _subject(
+    models: tuple[str, ...], weights: tuple[Path, ...], data: Path | None, device: str, seed: int, progress: Any
+) -> Subject:
+    from advconn.images import Collection
+    from advconn.studies import Subject
+
+    if data is None:
+        if models:
+            raise DataError("--data is needed with --model: images that the classifier takes")
+        detector, images = unasked(device)
+        return Subject(
+            detector.connectivity.classifier, images.images, images.labels, images.name,
+            attacks=dict(images.attacks), seed=seed, progress=progress,
+        )  # fmt: skip
+    collection = Collection(data)
+    if not models:
+        note("no --model given: the shipped 32x32 CIFAR-10 classifier is looked at")
+        found = [detector_of(None, None, None, device).connectivity.classifier]
+    else:
+        files = weights or (None,) * len(models)
+        found = [classifier_of(s, w, collection, device) for s, w in zip(models, files, strict=True)]
+    pixels, labels = read(collection, found[0])
+    for other in found[1:]:
+        if other.num_classes != found[0].num_classes or other.preprocessing.size != found[0].preprocessing.size:
+            raise DataError(
+                f"{other} takes other images or gives other classes than {found[0]}: compare like with like"
+            )
+    return Subject(found[0], pixels, labels, data.name, found[1:], seed=seed, progress=progress)
+
+
+def _save(name: str, fast: bool, subject: Subject, found: Study, out: Path) -> None:
+    import hashlib
+    import json
+    import platform
+    from importlib.metadata import version
+
+    from advconn.figures import png
+    from advconn.files import writing
+
+    about = {
+        "study": name,
+        "setting": "fast" if fast else "paper",
+        "classifier": str(subject.classifier),
+        "fingerprint": subject.classifier.fingerprint,
+        "data": subject.name,
+        "data_sha256": hashlib.sha256(subject.images.numpy().tobytes()).hexdigest(),
+        "seed": subject.seed,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {n: version(n) for n in ("advconn", "torch", "torchattacks", "numpy")},
+    }
+    with writing(out) as partial:
+        (partial / "results.json").write_text(json.dumps(about | {"figures": found.figures}, indent=1) + "\n")
+        (partial / "figure.png").write_bytes(png(found.draw()))
+        (partial / "text.md").write_text(f"# {name}\n\n{found.text}\n\n![figure](figure.png)\n")

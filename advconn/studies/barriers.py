@@ -1,0 +1,128 @@
+"""Vrabel et al., section 4.2 and figure 6: the barrier between two real images against real and adversarial ones.
+
+Largest cross-entropy and gap on one straight path a pair, and the AUROC of a single pair. Their attack is unbounded and
+targeted; beside it stand what they lack: attacks bounded in eps, misclassified images, and noise of an attack's size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.attacks import Attack
+from advconn.classifier import Classifier
+from advconn.connection import losses
+from advconn.evaluation.corruptions import corrupted
+from advconn.evaluation.metrics import auroc, interval
+from advconn.paths import straight
+from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAPER = 0.94  # AUROC of one pair, from their published pairs on GoogLeNet: unbounded targeted attack
+REAL = "real, real"
+ATTACKS = {"pgd": "pgd:eps=8/255,steps=10", "cw": "cw:c=1,kappa=0,steps=50", "fgsm": "fgsm:eps=8/255"}
+
+
+def run(subject: Subject, fast: bool = False) -> Study:
+    """Barriers of pairs by kind. fast: 60 pairs of each and 17 points on a path; else 300 and 129."""
+    count, samples = (60, 17) if fast else (300, 129)
+    found = pool(subject, 600 if fast else 3000)
+    kinds = pairs(subject, found, count)
+    rows: dict[str, Any] = {}
+    seen: dict[str, dict[str, Any]] = {"barrier": {}, "gap": {}}
+    for i, (kind, some) in enumerate(kinds.items()):
+        subject.progress("barriers", i + 1, len(kinds))
+        if len(some) < 2:
+            continue
+        line = losses(straight(some.start, some.end), subject.classifier.landscape(some.labels), samples)
+        seen["barrier"][kind], seen["gap"][kind] = (v.cpu().double().numpy() for v in (line.barrier, line.gap))
+        rows[kind] = {"barrier": spread(seen["barrier"][kind]), "gap": spread(seen["gap"][kind])}
+    for name, values in seen.items():
+        for kind, row in rows.items():
+            low, high = interval(values[REAL], values[kind], seed=subject.seed)
+            row[name] |= {"auroc": auroc(values[REAL], values[kind]), "auroc_low": low, "auroc_high": high}
+    figures = {"classifier": str(subject.classifier), "kinds": rows, "paper": {"auroc of the barrier": PAPER}}
+    return Study(figures, text(figures), lambda: draw(seen))
+
+
+def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
+    """Pairs by kind: an image of each kind with a real one of the class that it is given."""
+    classifier, seed = subject.classifier, subject.seed
+    out = {REAL: same_class(found, count, seed)}
+    clean = found.right.nonzero()[:count, 0]
+    images, labels = found.images[clean], found.labels[clean]
+    generator = torch.Generator().manual_seed(seed)
+    shift = torch.randint(1, classifier.num_classes, labels.shape, generator=generator).to(labels)
+    wanted = (labels + shift) % classifier.num_classes
+    aimed = to_class(images, wanted, found, seed)
+    stop = F.cross_entropy(classifier.logits(aimed.end), aimed.labels, reduction="none")
+    made = unbounded(classifier, aimed.start, aimed.labels, stop, progress=subject.progress)
+    hit = classifier.logits(made).argmax(1) == aimed.labels
+    out["real, adversarial unbounded"] = Pairs(made, aimed.end, aimed.labels).rows(hit.nonzero()[:, 0])
+    change = 1.0
+    for name, usual in ATTACKS.items():
+        spec = subject.attacks.get(name, usual)
+        attacked = Attack.parse(spec).run(classifier, images, labels, seed=seed)
+        given = classifier.logits(attacked).argmax(1)
+        rows = (given != labels).nonzero()[:, 0]
+        out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], found, seed)
+        if name == "pgd" and len(rows):
+            change = float((attacked - images)[rows].flatten(1).norm(dim=1).mean())
+    wrong = (~found.right).nonzero()[:count, 0]
+    out["real, misclassified"] = to_class(found.images[wrong], found.predicted[wrong], found, seed)
+    noisy = corrupted((images * 255).round().byte().cpu(), change, seed)
+    spoilt = classifier.check(next(iter(noisy.values())))
+    out["real, noisy"] = to_class(spoilt, classifier.logits(spoilt).argmax(1), found, seed)
+    return out
+
+
+def unbounded(
+    classifier: Classifier, images: Tensor, wanted: Tensor, stop: Tensor, *, rate: float = 0.005, steps: int = 512,
+    least: int = 32, progress: Any = None,
+) -> Tensor:  # fmt: skip
+    """Their attack: Adam on the image towards the wanted class (n,), until its cross-entropy is under `stop` (n,).
+
+    At least `least` steps, no bound on the change but that the image stays in [0, 1].
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.clone().requires_grad_()
+        optimizer = torch.optim.Adam([leaf], rate)
+        for step in range(steps):
+            loss = F.cross_entropy(classifier.logits(leaf), wanted, reduction="none")
+            done = (loss.detach() < stop) & (step >= least)
+            if bool(done.all()):
+                break
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            before = leaf.detach().clone()
+            leaf.grad = gradient
+            optimizer.step()
+            with torch.no_grad():
+                leaf.copy_(torch.where(done[:, None, None, None], before, leaf).clamp(0, 1))
+            if progress is not None:
+                progress("unbounded attack", step + 1, steps)
+    return leaf.detach()
+
+
+def text(figures: dict[str, Any]) -> str:
+    """The AUROCs in words."""
+    out = [
+        f"{figures['classifier']}: median barrier (cross-entropy) on a straight path to a real image of the class "
+        f"given, and AUROC of one pair against two real images (paper, GoogLeNet, unbounded attack: {PAPER}):"
+    ]
+    for kind, row in figures["kinds"].items():
+        barrier, gap = row["barrier"], row["gap"]
+        out.append(
+            f"- {kind}: {barrier['median']:.3g}, AUROC {barrier['auroc']:.3f} "
+            f"({barrier['auroc_low']:.3f} to {barrier['auroc_high']:.3f}, n {barrier['n']}); gap {gap['auroc']:.3f}"
+        )
+    return "\n".join(out)
+
+
+def draw(seen: dict[str, dict[str, Any]]) -> Figure:
+    """Box plots of the barrier by kind."""
+    return boxes({k: v.clip(1e-8) for k, v in seen["barrier"].items()}, "largest cross-entropy on the path", log=True)

@@ -1,0 +1,163 @@
+"""What every study is given and gives back, and pairs of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from advconn.classifier import Classifier
+from advconn.errors import DataError
+from advconn.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a study looks at: a classifier, images (n, c, h, w) uint8 that suit it and labels (n,) where known.
+
+    others: further classifiers of the same images, for `architectures`. attacks: specifications for attacks whose
+    usual strength does not suit the images, by name.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor | None
+    name: str = "images"
+    others: Sequence[Classifier] = ()
+    attacks: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Study:
+    """figures: what was measured, as JSON has it. text: sets it beside the paper's. draw: a picture."""
+
+    figures: dict[str, Any]
+    text: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n pairs of checked images (n, c, h, w) and the class (n,) that each is to stay in."""
+
+    start: Tensor
+    end: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: Tensor) -> Pairs:
+        """Some of them."""
+        return Pairs(self.start[index], self.end[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Checked images with their predicted and true classes (the predicted, where no labels are known)."""
+
+    images: Tensor
+    predicted: Tensor
+    labels: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """(n,) classified right."""
+        return self.predicted == self.labels
+
+
+def pool(subject: Subject, most: int) -> Pool:
+    """At most so many of a subject's images, drawn at random.
+
+    Raises:
+        DataError: fewer than 20.
+    """
+    if len(subject.images) < 20:
+        raise DataError(f"{len(subject.images)} images: a study needs 20 or more, of every class two or more")
+    generator = torch.Generator().manual_seed(subject.seed)
+    rows = torch.randperm(len(subject.images), generator=generator)[:most]
+    images = subject.classifier.check(subject.images[rows])
+    predicted = subject.classifier.logits(images).argmax(1)
+    labels = predicted if subject.labels is None else subject.labels[rows].to(predicted)
+    return Pool(images, predicted, labels)
+
+
+def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
+    """`count` pairs of two images of a class, classified right; classes in turn, no image twice while they last."""
+    generator = torch.Generator().manual_seed(seed)
+    queues: dict[int, list[int]] = {}
+    for label in found.labels.unique().tolist():
+        rows = (found.right & (found.labels == label)).nonzero()[:, 0].cpu()
+        queues[label] = rows[torch.randperm(len(rows), generator=generator)].tolist()
+    queues = {label: rows for label, rows in queues.items() if len(rows) >= 2}
+    if not queues:
+        raise DataError("no class has two images that are classified right: no pair to connect")
+    start: list[int] = []
+    end: list[int] = []
+    labels: list[int] = []
+    turn = {label: 0 for label in queues}
+    while len(labels) < count:
+        for label, rows in queues.items():
+            i = turn[label] = turn[label] + 2
+            start.append(rows[(i - 2) % len(rows)])
+            end.append(rows[(i - 1) % len(rows)] if rows[(i - 1) % len(rows)] != start[-1] else rows[i % len(rows)])
+            labels.append(label)
+    index = found.labels.new_tensor(labels[:count])
+    return Pairs(found.images[start[:count]], found.images[end[:count]], index)
+
+
+def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pairs:
+    """Each image (n, c, h, w) with an image that is classified right and of the wanted class (n,), if there is one."""
+    generator = torch.Generator().manual_seed(seed)
+    fits = found.right[None] & (found.labels[None] == wanted[:, None])
+    kept = fits.any(1).nonzero()[:, 0]
+    chosen = (torch.rand(fits.shape, generator=generator).to(fits.device) * fits).argmax(1)[kept]
+    return Pairs(images[kept], found.images[chosen], wanted[kept])
+
+
+def blocks(classifier: Classifier) -> dict[str, str]:
+    """Names of the two layers that Gu & Borovykh look at: after the first block, and what the last layer is given.
+
+    The first block: the first layer made of others that the network can be cut at (else the first of all). The last:
+    the last but one that it can be cut at.
+    """
+    from advconn.space import layers
+
+    names = layers(classifier)
+    if len(names) < 2:
+        return {}
+    modules = dict(classifier.network.named_modules())
+    first = next((name for name in names if len(list(modules[name].children()))), names[0])
+    return {"first block": first, "last layer": names[-2]}
+
+
+def boxes(groups: dict[str, Any], label: str, log: bool = False) -> Figure:
+    """Box plots side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + 1.3 * len(groups), 4.5), layout="constrained")
+    ax = figure.subplots()
+    ax.boxplot(list(groups.values()), tick_labels=[name.replace(", ", "\n") for name in groups], showfliers=True)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_ylabel(label)
+    if log:
+        ax.set_yscale("log")
+    return figure
+
+
+def spread(values: Any) -> dict[str, float]:
+    """Mean, and 10, 50 and 90 % of numbers (n,)."""
+    import numpy as np
+
+    found = np.asarray(values, dtype=np.float64)
+    low, middle, high = np.quantile(found, (0.1, 0.5, 0.9)) if len(found) else (np.nan,) * 3
+    mean = float(found.mean()) if len(found) else float("nan")
+    return {"n": len(found), "mean": mean, "p10": float(low), "median": float(middle), "p90": float(high)}

@@ -1,0 +1,138 @@
+"""Gu & Borovykh, Table 1: of pairs of a class, how many are connected by a line, only by a curve, not at all.
+
+In pixel space, after the first block, and before the last layer. Besides 25 pairs as in the paper: all pairs among
+images of a class (are there parts that no path joins?), and images that are misclassified.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advconn.connection import SCAN, Connection, connect
+from advconn.space import PIXEL, Space
+from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HALF = 0.6931  # cross-entropy of a class that has half of the probability: under it, it is the prediction
+PAPER = {"pixel": (19, 6, 0), "first block": (14, 11, 0), "last layer": (25, 0, 0)}
+OUTCOMES = ("line", "curve", "none")
+
+
+def run(subject: Subject, fast: bool = False) -> Study:
+    """Connect pairs in three spaces. fast: fewer images in the all-pairs part, and fewer points looked at."""
+    classifier = subject.classifier
+    found = pool(subject, 400 if fast else 4000)
+    pairs = same_class(found, 25, subject.seed)
+    spaces = {"pixel": Space(classifier, PIXEL)} | {k: Space(classifier, v) for k, v in blocks(classifier).items()}
+    samples = 33 if fast else SCAN
+    table: dict[str, Any] = {}
+    for i, (name, space) in enumerate(spaces.items()):
+        table[name] = {
+            "layer": space.layer,
+            "same prediction": counts(joined(space, pairs, HALF, samples)),
+            "cross-entropy under .001": counts(joined(space, pairs, 1e-3, samples)),
+        }
+        subject.progress("spaces", i + 1, len(spaces))
+    figures = {
+        "pairs": len(pairs),
+        "table": table,
+        "paper": {k: dict(zip(OUTCOMES, v, strict=True)) for k, v in PAPER.items()},
+    }
+    figures["all pairs"] = everyone(subject, found, spaces["pixel"], 12 if fast else 60, samples)
+    figures["misclassified"] = misclassified(found, spaces["pixel"], 25 if fast else 100, samples)
+    return Study(figures, text(figures), lambda: draw(figures))
+
+
+def joined(space: Space, pairs: Pairs, delta: float, samples: int, chunk: int = 64) -> list[Connection]:
+    """Connections of all pairs, `chunk` at a time: a line where it does, else a band."""
+    index = torch.arange(len(pairs))
+    parts = [pairs.rows(rows) for rows in index.split(chunk)]
+    return [connect(space, p.start, p.end, p.labels, delta=delta, samples=samples) for p in parts]
+
+
+def counts(found: list[Connection]) -> dict[str, int]:
+    """How many pairs had each outcome."""
+    outcomes = [o for c in found for o in c.outcome]
+    return {name: outcomes.count(name) for name in OUTCOMES}
+
+
+def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
+    """All pairs among `each` images of the commonest class: outcomes, and connected parts by lines and by any path."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    right = found.right.nonzero()[:, 0]
+    label = int(found.labels[right].mode().values)
+    rows = right[found.labels[right] == label][:each]
+    a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
+    pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
+    outcomes = np.array([o for c in joined(space, pairs, HALF, samples) for o in c.outcome])
+    subject.progress("all pairs", 1, 1)
+    parts = {}
+    for name, kept in (("lines", outcomes == "line"), ("paths", outcomes != "none")):
+        edges = (np.ones(kept.sum()), (a.cpu().numpy()[kept], b.cpu().numpy()[kept]))
+        parts[name] = int(connected_components(coo_array(edges, shape=(len(rows), len(rows))), directed=False)[0])
+    return {
+        "class": label,
+        "images": len(rows),
+        "pairs": len(pairs),
+        "outcomes": {name: int((outcomes == name).sum()) for name in OUTCOMES},
+        "parts joined by lines": parts["lines"],
+        "parts joined by paths": parts["paths"],
+    }
+
+
+def misclassified(found: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
+    """Images that get a wrong class, each to an image of that class: connected there as right ones are?"""
+    wrong = (~found.right).nonzero()[:most, 0]
+    if not len(wrong):
+        return {"pairs": 0, "outcomes": dict.fromkeys(OUTCOMES, 0)}
+    pairs = to_class(found.images[wrong], found.predicted[wrong], found)
+    return {"pairs": len(pairs), "outcomes": counts(joined(space, pairs, HALF, samples))}
+
+
+def text(figures: dict[str, Any]) -> str:
+    """The table in words."""
+    out = ["Line / curve / none of 25 pairs of a class whose prediction stays on the way (paper, in brackets):"]
+    for name, row in figures["table"].items():
+        mine = "/".join(str(row["same prediction"][o]) for o in OUTCOMES)
+        strict = "/".join(str(row["cross-entropy under .001"][o]) for o in OUTCOMES)
+        theirs = "/".join(map(str, PAPER[name]))
+        out.append(f"- {name} ({row['layer']}): {mine} ({theirs}); with the cross-entropy under .001: {strict}")
+    every, wrong = figures["all pairs"], figures["misclassified"]
+    out.append(
+        f"All {every['pairs']} pairs among {every['images']} images of class {every['class']}: {every['outcomes']}; "
+        f"lines leave {every['parts joined by lines']} part(s), paths {every['parts joined by paths']}."
+    )
+    out.append(f"{wrong['pairs']} misclassified images to images of the class they are given: {wrong['outcomes']}.")
+    return "\n".join(out)
+
+
+def draw(figures: dict[str, Any]) -> Figure:
+    """Stacked bars: ours and the paper's, by space."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    ax = figure.subplots()
+    names, ours, theirs = [], [], []
+    for name, row in figures["table"].items():
+        names.append(f"{name}\n{row['layer']}")
+        ours.append([row["same prediction"][o] for o in OUTCOMES])
+        theirs.append(PAPER[name])
+    for shift, rows, alpha in ((-0.2, ours, 1.0), (0.2, theirs, 0.4)):
+        bottom = [0.0] * len(rows)
+        for k, colour in enumerate(("C0", "C1", "C3")):
+            values = [r[k] for r in rows]
+            label = f"{OUTCOMES[k]}{'' if alpha == 1 else ' (paper)'}"
+            places = [i + shift for i in range(len(rows))]
+            ax.bar(places, values, 0.36, bottom=bottom, color=colour, alpha=alpha, label=label)
+            bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylabel("pairs")
+    ax.legend(ncols=2, fontsize=8, loc="lower center")
+    return figure
