@@ -64,6 +64,7 @@ MIXTURE: tuple[str, ...] = (
     "fgsm:eps=8/255",
     "fgsm:eps=4/255",
     "fgsm:eps=2/255",
+    "square:eps=8/255,n_queries=500",
 )
 
 
