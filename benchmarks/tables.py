@@ -87,6 +87,11 @@ def benchmark(record: dict) -> list[str]:
     out = [f"## Against baselines, {settings['data']} (`advconn benchmark`, {record['folder']})", ""]
     out += [f"AUROC / caught. {settings['parts']} images; all baselines fitted and calibrated on these.", ""]
     out += lines(["detector", *attacks, "worst", "false alarms", "forwards"], cells)
+    ours = {
+        a: max(r["auroc"] for r in rows if r["attack"] == a and r["detector"].startswith("advconn")) for a in attacks
+    }
+    beaten = [f"{a} ({best[a]:.3f} against {ours[a]:.3f})" for a in attacks if best[a] > ours[a]]
+    out += [f"A baseline has a higher AUROC than advconn on: {', '.join(beaten) or 'no attack'}.", ""]
     sizes = [
         [
             a["attack"],
@@ -107,6 +112,64 @@ def benchmark(record: dict) -> list[str]:
         ]
         out += lines(["detector", "eps", "n", "misclassified", "SR@5", "SR@50"], cells)
     return out
+
+
+def hardening(record: dict) -> list[str]:
+    rows = record["results"]
+    attacks, eps = list(rows[0]["auroc"]), [a["eps"] for a in rows[0]["adaptive"]]
+    cells = []
+    for r in rows:
+        plain = [f"{r['auroc'][a]:.3f} / {r['caught'][a]:.2f}" for a in attacks]
+        known = [f"{a['sr5']:.2f} / {a['sr50']:.2f} of {a['misclassified']:.2f}" for a in r["adaptive"]]
+        cells.append([r["variant"], r["fit"], f"{r['accuracy_of_100']:.2f}", *plain, figure(r["false_alarms"]), *known])
+    out = [f"## What costs an attacker who knows the detector more (`hardening.py`, {record['folder']})", ""]
+    out += [
+        f"Ordinary attacks: AUROC / caught. Attack that knows the detector ({', '.join(record['ways'])}, "
+        f"{record['steps']} steps, {rows[0]['adaptive'][0]['n']} images): SR@5 / SR@50 of the share misclassified, by "
+        "eps. Lower is better for the defender. The copies' secret is attacked by transfer.",
+        "",
+    ]
+    head = ["variant", "clean images fitted on", "accuracy", *attacks, "false alarms", *(f"eps {e}" for e in eps)]
+    return out + lines(head, cells)
+
+
+def hard_pairs(record: dict) -> list[str]:
+    keys = ("delta", "search", "mean_ce", "worst_ce", "under_001", "under_01", "length_ratio", "gradients", "seconds")
+    cells = [[f"{r[k]:.4g}" if isinstance(r[k], float) else r[k] for k in keys] for r in record["results"]]
+    batch = record["batch"]
+    out = [f"## Searches on the 24 hardest of 300 pairs (`hard_pairs.py`, {record['folder']})", ""]
+    out += [
+        f"Mean linear barrier {record['hard_mean_linear_barrier']:.2f}; {record['connected_by_a_line_001']:.0%} of the "
+        "300 are connected by a line at .001. Largest cross-entropy on 129 points of the path found, gradients a pair.",
+        "",
+        *lines(list(keys), cells),
+        f"A band of {batch['pairs']} pairs, {batch['gradients']} gradients: {batch['seconds']:.1f} s, "
+        f"{batch['ratio']:.2f} times as long as the gradients alone run bare through the unmodified module.",
+        "",
+    ]
+    return out
+
+
+def jobs(record: dict) -> list[str]:
+    return plain("Processes or threads (`jobs.py`)", record)
+
+
+def studies() -> list[str]:
+    """The texts of the studies' records."""
+    out = ["## The two papers' experiments (`advconn study`)", ""]
+    found = {}
+    for file in sorted(HERE.glob("records/*_study-*/text.md")):
+        found[file.parent.name.partition("_study-")[2]] = file
+    for name, file in found.items():
+        about = json.loads((file.parent / "results.json").read_text())
+        text = file.read_text().partition("\n\n")[2].replace("figure.png", f"records/{file.parent.name}/figure.png")
+        out += [
+            f"### {name} ({about['setting']} setting, {about['classifier']}, {about['data']})",
+            "",
+            text.strip(),
+            "",
+        ]
+    return out if found else []
 
 
 def ablation(record: dict) -> list[str]:
@@ -137,13 +200,17 @@ def main() -> None:
         ("detection", detection),
         ("benchmark", benchmark),
         ("adaptive", benchmark),
+        ("hardening", hardening),
         ("ablation", ablation),
+        ("hard-pairs", hard_pairs),
+        ("jobs", jobs),
         ("speed", lambda r: plain("Speed (`speed.py`)", r)),
         ("imagenette", lambda r: plain("EfficientNet-Lite0, ImageNet photographs (`imagenette.py`)", r)),
     ):
         record = latest(name)
         if record is not None:
             out += write(record)
+    out += studies()
     (HERE / "README.md").write_text("\n".join(out))
 
 
