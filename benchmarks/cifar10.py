@@ -30,7 +30,7 @@ from advconn.features import Trace
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLEAN = 2000
-TAUGHT = {"cw:kappa=0,steps=100": 1200}  # images of the fitting part attacked by each; 400 by the others
+TAUGHT = {"cw:kappa=0,steps=100": 1200, "square:eps=8/255,n_queries=500": 1200}  # images attacked by each; others 400
 T = TypeVar("T")
 SEED = 0
 
