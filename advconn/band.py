@@ -13,14 +13,14 @@ scan between pivots: off the pivots alone a barrier is under-reported.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.paths import Landscape, Path, at_rows, profile, slope
+from advconn.paths import Landscape, Path, at_rows, of_rows, profile, slope
 
 METHODS = ("string", "neb")
 MEMORY, SPREAD = 0.8, 0.95  # Adam's two decay rates
@@ -53,7 +53,7 @@ def relax(
     rate: float = 0.1,
     level: Tensor | None = None,
     target: Tensor | None = None,
-    spring: float = 1.0,
+    spring: float = 0.3,
     climb: bool = False,
     longest: float = 3.0,
     check: int = 10,
@@ -95,7 +95,7 @@ def relax(
     speed, square = torch.zeros_like(knots[:, 1:-1]), knots.new_zeros(n, pivots)
     for step in range(steps + 1):
         if step % check == 0 or step == steps:
-            scan = profile(Path(knots[live]), partial(at_rows, landscape, rows=live), (pivots + 1) * samples + 1)
+            scan = profile(Path(knots[live]), of_rows(landscape, live), (pivots + 1) * samples + 1)
             better = (scan.barrier < barrier[live]) | climb
             rows = live[better]
             barrier[rows], place[rows], best[rows] = scan.barrier[better], scan.place[better], knots[rows]
@@ -109,7 +109,7 @@ def relax(
         if ends is not None:
             energies = torch.cat([ends[live, :1], energies, ends[live, 1:]], 1)
             slopes = _nudged(knots[live], energies, slopes, spring, climb)
-        fade = rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+        fade = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         speed[live] = MEMORY * speed[live] + (1 - MEMORY) * slopes
         square[live] = SPREAD * square[live] + (1 - SPREAD) * slopes.flatten(2).square().sum(2)
         first, second = 1 - MEMORY ** (step + 1), 1 - SPREAD ** (step + 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.paths import Landscape, Path, at_rows, profile, slope, straight
+from advconn.paths import Landscape, Path, of_rows, profile, slope, straight
 
 LONGEST_STEP = 0.1  # of the segment's length: the farthest that one step moves
 LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
@@ -138,7 +138,7 @@ def bypass(
     for depth in range(levels + 1):
         span = width >> depth
         path = straight(knots[row, left], knots[row, left + span])
-        scan = profile(path, lambda points: at_rows(landscape, points, row), samples)  # noqa: B023 - used at once
+        scan = profile(path, of_rows(landscape, row), samples)
         stands = scan.barrier > level[row]
         low = row if depth == levels else row[~stands]
         residual.scatter_reduce_(0, low, scan.barrier if depth == levels else scan.barrier[~stands], "amax")

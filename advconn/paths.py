@@ -103,19 +103,31 @@ def positions(samples: int, like: Tensor) -> Tensor:
     return torch.linspace(0, 1, samples, device=like.device, dtype=like.dtype)
 
 
+LARGEST = 2**26  # values of points laid out at once
+
+
 def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
-    """Energies of the landscape at evenly spaced positions of every path."""
+    """Energies of the landscape at evenly spaced positions of every path; memory does not grow with their number."""
     t = positions(samples, path.knots)
-    return Profile(t, landscape(path.at(t)))
+    together = max(1, LARGEST // (samples * path.knots[0, 0].numel())) if len(path.knots) else 1
+    if len(path.knots) <= together:
+        return Profile(t, landscape(path.at(t)))
+    parts = torch.arange(len(path.knots), device=path.knots.device).split(together)
+    return Profile(t, torch.cat([at_rows(landscape, Path(path.knots[rows]).at(t), rows) for rows in parts]))
 
 
 def at_rows(landscape: Landscape, points: Tensor, rows: Tensor) -> Tensor:
-    """Energies (n, k) of points (n, k, *shape) that belong to these rows (n,) of the landscape.
+    """Energies (n, k) of points (n, k, *shape) that belong to these rows (n,) of the landscape."""
+    return of_rows(landscape, rows)(points)
 
-    A landscape whose energy differs from row to row has a method `rows(index)` that gives the landscape of those rows.
+
+def of_rows(landscape: Landscape, rows: Tensor) -> Landscape:
+    """The landscape of these rows (n,).
+
+    A landscape whose energy differs from row to row has a method `rows(index)` that gives it.
     """
     pick = getattr(landscape, "rows", None)
-    return pick(rows)(points) if pick else landscape(points)
+    return pick(rows) if pick else landscape
 
 
 def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import landscapes
 import pytest
 import torch
 
+from advconn import paths
 from advconn.paths import Path, Profile, profile, straight
 
 KNOTS = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [3.0, 10.0]]], dtype=torch.float64)
@@ -65,3 +66,28 @@ def test_paths_in_a_batch_do_not_see_each_other():
     together = profile(straight(a, b), landscapes.muller_brown).energies
     alone = [profile(straight(a[i : i + 1], b[i : i + 1]), landscapes.muller_brown).energies for i in range(7)]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_many_paths_are_profiled_a_few_at_a_time(monkeypatch):
+    """The same energies, each with its own row of the landscape, and never more points at once than told."""
+
+    class Rows:
+        def __init__(self, heights, seen):
+            self.heights, self.seen = heights, seen
+
+        def __call__(self, points):
+            self.seen.append(points.numel())
+            return points.square().sum(-1) + self.heights[:, None]
+
+        def rows(self, index):
+            return Rows(self.heights[index], self.seen)
+
+    ends = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+    landscape = Rows(torch.arange(20.0), seen)
+    whole = paths.profile(paths.straight(*ends), landscape, 9)
+    monkeypatch.setattr(paths, "LARGEST", 9 * 5 * 3)
+    parts = paths.profile(paths.straight(*ends), landscape, 9)
+    torch.testing.assert_close(parts.energies, whole.energies)
+    assert seen[0] == 20 * 9 * 5
+    assert max(seen[1:]) == 9 * 5 * 3

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:90em;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto;font-size:14px}
+table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums;font-size:14px}
+table{display:block;overflow-x:auto}
 th,td{padding:.25em .5em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left}
 td{white-space:nowrap}th{overflow-wrap:anywhere;max-width:7em;vertical-align:bottom}
 tr.ours{background:#eef5ff}td.best{font-weight:700}td.bad{color:#b00}svg{max-width:100%;height:auto}
