@@ -16,8 +16,8 @@ from cifar10 import machine, parts
 
 from advconn import bundle
 from advconn.evaluation.data import Data
-from advconn.evaluation.protocol import Runner
 from advconn.evaluation.run import Settings, run
+from advconn.evaluation.runner import Runner
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ from advconn.evaluation.controls import controls, untrained
 from advconn.evaluation.data import unseen_digits
 from advconn.evaluation.metrics import auroc
 from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.protocol import Runner, freeze, split
+from advconn.evaluation.protocol import freeze, split
 from advconn.evaluation.roster import BASELINES
+from advconn.evaluation.runner import Runner
 
 KEYS = {
     "detector", "attack", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean", "n_attacked",
@@ -199,7 +200,7 @@ def test_the_command_end_to_end(tmp_path, images):
     ours = record["rows"][0]
     assert ours["auroc"] > 0.9
     assert ours["n_attacked"] <= 30
-    assert {r["without"] for r in record["left"]} == {"pgd", "pgd-l2", "pgd-stop", "cw", "fgsm"}
+    assert {r["without"] for r in record["left"]} == {"pgd", "pgd-l2", "pgd-stop", "cw", "fgsm", "square"}
     with (tmp_path / "a" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(record["rows"])
     page = (tmp_path / "a" / "report.html").read_text()

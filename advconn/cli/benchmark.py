@@ -106,9 +106,9 @@ def benchmark(
     from advconn.attacks import MIXTURE
     from advconn.evaluation import run as runs
     from advconn.evaluation.data import DIGIT_MIXTURE
-    from advconn.evaluation.protocol import Runner
     from advconn.evaluation.record import save
     from advconn.evaluation.roster import BASELINES
+    from advconn.evaluation.runner import Runner
 
     if list_attacks:
         _list()

@@ -10,7 +10,7 @@ orthogonal   the same, each without its part along the other, so that a step for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,14 @@ from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, default_head
 from advconn.errors import AttackError
 from advconn.evaluation.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
+from advconn.evaluation.metrics import share_interval
+from advconn.evaluation.ours import Shipped
+from advconn.evaluation.protocol import Bench, Frozen
 from advconn.features import table
 from advconn.progress import Progress, silent
 
 WAYS = ("lagrangian", "selective", "orthogonal")
+FOLLOWED = ("energy", "logits-only", "feature-squeezing", "max-softmax")  # baselines it is run on too
 Score = Callable[[Tensor], Tensor]
 
 
@@ -218,3 +222,61 @@ def _heading(
 def _unit(values: Tensor) -> Tensor:
     norm = values.flatten(1).norm(dim=1).clamp_min(1e-12)
     return values / norm[:, None, None, None]
+
+
+def evasions(
+    bench: Bench,
+    fixed: dict[str, Frozen],
+    detector: Detector,
+    columns: np.ndarray,
+    *,
+    limit: int,
+    eps: Sequence[float],
+    steps: int,
+    restarts: int,
+) -> list[dict[str, Any]]:
+    """The attack that knows the detector, on advconn and on the baselines that can be differentiated."""
+    rows = bench.parts.test[torch.from_numpy(bench.right("test"))][:limit]
+    images, labels = bench.classifier.check(bench.images[rows]), bench.labels[rows]
+    names = [Shipped.name, *(n for n in fixed if n in FOLLOWED)]
+    out: list[dict[str, Any]] = []
+    for name in names:
+        one = fixed[name]
+        score: Score = differentiable(detector, columns) if name == Shipped.name else smooth_score(one.baseline)
+        at = one.calibration.threshold
+        loose = float(np.quantile(one.calibration.scores, 0.5))
+        for size in eps:
+            done = [
+                evade(
+                    bench.classifier, score, images, labels, min(at, loose), eps=size, way=way, seed=bench.seed,
+                    steps=steps, restarts=restarts, progress=bench.runner.progress,
+                )
+                for way in WAYS
+            ]  # fmt: skip
+            out += _evaded(one, name, size, done, at, loose)
+    return out
+
+
+def _evaded(
+    one: Frozen, name: str, eps: float, done: Sequence[Evasion], at: float, loose: float
+) -> list[dict[str, Any]]:
+    """A row for each way, and one for the best of them on every image."""
+    best = Evasion(np.min([e.score for e in done], axis=0), done[0].images)
+    out = []
+    for way, found in (*zip(WAYS, done, strict=True), ("best of all", best)):
+        low, high = share_interval(found.score <= at)
+        out.append(
+            {
+                "detector": name,
+                "attack": f"adaptive {way}, eps {eps * 255:g}/255",
+                "way": way,
+                "eps": f"{eps * 255:g}/255",
+                "success": float(np.isfinite(found.score).mean()),
+                "n_attacked": len(found.score),
+                "sr5": found.success(at),
+                "sr5_low": low,
+                "sr5_high": high,
+                "sr50": found.success(loose),
+            }
+        )
+    return out

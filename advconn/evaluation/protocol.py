@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +25,7 @@ from advconn.errors import FitError
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.metrics import auroc, interval, share, share_interval
 from advconn.evaluation.ours import Advconn, Shipped
-from advconn.progress import Progress, silent
+from advconn.evaluation.runner import Runner
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
@@ -103,45 +102,6 @@ def measure_images(images: np.ndarray, key: str, baseline: Baseline) -> Columns:
     with counting() as cost:
         values = baseline.measure(checked)
     return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
-
-
-@dataclass
-class Runner:
-    """Spreads pure functions over jobs, keeps what they give, and tells how far it is.
-
-    jobs: processes; backend: joblib's ('loky', or a registered one such as 'ray' and 'dask'); folder: where results are
-    kept (None: nowhere).
-    """
-
-    jobs: int = 1
-    backend: str = "loky"
-    folder: str | None = None
-    progress: Progress = silent
-    _memory: Any = field(default=None, init=False)
-
-    def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
-        """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
-        from joblib import Memory, Parallel, delayed, parallel_config
-
-        kept = Memory(self.folder, verbose=0).cache(work, ignore=[ignored]) if self.folder else work
-        if self.jobs == 1 and self.backend == "loky":
-            return self._told(stage, (kept(*call) for call in calls), len(calls))
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        with parallel_config(backend=self.backend, n_jobs=self.jobs):
-            pool = Parallel(return_as="list" if self.backend == "ray" else "generator")
-            return self._told(stage, pool(delayed(_threaded)(threads, kept, call) for call in calls), len(calls))
-
-    def _told(self, stage: str, found: Iterable[Any], total: int) -> list[Any]:
-        out = []
-        for result in found:
-            out.append(result)
-            self.progress(stage, len(out), total)
-        return out
-
-
-def _threaded(threads: int, work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(threads)
-    return work(*call)
 
 
 class Bench:

@@ -16,18 +16,17 @@ from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector
 from advconn.errors import AdvconnError
-from advconn.evaluation.adaptive import WAYS, Evasion, Score, differentiable, evade, smooth_score
+from advconn.evaluation.adaptive import evasions
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.controls import controls
 from advconn.evaluation.corruptions import corrupted
 from advconn.evaluation.data import Data
 from advconn.evaluation.metrics import share, share_interval
 from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, Runner, freeze, row, settled
+from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, freeze, row, settled
 from advconn.evaluation.record import Report
 from advconn.evaluation.roster import BASELINES
-
-FAST = ("max-softmax", "energy", "logits-only")
+from advconn.evaluation.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,16 @@ def run(
     alarms = [a for name, one in fixed.items() for a in _alarms(one, found, name, bench.right("test"), list(spoilt))]
     scores = {name: _scores(one, found, name, settings.attacks) for name, one in fixed.items()}
     if settings.adaptive:
-        rows += _adaptive(bench, fixed, detector, found[Shipped.name, "train"].values, settings, runner)
+        rows += evasions(
+            bench,
+            fixed,
+            detector,
+            found[Shipped.name, "train"].values,
+            limit=settings.adaptive_limit,
+            eps=settings.adaptive_eps,
+            steps=settings.adaptive_steps,
+            restarts=settings.adaptive_restarts,
+        )
     return Report(
         _settings(data, detector, bench, settings),
         rows,
@@ -216,61 +224,6 @@ def _sizes(spec: str, hits: Hits) -> dict[str, Any]:
         "linf": hits.linf,
         "confidence": hits.confidence,
     }
-
-
-def _adaptive(
-    bench: Bench,
-    fixed: dict[str, Frozen],
-    detector: Detector,
-    columns: np.ndarray,
-    settings: Settings,
-    runner: Runner,
-) -> list[dict[str, Any]]:
-    """The attack that knows the detector, on advconn and on the baselines that can be differentiated."""
-    rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: settings.adaptive_limit]
-    images, labels = bench.classifier.check(bench.images[rows]), bench.labels[rows]
-    names = [Shipped.name, *(n for n in fixed if n in FAST or n == "feature-squeezing")]
-    out: list[dict[str, Any]] = []
-    for name in names:
-        one = fixed[name]
-        score: Score = differentiable(detector, columns) if name == Shipped.name else smooth_score(one.baseline)
-        at = one.calibration.threshold
-        loose = float(np.quantile(one.calibration.scores, 0.5))
-        for eps in settings.adaptive_eps:
-            done = [
-                evade(
-                    bench.classifier, score, images, labels, min(at, loose), eps=eps, way=way, seed=settings.seed,
-                    steps=settings.adaptive_steps, restarts=settings.adaptive_restarts, progress=runner.progress,
-                )
-                for way in WAYS
-            ]  # fmt: skip
-            out += _evaded(one, name, eps, done, at, loose)
-    return out
-
-
-def _evaded(
-    one: Frozen, name: str, eps: float, done: Sequence[Evasion], at: float, loose: float
-) -> list[dict[str, Any]]:
-    """A row for each way, and one for the best of them on every image."""
-    best = Evasion(np.min([e.score for e in done], axis=0), done[0].images)
-    out = []
-    for way, found in (*zip(WAYS, done, strict=True), ("best of all", best)):
-        low, high = share_interval(found.score <= at)
-        out.append(
-            {
-                "detector": name,
-                "attack": f"adaptive {way}, eps {eps * 255:g}/255",
-                "way": way,
-                "eps": f"{eps * 255:g}/255",
-                "success": float(np.isfinite(found.score).mean()),
-                "n_attacked": len(found.score),
-                "sr5": found.success(at),
-                "sr5_low": low,
-                "sr5_high": high,
-                "sr50": found.success(loose),
-            }
-        )
-    return out
 
 
 def _settings(data: Data, detector: Detector, bench: Bench, settings: Settings) -> dict[str, Any]:

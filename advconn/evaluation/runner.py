@@ -1,0 +1,51 @@
+"""Work spread over processes or a cluster, kept so that a run that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from advconn.progress import Progress, silent
+
+
+@dataclass
+class Runner:
+    """Spreads pure functions over jobs, keeps what they give, and tells how far it is.
+
+    jobs: processes; backend: joblib's ('loky', or a registered one such as 'ray' and 'dask'); folder: where results are
+    kept (None: nowhere).
+    """
+
+    jobs: int = 1
+    backend: str = "loky"
+    folder: str | None = None
+    progress: Progress = silent
+    _memory: Any = field(default=None, init=False)
+
+    def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
+        """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
+        from joblib import Memory, Parallel, delayed, parallel_config
+
+        kept = Memory(self.folder, verbose=0).cache(work, ignore=[ignored]) if self.folder else work
+        if self.jobs == 1 and self.backend == "loky":
+            return self._told(stage, (kept(*call) for call in calls), len(calls))
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        with parallel_config(backend=self.backend, n_jobs=self.jobs):
+            pool = Parallel(return_as="list" if self.backend == "ray" else "generator")
+            return self._told(stage, pool(delayed(_threaded)(threads, kept, call) for call in calls), len(calls))
+
+    def _told(self, stage: str, found: Iterable[Any], total: int) -> list[Any]:
+        out = []
+        for result in found:
+            out.append(result)
+            self.progress(stage, len(out), total)
+        return out
+
+
+def _threaded(threads: int, work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(threads)
+    return work(*call)
