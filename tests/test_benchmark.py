@@ -56,11 +56,11 @@ def attacked(shipped, images):
 
 
 def test_no_image_is_in_two_parts():
-    """And a limit keeps at most half as many again of each, but enough for the rate."""
+    """And a limit keeps at most a quarter more of each, but enough for the rate."""
     parts = split(500, None, 0.05, 0)
     assert [len(p) for p in (parts.train, parts.calibrate, parts.test)] == [200, 150, 150]
     assert len(torch.cat([parts.train, parts.calibrate, parts.test]).unique()) == 500
-    assert len(split(500, 30, 0.05, 0).test) == 45
+    assert len(split(500, 40, 0.05, 0).test) == 50
     assert len(split(500, 10, 0.05, 0).calibrate) == 20
     with pytest.raises(FitError, match="calibrat"):
         split(40, None, 0.05, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -41,7 +41,7 @@ class Parts:
 
 
 def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
-    """Parts of `count` images; with a limit, at most half as many again of each, and enough for the rate.
+    """Parts of `count` images; with a limit, at most a quarter more of each, and enough for the rate.
 
     Raises:
         FitError: too few images.
@@ -50,7 +50,7 @@ def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
     first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
     parts = order[:first], order[first:second], order[second:]
     if limit is not None:
-        most = max(3 * limit // 2, math.ceil(1 / fpr))
+        most = max(5 * limit // 4, math.ceil(1 / fpr))
         parts = tuple(part[:most] for part in parts)  # type: ignore[assignment]
     enough(len(parts[1]), fpr)
     if len(parts[2]) < 10:
@@ -173,21 +173,32 @@ class Bench:
         l2, linf, sure = (float(v) for v in (*sizes, shares[hit].amax(1).mean()))
         return Hits(made[hit], rows[hit].numpy(), len(rows), l2, linf, sure)
 
+    def measured(self, baseline: Baseline, sets: Mapping[str, Tensor]) -> bool:
+        """Whether everything that `measure` asks of a detector is kept from an earlier run."""
+        calls = _calls(baseline, _key(baseline), sets)
+        return all(self.runner.kept(measure_images, call, "baseline") for _, call in calls)
+
     def measure(self, baselines: Sequence[Baseline], sets: Mapping[str, Tensor]) -> dict[tuple[str, str], Columns]:
         """Columns of every detector on every set of images; those that measure the same are asked once."""
         keys = {baseline.name: _key(baseline) for baseline in baselines}
         calls, where = [], []
         for key, baseline in {keys[b.name]: b for b in baselines}.items():
-            for name, images in sets.items():
-                for chunk in images.split(CHUNK):
-                    if len(chunk):
-                        calls.append((chunk.numpy(), key, baseline))
-                        where.append((key, name))
+            for name, call in _calls(baseline, key, sets):
+                calls.append(call)
+                where.append((key, name))
         found: dict[tuple[str, str], list[Columns]] = {}
         for place, columns in zip(where, self.runner.map("measure", measure_images, calls, "baseline"), strict=True):
             found.setdefault(place, []).append(columns)
         whole = {place: _joined(parts) for place, parts in found.items()}
         return {(b, name): columns for b, key in keys.items() for (k, name), columns in whole.items() if k == key}
+
+
+def _calls(baseline: Baseline, key: str, sets: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What `measure_images` is called with, and the set of images that each call belongs to."""
+    for name, images in sets.items():
+        for chunk in images.split(CHUNK):
+            if len(chunk):
+                yield name, (chunk.numpy(), key, baseline)
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
@@ -33,8 +34,8 @@ from advconn.evaluation.runner import Runner
 class Settings:
     """What a benchmark is to do; the words are the command line's.
 
-    attacks: specifications tested on. mixture: those trained on. limit: images attacked by each (and half as many
-    again clean ones in every part). per_attack: training images attacked by each of the mixture. adaptive: also the
+    attacks: specifications tested on. mixture: those trained on. limit: images attacked by each (and a quarter
+    more clean ones in every part). per_attack: training images attacked by each of the mixture. adaptive: also the
     attack that knows the detector, on `adaptive_limit` images at each of `adaptive_eps` (Linf).
     """
 
@@ -54,7 +55,7 @@ class Settings:
     @property
     def per_attack(self) -> int:
         """So that attacked training images are about as many as clean ones."""
-        return 400 if self.limit is None else max(10, 3 * self.limit // (2 * len(self.mixture)))
+        return 400 if self.limit is None else max(10, 5 * self.limit // (4 * len(self.mixture)))
 
 
 def run(
@@ -75,7 +76,6 @@ def run(
     bench = Bench(
         classifier, data.images, data.labels, runner=runner, limit=settings.limit, fpr=settings.fpr, seed=settings.seed
     )
-    detectors = _detectors(detector, bench, settings, second, note)
     taught = bench.attack("train", settings.mixture, settings.per_attack)
     taught = {spec: hits for spec, hits in taught.items() if len(hits.rows)}
     aimed = tuple(dict.fromkeys((*settings.attacks, *(settings.mixture if settings.leave_one_out else ()))))
@@ -84,11 +84,12 @@ def run(
         if tested[spec].success < 0.9:
             note(f"{spec} succeeded on {len(tested[spec].rows)} of {tested[spec].tried}: only those count")
     first = next((tested[s] for s in settings.attacks if len(tested[s].rows)), None)
-    spoilt = corrupted(bench.part("test")[: (settings.limit or 1000) // 3], first.l2 if first else 1.0, settings.seed)
+    spoilt = corrupted(bench.part("test")[: (settings.limit or 1000) // 4], first.l2 if first else 1.0, settings.seed)
     sets = {"train": bench.part("train"), "calibrate": bench.part("calibrate"), "test": bench.part("test")}
     sets |= spoilt
     sets |= {f"train {spec}": hits.images for spec, hits in taught.items()}
     sets |= {f"test {spec}": hits.images for spec, hits in tested.items()}
+    detectors = _detectors(detector, bench, settings, second, sets, note)
     found = bench.measure(detectors, sets)
 
     def frozen(baseline: Baseline, without: str | None = None) -> Frozen:
@@ -135,8 +136,14 @@ def name_of(spec: str) -> str:
 
 
 def _detectors(
-    detector: Detector, bench: Bench, settings: Settings, second: Classifier | None, note: Callable[[str], None]
+    detector: Detector,
+    bench: Bench,
+    settings: Settings,
+    second: Classifier | None,
+    sets: dict[str, Tensor],
+    note: Callable[[str], None],
 ) -> list[Baseline]:
+    """Every detector that can be had, ready to measure what is not kept from an earlier run."""
     made: list[Baseline] = [Shipped(detector), Advconn(detector)]
     for name in settings.baselines:
         if name == "second-model" and second is None:
@@ -144,7 +151,8 @@ def _detectors(
             continue
         try:
             baseline = BASELINES[name](bench.classifier, bench.part("train"), second)
-            baseline.prepare()
+            if not bench.measured(baseline, sets):
+                baseline.prepare()
         except ImportError as error:
             note(f"{name} is left out: {error.name} is not installed (pip install 'advconn[ood]')")
             continue

@@ -38,6 +38,14 @@ class Runner:
             pool = Parallel(return_as="list" if self.backend == "ray" else "generator")
             return self._told(stage, pool(delayed(_threaded)(threads, kept, call) for call in calls), len(calls))
 
+    def kept(self, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> bool:
+        """Whether `map` would not do this call anew."""
+        from joblib import Memory
+
+        return self.folder is not None and bool(
+            Memory(self.folder, verbose=0).cache(work, ignore=[ignored]).check_call_in_cache(*call)
+        )
+
     def _told(self, stage: str, found: Iterable[Any], total: int) -> list[Any]:
         out = []
         for result in found:
