@@ -134,5 +134,5 @@ def draw(figures: dict[str, Any]) -> Figure:
             bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("pairs")
-    ax.legend(ncols=2, fontsize=8, loc="lower center")
+    figure.legend(ncols=6, fontsize=8, loc="outside upper center")
     return figure
