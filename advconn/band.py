@@ -92,7 +92,7 @@ def relax(
     live = torch.arange(n, device=knots.device)
     floor = torch.full_like(chord, -torch.inf) if target is None else target
     ends = at_rows(landscape, torch.stack([path.start, path.end], 1), live) if method == "neb" else None
-    speed, square = torch.zeros_like(knots[:, 1:-1]), knots.new_zeros(n, pivots)
+    descent = _Descent(torch.zeros_like(knots[:, 1:-1]), knots.new_zeros(n, pivots))
     for step in range(steps + 1):
         if step % check == 0 or step == steps:
             scan = profile(Path(knots[live]), of_rows(landscape, live), (pivots + 1) * samples + 1)
@@ -110,15 +110,27 @@ def relax(
             energies = torch.cat([ends[live, :1], energies, ends[live, 1:]], 1)
             slopes = _nudged(knots[live], energies, slopes, spring, climb)
         fade = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        speed[live] = MEMORY * speed[live] + (1 - MEMORY) * slopes
-        square[live] = SPREAD * square[live] + (1 - SPREAD) * slopes.flatten(2).square().sum(2)
-        first, second = 1 - MEMORY ** (step + 1), 1 - SPREAD ** (step + 1)
-        size = fade * spacing[live][:, None] / ((square[live] / second).sqrt().clamp_min(1e-12) * first)
-        knots[live, 1:-1] -= size.view(*size.shape, *[1] * (knots.ndim - 2)) * speed[live]
+        knots[live, 1:-1] -= descent.move(live, slopes, fade * spacing[live], step)
         if method == "string":
             knots[live] = Path(knots[live]).spaced(pivots + 2).knots
     found = Path(best)
     return Band(found, barrier, place, found.length() / chord, stopped, gradients)
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Adam's two moments: speed (n, k, *shape) of every coordinate, and one mean square (n, k) for all of a pivot's."""
+
+    speed: Tensor
+    square: Tensor
+
+    def move(self, live: Tensor, slopes: Tensor, size: Tensor, step: int) -> Tensor:
+        """Moves (m, k, *shape) of about `size` (m,) down the slopes of the rows `live` (m,)."""
+        self.speed[live] = MEMORY * self.speed[live] + (1 - MEMORY) * slopes
+        self.square[live] = SPREAD * self.square[live] + (1 - SPREAD) * slopes.flatten(2).square().sum(2)
+        first, second = 1 - MEMORY ** (step + 1), 1 - SPREAD ** (step + 1)
+        rate = size[:, None] / ((self.square[live] / second).sqrt().clamp_min(1e-12) * first)
+        return rate.view(*rate.shape, *[1] * (slopes.ndim - 2)) * self.speed[live]
 
 
 def _slopes(landscape: Landscape, points: Tensor, rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

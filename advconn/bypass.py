@@ -15,6 +15,8 @@ from torch import Tensor
 
 from advconn.paths import Landscape, Path, of_rows, profile, slope, straight
 
+DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
+SLACK = 0.5  # margin under the level that a point is brought to, so that it does not end on the level itself
 LONGEST_STEP = 0.1  # of the segment's length: the farthest that one step moves
 LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
 

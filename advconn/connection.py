@@ -10,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.band import relax
-from advconn.bypass import bypass
+from advconn.bypass import DELTA, SLACK, bypass
 from advconn.classifier import level
 from advconn.errors import PathError
 from advconn.paths import Path, Profile, profile, straight
 from advconn.space import Space
 
 METHODS = ("line", "bypass", "band")
-DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
-SLACK = 0.5  # margin under the level that a point is brought to, so that it does not end on the level itself
 SCAN = 129  # points of a path that decide whether it is connected
 OUTCOMES = ("line", "curve", "none")
 

@@ -13,16 +13,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
 from advconn import copies
-from advconn.bypass import Detour, bypass
+from advconn.bypass import DELTA, SLACK, Detour, bypass
 from advconn.classifier import Classifier, level
 from advconn.copies import Copy
 from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.modes import References
 from advconn.paths import positions, straight
-
-DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
-SLACK = 0.5  # margin under the level that a bypassed point is brought to, so that it does not end on the level itself
 
 COPIES: Mapping[str, Copy] = MappingProxyType(
     {

@@ -13,9 +13,9 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from cifar10 import read
 from safetensors.torch import save_file
 from train_cifar10 import MEAN, STD, accuracy, augment, network, split
 
@@ -37,12 +37,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    sets = {}
-    for name in ("train", "test"):
-        with np.load(args.data / f"{name}.npz") as data:
-            sets[name] = torch.from_numpy(data["images"]).permute(0, 3, 1, 2), torch.from_numpy(data["labels"])
-    seen, kept = split(len(sets["train"][1]))
-    x, y = sets["train"][0][seen], sets["train"][1][seen]
+    train, test = read(args.data / "train.npz"), read(args.data / "test.npz")
+    seen, kept = split(len(train.labels))
+    x, y = train.images[seen], train.labels[seen]
 
     def look(net: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         batch = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -88,8 +85,8 @@ def main() -> None:
         return (images.float() / 255 - mean) / std
 
     figures = {
-        "test_accuracy": accuracy(net, normalised(sets["test"][0]), sets["test"][1]),
-        "held_out_accuracy": accuracy(net, normalised(sets["train"][0][kept]), sets["train"][1][kept]),
+        "test_accuracy": accuracy(net, normalised(test.images), test.labels),
+        "held_out_accuracy": accuracy(net, normalised(train.images[kept]), train.labels[kept]),
         "eps": args.eps,
         "epochs": args.epochs,
         "seed": args.seed,

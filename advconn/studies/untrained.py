@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from advconn.bypass import DELTA
 from advconn.classifier import Classifier
-from advconn.connection import DELTA, Connection, connect
+from advconn.connection import Connection, connect
 from advconn.errors import DataError
 from advconn.modes import synthesise
 from advconn.space import Space
