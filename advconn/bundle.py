@@ -30,7 +30,7 @@ FORMAT = 1
 CARD = "card.json"
 WEIGHTS, TENSORS, HEAD = "classifier.safetensors", "detector.safetensors", "head.skops"
 LARGEST_CARD = 2**20
-_WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "levels", "steps")
+_WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps")
 # Beside what skops trusts by itself. Trees stay out: compiled code walks their node tables without checking bounds.
 TRUSTED = ("sklearn.neural_network._stochastic_optimizers.AdamOptimizer",)
 

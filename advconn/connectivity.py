@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +21,7 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.modes import References
 from advconn.paths import positions, straight
+from advconn.space import PIXEL, Space
 
 COPIES: Mapping[str, Copy] = MappingProxyType(
     {
@@ -64,10 +66,12 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         classifier: the model that the images are shown to.
         references: images that own and rival paths lead to; without them only the self family is walked.
-        families: of 'self', 'own', 'rival', 'complexity'; None takes self, and with references own and rival.
+        families: of 'self', 'own', 'rival', 'latent', 'complexity'; None takes self, with references own and rival,
+            and with a layer latent.
         copies: names in COPIES. halves: those of them whose path is read half-way too.
         per_class: references of the predicted class walked to. rivals: next classes, one reference each.
-        samples: positions on every own and rival path, both ends included.
+        samples: positions on every own, rival and latent path, both ends included.
+        layer: whose outputs the family 'latent' walks between, by its name in the module.
         levels, steps: of bypass, for the family 'complexity'.
         batch_size: images walked from at once; memory grows with it, not with the number of images.
     """
@@ -82,6 +86,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         per_class: int = 3,
         rivals: int = 2,
         samples: int = 5,
+        layer: str | None = None,
         levels: int = 2,
         steps: int = 5,
         batch_size: int = 32,
@@ -94,6 +99,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.per_class = per_class
         self.rivals = rivals
         self.samples = samples
+        self.layer = layer
         self.levels = levels
         self.steps = steps
         self.batch_size = batch_size
@@ -109,12 +115,16 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def walked(self) -> tuple[str, ...]:
         """The families that are walked."""
         if self.families is None:
-            return ("self",) if self.references is None else ("self", "own", "rival")
+            if self.references is None:
+                return ("self",)
+            return ("self", "own", "rival") if self.layer is None else ("self", "own", "rival", "latent")
         unknown = set(self.families) - set(FEATURES)
         if unknown or not self.families:
             raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
         if self.references is None and set(self.families) != {"self"}:
-            raise DataError("the families own, rival and complexity need references: choose or synthesise them")
+            raise DataError("every family but self needs references: choose or synthesise them")
+        if "latent" in self.families and self.layer is None:
+            raise DataError("the family latent needs a layer to walk after: give its name in the module")
         return tuple(f for f in FEATURES if f in self.families)
 
     def transform(self, X: Any) -> np.ndarray:
@@ -168,7 +178,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         anchors, ends = self.references.images.to(images), self.references.logits.to(query)
         index = self.references.by_class.to(images.device)
         order = query.topk(min(self.rivals + 1, query.shape[1]), dim=1).indices
-        own = index[order[:, 0], : self.per_class] if {"own", "complexity"} & set(walked) else index[order[:, 0], :0]
+        same = index[order[:, 0], : self.per_class]
+        own = same if {"own", "complexity"} & set(walked) else same[:, :0]
         rival = index[order[:, 1:], 0] if "rival" in walked else index[order[:, :0], 0]
         chosen = torch.cat([own, rival], 1)
         n, m = chosen.shape
@@ -179,6 +190,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
         logits = torch.cat([first, inner, last], 2)
         parts: dict[str, Any] = {"t": t}
+        if "latent" in walked:
+            parts["latent"] = self._latent(images, anchors[same.flatten()], same.shape[1], t)
         if "own" in walked:
             parts["own"] = logits[:, : own.shape[1]]
         if "rival" in walked:
@@ -188,6 +201,13 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             parts["detour"] = self._detour(path.start[rows], path.end[rows], order[:, 0], own.shape[1])
         return parts
 
+    def _latent(self, images: Tensor, anchors: Tensor, per_query: int, t: Tensor) -> Tensor:
+        """Logits (n, r, s, k) between a layer's outputs at n images and at the n * r anchors."""
+        space = _space(self.classifier, self.layer or PIXEL)
+        starts = space.points(images).repeat_interleave(per_query, 0)
+        points = straight(starts, space.points(anchors)).at(t)
+        return space.logits(points.flatten(0, 1)).view(len(images), per_query, len(t), -1)
+
     def _detour(self, start: Tensor, end: Tensor, label: Tensor, per_query: int) -> Detour:
         """Bypass of barriers whose cross-entropy exceeds the larger end's by more than DELTA."""
         landscape = self.classifier.landscape(label.repeat_interleave(per_query))
@@ -195,6 +215,12 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         height = level(ends.double() + DELTA).to(start.dtype)
         settings = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
         return bypass(landscape, start, end, height, target=height - SLACK, **settings)
+
+
+@lru_cache(maxsize=4)
+def _space(classifier: Classifier, layer: str) -> Space:
+    """Kept: to cut a network takes longer than to walk a few paths."""
+    return Space(classifier, layer)
 
 
 def _copy(name: str) -> Copy:

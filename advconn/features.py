@@ -6,6 +6,7 @@ class (negative where that class wins), energy is the logits' logsumexp.
 own         straight paths to reference images of the predicted class (Vrabel et al. 2025; Gu & Borovykh 2023)
 rival       straight paths to reference images of the classes that come next
 self        paths to label-preserving copies of the query, read at their ends and on the way
+latent      own's features on straight paths between a layer's outputs (Gu & Borovykh 2023)
 complexity  bypass of the own paths' barriers: secondary barriers, bends, length (Vrabel et al. 2025, section 4)
 """
 
@@ -33,7 +34,8 @@ class Trace:
     query: (n, k). copies: (n, m, k), at the ends of the paths to the copies, in the order of `names`.
     midway: (n, h, k), half-way to the copies in `halves`. own: (n, r, s, k), to r references of the predicted class, at
     positions `t` (s,), both ends included; rival: (n, q, s, k), to one reference of each of the q next classes.
-    detour: bypass of the n * r own paths. What was not asked for is None.
+    latent: as own, between the outputs of a layer. detour: bypass of the n * r own paths.
+    What was not asked for is None.
     """
 
     query: Tensor
@@ -45,6 +47,7 @@ class Trace:
     own: Tensor | None = None
     rival: Tensor | None = None
     rivals: Tensor | None = None
+    latent: Tensor | None = None
     detour: Detour | None = None
 
     @property
@@ -121,16 +124,26 @@ def _curve(columns: Columns, values: Tensor) -> None:
 
 def own_features(trace: Trace) -> Columns:
     """Margin and cross-entropy along the way to images of the predicted class: barrier, gap, place, area, curve."""
-    if trace.own is None or trace.t is None:
+    return _to_own_class(trace, trace.own)
+
+
+def latent_features(trace: Trace) -> Columns:
+    """The same along the way between a layer's outputs."""
+    return _to_own_class(trace, trace.latent)
+
+
+def _to_own_class(trace: Trace, logits: Tensor | None) -> Columns:
+    """Columns of logits (n, r, s, k) on paths to references of the predicted class."""
+    if logits is None or trace.t is None:
         return {}
-    n, r = trace.own.shape[:2]
-    values = margin(trace.own, trace.predicted[:, None, None])
+    n, r = logits.shape[:2]
+    values = margin(logits, trace.predicted[:, None, None])
     columns: Columns = {"margin": values[:, 0, 0]}
     _curve(columns, values - values[:, :, :1])
     loss = Profile(trace.t, F.softplus(values).flatten(0, 1))
     for name, column in (("barrier", loss.barrier), ("gap", loss.gap), ("place", loss.place), ("loss", loss.area)):
         _spread_of(columns, name, column.view(n, r))
-    energy = trace.own.logsumexp(3)
+    energy = logits.logsumexp(3)
     dip = (energy - torch.lerp(energy[:, :, :1], energy[:, :, -1:], trace.t)).amin(2)
     _spread_of(columns, "dip", dip)
     columns["connected"] = (loss.gap < 1e-3).float().view(n, r).mean(1)
@@ -185,6 +198,7 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
         "self": self_features,
         "own": own_features,
         "rival": rival_features,
+        "latent": latent_features,
         "complexity": complexity_features,
     }
 )

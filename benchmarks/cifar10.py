@@ -103,9 +103,8 @@ def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, l
 
 def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     """The trace of many images in one."""
-    settings = {
-        k: v for k, v in walk.get_params(deep=False).items() if k not in {"classifier", "references", "batch_size"}
-    }
+    skipped = {"classifier", "references", "batch_size"} | ({"layer"} if walk.layer is None else set())
+    settings = {k: v for k, v in walk.get_params(deep=False).items() if k not in skipped}
     digest = hashlib.sha256(images.contiguous().numpy().tobytes())
     if walk.references is not None:
         digest.update(walk.references.images.numpy().tobytes())

@@ -9,6 +9,9 @@ from advconn.classifier import counting
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.modes import References, choose
+from advconn.space import Space
+
+EVERY = ("self", "own", "rival", "latent", "complexity")
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +26,14 @@ def references(classifier, digits):
 
 @pytest.fixture(scope="module")
 def walk(classifier, references):
-    return Connectivity(classifier, references, families=("self", "own", "rival", "complexity"))
+    return Connectivity(classifier, references, families=EVERY, layer="stage1")
 
 
 def test_names_and_columns_match_and_every_family_is_there(walk, clean):
     """One name a column, by family."""
     table, names = walk.transform(clean), walk.get_feature_names_out()
     assert table.shape == (20, len(names))
-    assert {name.split(".")[0] for name in names} == {"self", "own", "rival", "complexity"}
+    assert {name.split(".")[0] for name in names} == set(EVERY)
     assert np.isfinite(table).all()
 
 
@@ -61,6 +64,21 @@ def test_the_trace_keeps_the_logits_of_the_path(walk, classifier, references, cl
     anchor = references.images[references.by_class[seen.predicted[4], 2]]
     half = classifier.logits((clean[4:5] + anchor[None]) / 2)
     torch.testing.assert_close(seen.own[4, 2, 1], half[0], atol=1e-4, rtol=1e-4)
+
+
+def test_latent_paths_run_between_the_outputs_of_a_layer(classifier, references, clean):
+    """At their ends the network's own logits; on the way, the rest of the network at points between; differentiable."""
+    walk = Connectivity(classifier, references, layer="stage1", samples=3)
+    assert walk.walked == ("self", "own", "rival", "latent")
+    images = clean.clone().requires_grad_()
+    seen = walk.trace(images)
+    torch.testing.assert_close(seen.latent[:, :, [0, 2]], seen.own[:, :, [0, 2]], atol=1e-3, rtol=1e-3)
+    space = Space(classifier, "stage1")
+    anchor = references.images[references.by_class[seen.predicted[4], 2]]
+    half = space.logits((space.points(clean[4:5]) + space.points(anchor[None])) / 2)
+    torch.testing.assert_close(seen.latent[4, 2, 1].detach(), half[0], atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(seen.latent[:, :, 1].sum(), images)
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
 
 
 def test_rivals_are_the_next_classes(classifier, references, clean):
@@ -94,7 +112,7 @@ def test_bypass_spends_gradients_only_where_a_barrier_stands(classifier, referen
 def test_without_references_only_the_self_family_is_walked(classifier, clean):
     """And asking for another raises."""
     assert {n.split(".")[0] for n in Connectivity(classifier).get_feature_names_out()} == {"self"}
-    with pytest.raises(DataError, match="need references"):
+    with pytest.raises(DataError, match="needs references"):
         Connectivity(classifier, families=("own",)).transform(clean)
 
 
@@ -103,6 +121,7 @@ def test_what_cannot_be_walked_is_refused(classifier, references, clean):
     partial = References(references.images[:5], references.logits[:5])
     cases = [
         (Connectivity(classifier, references, families=("rumour",)), clean, "no family"),
+        (Connectivity(classifier, references, families=("latent",)), clean, "needs a layer"),
         (Connectivity(classifier, copies=("mirror",), halves=()), clean, "no copy named"),
         (Connectivity(classifier), clean[:0], "no images"),
         (Connectivity(classifier, partial), clean, "9 of 10 classes have no reference"),

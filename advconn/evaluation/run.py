@@ -290,7 +290,7 @@ def _profile(bench: Bench, baseline: Baseline, image: np.ndarray) -> dict[str, l
     out: dict[str, list[list[float]]] = {}
     if trace.copies is not None:
         out["self"] = [sorted(margin(trace.copies, label[:, None])[0].tolist())]
-    for family, walked in (("own", trace.own), ("rival", trace.rival)):
+    for family, walked in (("own", trace.own), ("rival", trace.rival), ("latent", trace.latent)):
         if walked is not None:
             out[family] = margin(walked, label[:, None, None])[0].tolist()
     return out
