@@ -1,6 +1,7 @@
 """Every study's fast setting on the shipped default for digits: what the papers claim of it holds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_the_command_knows_every_study():
 
 def test_linear_or_not(subject):
     """No pair is unconnected in any space, and before the last layer all are connected by lines (Table 1)."""
-    found = run("linear-or-not", subject)
+    found = run("linear-or-not", replace(subject, others=[subject.classifier]))
     assert set(found["table"]) == {"pixel", "first block", "last layer"}
     for row in found["table"].values():
         for outcomes in (row["same prediction"], row["cross-entropy under .001"]):
@@ -48,6 +49,7 @@ def test_linear_or_not(subject):
     assert found["table"]["last layer"]["cross-entropy under .001"] == {"line": 25, "curve": 0, "none": 0}
     assert found["table"]["pixel"]["cross-entropy under .001"]["curve"] > 0
     assert found["all pairs"]["parts joined by paths"] == 1
+    assert list(found["other networks"].values()) == [found["table"]]
 
 
 def test_barriers(subject):

@@ -1,16 +1,19 @@
 """Gu & Borovykh, Table 1: of pairs of a class, how many are connected by a line, only by a curve, not at all.
 
-In pixel space, after the first block, and before the last layer. Besides 25 pairs as in the paper: all pairs among
-images of a class (are there parts that no path joins?), and images that are misclassified.
+In pixel space, after the first block, and before the last layer. Besides 25 pairs as in the paper, what its discussion
+leaves open: all pairs among images of a class (are there parts that no path joins?), images that are misclassified, and
+other networks or initialisations, where they are given.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advconn.connection import SCAN, Connection, connect
+from advconn.progress import Progress, silent
 from advconn.space import PIXEL, Space
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
 
@@ -24,34 +27,52 @@ OUTCOMES = ("line", "curve", "none")
 
 def run(subject: Subject, fast: bool = False) -> Study:
     """Connect pairs in three spaces. fast: fewer images in the all-pairs part, and fewer points looked at."""
-    classifier = subject.classifier
     found = pool(subject, 400 if fast else 4000)
     pairs = same_class(found, 25, subject.seed)
-    spaces = {"pixel": Space(classifier, PIXEL)} | {k: Space(classifier, v) for k, v in blocks(classifier).items()}
     samples = 33 if fast else SCAN
-    table: dict[str, Any] = {}
-    for i, (name, space) in enumerate(spaces.items()):
-        table[name] = {
-            "layer": space.layer,
-            "same prediction": counts(joined(space, pairs, HALF, samples)),
-            "cross-entropy under .001": counts(joined(space, pairs, 1e-3, samples)),
-        }
-        subject.progress("spaces", i + 1, len(spaces))
-    figures = {
+    table = spaces(subject, pairs, samples)
+    figures: dict[str, Any] = {
         "pairs": len(pairs),
         "table": table,
         "paper": {k: dict(zip(OUTCOMES, v, strict=True)) for k, v in PAPER.items()},
     }
-    figures["all pairs"] = everyone(subject, found, spaces["pixel"], 12 if fast else 60, samples)
-    figures["misclassified"] = misclassified(found, spaces["pixel"], 25 if fast else 100, samples)
+    pixel = Space(subject.classifier)
+    figures["all pairs"] = everyone(subject, found, pixel, 12 if fast else 60, samples)
+    figures["misclassified"] = misclassified(found, pixel, 25 if fast else 100, samples)
+    figures["other networks"] = {}
+    for i, other in enumerate(subject.others, 2):
+        one = replace(subject, classifier=other)
+        seen = pool(one, 400 if fast else 4000)
+        figures["other networks"][f"{i}: {other}"] = spaces(one, same_class(seen, 25, subject.seed), samples)
     return Study(figures, text(figures), lambda: draw(figures))
 
 
-def joined(space: Space, pairs: Pairs, delta: float, samples: int, chunk: int = 64) -> list[Connection]:
+def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
+    """How many pairs are connected in each of the three spaces of a subject's classifier, and how."""
+    classifier = subject.classifier
+    known = {"pixel": PIXEL} | blocks(classifier)
+    table: dict[str, Any] = {}
+    for i, (name, layer) in enumerate(known.items()):
+        space = Space(classifier, layer)
+        table[name] = {
+            "layer": layer,
+            "same prediction": counts(joined(space, pairs, HALF, samples)),
+            "cross-entropy under .001": counts(joined(space, pairs, 1e-3, samples)),
+        }
+        subject.progress(f"spaces of {classifier}", i + 1, len(known))
+    return table
+
+
+def joined(
+    space: Space, pairs: Pairs, delta: float, samples: int, chunk: int = 64, progress: Progress = silent
+) -> list[Connection]:
     """Connections of all pairs, `chunk` at a time: a line where it does, else a band."""
-    index = torch.arange(len(pairs))
-    parts = [pairs.rows(rows) for rows in index.split(chunk)]
-    return [connect(space, p.start, p.end, p.labels, delta=delta, samples=samples) for p in parts]
+    out: list[Connection] = []
+    for rows in torch.arange(len(pairs)).split(chunk):
+        some = pairs.rows(rows)
+        out.append(connect(space, some.start, some.end, some.labels, delta=delta, samples=samples))
+        progress("all pairs", int(rows[-1]) + 1, len(pairs))
+    return out
 
 
 def counts(found: list[Connection]) -> dict[str, int]:
@@ -71,8 +92,8 @@ def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: in
     rows = right[found.labels[right] == label][:each]
     a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
     pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
-    outcomes = np.array([o for c in joined(space, pairs, HALF, samples) for o in c.outcome])
-    subject.progress("all pairs", 1, 1)
+    connections = joined(space, pairs, HALF, samples, progress=subject.progress)
+    outcomes = np.array([o for c in connections for o in c.outcome])
     parts = {}
     for name, kept in (("lines", outcomes == "line"), ("paths", outcomes != "none")):
         edges = (np.ones(kept.sum()), (a.cpu().numpy()[kept], b.cpu().numpy()[kept]))
@@ -99,18 +120,27 @@ def misclassified(found: Pool, space: Space, most: int, samples: int) -> dict[st
 def text(figures: dict[str, Any]) -> str:
     """The table in words."""
     out = ["Line / curve / none of 25 pairs of a class whose prediction stays on the way (paper, in brackets):"]
-    for name, row in figures["table"].items():
-        mine = "/".join(str(row["same prediction"][o]) for o in OUTCOMES)
-        strict = "/".join(str(row["cross-entropy under .001"][o]) for o in OUTCOMES)
-        theirs = "/".join(map(str, PAPER[name]))
-        out.append(f"- {name} ({row['layer']}): {mine} ({theirs}); with the cross-entropy under .001: {strict}")
+    out += rows(figures["table"])
     every, wrong = figures["all pairs"], figures["misclassified"]
     out.append(
         f"All {every['pairs']} pairs among {every['images']} images of class {every['class']}: {every['outcomes']}; "
         f"lines leave {every['parts joined by lines']} part(s), paths {every['parts joined by paths']}."
     )
     out.append(f"{wrong['pairs']} misclassified images to images of the class they are given: {wrong['outcomes']}.")
+    for name, table in figures["other networks"].items():
+        out += [f"\nThe same of {name}:", *rows(table)]
     return "\n".join(out)
+
+
+def rows(table: dict[str, Any]) -> list[str]:
+    """A line for each space."""
+    out = []
+    for name, row in table.items():
+        mine = "/".join(str(row["same prediction"][o]) for o in OUTCOMES)
+        strict = "/".join(str(row["cross-entropy under .001"][o]) for o in OUTCOMES)
+        theirs = "/".join(map(str, PAPER[name]))
+        out.append(f"- {name} ({row['layer']}): {mine} ({theirs}); with the cross-entropy under .001: {strict}")
+    return out
 
 
 def draw(figures: dict[str, Any]) -> Figure:
