@@ -91,18 +91,28 @@ def connect(
     ends = torch.maximum(line.energies[:, 0], line.energies[:, -1])
     heights = torch.where(ends <= delta, torch.full_like(ends, delta), ends + delta)
     top = level(heights.double()).to(heights.dtype)
-    barriers = None
     gradients = torch.zeros_like(heights)
-    if method == "bypass":
-        detour = bypass(
-            landscape, path.start, path.end, top, target=top - SLACK, levels=levels, steps=steps, samples=17
-        )
-        path, barriers, gradients = detour.path, detour.barriers, detour.gradients
-    elif method == "band":
-        band = relax(landscape, path, pivots=pivots, steps=steps, rate=rate, level=top, target=top - SLACK, check=5)
-        path, gradients = band.path, band.gradients
-    found = losses(path, landscape, samples) if method != "line" else line
-    return Connection(space, method, labels, line, found, path, heights, barriers, gradients)
+    barriers = torch.zeros(len(labels), levels + 1, dtype=torch.long, device=labels.device)
+    hard = (line.barrier > heights).nonzero()[:, 0]
+    energies = line.energies
+    if method != "line" and len(hard):
+        rest, goal = landscape.rows(hard), top[hard] - SLACK
+        if method == "bypass":
+            detour = bypass(
+                rest, path.start[hard], path.end[hard], top[hard], target=goal, levels=levels, steps=steps, samples=17
+            )
+            curve, gradients[hard], barriers[hard] = detour.path, detour.gradients, detour.barriers
+        else:
+            lines = Path(path.knots[hard])
+            band = relax(rest, lines, pivots=pivots, steps=steps, rate=rate, level=top[hard], target=goal, check=5)
+            curve, gradients[hard] = band.path, band.gradients
+        knots = path.spaced(curve.knots.shape[1]).knots
+        knots[hard] = curve.knots
+        path, energies = Path(knots), line.energies.index_copy(0, hard, losses(curve, rest, samples).energies)
+    found = Profile(line.t, energies)
+    return Connection(
+        space, method, labels, line, found, path, heights, barriers if method == "bypass" else None, gradients
+    )
 
 
 def losses(path: Path, landscape: Callable[[Tensor], Tensor], samples: int) -> Profile:
