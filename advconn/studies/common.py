@@ -126,16 +126,22 @@ def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pair
 def blocks(classifier: Classifier) -> dict[str, str]:
     """Names of the two layers that Gu & Borovykh look at: after the first block, and what the last layer is given.
 
-    The first block: the first layer made of others that the network can be cut at (else the first of all). The last:
-    the last but one that it can be cut at.
+    The first block: the first layer made of others, with less than half of all parameters, that the network can be cut
+    at (else the first of all). The last: the last but one that it can be cut at.
     """
     from advconn.space import layers
 
     names = layers(classifier)
+    names = [name for name in names if not names[-1].startswith(f"{name}.")]
     if len(names) < 2:
         return {}
     modules = dict(classifier.network.named_modules())
-    first = next((name for name in names if len(list(modules[name].children()))), names[0])
+
+    def weight(name: str) -> int:
+        return sum(p.numel() for p in modules[name].parameters())
+
+    small = [name for name in names if list(modules[name].children()) and 2 * weight(name) < weight("")]
+    first = small[0] if small else names[0]
     return {"first block": first, "last layer": names[-2]}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advconn.connection import SCAN, Connection, connect
+from advconn.connection import OUTCOMES, SCAN, connect
 from advconn.progress import Progress, silent
 from advconn.space import PIXEL, Space
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HALF = 0.6931  # cross-entropy of a class that has half of the probability: under it, it is the prediction
 PAPER = {"pixel": (19, 6, 0), "first block": (14, 11, 0), "last layer": (25, 0, 0)}
-OUTCOMES = ("line", "curve", "none")
+LONG = 150  # steps of a second search, where a first one failed
 
 
 def run(subject: Subject, fast: bool = False) -> Study:
@@ -56,29 +56,35 @@ def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
         space = Space(classifier, layer)
         table[name] = {
             "layer": layer,
-            "same prediction": counts(joined(space, pairs, HALF, samples)),
-            "cross-entropy under .001": counts(joined(space, pairs, 1e-3, samples)),
+            "same prediction": counts(outcomes(space, pairs, HALF, samples)),
+            "cross-entropy under .001": counts(outcomes(space, pairs, 1e-3, samples)),
         }
         subject.progress(f"spaces of {classifier}", i + 1, len(known))
     return table
 
 
-def joined(
+def outcomes(
     space: Space, pairs: Pairs, delta: float, samples: int, chunk: int = 64, progress: Progress = silent
-) -> list[Connection]:
-    """Connections of all pairs, `chunk` at a time: a line where it does, else a band."""
-    out: list[Connection] = []
+) -> list[str]:
+    """For every pair, `chunk` at a time: does a line connect it, else a band, else one relaxed for LONG steps?"""
+    out: list[str] = []
     for rows in torch.arange(len(pairs)).split(chunk):
         some = pairs.rows(rows)
-        out.append(connect(space, some.start, some.end, some.labels, delta=delta, samples=samples))
+        found = connect(space, some.start, some.end, some.labels, delta=delta, samples=samples).outcome
+        lost = [i for i, outcome in enumerate(found) if outcome == "none"]
+        if lost:
+            some = some.rows(torch.tensor(lost))
+            again = connect(space, some.start, some.end, some.labels, delta=delta, samples=samples, steps=LONG).outcome
+            for i, outcome in zip(lost, again, strict=True):
+                found[i] = outcome
+        out += found
         progress("all pairs", int(rows[-1]) + 1, len(pairs))
     return out
 
 
-def counts(found: list[Connection]) -> dict[str, int]:
+def counts(found: list[str]) -> dict[str, int]:
     """How many pairs had each outcome."""
-    outcomes = [o for c in found for o in c.outcome]
-    return {name: outcomes.count(name) for name in OUTCOMES}
+    return {name: found.count(name) for name in OUTCOMES}
 
 
 def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
@@ -92,17 +98,16 @@ def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: in
     rows = right[found.labels[right] == label][:each]
     a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
     pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
-    connections = joined(space, pairs, HALF, samples, progress=subject.progress)
-    outcomes = np.array([o for c in connections for o in c.outcome])
+    seen = np.array(outcomes(space, pairs, HALF, samples, progress=subject.progress))
     parts = {}
-    for name, kept in (("lines", outcomes == "line"), ("paths", outcomes != "none")):
+    for name, kept in (("lines", seen == "line"), ("paths", seen != "none")):
         edges = (np.ones(kept.sum()), (a.cpu().numpy()[kept], b.cpu().numpy()[kept]))
         parts[name] = int(connected_components(coo_array(edges, shape=(len(rows), len(rows))), directed=False)[0])
     return {
         "class": label,
         "images": len(rows),
         "pairs": len(pairs),
-        "outcomes": {name: int((outcomes == name).sum()) for name in OUTCOMES},
+        "outcomes": counts(seen.tolist()),
         "parts joined by lines": parts["lines"],
         "parts joined by paths": parts["paths"],
     }
@@ -114,7 +119,7 @@ def misclassified(found: Pool, space: Space, most: int, samples: int) -> dict[st
     if not len(wrong):
         return {"pairs": 0, "outcomes": dict.fromkeys(OUTCOMES, 0)}
     pairs = to_class(found.images[wrong], found.predicted[wrong], found)
-    return {"pairs": len(pairs), "outcomes": counts(joined(space, pairs, HALF, samples))}
+    return {"pairs": len(pairs), "outcomes": counts(outcomes(space, pairs, HALF, samples))}
 
 
 def text(figures: dict[str, Any]) -> str:
@@ -144,14 +149,14 @@ def rows(table: dict[str, Any]) -> list[str]:
 
 
 def draw(figures: dict[str, Any]) -> Figure:
-    """Stacked bars: ours and the paper's, by space."""
+    """Stacked bars: ours and the paper's by space; beside them all pairs of a class, and misclassified images."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    ax = figure.subplots()
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    ax, right = figure.subplots(1, 2, width_ratios=(5, 2))
     names, ours, theirs = [], [], []
     for name, row in figures["table"].items():
-        names.append(f"{name}\n{row['layer']}")
+        names.append(name if name == row["layer"] else f"{name}\n({row['layer']})")
         ours.append([row["same prediction"][o] for o in OUTCOMES])
         theirs.append(PAPER[name])
     for shift, rows, alpha in ((-0.2, ours, 1.0), (0.2, theirs, 0.4)):
@@ -164,5 +169,14 @@ def draw(figures: dict[str, Any]) -> Figure:
             bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("pairs")
+    for i, key in enumerate(("all pairs", "misclassified")):
+        row, low = figures[key], 0.0
+        for k, colour in enumerate(("C0", "C1", "C3")):
+            share = row["outcomes"][OUTCOMES[k]] / max(row["pairs"], 1)
+            right.bar(i, share, 0.6, bottom=low, color=colour)
+            low += share
+    several = [f"{figures[key]['pairs']}" for key in ("all pairs", "misclassified")]
+    right.set_xticks((0, 1), (f"all {several[0]} pairs\nof a class", f"{several[1]} misclassified\nimages"))
+    right.set_ylabel("share of pairs, in pixels")
     figure.legend(ncols=6, fontsize=8, loc="outside upper center")
     return figure
