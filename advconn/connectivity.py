@@ -186,9 +186,10 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         starts = images[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1)
         path = straight(starts, anchors[chosen.flatten()])
         t = positions(self.samples, images)
-        inner = self.classifier.logits(path.at(t[1:-1]).flatten(0, 1)).view(n, m, self.samples - 2, -1)
+        points = path.at(t[1:-1]).flatten(0, 1)
+        inner = self.classifier.logits(points) if m else query[:0]
         first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
-        logits = torch.cat([first, inner, last], 2)
+        logits = torch.cat([first, inner.view(n, m, self.samples - 2, query.shape[1]), last], 2)
         parts: dict[str, Any] = {"t": t}
         if "latent" in walked:
             parts["latent"] = self._latent(images, anchors[same.flatten()], same.shape[1], t)

@@ -79,6 +79,9 @@ def test_latent_paths_run_between_the_outputs_of_a_layer(classifier, references,
     torch.testing.assert_close(seen.latent[4, 2, 1].detach(), half[0], atol=1e-4, rtol=1e-4)
     (gradient,) = torch.autograd.grad(seen.latent[:, :, 1].sum(), images)
     assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    alone = Connectivity(classifier, references, families=("latent",), layer="stage1", samples=3).trace(clean)
+    torch.testing.assert_close(alone.latent, seen.latent.detach())
+    assert alone.own is None
 
 
 def test_rivals_are_the_next_classes(classifier, references, clean):
