@@ -5,6 +5,7 @@ torchattacks is imported only where an attack is made, so that scoring works whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -70,7 +71,10 @@ MIXTURE: tuple[str, ...] = (
 
 def _number(text: str) -> float:
     try:
-        return float(Fraction(text)) if "/" in text else float(text)
+        value = float(Fraction(text)) if "/" in text else float(text)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
     except (ValueError, ZeroDivisionError):
         raise AttackError(f"not a number: {text!r} (expected such as 10, 0.5 or 8/255)") from None
 
@@ -101,6 +105,10 @@ class Attack:
             params[key] = _number(value)
             if params[key] < 0 or (key in _INTEGERS and params[key] < 1):
                 raise AttackError(f"{name}: {key} must be positive, got {value}")
+            if key in _INTEGERS and params[key] % 1:
+                raise AttackError(f"{name}: {key} must be a whole number, got {value}")
+            if key == "eps" and name != "pgd-l2" and params[key] > 1:
+                raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {value} (8/255, perhaps?)")
         return cls(name, tuple(sorted(params.items())))
 
     def __str__(self) -> str:

@@ -56,6 +56,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     detector._fitted()
     walk, classifier = detector.connectivity, detector.connectivity.classifier
     tensors = {"calibration": detector.calibration_.scores, "typical": detector.typical_}
+    tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
     if walk.references is not None:
         images = (walk.references.images * 255).round().byte()
         tensors |= {"references": images.cpu().numpy(), "reference_logits": walk.references.logits.cpu().numpy()}
@@ -178,7 +179,8 @@ def _load(folder: Path, card: dict[str, Any], model: Classifier | None, device: 
     detector.n_features_in_ = len(detector.names_)
     detector.calibration_ = Calibration(tensors["calibration"], card["calibration"]["fpr"])
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in card["fitted"]["attacks"].items()}
-    detector.fitted_ = Fitted(card["fitted"]["train"], card["fitted"]["calibrate"], attacks)
+    seen = tensors.get("seen", np.zeros(0, np.uint64))
+    detector.fitted_ = Fitted(card["fitted"]["train"], card["fitted"]["calibrate"], attacks, seen)
     return detector
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,19 @@ class Hits:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit was made from: images in each use, and of every attack how many were tried and succeeded."""
+    """What a fit was made from: images in each use, of every attack how many were tried and succeeded, and `marks`."""
 
     train: int
     calibrate: int
     attacks: dict[str, tuple[int, int]]
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+
+def marks(images: Tensor) -> np.ndarray:
+    """A number (n,) for every image (n, c, h, w), uint8 or in [0, 1], that is the same for the same bytes alone."""
+    pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
+    digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in pixels.cpu().contiguous().numpy())
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def default_head(seed: int = 0) -> Any:
@@ -97,6 +106,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         calibrate: share of the clean images kept for calibration.
         seed: of every split and attack.
     """
+
+    fitted_: Fitted
 
     def __init__(
         self,
@@ -156,7 +167,9 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), progress)
         else:
             features, kinds, attacks = self._table(images[train], "walk", progress), kinds[train], {}
-        return self.fit_features(features, kinds, self._table(images[kept], "calibrate", progress), attacks)
+        self.fit_features(features, kinds, self._table(images[kept], "calibrate", progress), attacks)
+        self.fitted_ = replace(self.fitted_, seen=marks(images))
+        return self
 
     def fit_features(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
+from advconn.detector import Detector, marks
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent
 
@@ -56,7 +57,9 @@ def fit(
         references, apart = None, 0
     rest = order[apart:]
     detector = Detector(Connectivity(classifier, references, **(walk or {})), fpr=fpr, seed=seed, **options)
-    return detector.fit(images[rest], labels=None if labels is None else labels[rest], progress=progress)
+    detector.fit(images[rest], labels=None if labels is None else labels[rest], progress=progress)
+    detector.fitted_ = replace(detector.fitted_, seen=marks(images))
+    return detector
 
 
 def _chosen(classifier: Classifier, images: Tensor, labels: Tensor | None) -> References | None:

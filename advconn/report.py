@@ -68,6 +68,17 @@ def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float) ->
     return table
 
 
+def _alarms(rows: Any) -> Table:
+    """Share of clean images flagged, by detector and by what is wrong with them."""
+    at = {(r["detector"], r["images"]): r for r in rows}
+    kinds = list(dict.fromkeys(r["images"] for r in rows))
+    table = Table("detector", *kinds, title="clean images flagged")
+    for name in dict.fromkeys(r["detector"] for r in rows):
+        found = [at.get((name, kind)) for kind in kinds]
+        table.add_row(name, *(f"{r['fpr']:.3f} of {r['n']}" if r else "" for r in found))
+    return table
+
+
 def benchmark_tables(report: Any) -> list[Table]:
     """A benchmark in the terminal: the attacks, AUROC and catch rate by detector, and the adaptive attack's rows."""
     attacks = [a["attack"] for a in report.attacks]
@@ -80,7 +91,8 @@ def benchmark_tables(report: Any) -> list[Table]:
             f"{a['linf'] * 255:.1f}",
             f"{a['confidence']:.3f}",
         )
-    main = Table("detector", *attacks, "false alarms", "forwards", "ms", title="AUROC / caught at the frozen threshold")
+    title = "AUROC / caught at the frozen threshold (a gradient costs three forwards)"
+    main = Table("detector", *attacks, "false alarms", "forwards", "ms", title=title)
     at = {(r["detector"], r["attack"]): r for r in report.rows}
     for name in dict.fromkeys(r["detector"] for r in report.rows):
         found = [at[name, a] for a in attacks]
@@ -89,11 +101,12 @@ def benchmark_tables(report: Any) -> list[Table]:
         style = "bold" if name.startswith("advconn") else ""
         cost = f"{first['forwards'] + 3 * first['gradients']:.0f}"
         main.add_row(name, *cells, f"{first['fpr']:.3f}", cost, f"{first['milliseconds']:.1f}", style=style)
-    out = [sizes, main]
+    out = [sizes, main, _alarms(report.alarms)]
     known = [r for r in report.rows if r.get("way") == "best of all"]
     if known:
         aware = Table("detector", "eps", "misclassified", "SR@5", "SR@50", title="attack that knows the detector")
         for r in known:
-            aware.add_row(r["detector"], r["eps"], f"{r['success']:.2f}", f"{r['sr5']:.2f}", f"{r['sr50']:.2f}")
+            strict = f"{r['sr5']:.2f} ({r['sr5_low']:.2f} to {r['sr5_high']:.2f})"
+            aware.add_row(r["detector"], r["eps"], f"{r['success']:.2f}", strict, f"{r['sr50']:.2f}")
         out.append(aware)
     return out

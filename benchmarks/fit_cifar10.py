@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from cifar10 import attacked, classifier, kept, machine, parts, taught, walked
 from detection import everything, stacked
 from torch import Tensor
@@ -20,7 +22,7 @@ from torch import Tensor
 from advconn import bundle
 from advconn.attacks import MIXTURE
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
+from advconn.detector import Detector, marks
 from advconn.modes import synthesise
 
 
@@ -43,6 +45,8 @@ def main() -> None:
         attacks[spec] = (hits.tried, len(hits.rows))
         rows.append(features(spec, hits.images))
     detector.fit_features(*stacked(rows), features("calibrate", groups["calibrate"].images), attacks)
+    used = torch.cat([groups["fit"].images, groups["calibrate"].images])
+    detector.fitted_ = replace(detector.fitted_, seen=marks(used))
     figures = {
         "classifier": json.loads(args.weights.with_suffix(".json").read_text()),
         "machine": machine(),

@@ -103,7 +103,7 @@ def benchmark(
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
     """
     from advconn import models
-    from advconn.attacks import MIXTURE
+    from advconn.attacks import MIXTURE, parse_all
     from advconn.evaluation import run as runs
     from advconn.evaluation.data import DIGIT_MIXTURE
     from advconn.evaluation.record import save
@@ -118,7 +118,8 @@ def benchmark(
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
         raise DataError(f"no baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}")
-    with progress_bar() as progress:
+    parse_all(attacks)
+    with _cluster(backend, jobs), progress_bar() as progress:
         found, images = _subject(detector, model, weights, data, device, fpr, seed, progress)
         settings = runs.Settings(
             attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
@@ -138,12 +139,10 @@ def benchmark(
             other = models.load(second, second_weights, size=size, num_classes=classes, device=str(subject.device))
         folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
         runner = Runner(jobs, backend, str(folder), progress)
-        with _cluster(backend):
-            report = runs.run(images, found, settings, runner, second=other, note=note)
-    if out is not None:
-        save(report, out)
+        report = runs.run(images, found, settings, runner, second=other, note=note)
     _show(report)
     if out is not None:
+        save(report, out)
         click.echo(f"{out}: results.json, results.csv, report.html")
 
 
@@ -207,22 +206,25 @@ def _named(attacks: tuple[str, ...], images: Data, asked: bool) -> tuple[str, ..
 
 
 @contextmanager
-def _cluster(name: str) -> Iterator[None]:
-    """Joblib's backend, with what it runs on: a cluster that is already known, or one on this machine."""
+def _cluster(name: str, jobs: int) -> Iterator[None]:
+    """Joblib's backend, with what it runs on: the cluster that the environment names, or one on this machine.
+
+    Ray's is named by RAY_ADDRESS, Dask's by DASK_SCHEDULER_ADDRESS or Dask's settings.
+    """
     try:
         if name == "ray":
             from ray.util.joblib import register_ray
 
             register_ray()
         elif name == "dask":
-            from distributed import Client, get_client
+            import dask
+            from distributed import Client
 
-            try:
-                get_client()
-            except ValueError:
-                with Client(processes=True, threads_per_worker=1, dashboard_address=None):
-                    yield
-                return
+            here = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
+            here |= {"n_workers": jobs} if jobs > 1 else {}
+            with Client(**({} if dask.config.get("scheduler-address", None) else here)):
+                yield
+            return
     except ImportError:
         raise DataError(f"--backend {name} needs its package: pip install 'advconn[{name}]'") from None
     yield

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advconn import copies
@@ -26,12 +27,12 @@ class Baseline:
     Args:
         classifier: the model under attack.
         clean: images (n, c, h, w) of the training part, uint8: what a baseline compares with.
-        labels: their predicted classes (n,).
         second: another classifier of the same classes, where a baseline needs one.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
+    apart: ClassVar[bool] = False  # whether it is fitted on other images than those it compares with
 
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         self.classifier, self.clean, self.second = classifier, clean, second
@@ -112,11 +113,37 @@ def logits_columns(logits: Tensor) -> Tensor:
     return torch.cat([columns[:, keep], logits.topk(min(10, logits.shape[1]), dim=1).values], 1)
 
 
-class Squeezing(Baseline):
-    """Largest L1 distance between the softmax of the query and of squeezed copies (bits, median, mean)."""
+def median2(images: Tensor) -> Tensor:
+    """Median over 2 x 2 pixels: the mean of the middle two."""
+    h, w = images.shape[2:]
+    padded = F.pad(images, (0, 1, 0, 1), mode="replicate")
+    four = torch.stack([padded[:, :, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)])
+    return (four.sum(0) - four.amin(0) - four.amax(0)) / 2
 
-    name, source = "feature-squeezing", "Xu et al., NDSS 2018 (mean in place of non-local means)"
-    squeezers: ClassVar[tuple[Copy, ...]] = (copies.bits(5), copies.median3, copies.mean3)
+
+def non_local_means(images: Tensor, reach: int = 6, strength: float = 4 / 255) -> Tensor:
+    """Every pixel the mean of those around it, by how alike their 3 x 3 patches are (Buades et al. 2005).
+
+    Looked for in a window of 2 * reach + 1; 13, 3 and 4 are Xu et al.'s for CIFAR-10 and ImageNet.
+    """
+    h, w = images.shape[2:]
+    reach = min(reach, h - 1, w - 1)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    total, weights = torch.zeros_like(images), torch.zeros_like(images[:, :1])
+    for i in range(2 * reach + 1):
+        for j in range(2 * reach + 1):
+            moved = padded[:, :, i : i + h, j : j + w]
+            apart = F.avg_pool2d((images - moved).square().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+            weight = torch.exp(-apart / strength**2)
+            total, weights = total + weight * moved, weights + weight
+    return total / weights
+
+
+class Squeezing(Baseline):
+    """Largest L1 distance between the softmax of the query and of squeezed copies: 5 bits, median, non-local means."""
+
+    name, source = "feature-squeezing", "Xu et al., NDSS 2018 (5 bits, 2 x 2 median, non-local means 13-3-4)"
+    squeezers: ClassVar[tuple[Copy, ...]] = (copies.bits(5), median2, non_local_means)
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The largest distance, or the mean one."""

@@ -38,17 +38,19 @@ def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
 
 
 def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tensor) -> np.ndarray:
-    """Gap (n,) between the largest cross-entropy of `labels` (n,) on the straight path and the larger end's."""
+    """Barrier (n,): the largest cross-entropy of `labels` (n,) on the straight path, its ends included."""
     t = positions(SAMPLES, starts)
     points = straight(starts, ends).at(t)
     values = F.softplus(classifier.landscape(labels)(points))
-    return np.asarray(Profile(t, values).gap.cpu().double().numpy())
+    return np.asarray(Profile(t, values).barrier.cpu().double().numpy())
 
 
 def controls(
     images: np.ndarray, attacks: np.ndarray, classes: np.ndarray, seed: int, key: str, classifier: Classifier
 ) -> list[dict[str, Any]]:
-    """Rows: kind of pair, how many, median gap, and AUROC of the gap against clean pairs of a class.
+    """Rows: kind of pair, how many, median barrier, and its AUROC against clean pairs of a class.
+
+    The barrier is one for the start's predicted class: a path that ends in another class has a high one.
 
     Args:
         images: clean ones (n, c, h, w). attacks: attacked ones (m, c, h, w), and their true classes (m,).
@@ -72,11 +74,10 @@ def controls(
             )
         found = {kind: barriers(model, *pairs) for kind, pairs in kinds.items() if len(pairs[0])}
         base = found.get("clean to clean, same class", np.zeros(0))
-        for kind, gaps in found.items():
-            low, high = interval(base, gaps, draws=200, seed=seed)
-            middle = float(np.median(gaps))
-            row = {"network": network, "pairs": kind, "n": len(gaps), "median_gap": middle}
-            out.append(row | {"auroc": auroc(base, gaps), "auroc_low": low, "auroc_high": high})
+        for kind, heights in found.items():
+            low, high = interval(base, heights, draws=200, seed=seed)
+            row = {"network": network, "pairs": kind, "n": len(heights), "median_barrier": float(np.median(heights))}
+            out.append(row | {"auroc": auroc(base, heights), "auroc_low": low, "auroc_high": high})
     return out
 
 

@@ -108,10 +108,13 @@ class Neighbours(OnFeatures):
 
 
 class MultiLID(OnFeatures, Trained):
-    """Log-ratios of the distances to the nearest clean images at every layer, not averaged."""
+    """Log-ratios of the distances to the nearest clean images at every layer, not averaged.
+
+    Fitted apart from those images: an attacked copy whose original is among its neighbours is told by that alone.
+    """
 
     name, source = "multi-lid", "Lorenz et al., ICCV workshops 2023"
-    layers, nearest = 4, 10
+    layers, nearest, apart = 4, 10, True
 
     def measure(self, images: Tensor) -> np.ndarray:
         """log(d_i / d_k) for the k nearest at each layer."""

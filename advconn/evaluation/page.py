@@ -47,7 +47,7 @@ def html(report: Report) -> str:
         "<h2>False alarms on clean images</h2>",
         _alarms(report),
     ]
-    keys = ("network", "pairs", "n", "median_gap", "auroc")
+    keys = ("network", "pairs", "n", "median_barrier", "auroc")
     body += ["<h2>Controls: the barrier on a straight path, by pair</h2>", _records(report.controls, keys)]
     if report.left:
         body += ["<h2>Trained without, tested on: AUROC</h2>", _left(report)]

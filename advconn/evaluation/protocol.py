@@ -49,10 +49,10 @@ def split(count: int, limit: int | None, fpr: float, seed: int) -> Parts:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
     parts = order[:first], order[first:second], order[second:]
+    enough(len(parts[1]), fpr)
     if limit is not None:
         most = max(5 * limit // 4, math.ceil(1 / fpr))
         parts = tuple(part[:most] for part in parts)  # type: ignore[assignment]
-    enough(len(parts[1]), fpr)
     if len(parts[2]) < 10:
         raise FitError(f"{count} images leave {len(parts[2])} to test on: give 100 or more")
     return Parts(*parts)
@@ -147,6 +147,11 @@ class Bench:
         """Successful copies of at most `limit` images of a part that are classified right, by each attack."""
         rows = getattr(self.parts, name)
         rows = rows[torch.from_numpy(self.right(name))]
+        if not len(rows):
+            raise FitError(
+                f"the classifier gives none of {len(self.right(name))} {name} images its label: there is nothing to "
+                "attack; are the labels in the order of its classes?"
+            )
         chosen: dict[str, Tensor] = {}
         calls: list[tuple[Any, ...]] = []
         for spec in specs:
@@ -175,12 +180,12 @@ class Bench:
 
     def measured(self, baseline: Baseline, sets: Mapping[str, Tensor]) -> bool:
         """Whether everything that `measure` asks of a detector is kept from an earlier run."""
-        calls = _calls(baseline, _key(baseline), sets)
+        calls = _calls(baseline, key_of(baseline), sets)
         return all(self.runner.kept(measure_images, call, "baseline") for _, call in calls)
 
     def measure(self, baselines: Sequence[Baseline], sets: Mapping[str, Tensor]) -> dict[tuple[str, str], Columns]:
         """Columns of every detector on every set of images; those that measure the same are asked once."""
-        keys = {baseline.name: _key(baseline) for baseline in baselines}
+        keys = {baseline.name: key_of(baseline) for baseline in baselines}
         calls, where = [], []
         for key, baseline in {keys[b.name]: b for b in baselines}.items():
             for name, call in _calls(baseline, key, sets):
@@ -216,7 +221,7 @@ def settled(classifier: Classifier) -> str:
     return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"
 
 
-def _key(baseline: Baseline) -> str:
+def key_of(baseline: Baseline) -> str:
     """What a detector's columns depend on besides the images."""
     name = Advconn.name if isinstance(baseline, Advconn) else baseline.name
     digest = hashlib.sha256(f"{name} {settled(baseline.classifier)}".encode())
@@ -229,7 +234,7 @@ def _key(baseline: Baseline) -> str:
         if walk.references is not None:
             digest.update(walk.references.images.cpu().numpy().tobytes())
     else:
-        digest.update(baseline.clean.numpy().tobytes())
+        digest.update(baseline.clean.numpy().tobytes() + baseline.source.encode())
         digest.update((baseline.second.fingerprint if baseline.second is not None else "").encode())
     return digest.hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from advconn.evaluation.baselines import (
     Baseline,
@@ -18,7 +18,7 @@ from advconn.evaluation.baselines import (
 from advconn.evaluation.on_features import LID, LayerRegression, Mahalanobis, MultiLID, Neighbours
 from advconn.evaluation.ours import PaperBarrier
 
-BASELINES: Mapping[str, Callable[..., Baseline]] = {
+BASELINES: Mapping[str, type[Baseline]] = {
     made.name: made
     for made in (
         MaxSoftmax, Energy, LogitsOnly, Squeezing, FlipShift, NoisyOdds, Mixup, Mahalanobis, Neighbours, LID, MultiLID,

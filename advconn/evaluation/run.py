@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
-from advconn.detector import Detector
+from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
 from advconn.evaluation.adaptive import evasions
 from advconn.evaluation.baselines import Baseline
@@ -73,6 +73,7 @@ def run(
         FitError: too few images.
     """
     classifier = detector.connectivity.classifier
+    data = unseen(data, detector, note)
     bench = Bench(
         classifier, data.images, data.labels, runner=runner, limit=settings.limit, fpr=settings.fpr, seed=settings.seed
     )
@@ -92,11 +93,17 @@ def run(
     detectors = _detectors(detector, bench, settings, second, sets, note)
     found = bench.measure(detectors, sets)
 
+    kept = bench.parts.train[: len(bench.parts.train) // 2].numpy()
+
     def frozen(baseline: Baseline, without: str | None = None) -> Frozen:
-        rest = [found[baseline.name, f"train {spec}"].values for spec in taught if name_of(spec) != without]
-        at = baseline.name
+        def columns(name: str, rows: np.ndarray) -> np.ndarray:
+            values = found[baseline.name, name].values
+            return values[~np.isin(rows, kept)] if baseline.apart else values
+
+        rest = [columns(f"train {spec}", hits.rows) for spec, hits in taught.items() if name_of(spec) != without]
+        clean = columns("train", bench.parts.train.numpy())
         own = copy.copy(baseline)  # fitting one leaves the others as they are
-        return freeze(own, found[at, "train"].values, rest, found[at, "calibrate"].values, settings.fpr)
+        return freeze(own, clean, rest, found[baseline.name, "calibrate"].values, settings.fpr)
 
     fixed = {baseline.name: frozen(baseline) for baseline in detectors}
     rows = [
@@ -112,7 +119,7 @@ def run(
             bench,
             fixed,
             detector,
-            found[Shipped.name, "train"].values,
+            np.concatenate([c.values for (name, part), c in found.items() if name == Shipped.name and "train" in part]),
             limit=settings.adaptive_limit,
             eps=settings.adaptive_eps,
             steps=settings.adaptive_steps,
@@ -128,6 +135,22 @@ def run(
         scores,
         _shown(bench, fixed, found, tested, settings),
     )
+
+
+def unseen(data: Data, detector: Detector, note: Callable[[str], None]) -> Data:
+    """The images that the detector was not fitted on, every one once."""
+    found = marks(data.images)
+    first = np.zeros(len(found), dtype=bool)
+    first[np.unique(found, return_index=True)[1]] = True
+    known = np.isin(found, detector.fitted_.seen)
+    kept = torch.from_numpy(first & ~known)
+    if known.any():
+        note(f"{int(known.sum())} of {len(found)} images are left out: the detector was fitted on them")
+    if not (first | known).all():
+        note(f"{int((~first & ~known).sum())} of {len(found)} images are left out: they are there twice")
+    if kept.all():
+        return data
+    return replace(data, images=data.images[kept], labels=None if data.labels is None else data.labels[kept])
 
 
 def name_of(spec: str) -> str:
@@ -150,7 +173,9 @@ def _detectors(
             note("second-model is left out: give another classifier with --second")
             continue
         try:
-            baseline = BASELINES[name](bench.classifier, bench.part("train"), second)
+            known = bench.part("train")
+            known = known[: len(known) // 2] if BASELINES[name].apart else known
+            baseline = BASELINES[name](bench.classifier, known, second)
             if not bench.measured(baseline, sets):
                 baseline.prepare()
         except ImportError as error:

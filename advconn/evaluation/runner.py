@@ -16,8 +16,9 @@ from advconn.progress import Progress, silent
 class Runner:
     """Spreads pure functions over jobs, keeps what they give, and tells how far it is.
 
-    jobs: processes; backend: joblib's ('loky', or a registered one such as 'ray' and 'dask'); folder: where results are
-    kept (None: nowhere).
+    jobs: processes; backend: joblib's 'loky', which shares this machine's cores among so many, or a registered one such
+    as 'ray' and 'dask', whose workers take one core each, all of them where jobs is 1. folder: where results are kept
+    (None: nowhere).
     """
 
     jobs: int = 1
@@ -33,8 +34,9 @@ class Runner:
         kept = Memory(self.folder, verbose=0).cache(work, ignore=[ignored]) if self.folder else work
         if self.jobs == 1 and self.backend == "loky":
             return self._told(stage, (kept(*call) for call in calls), len(calls))
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        with parallel_config(backend=self.backend, n_jobs=self.jobs):
+        near = self.backend == "loky"
+        threads = max(1, (os.cpu_count() or 1) // self.jobs) if near else 1
+        with parallel_config(backend=self.backend, n_jobs=self.jobs if near or self.jobs > 1 else -1):
             pool = Parallel(return_as="list" if self.backend == "ray" else "generator")
             return self._told(stage, pool(delayed(_threaded)(threads, kept, call) for call in calls), len(calls))
 
