@@ -1,6 +1,6 @@
 """What an attacker who knows the shipped detector leaves of it: SR@5 and SR@50 at eps 1, 2, 4 and 8 / 255.
 
-    python benchmarks/adaptive.py --data DIR [--images 12] [--steps 25] [--restarts 1] [--out DIR]
+    python benchmarks/adaptive.py --data DIR [--images 32] [--cache DIR] [--steps 25] [--restarts 1] [--out DIR]
 
 Lagrangian, Selective and Orthogonal PGD (Bryniarski et al. 2021) through every path of the default, and the same on the
 baselines that can be differentiated. SR: share of test images misclassified and not flagged.
@@ -24,9 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--restarts", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="where finished work is kept: an interrupted run goes on")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -34,7 +35,7 @@ def main() -> None:
     data = Data("CIFAR-10 (test images)", part.images[:1000], part.labels[:1000])
     settings = Settings(
         attacks=("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20"),
-        baselines=("energy", "logits-only", "feature-squeezing"),
+        baselines=("energy", "logits-only", "feature-squeezing", "flip-shift"),
         limit=50,
         adaptive=True,
         adaptive_limit=args.images,
@@ -46,7 +47,7 @@ def main() -> None:
         if stage.startswith("evade"):
             print(stage, done, total, flush=True)
 
-    report = run(data, bundle.load(args.detector), settings, Runner(progress=tell))
+    report = run(data, bundle.load(args.detector), settings, Runner(folder=str(args.cache) if args.cache else None, progress=tell))
     for row in report.rows:
         if row.get("way") == "best of all":
             print(row)
