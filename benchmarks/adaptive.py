@@ -47,7 +47,8 @@ def main() -> None:
         if stage.startswith("evade"):
             print(stage, done, total, flush=True)
 
-    report = run(data, bundle.load(args.detector), settings, Runner(folder=str(args.cache) if args.cache else None, progress=tell))
+    runner = Runner(folder=str(args.cache) if args.cache else None, progress=tell)
+    report = run(data, bundle.load(args.detector), settings, runner)
     for row in report.rows:
         if row.get("way") == "best of all":
             print(row)
