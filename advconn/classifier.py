@@ -83,7 +83,8 @@ class MarginLandscape:
     def __call__(self, points: Tensor) -> Tensor:
         """Margins (n, s) at points (n, s, *shape)."""
         n, s = points.shape[:2]
-        return margin(self._logits(points.flatten(0, 1)).view(n, s, -1), self._labels[:, None])
+        logits = self._logits(points.flatten(0, 1))
+        return margin(logits.view(n, s, logits.shape[1]), self._labels[:, None])
 
     def rows(self, index: Tensor) -> MarginLandscape:
         """The landscape of these rows."""
@@ -103,7 +104,10 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
         else:
             cost.forwards += len(points)
     if wanted:
-        return forward(points)
+        found = forward(points)
+        if not found.requires_grad:
+            raise ModelError("the model gives no gradient: its forward is detached, or runs under torch.no_grad()")
+        return found
     with torch.inference_mode():
         out = [forward(chunk) for chunk in points.split(batch_size)]
         joined = out[0] if len(out) == 1 else torch.cat(out)

@@ -98,9 +98,8 @@ def connect(
     if method != "line" and len(hard):
         rest, goal = landscape.rows(hard), top[hard] - SLACK
         if method == "bypass":
-            detour = bypass(
-                rest, path.start[hard], path.end[hard], top[hard], target=goal, levels=levels, steps=steps, samples=17
-            )
+            pair = path.start[hard], path.end[hard]
+            detour = bypass(rest, *pair, top[hard], target=goal, levels=levels, steps=steps, samples=samples)
             curve, gradients[hard], barriers[hard] = detour.path, detour.gradients, detour.barriers
         else:
             lines = Path(path.knots[hard])

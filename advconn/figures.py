@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from advconn.decoder import Decoder
 
 STOPS = 9  # images shown along a path
+MOST = 10  # classes shown of many
 TARGET, OTHER, LINE, FOUND = "C1", "0.7", "C3", "C0"
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}
@@ -30,31 +31,40 @@ th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left}img{max-wi
 """
 
 
-def connection(found: Connection, row: int = 0, decoder: Decoder | None = None) -> Figure:
+def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, given: Sequence[Tensor] = ()) -> Figure:
     """One pair: images and class probabilities along the straight and the found path, losses, the difference pattern.
 
-    In a latent space the images along a path are the decoder's; without one only the two given stand at its ends.
+    In a latent space the images along a path are the decoder's; without one only those `given`, two (1, c, h, w),
+    stand at its ends. Where the line connects, or nothing else was looked for, there is no second path to show.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8.5), layout="constrained")
-    grid = figure.add_gridspec(5, STOPS, height_ratios=(1.2, 0.8, 1.2, 0.8, 2.2))
-    t = torch.linspace(0, 1, STOPS)
     ends = found.path.start[row : row + 1], found.path.end[row : row + 1]
-    walked = {"straight": straight(*ends), found.method: Path(found.path.knots[row : row + 1])}
+    walked = {"straight": straight(*ends)}
+    bent = found.method != "line" and found.outcome[row] != "line"
+    if bent:
+        walked[found.method] = Path(found.path.knots[row : row + 1])
+    rows = 2 * len(walked)
+    figure = Figure(figsize=(12, 3.6 + 2.5 * len(walked)), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, STOPS, height_ratios=(*(1.2, 0.8) * len(walked), 2.2))
+    t = torch.linspace(0, 1, STOPS)
     label = int(found.labels[row])
     for i, (name, path) in enumerate(walked.items()):
         points = path.at(t.to(path.knots))[0]
         shares = found.space.logits(points).softmax(1).cpu()
         shown = images(found, points, decoder)
+        kinds = sorted({label, *shares.amax(0).topk(min(MOST, shares.shape[1])).indices.tolist()})
         for j in range(STOPS):
             above, below = figure.add_subplot(grid[2 * i, j]), figure.add_subplot(grid[2 * i + 1, j])
-            picture(above, shown[j] if shown is not None else None)
-            bars(below, shares[j], label, found.space.classifier.label_names)
+            at_end = given[j // (STOPS - 1)][0].cpu() if given and j in (0, STOPS - 1) else None
+            picture(above, shown[j] if shown is not None else at_end)
+            names = found.space.classifier.label_names(kinds) if 2 * i + 2 == rows else []
+            bars(below, shares[j, kinds], kinds.index(label), names)
             above.set_title(f"{name} " * (j == 0) + f"{float(t[j]):.2f}", fontsize=8)
             below.set_yticks([0, 1] if j == 0 else [])
-    curves(figure.add_subplot(grid[4, : STOPS - 3]), found, row)
-    pattern(figure, figure.add_subplot(grid[4, STOPS - 3 :]), found, row)
+    curves(figure.add_subplot(grid[rows, : STOPS - 3 if bent else STOPS]), found, row, bent)
+    if bent:
+        pattern(figure, figure.add_subplot(grid[rows, STOPS - 3 :]), found, row)
     return figure
 
 
@@ -75,28 +85,31 @@ def picture(ax: Axes, image: Tensor | None) -> None:
         ax.text(0.5, 0.5, "latent", ha="center", va="center", fontsize=8, color="0.5", transform=ax.transAxes)
 
 
-def bars(ax: Axes, shares: Tensor, label: int, names: Callable[[Sequence[int]], list[str]], most: int = 10) -> None:
-    """Class probabilities, the target's marked; of many classes the target and the most probable."""
-    index = sorted({label, *shares.topk(min(most, len(shares))).indices.tolist()})
-    ax.bar(range(len(index)), shares[index].numpy(), color=[TARGET if i == label else OTHER for i in index])
-    ax.set(ylim=(0, 1), xticks=range(len(index)))
-    ax.set_xticklabels([name[:10] for name in names(index)], fontsize=6, rotation=90)
+def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
+    """Class probabilities (k,), the target's marked, with names under them if there are any."""
+    ax.bar(range(len(shares)), shares.numpy(), color=[TARGET if i == target else OTHER for i in range(len(shares))])
+    ax.set(ylim=(0, 1), xticks=range(len(names)))
+    ax.set_xticklabels([name[:10] for name in names], fontsize=6, rotation=90)
     ax.tick_params(axis="y", labelsize=6)
 
 
-def curves(ax: Axes, found: Connection, row: int) -> None:
+def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
     """Cross-entropy along both paths on a logarithmic scale, with the level, the barrier and secondary barriers."""
     height, least = float(found.heights[row]), 1e-8
-    for name, seen, colour in (("straight", found.line, LINE), (found.method, found.found, FOUND)):
+    walked = (("straight", found.line, LINE), (found.method, found.found, FOUND))
+    for name, seen, colour in walked if bent else walked[:1]:
         t, energy = seen.t.cpu().numpy(), seen.energies[row].clamp_min(least).cpu().numpy()
-        ax.plot(t, energy, color=colour, label=f"{name}: barrier {float(seen.barrier[row]):.2g}")
+        ax.plot(t, energy, color=colour, label=f"{name}: largest {float(seen.barrier[row]):.2g}")
         for i in peaks(energy, height):
             ax.plot(t[i], energy[i], "v", color=colour, ms=6)
-        ax.plot(float(seen.place[row]), energy.max(), "o", mfc="none", color=colour, ms=9)
+        ax.plot(float(seen.place[row]), energy.max(), "o", mfc="none", color=colour, ms=9, clip_on=False)
     ax.axhline(height, color="black", lw=0.8, ls="--", label=f"level {height:.2g}")
+    ax.plot([], [], "v", color="0.4", label="barrier above the level")
+    ax.plot([], [], "o", mfc="none", color="0.4", label="largest on the path")
     ax.set(yscale="log", xlabel="position on the path", ylabel="cross-entropy", xlim=(0, 1))
-    told = "" if found.barriers is None else f"; barriers by level {found.barriers[row].tolist()}"
-    ax.set_title(f"outcome: {found.outcome[row]}{told}", fontsize=9)
+    told = {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}
+    levels = "" if found.barriers is None else f"; barriers at each level of bypass {found.barriers[row].tolist()}"
+    ax.set_title(told[found.outcome[row]] + levels, fontsize=9)
     ax.legend(fontsize=8)
 
 

@@ -20,8 +20,8 @@ PIXEL = "pixel"
 class Space:
     """The inputs of a classifier, or the outputs of one of its layers.
 
-    A layer is named as in the module's `named_modules()`. A convolution whose batch norm was folded gives the
-    normalised output.
+    A layer is named as in the module's `named_modules()`; 'NAME:input' is what it is given. A convolution whose batch
+    norm was folded gives the normalised output.
 
     Args:
         classifier: what the points are shown to.
@@ -46,7 +46,10 @@ class Space:
         front = self._parts[0]
 
         def forward(chunk: Tensor) -> Tensor:
-            return front(self.classifier.normalise(chunk).contiguous(memory_format=torch.channels_last)).float()
+            found = front(self.classifier.normalise(chunk).contiguous(memory_format=torch.channels_last))
+            if not isinstance(found, Tensor):
+                raise PathError(f"{self.layer!r} gives a {type(found).__name__}: expected a tensor to walk between")
+            return found.float()
 
         return spend(forward, images, self.classifier.batch_size)
 
@@ -94,11 +97,12 @@ class _Whole(Tracer):
 
 
 def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
-    """The network up to and with a layer, and the rest: rest(front(x)) is network(x).
+    """The network up to and with a layer (or, of 'NAME:input', up to it), and the rest: rest(front(x)) is network(x).
 
     Raises:
         PathError: it cannot be cut there.
     """
+    layer, _, given = layer.partition(":")
     known = [name for name, _ in network.named_modules() if name]
     if layer not in known:
         some = ", ".join(n for n in known if "." not in n) or "none"
@@ -112,6 +116,10 @@ def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     if len(calls) != 1:
         raise PathError(f"the network cannot be cut at {layer!r}: it is called {len(calls)} times, expected once")
     at = calls[0]
+    if given:
+        at = at.all_input_nodes[0]
+        if given != "input" or at.op == "placeholder" or len(calls[0].all_input_nodes) != 1:
+            raise PathError(f"the network cannot be cut at {layer}:{given}: it has no one input within the network")
     return _front(network, nodes, at), _rest(network, nodes, at)
 
 

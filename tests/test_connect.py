@@ -41,7 +41,16 @@ def test_figures_as_json(files, tmp_path, method):
     assert len(found["positions"]) == len(found["line"]) == len(found["path"]) == 129
     assert max(found["path"]) <= max(found["line"]) + 1e-6
     assert found["class"] == "3"
-    assert "connected" in found["outcome"]
+    assert found["outcome"] in (("line", "none") if method == "line" else ("line", "curve"))
+    assert found["barrier"] == {"line": max(found["line"]), "path": max(found["path"])}
+    assert found["gradients"] == 0 or method != "line"
+
+
+def test_images_of_another_class_are_refused(files):
+    """There is no path within a class between images that are not in it."""
+    result = run(files, "--class", "4")
+    assert result.exit_code == 2
+    assert "puts in 4" in result.output.splitlines()[-1]
 
 
 def test_a_picture_and_a_page(files, tmp_path):

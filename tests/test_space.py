@@ -7,7 +7,7 @@ from torch import nn
 from advconn import Classifier
 from advconn.band import relax
 from advconn.classifier import counting
-from advconn.errors import PathError
+from advconn.errors import ModelError, PathError
 from advconn.nets import compact
 from advconn.paths import profile, straight
 from advconn.space import Space, cut, layers
@@ -110,3 +110,25 @@ def test_torchvisions_resnet_is_cut_between_blocks():
     classifier = Classifier(models.resnet18(num_classes=10).eval(), size=(32, 32))
     space = Space(classifier, "layer1")
     torch.testing.assert_close(space.logits(space.points(images())), classifier.logits(images()))
+
+
+def test_what_gives_no_tensor_or_no_gradient_says_so():
+    """A recurrent layer gives a tuple; a forward without a gradient has no slope."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = torch.nn.LSTM(8, 4, batch_first=True), torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x.squeeze(1))[0][:, -1])
+
+    class Detached(Recurrent):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    images = torch.rand(2, 1, 8, 8)
+    with pytest.raises(PathError, match="gives a tuple"):
+        Space(Classifier(Recurrent().eval(), size=(8, 8), channels=1), "rnn").points(images)
+    with pytest.raises(ModelError, match="no gradient"):
+        Classifier(Detached().eval(), size=(8, 8), channels=1).logits(images.requires_grad_())

@@ -12,9 +12,12 @@ from advconn.bundle import default, load
 from advconn.classifier import Classifier
 from advconn.cli import main
 from advconn.cli.study import NAMES
+from advconn.errors import DataError, PathError
 from advconn.evaluation.data import unseen_digits
 from advconn.nets import compact
+from advconn.space import Space
 from advconn.studies import Subject, studies
+from advconn.studies.common import blocks
 from advconn.studies.percolation import component, threshold
 
 
@@ -119,12 +122,49 @@ def test_half_planes_are_one_part_each():
 
 
 def test_architectures(subject, net):
-    """A row for every classifier that is given."""
-    from dataclasses import replace
-
+    """A row for every classifier that is given; of a trained one an attacked image stands out, of a raw one none."""
     other = Classifier(net, size=(8, 8), channels=1)
     found = run("architectures", replace(subject, others=(other,)))
-    assert len(found["classifiers"]) == 2
+    trained, _ = found["classifiers"].values()
+    assert trained["kinds"]["real, adversarial cw"]["barrier"]["auroc"] > 0.8
+
+
+def test_images_of_one_class_and_few_images(subject):
+    """No misclassified image has a partner: none is looked at. Under 20 images: refused."""
+    ones = subject.classifier.logits(subject.classifier.check(subject.images)).argmax(1).cpu() == 1
+    rows = (ones & (subject.labels == 1)).nonzero()[:24, 0]
+    found = run("linear-or-not", replace(subject, images=subject.images[rows], labels=subject.labels[rows]))
+    assert found["misclassified"]["pairs"] == 0
+    assert found["pairs"] == 12
+    for name in ("training", "barriers"):
+        with pytest.raises(DataError, match="20 or more"):
+            run(name, replace(subject, images=subject.images[:5], labels=subject.labels[:5]))
+
+
+def test_the_layers_looked_at(subject):
+    """The first block, and what the last layer is given, whatever function it comes out of; or why there is none."""
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc1, self.fc2 = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(144, 8), torch.nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.fc2(self.fc1(self.conv(x).relu().flatten(1)).relu())
+
+    class Bad(Plain):
+        def forward(self, x):
+            return super().forward(x if float(x.sum()) > 0 else -x)
+
+    assert blocks(subject.classifier) == {"first block": "stage1", "last layer": "head:input"}
+    plain = Classifier(Plain().eval(), size=(8, 8), channels=1)
+    assert blocks(plain) == {"first block": "conv", "last layer": "fc2:input"}
+    images = plain.check(subject.images[:4])
+    space = Space(plain, "fc2:input")
+    assert float(space.points(images).min()) == 0
+    torch.testing.assert_close(space.logits(space.points(images)), plain.logits(images))
+    with pytest.raises(PathError, match="cannot be traced"):
+        blocks(Classifier(Bad().eval(), size=(8, 8), channels=1))
 
 
 def test_the_command_writes_a_folder(tmp_path, monkeypatch):

@@ -29,7 +29,9 @@ data_option = click.option(
 weights_option = click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file.")
 detector_option = click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of every split and attack.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every split and attack."
+)
 
 
 def complain(message: str) -> None:
@@ -43,9 +45,13 @@ def note(message: str) -> None:
 
 
 def vacant(folder: Path) -> None:
-    """Refuse a folder that holds something, before the work that is to fill it."""
+    """Refuse a folder that holds something or cannot be made, before the work that is to fill it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty; give a new name or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def classifier_of(spec: str, weights: Path | None, collection: Collection, device: str) -> Classifier:

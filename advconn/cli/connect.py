@@ -89,7 +89,10 @@ def connect(
     label = int(predicted[0]) if wanted is None else _class(wanted, classifier)
     names = classifier.label_names([label, *predicted.tolist()])
     if any(int(p) != label for p in predicted):
-        note(f"A is predicted as {names[1]}, B as {names[2]}: the path is to stay in {names[0]}")
+        raise DataError(
+            f"A is predicted as {names[1]}, B as {names[2]}: expected two images that the classifier puts in "
+            f"{names[0]}, for the path to stay there"
+        )
     space = Space(classifier, layer)
     decoder = _decoder(space, decoder_file, data)
     found = joined(space, images[0], images[1], predicted.new_tensor([label]), method=method, delta=delta)
@@ -97,7 +100,7 @@ def connect(
     for name, value in facts:
         click.echo(f"{name:<24} {value}")
     if out is not None:
-        _write(out, found, facts, decoder)
+        _write(out, found, facts, decoder, images)
         click.echo(f"{out}: written")
 
 
@@ -171,7 +174,26 @@ def _facts(found: Connection, name: str, first: Path, second: Path) -> list[tupl
     return out
 
 
-def _write(out: Path, found: Connection, facts: list[tuple[str, Any]], decoder: Decoder | None) -> None:
+def _figures(found: Connection, facts: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The facts as numbers."""
+    from advconn.figures import relative
+
+    told = {k: str(v) for k, v in facts if k in ("first", "second", "class", "space", "method")}
+    return told | {
+        "outcome": found.outcome[0],
+        "level": float(found.heights[0]),
+        "barrier": {"line": float(found.line.barrier[0]), "path": float(found.found.barrier[0])},
+        "place": {"line": float(found.line.place[0]), "path": float(found.found.place[0])},
+        "length_ratio": float(found.length_ratio[0]),
+        "largest_change": relative(found, 0),
+        "gradients": int(found.gradients[0]),
+        "barriers_by_level": None if found.barriers is None else found.barriers[0].tolist(),
+    }
+
+
+def _write(
+    out: Path, found: Connection, facts: list[tuple[str, Any]], decoder: Decoder | None, given: list[Any]
+) -> None:
     import json
 
     from advconn import figures
@@ -184,9 +206,9 @@ def _write(out: Path, found: Connection, facts: list[tuple[str, Any]], decoder: 
             "line": found.line.energies[0].tolist(),
             "path": found.found.energies[0].tolist(),
         }
-        content = (json.dumps({k: str(v) for k, v in facts} | curves, indent=1) + "\n").encode()
+        content = (json.dumps(_figures(found, facts) | curves, indent=1) + "\n").encode()
     else:
-        drawn = figures.connection(found, 0, decoder)
+        drawn = figures.connection(found, 0, decoder, given)
         content = figures.png(drawn) if kind == ".png" else figures.page("advconn connect", [drawn], facts).encode()
     with replacing(out) as partial:
         partial.write_bytes(content)

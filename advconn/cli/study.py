@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,6 @@ def _save(name: str, fast: bool, subject: Subject, found: Study, out: Path) -> N
     import hashlib
     import json
     import platform
-    from importlib.metadata import version
 
     from advconn.figures import png
     from advconn.files import writing
@@ -119,9 +119,29 @@ def _save(name: str, fast: bool, subject: Subject, found: Study, out: Path) -> N
         "data_sha256": hashlib.sha256(subject.images.numpy().tobytes()).hexdigest(),
         "seed": subject.seed,
         "machine": platform.processor() or platform.machine(),
-        "versions": {n: version(n) for n in ("advconn", "torch", "torchattacks", "numpy")},
+        "versions": {n: _version(n) for n in ("advconn", "torch", "torchattacks", "numpy")},
     }
     with writing(out) as partial:
-        (partial / "results.json").write_text(json.dumps(about | {"figures": found.figures}, indent=1) + "\n")
+        record = about | {"figures": _plain(found.figures)}
+        (partial / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         (partial / "figure.png").write_bytes(png(found.draw()))
         (partial / "text.md").write_text(f"# {name}\n\n{found.text}\n\n![figure](figure.png)\n")
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for numbers that are none, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(name: str) -> str | None:
+    """Of a package, None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

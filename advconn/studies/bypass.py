@@ -78,6 +78,9 @@ def text(figures: dict[str, Any]) -> str:
     """The figures in words."""
     out = [f"Of pairs with a barrier (cross-entropy above .001), share free of any after each level, {LEVELS} levels:"]
     for kind, row in figures["kinds"].items():
+        if not row["with a barrier"]:
+            out.append(f"- {kind}: none of {row['pairs']} pairs has a barrier: nothing to bypass")
+            continue
         removed = ", ".join(f"{v:.2f}" for v in row["barriers removed by level"])
         size = row["size of B' - B"]
         out.append(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advconn.classifier import Classifier
-from advconn.errors import DataError
+from advconn.errors import DataError, PathError
 from advconn.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def pool(subject: Subject, most: int) -> Pool:
 
 
 def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
-    """`count` pairs of two images of a class, classified right; classes in turn, no image twice while they last."""
+    """At most `count` pairs of two images of a class, classified right; classes in turn, no image in two pairs."""
     generator = torch.Generator().manual_seed(seed)
     queues: dict[int, list[int]] = {}
     for label in found.labels.unique().tolist():
@@ -100,18 +100,14 @@ def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
     queues = {label: rows for label, rows in queues.items() if len(rows) >= 2}
     if not queues:
         raise DataError("no class has two images that are classified right: no pair to connect")
-    start: list[int] = []
-    end: list[int] = []
-    labels: list[int] = []
-    turn = {label: 0 for label in queues}
-    while len(labels) < count:
-        for label, rows in queues.items():
-            i = turn[label] = turn[label] + 2
-            start.append(rows[(i - 2) % len(rows)])
-            end.append(rows[(i - 1) % len(rows)] if rows[(i - 1) % len(rows)] != start[-1] else rows[i % len(rows)])
-            labels.append(label)
-    index = found.labels.new_tensor(labels[:count])
-    return Pairs(found.images[start[:count]], found.images[end[:count]], index)
+    pairs = [
+        (rows[2 * turn], rows[2 * turn + 1], label)
+        for turn in range(max(map(len, queues.values())) // 2)
+        for label, rows in queues.items()
+        if 2 * turn + 1 < len(rows)
+    ][:count]
+    start, end, labels = (found.labels.new_tensor(column) for column in zip(*pairs, strict=True))
+    return Pairs(found.images[start], found.images[end], labels)
 
 
 def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pairs:
@@ -126,23 +122,31 @@ def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pair
 def blocks(classifier: Classifier) -> dict[str, str]:
     """Names of the two layers that Gu & Borovykh look at: after the first block, and what the last layer is given.
 
-    The first block: the first layer made of others, with less than half of all parameters, that the network can be cut
-    at (else the first of all). The last: the last but one that it can be cut at.
+    The first block: the first layer made of up to a dozen plain ones, with less than half of all parameters, that the
+    network can be cut at (else the first plain one).
+
+    Raises:
+        PathError: the network cannot be cut.
     """
-    from advconn.space import layers
+    from advconn.space import cut, layers
 
     names = layers(classifier)
-    names = [name for name in names if not names[-1].startswith(f"{name}.")]
-    if len(names) < 2:
-        return {}
     modules = dict(classifier.network.named_modules())
 
     def weight(name: str) -> int:
         return sum(p.numel() for p in modules[name].parameters())
 
-    small = [name for name in names if list(modules[name].children()) and 2 * weight(name) < weight("")]
-    first = small[0] if small else names[0]
-    return {"first block": first, "last layer": names[-2]}
+    def small(name: str) -> bool:
+        children = list(modules[name].children())
+        plain = not any(list(child.children()) for child in children)
+        return 0 < len(children) <= 12 and plain and 2 * weight(name) < weight("")
+
+    leaves = [name for name in names if not list(modules[name].children())]
+    if not leaves:
+        cut(classifier.network, next(name for name in modules if name))
+        raise PathError("the network can be cut at none of its layers")
+    last = [name for name in leaves if weight(name)][-1]
+    return {"first block": next(filter(small, names), leaves[0]), "last layer": f"{last}:input"}
 
 
 def boxes(groups: dict[str, Any], label: str, log: bool = False) -> Figure:

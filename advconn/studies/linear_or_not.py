@@ -11,8 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from advconn.connection import OUTCOMES, SCAN, connect
+from advconn.errors import PathError
+from advconn.paths import Path, Profile, straight
 from advconn.progress import Progress, silent
 from advconn.space import PIXEL, Space
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
@@ -20,7 +23,7 @@ from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, sa
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HALF = 0.6931  # cross-entropy of a class that has half of the probability: under it, it is the prediction
+HALF = 0.6931  # cross-entropy of a class with half of the probability: under it, it is the prediction
 PAPER = {"pixel": (19, 6, 0), "first block": (14, 11, 0), "last layer": (25, 0, 0)}
 LONG = 150  # steps of a second search, where a first one failed
 
@@ -50,13 +53,16 @@ def run(subject: Subject, fast: bool = False) -> Study:
 def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
     """How many pairs are connected in each of the three spaces of a subject's classifier, and how."""
     classifier = subject.classifier
-    known = {"pixel": PIXEL} | blocks(classifier)
-    table: dict[str, Any] = {}
+    known, table = {"pixel": PIXEL}, dict[str, Any]()
+    try:
+        known |= blocks(classifier)
+    except PathError as error:
+        table |= {name: {"layer": None, "why": str(error)} for name in PAPER if name != "pixel"}
     for i, (name, layer) in enumerate(known.items()):
         space = Space(classifier, layer)
         table[name] = {
             "layer": layer,
-            "same prediction": counts(outcomes(space, pairs, HALF, samples)),
+            "same prediction": counts(outcomes(space, pairs, None, samples)),
             "cross-entropy under .001": counts(outcomes(space, pairs, 1e-3, samples)),
         }
         subject.progress(f"spaces of {classifier}", i + 1, len(known))
@@ -64,22 +70,42 @@ def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
 
 
 def outcomes(
-    space: Space, pairs: Pairs, delta: float, samples: int, chunk: int = 64, progress: Progress = silent
+    space: Space, pairs: Pairs, delta: float | None, samples: int, chunk: int = 64, progress: Progress = silent
 ) -> list[str]:
-    """For every pair, `chunk` at a time: does a line connect it, else a band, else one relaxed for LONG steps?"""
+    """For every pair, `chunk` at a time: does a line connect it, else a band, else one relaxed for LONG steps?
+
+    delta: cross-entropy above which a barrier stands; None: one stands where the prediction is another.
+    """
     out: list[str] = []
-    for rows in torch.arange(len(pairs)).split(chunk):
-        some = pairs.rows(rows)
-        found = connect(space, some.start, some.end, some.labels, delta=delta, samples=samples).outcome
+    for rows in torch.arange(len(pairs)).split(chunk) if len(pairs) else ():
+        found = _judged(space, pairs.rows(rows), delta, HALF, samples)
         lost = [i for i, outcome in enumerate(found) if outcome == "none"]
         if lost:
-            some = some.rows(torch.tensor(lost))
-            again = connect(space, some.start, some.end, some.labels, delta=delta, samples=samples, steps=LONG).outcome
+            again = _judged(space, pairs.rows(rows[lost]), delta, HALF / 10, samples, steps=LONG)
             for i, outcome in zip(lost, again, strict=True):
                 found[i] = outcome
         out += found
         progress("all pairs", int(rows[-1]) + 1, len(pairs))
     return out
+
+
+def _judged(space: Space, pairs: Pairs, delta: float | None, aim: float, samples: int, **search: Any) -> list[str]:
+    """Outcomes by cross-entropy, or by prediction of a path whose cross-entropy was to stay under `aim`."""
+    found = connect(space, pairs.start, pairs.end, pairs.labels, delta=delta or aim, samples=samples, **search)
+    if delta is not None:
+        return found.outcome
+    line = _keeps(space, straight(found.path.start, found.path.end), found.line, pairs.labels)
+    curve = _keeps(space, found.path, found.found, pairs.labels)
+    return ["line" if a else "curve" if b else "none" for a, b in zip(line, curve, strict=True)]
+
+
+def _keeps(space: Space, path: Path, seen: Profile, labels: Tensor) -> list[bool]:
+    """Whether the prediction is the label at every point looked at; sure where that has half of the probability."""
+    kept = seen.barrier <= HALF
+    for i in (~kept).nonzero()[:, 0]:
+        points = Path(path.knots[i : i + 1]).at(seen.t)[0]
+        kept[i] = (space.logits(points).argmax(1) == labels[i]).all()
+    return kept.tolist()
 
 
 def counts(found: list[str]) -> dict[str, int]:
@@ -98,7 +124,7 @@ def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: in
     rows = right[found.labels[right] == label][:each]
     a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
     pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
-    seen = np.array(outcomes(space, pairs, HALF, samples, progress=subject.progress))
+    seen = np.array(outcomes(space, pairs, None, samples, progress=subject.progress))
     parts = {}
     for name, kept in (("lines", seen == "line"), ("paths", seen != "none")):
         edges = (np.ones(kept.sum()), (a.cpu().numpy()[kept], b.cpu().numpy()[kept]))
@@ -119,7 +145,7 @@ def misclassified(found: Pool, space: Space, most: int, samples: int) -> dict[st
     if not len(wrong):
         return {"pairs": 0, "outcomes": dict.fromkeys(OUTCOMES, 0)}
     pairs = to_class(found.images[wrong], found.predicted[wrong], found)
-    return {"pairs": len(pairs), "outcomes": counts(outcomes(space, pairs, HALF, samples))}
+    return {"pairs": len(pairs), "outcomes": counts(outcomes(space, pairs, None, samples))}
 
 
 def text(figures: dict[str, Any]) -> str:
@@ -141,6 +167,9 @@ def rows(table: dict[str, Any]) -> list[str]:
     """A line for each space."""
     out = []
     for name, row in table.items():
+        if row["layer"] is None:
+            out.append(f"- {name}: not looked at: {row['why']}")
+            continue
         mine = "/".join(str(row["same prediction"][o]) for o in OUTCOMES)
         strict = "/".join(str(row["cross-entropy under .001"][o]) for o in OUTCOMES)
         theirs = "/".join(map(str, PAPER[name]))
@@ -156,6 +185,8 @@ def draw(figures: dict[str, Any]) -> Figure:
     ax, right = figure.subplots(1, 2, width_ratios=(5, 2))
     names, ours, theirs = [], [], []
     for name, row in figures["table"].items():
+        if row["layer"] is None:
+            continue
         names.append(name if name == row["layer"] else f"{name}\n({row['layer']})")
         ours.append([row["same prediction"][o] for o in OUTCOMES])
         theirs.append(PAPER[name])

@@ -113,9 +113,12 @@ def text(figures: dict[str, Any]) -> str:
         f"In {figures['dimension']} dimensions independent sites percolate above a share of {figures['threshold']:.3g} "
         f"(a class of ten has .1). Of {figures['draws']} uniformly random inputs:"
     ]
+    least = 3 / figures["draws"]  # what a share is under, with 95 %, where no draw met it
     for name, values in figures["shares"].items():
-        over = sum(v > figures["threshold"] for v in values)
-        out.append(f"- {name}: {over} of {len(values)} classes have more; the largest share is {max(values):.3f}")
+        over = sum(v > max(figures["threshold"], least) for v in values)
+        told = f"- {name}: {over} of {len(values)} classes have more; the largest share is {max(values):.3f}"
+        open_ = sum(v <= least for v in values) if least > figures["threshold"] else 0
+        out.append(told + (f"; {open_} were met too rarely to say (a share under {least:.1g})" if open_ else ""))
     out.append("Random slices through images, on a grid: mean number of parts of a class, share in its largest part:")
     for row in figures["slices"]:
         parts, largest = row["parts a class"], row["share in the largest part"]
@@ -140,8 +143,9 @@ def draw(figures: dict[str, Any]) -> Figure:
         right.plot(sorted(figures["shares"][name], reverse=True), "o-", label=name)
     left.set(xlabel="dimensions of the slice", ylabel="share of a class in its largest part", ylim=(0, 1.05), xticks=d)
     right.axhline(figures["threshold"], color="black", ls="--", label="percolation threshold")
-    right.set(xlabel="class, by share", ylabel="share of random inputs", yscale="symlog")
+    right.set(xlabel="class, by share", ylabel="share of random inputs")
     right.set_yscale("symlog", linthresh=figures["threshold"] / 10)
+    right.set_ylim(0, 1)
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     return figure

@@ -13,7 +13,7 @@ from advconn.errors import DataError
 from advconn.modes import synthesise
 from advconn.nets import compact
 from advconn.space import Space
-from advconn.studies.common import Study, Subject, spread
+from advconn.studies.common import Study, Subject, pool, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +24,8 @@ BATCH = 64
 def run(subject: Subject, fast: bool = False) -> Study:
     """Train a small network from nothing and stop to look. fast: at 4 moments of 32 batches; else at 9 of 512."""
     moments = (0, 2, 8, 32) if fast else (0, 1, 2, 4, 8, 16, 64, 256, 512)
-    images = subject.classifier.check(subject.images[:20000])
-    labels = subject.labels
-    if labels is None:
-        labels = torch.cat([subject.classifier.logits(x).argmax(1) for x in images.split(256)])
-    labels = labels[: len(images)].to(images.device)
+    found = pool(subject, 2000 if fast else 20000)
+    images, labels = found.images, found.labels
     generator = torch.Generator().manual_seed(subject.seed)
     cut = max(1, len(images) // 5)
     order = torch.randperm(len(images), generator=generator)

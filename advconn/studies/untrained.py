@@ -31,7 +31,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
     found: list[Connection] = []
     lost = 0
     for seed in range(seeds):
-        classifier = resnet18(side, subject.seed + seed)
+        classifier = resnet18(side, subject.seed + seed, subject.classifier.device)
         try:
             found.append(joined(classifier, classes, delta, subject.seed + seed))
         except DataError:
@@ -43,14 +43,14 @@ def run(subject: Subject, fast: bool = False) -> Study:
     return Study(figures, text(figures), lambda: draw(found))
 
 
-def resnet18(side: int, seed: int) -> Classifier:
+def resnet18(side: int, seed: int, device: torch.device) -> Classifier:
     """Torchvision's ResNet-18 for ten classes with parameters as they are drawn, in evaluation mode."""
     from torchvision.models import resnet18 as architecture
 
     with torch.random.fork_rng(), torch.inference_mode(False):
         torch.manual_seed(seed)
         module = architecture(weights=None, num_classes=10).eval()
-    return Classifier(module, size=(side, side))
+    return Classifier(module, size=(side, side), device=device)
 
 
 def joined(classifier: Classifier, classes: int, delta: float, seed: int) -> Connection:
