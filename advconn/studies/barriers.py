@@ -124,5 +124,6 @@ def text(figures: dict[str, Any]) -> str:
 
 
 def draw(seen: dict[str, dict[str, Any]]) -> Figure:
-    """Box plots of the barrier by kind."""
-    return boxes({k: v.clip(1e-8) for k, v in seen["barrier"].items()}, "largest cross-entropy on the path", log=True)
+    """Box plots of the barrier and the gap by kind."""
+    told = {"barrier": "largest cross-entropy", "gap": "gap: what exceeds the larger end"}
+    return boxes({told[name]: {k: v.clip(1e-8) for k, v in seen[name].items()} for name in told}, log=True)

@@ -149,17 +149,18 @@ def blocks(classifier: Classifier) -> dict[str, str]:
     return {"first block": next(filter(small, names), leaves[0]), "last layer": f"{last}:input"}
 
 
-def boxes(groups: dict[str, Any], label: str, log: bool = False) -> Figure:
-    """Box plots side by side."""
+def boxes(panels: dict[str, dict[str, Any]], log: bool = False) -> Figure:
+    """Box plots side by side, a panel for each quantity."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2 + 1.3 * len(groups), 4.5), layout="constrained")
-    ax = figure.subplots()
-    ax.boxplot(list(groups.values()), tick_labels=[name.replace(", ", "\n") for name in groups], showfliers=True)
-    ax.tick_params(axis="x", labelsize=8)
-    ax.set_ylabel(label)
-    if log:
-        ax.set_yscale("log")
+    widest = max(map(len, panels.values()))
+    figure = Figure(figsize=(2 + 1.3 * widest, 3.6 * len(panels)), layout="constrained")
+    for ax, (label, groups) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        ax.boxplot(list(groups.values()), tick_labels=[name.replace(", ", "\n") for name in groups], showfliers=True)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.set_ylabel(label)
+        if log:
+            ax.set_yscale("log")
     return figure
 
 
