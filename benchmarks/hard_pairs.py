@@ -22,7 +22,7 @@ from train_cifar10 import MEAN, STD, network
 
 from advconn import bundle
 from advconn.band import relax
-from advconn.classifier import Classifier
+from advconn.classifier import Classifier, counting
 from advconn.connection import Connection, connect
 from advconn.paths import straight
 from advconn.space import Space
@@ -69,10 +69,19 @@ def summary(name: str, found: Connection, seconds: float) -> dict:
 
 
 def batched(space: Space, a: Tensor, b: Tensor, labels: Tensor, pivots: int = 9, steps: int = 22) -> dict:
-    """Seconds of a band of 64 pairs, and of its gradients run bare through the unmodified module."""
-    started = time.perf_counter()
-    band = relax(space.landscape(labels), straight(a, b), pivots=pivots, steps=steps, check=steps, samples=1)
-    ours, count = time.perf_counter() - started, int(band.gradients.sum())
+    """Seconds of a band of 64 pairs, and of its gradients run bare through the unmodified module.
+
+    Without the scans that find the highest point (a first and a last one of a point a segment), and with them as
+    `connect` asks for: those are forward passes besides.
+    """
+    seconds, forwards = [], []
+    for scans in ({"check": steps, "samples": 1}, {"check": 5}):
+        with counting() as cost:
+            started = time.perf_counter()
+            band = relax(space.landscape(labels), straight(a, b), pivots=pivots, steps=steps, **scans)
+            seconds.append(time.perf_counter() - started)
+        forwards.append(cost.forwards)
+    ours, count = seconds[0], int(band.gradients.sum())
     module = network(bundle.default() / "classifier.safetensors")
     for p in module.parameters():
         p.requires_grad_(False)
@@ -86,7 +95,15 @@ def batched(space: Space, a: Tensor, b: Tensor, labels: Tensor, pivots: int = 9,
             torch.autograd.grad(module((leaf - mean) / std).logsumexp(1).sum(), leaf)
             done += size
         bare = min(bare, (time.perf_counter() - started) * count / done)
-    return {"pairs": len(labels), "gradients": count, "seconds": ours, "bare_seconds": bare, "ratio": ours / bare}
+    return {
+        "pairs": len(labels),
+        "gradients": count,
+        "seconds": ours,
+        "bare_seconds": bare,
+        "ratio": ours / bare,
+        "forwards": forwards[0],
+        "with_scans": {"seconds": seconds[1], "forwards": forwards[1], "ratio": seconds[1] / bare},
+    }
 
 
 def main() -> None:
