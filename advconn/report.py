@@ -82,7 +82,7 @@ def _alarms(rows: Any) -> Table:
 def benchmark_tables(report: Any) -> list[Table]:
     """A benchmark in the terminal: the attacks, AUROC and catch rate by detector, and the adaptive attack's rows."""
     attacks = [a["attack"] for a in report.attacks]
-    sizes = Table("attack", "succeeded", "mean L2", "mean Linf x 255", "confidence", title="attacks")
+    sizes = Table("attack", "succeeded", "mean L2", "mean Linf x 255", "confidence", "trained on", title="attacks")
     for a in report.attacks:
         sizes.add_row(
             a["attack"],
@@ -90,6 +90,7 @@ def benchmark_tables(report: Any) -> list[Table]:
             f"{a['l2']:.3f}",
             f"{a['linf'] * 255:.1f}",
             f"{a['confidence']:.3f}",
+            "yes" if a["in_mixture"] else "",
         )
     title = "AUROC / caught at the frozen threshold (a gradient costs three forwards)"
     main = Table("detector", *attacks, "false alarms", "forwards", "ms", title=title)

@@ -231,10 +231,10 @@ def _cluster(name: str, jobs: int) -> Iterator[None]:
 
 
 def _list() -> None:
-    from advconn.attacks import KINDS
+    from advconn.attacks import KINDS, Attack
 
     for name, kind in KINDS.items():
-        settings = ", ".join(f"{k}={v:.4g}" for k, v in kind.defaults.items())
+        settings = ", ".join(f"{k}={v:.4g}" for k, v in Attack(name).settings.items())
         click.echo(f"{name:<12} {settings:<44} {kind.source}")
 
 

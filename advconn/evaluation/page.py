@@ -41,7 +41,7 @@ def html(report: Report) -> str:
         "<h2>AUROC, and share caught at the frozen threshold</h2>",
         _main_table(report, attacks),
         "<h2>The attacks</h2>",
-        _records(report.attacks, ("attack", "tried", "succeeded", "success", "l2", "linf", "confidence")),
+        _records(report.attacks, ("attack", "tried", "succeeded", "success", "l2", "linf", "confidence", "in_mixture")),
         "<h2>The attack that knows the detector</h2>",
         _adaptive(report),
         "<h2>False alarms on clean images</h2>",
@@ -56,6 +56,8 @@ def html(report: Report) -> str:
     body += ["<h2>Catch rate against cost</h2>", _svg(_cost(report))]
     body += ["<h2>Missed attacks</h2>", _pictures(report.shown.get("missed", ()))]
     body += ["<h2>False alarms</h2>", _pictures(report.shown.get("alarms", ()))]
+    sources = "; ".join(f"{name}: {source}" for name, source in settings["sources"].items())
+    body += [f"<h2>Sources</h2><p>{escape(sources)}.</p>"]
     body += [f"<p><small>{escape(str(settings['versions']))}, {escape(str(settings['machine']))}, seed "
              f"{settings['seed']}, data {settings['data_sha256'][:16]}</small></p>"]  # fmt: skip
     return (

@@ -126,10 +126,10 @@ def run(
             restarts=settings.adaptive_restarts,
         )
     return Report(
-        _settings(data, detector, bench, settings),
+        _settings(data, detector, bench, settings) | {"sources": {b.name: b.source for b in detectors}},
         rows,
         alarms,
-        [_sizes(spec, tested[spec]) for spec in settings.attacks],
+        [_sizes(spec, tested[spec]) | {"in_mixture": spec in settings.mixture} for spec in settings.attacks],
         left,
         _controls(bench, first),
         scores,
