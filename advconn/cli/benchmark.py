@@ -246,6 +246,6 @@ def _show(report: Report) -> None:
 
     from advconn.report import benchmark_tables
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else max(160, 80 + 26 * len(report.attacks)))
     for table in benchmark_tables(report):
         console.print(table)

@@ -175,7 +175,7 @@ def _detectors(
         try:
             known = bench.part("train")
             known = known[: len(known) // 2] if BASELINES[name].apart else known
-            baseline = BASELINES[name](bench.classifier, known, second)
+            baseline = BASELINES[name](bench.classifier, known, second if name == "second-model" else None)
             if not bench.measured(baseline, sets):
                 baseline.prepare()
         except ImportError as error:
