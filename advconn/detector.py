@@ -58,7 +58,7 @@ class Fitted:
     train: int
     calibrate: int
     attacks: dict[str, tuple[int, int]]
-    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
 
 
 def marks(images: Tensor) -> np.ndarray:

@@ -41,6 +41,8 @@ def test_a_loaded_detector_says_what_the_saved_one_said(saved, detector, classif
     np.testing.assert_allclose(again.score_samples(images), detector.score_samples(images), atol=1e-5)
     assert again.calibration_.threshold == pytest.approx(detector.calibration_.threshold)
     assert again.fitted_ == detector.fitted_
+    np.testing.assert_array_equal(again.fitted_.seen, detector.fitted_.seen)
+    assert len(again.fitted_.seen) > 0
     np.testing.assert_allclose(again.judge(images).families["self"], detector.judge(images).families["self"], atol=1e-4)
 
 
