@@ -108,7 +108,7 @@ def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
     ax.plot([], [], "o", mfc="none", color="0.4", label="largest on the path")
     ax.set(yscale="log", xlabel="position on the path", ylabel="cross-entropy", xlim=(0, 1))
     told = {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}
-    levels = "" if found.barriers is None else f"; barriers at each level of bypass {found.barriers[row].tolist()}"
+    levels = "" if found.barriers is None else f"; barriers by level {found.barriers[row].tolist()}"
     ax.set_title(told[found.outcome[row]] + levels, fontsize=9)
     ax.legend(fontsize=8)
 
