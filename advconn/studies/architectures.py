@@ -17,7 +17,7 @@ KINDS = ("real, adversarial unbounded", "real, adversarial pgd", "real, adversar
 def run(subject: Subject, fast: bool = False) -> Study:
     """The study of barriers for each."""
     subjects = [subject, *(replace(subject, classifier=other, others=()) for other in subject.others)]
-    names = [f"{i + 1}: {s.classifier}" for i, s in enumerate(subjects)]
+    names = [f"{i}: {(s.classifier.name or str(s.classifier)).rpartition('/')[2]}" for i, s in enumerate(subjects, 1)]
     found = {name: barriers.run(one, fast).figures for name, one in zip(names, subjects, strict=True)}
     return Study({"classifiers": found}, text(found), lambda: draw(found))
 
@@ -49,7 +49,7 @@ def draw(found: dict[str, Any]) -> Figure:
         shown = [(k + 0.12 * i, r["barrier"]) for k, r in enumerate(rows) if r is not None]
         middle = [b["auroc"] for _, b in shown]
         bounds = [[b["auroc"] - b["auroc_low"] for _, b in shown], [b["auroc_high"] - b["auroc"] for _, b in shown]]
-        ax.errorbar([x for x, _ in shown], middle, yerr=bounds, fmt="o", label=name[:50])
+        ax.errorbar([x for x, _ in shown], middle, yerr=bounds, fmt="o", label=name)
     ax.axhline(barriers.PAPER, color="black", ls="--", lw=0.8, label="paper, GoogLeNet, unbounded")
     ax.axhline(0.5, color="0.7", lw=0.8)
     ax.set_xticks(range(len(KINDS)), [k.split(", ")[1].replace(" ", "\n") for k in KINDS])
