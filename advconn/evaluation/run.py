@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import MIXTURE
+from advconn.attacks import MIXTURE, parse_all
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
@@ -114,6 +114,9 @@ def run(
     left = _left(detectors, frozen, found, tested, settings) if settings.leave_one_out else []
     alarms = [a for name, one in fixed.items() for a in _alarms(one, found, name, bench.right("test"), list(spoilt))]
     scores = {name: _scores(one, found, name, settings.attacks) for name, one in fixed.items()}
+    mixture = [(a.name, a.settings) for a in parse_all(settings.mixture)]
+    asked = zip(settings.attacks, parse_all(settings.attacks), strict=True)
+    taught_on = {spec: (a.name, a.settings) in mixture for spec, a in asked}
     if settings.adaptive:
         rows += evasions(
             bench,
@@ -129,7 +132,7 @@ def run(
         _settings(data, detector, bench, settings) | {"sources": {b.name: b.source for b in detectors}},
         rows,
         alarms,
-        [_sizes(spec, tested[spec]) | {"in_mixture": spec in settings.mixture} for spec in settings.attacks],
+        [_sizes(spec, tested[spec]) | {"in_mixture": taught_on[spec]} for spec in settings.attacks],
         left,
         _controls(bench, first),
         scores,
