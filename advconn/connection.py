@@ -70,7 +70,8 @@ def connect(
     """Connect checked images `start` and `end` (n, c, h, w) so that they stay in classes `labels` (n,).
 
     A barrier stands where the cross-entropy exceeds the larger of `delta` and the larger end's by `delta`: two images
-    that the classifier is unsure of are connected at their own height. Points are not kept within [0, 1].
+    that the classifier is unsure of are connected at their own height. Only where one stands on the line is anything
+    searched for. Points are not kept within [0, 1].
 
     Args:
         method: 'line' (search nothing), 'bypass' (of every barrier, `levels` deep; Vrabel et al. 2025), or 'band' (a
