@@ -154,7 +154,7 @@ def test_the_attack_that_knows_breaks_a_threshold_that_defends_nothing(way, ship
     score = smooth_score(MaxSoftmax(model, images.images[400:]))
     threshold = float(np.median(score(clean).numpy()))
     found = evade(model, score, clean, labels, threshold, eps=0.2, way=way, steps=30, restarts=1)
-    assert found.success(threshold) > 0.7
+    assert (found.score <= threshold).mean() > 0.7
     hit = torch.from_numpy(np.isfinite(found.score))
     assert float((found.images - clean).abs().max()) <= 0.2 + 1e-6
     assert 0 <= float(found.images.min()) <= float(found.images.max()) <= 1

@@ -42,10 +42,6 @@ class Evasion:
     score: np.ndarray
     images: Tensor
 
-    def success(self, threshold: float) -> float:
-        """Share of all n images that were misclassified and not flagged at this threshold: SR."""
-        return float((self.score <= threshold).mean())
-
 
 def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Score:
     """The detector's score as a differentiable function of images (n, c, h, w) in [0, 1].

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import MIXTURE, parse_all
+from advconn.calibration import enough
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
@@ -77,6 +78,8 @@ def run(
     bench = Bench(
         classifier, data.images, data.labels, runner=runner, limit=settings.limit, fpr=settings.fpr, seed=settings.seed
     )
+    if settings.adaptive:
+        enough(len(bench.parts.calibrate), 0.05)  # SR@5 has a threshold of its own: better told now than at the end
     taught = bench.attack("train", settings.mixture, settings.per_attack)
     taught = {spec: hits for spec, hits in taught.items() if len(hits.rows)}
     aimed = tuple(dict.fromkeys((*settings.attacks, *(settings.mixture if settings.leave_one_out else ()))))
@@ -93,7 +96,7 @@ def run(
     detectors = _detectors(detector, bench, settings, second, sets, note)
     found = bench.measure(detectors, sets)
 
-    kept = bench.parts.train[: len(bench.parts.train) // 2].numpy()
+    kept = _compared(bench).numpy()
 
     def frozen(baseline: Baseline, without: str | None = None) -> Frozen:
         def columns(name: str, rows: np.ndarray) -> np.ndarray:
@@ -161,6 +164,11 @@ def name_of(spec: str) -> str:
     return spec.partition(":")[0]
 
 
+def _compared(bench: Bench) -> Tensor:
+    """Rows of the training part that a baseline which is fitted apart compares with; it is fitted on the others."""
+    return bench.parts.train[: len(bench.parts.train) // 2]
+
+
 def _detectors(
     detector: Detector,
     bench: Bench,
@@ -176,9 +184,9 @@ def _detectors(
             note("second-model is left out: give another classifier with --second")
             continue
         try:
-            known = bench.part("train")
-            known = known[: len(known) // 2] if BASELINES[name].apart else known
-            baseline = BASELINES[name](bench.classifier, known, second if name == "second-model" else None)
+            known = _compared(bench) if BASELINES[name].apart else bench.parts.train
+            other = second if name == "second-model" else None  # else its weights would be part of every key
+            baseline = BASELINES[name](bench.classifier, bench.images[known], other)
             if not bench.measured(baseline, sets):
                 baseline.prepare()
         except ImportError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ class Runner:
     backend: str = "loky"
     folder: str | None = None
     progress: Progress = silent
-    _memory: Any = field(default=None, init=False)
 
     def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
         """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""

@@ -102,9 +102,11 @@ def _judged(space: Space, pairs: Pairs, delta: float | None, aim: float, samples
 def _keeps(space: Space, path: Path, seen: Profile, labels: Tensor) -> list[bool]:
     """Whether the prediction is the label at every point looked at; sure where that has half of the probability."""
     kept = seen.barrier <= HALF
-    for i in (~kept).nonzero()[:, 0]:
-        points = Path(path.knots[i : i + 1]).at(seen.t)[0]
-        kept[i] = (space.logits(points).argmax(1) == labels[i]).all()
+    rows = (~kept).nonzero()[:, 0]
+    if len(rows):
+        points = Path(path.knots[rows]).at(seen.t)
+        given = space.logits(points.flatten(0, 1)).argmax(1).view(len(rows), -1)
+        kept[rows] = (given == labels[rows, None]).all(1)
     return kept.tolist()
 
 
