@@ -40,6 +40,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "jitter": Kind("Jitter", _LINF, "Schwinn et al. 2021"),
         "cw": Kind("CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"),
         "deepfool": Kind("DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"),
+        "noise": Kind("", {"eps": 16 / 255, "tries": 20}, "random signs, the first of several tries that succeeds"),
         "square": Kind("Square", {"eps": 8 / 255, "n_queries": 1000}, "Andriushchenko et al. 2020", {"norm": "Linf"}),
         "autoattack": Kind(
             "AutoAttack", {"eps": 8 / 255}, "Croce & Hein 2020", {"norm": "Linf", "version": "standard"}
@@ -47,7 +48,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     }
 )
 _STEPS = {"ffgsm": 1.25} | dict.fromkeys(("bim", "pgd", "pgd-l2", "pgd-stop", "jitter"), 0.25)  # of eps
-_INTEGERS = {"steps", "n_queries"}
+_INTEGERS = {"steps", "n_queries", "tries"}
+GRADIENT_FREE = ("square", "noise")
 
 MIXTURE: tuple[str, ...] = (
     "pgd:eps=8/255,steps=10",
@@ -66,6 +68,13 @@ MIXTURE: tuple[str, ...] = (
     "fgsm:eps=4/255",
     "fgsm:eps=2/255",
     "square:eps=8/255,n_queries=500",
+)
+BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
+    "square:eps=8/255,n_queries=500",
+    "square:eps=4/255,n_queries=500",
+    "square:eps=16/255,n_queries=300",
+    "noise:eps=16/255,tries=20",
+    "noise:eps=32/255,tries=20",
 )
 
 
@@ -143,10 +152,22 @@ class Attack:
                 out = self._attack(classifier, classifier.check(x.clone()), y.clone().to(classifier.device))
             yield out.detach().clamp(0, 1)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it can be made only on a classifier that gives one."""
+        return self.name not in GRADIENT_FREE
+
     def _attack(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         settings: dict[str, object] = {k: int(v) if k in _INTEGERS else v for k, v in self.settings.items()}
+        if self.needs_gradient and not classifier.differentiable:
+            raise AttackError(
+                f"{self.name} needs gradients, and this classifier gives none: use {' or '.join(GRADIENT_FREE)}, or "
+                "make it on a surrogate"
+            )
         if self.name == "pgd-stop":
             return _stopped(classifier, images, labels, **self.settings)
+        if self.name == "noise":
+            return _noise(classifier, images, labels, **self.settings)
         try:
             import torchattacks
         except ImportError:
@@ -188,6 +209,59 @@ def _stopped(
         point[live[going]] = moved[going]
         live = live[going]
     return point
+
+
+def _noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, tries: float) -> Tensor:
+    """Random signs of size eps, drawn anew for each image until it is misclassified."""
+    out = images.clone()
+    live = torch.arange(len(images), device=images.device)
+    for _ in range(int(tries)):
+        signs = torch.randint(0, 2, images[live].shape, dtype=torch.float32, device="cpu").to(images.device) * 2 - 1
+        out[live] = (images[live] + eps * signs).clamp(0, 1)
+        live = live[classifier.logits(out[live]).argmax(1) == labels[live]]
+        if not len(live):
+            break
+    return out
+
+
+def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, most: int = 64) -> tuple[str, ...]:
+    """A mixture at the strengths at which this classifier falls, found on some images that it gets right.
+
+    The smallest Linf radius at which PGD of ten steps (Square of 300 queries, without a gradient) changes nine of ten
+    predictions is looked for by factors of two between 1/255 and 1/2; the mixture spans half of it to twice it, and
+    8/255 in any case, in the shapes of MIXTURE.
+    """
+    right = classifier.logits(classifier.check(images)).argmax(1) == labels.to(classifier.device)
+    rows = right.nonzero()[:most, 0].cpu()
+    if not len(rows):
+        raise AttackError("the classifier gets none of the images right: there is nothing to attack")
+    clean, truth = classifier.check(images[rows]), labels[rows].to(classifier.device)
+    name = "pgd:steps=10" if classifier.differentiable else "square:n_queries=300"
+    eps = 1 / 255
+    while eps < 0.5:
+        made = Attack.parse(f"{name},eps={eps}").run(classifier, clean, truth, seed=seed)
+        if float(succeeded(classifier, made, truth).float().mean()) >= 0.9:
+            break
+        eps = min(2 * eps, 0.5)
+    if not classifier.differentiable:
+        return tuple(
+            f"{kind}:eps={_fraction(min(factor * eps, 1))},{rest}"
+            for kind, rest in (("square", "n_queries=500"), ("noise", "tries=20"))
+            for factor in ((0.5, 1, 2) if kind == "square" else (2, 4))
+        )
+    strong = min(max(2 * eps, 8 / 255), 0.5)
+    far = math.sqrt(clean[0].numel()) * eps / 2  # as long as an Linf step of half that size in every pixel
+    shapes = [
+        *(f"pgd:eps={_fraction(e)},steps=10" for e in (strong, eps, eps / 2)),
+        f"pgd:alpha={_fraction(0.75 * strong)},eps={_fraction(strong)},steps=2",
+        *(f"pgd-l2:eps={f:.3g},steps=10" for f in (far, far / 4)),
+        f"pgd-l2:alpha={far:.3g},eps={far:.3g},steps=1",
+        *(f"pgd-stop:eps={_fraction(e)},steps=20" for e in (strong, eps)),
+        *(f"cw:kappa={k},lr={max(0.01, eps / 4):.2g},steps=100" for k in (0, 3)),
+        *(f"fgsm:eps={_fraction(e)}" for e in (strong, eps, eps / 2)),
+        f"square:eps={_fraction(strong)},n_queries=500",
+    ]
+    return tuple(dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
 
 
 def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A fitted detector as a folder: card.json, references and calibration as safetensors, the head by skops. No pickle.
 
-Loading runs no code that the bundle names: the head's types must be among scikit-learn's listed here, and a classifier
+Loading runs no code that the bundle names: the head's types must be among those that `heads` lists, and a classifier
 is rebuilt only if it is an architecture of advconn's, timm's or torchvision's; any other is given at every use.
+Whatever is wrong with a folder is told when it is loaded: a trial verdict is part of that.
 """
 
 from __future__ import annotations
@@ -9,30 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import zipfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from advconn import models
+from advconn import card as cards
+from advconn import heads, models
 from advconn.calibration import Calibration
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
-from advconn.errors import AdvconnError, BundleError
+from advconn.errors import AdvconnError, BundleError, line_of
 from advconn.files import writing
 from advconn.modes import References
+from advconn.probing import probe_images
 
-FORMAT = 1
+FORMAT = 2
 CARD = "card.json"
 WEIGHTS, TENSORS, HEAD = "classifier.safetensors", "detector.safetensors", "head.skops"
 LARGEST_CARD = 2**20
+LARGEST_FILE = 2**32
 _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps")
-# Beside what skops trusts by itself. Trees stay out: compiled code walks their node tables without checking bounds.
-TRUSTED = ("sklearn.neural_network._stochastic_optimizers.AdamOptimizer",)
+# How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
+_SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+QUANTISED = 0.15
 
 
 def default(name: str = "cifar10") -> Path:
@@ -51,24 +55,19 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         FitError: not fitted. BundleError: the head cannot be saved without pickle. DataError: the folder is not empty.
     """
     from safetensors.numpy import save_file
-    from skops.io import dump, get_untrusted_types
 
     detector._fitted()
     walk, classifier = detector.connectivity, detector.connectivity.classifier
     tensors = {"calibration": detector.calibration_.scores, "typical": detector.typical_}
     tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
+    tensors |= {"answers": _answers(classifier, walk.references)}
     if walk.references is not None:
         images = (walk.references.images * 255).round().byte()
         tensors |= {"references": images.cpu().numpy(), "reference_logits": walk.references.logits.cpu().numpy()}
     folder = Path(folder)
     with writing(folder) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
-        dump(detector.head_, partial / HEAD)
-        foreign = sorted(set(get_untrusted_types(file=partial / HEAD)) - set(TRUSTED))
-        if foreign:
-            raise BundleError(
-                f"this head cannot be saved safely: it holds {foreign[0]}; use a linear model or a network"
-            )
+        heads.save(detector.head_, partial / HEAD)
         if classifier.state is not None:
             from safetensors.torch import save_file as save_weights
 
@@ -87,13 +86,15 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
+        | {name: _version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
         "classifier": {
             "name": classifier.name if classifier.state is not None else None,
             "fingerprint": classifier.fingerprint,
             "num_classes": classifier.num_classes,
             "class_names": classifier.class_names,
             "channels": classifier.channels,
+            "dtype": _dtype(classifier),
+            "kind": "module" if _plain_module(classifier) else "other",
             "preprocessing": vars(look) | {},
         },
         "connectivity": {name: _plain(getattr(walk, name)) for name in _WALK},
@@ -102,97 +103,227 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}},
         "calibration": {"fpr": detector.calibration_.fpr, "threshold": detector.calibration_.threshold},
         "features": [str(name) for name in detector.names_],
-        "figures": figures or {},
+        "figures": figures if figures is not None else getattr(detector, "figures_", {}),
     }
 
 
-def load(folder: Path | str, *, model: Classifier | None = None, device: str | None = None) -> Detector:
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _dtype(classifier: Classifier) -> str:
+    return str(classifier.adapter.dtype).removeprefix("torch.")
+
+
+def _plain_module(classifier: Classifier) -> bool:
+    """Whether its fingerprint says everything: a module of Python code with weights of its own."""
+    scripted = isinstance(classifier.network, (torch.jit.ScriptModule, torch.fx.GraphModule))
+    return not scripted and len(classifier.fingerprint) == 64 and not classifier.quantised
+
+
+def _answers(classifier: Classifier, references: References | None) -> np.ndarray:
+    """Logits of images that are the same every time (and of the references), by which another form of it is known."""
+    images = probe_images(4, classifier.channels, *_size(classifier, references))
+    return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
+
+
+def load(
+    folder: Path | str, *, model: Classifier | None = None, device: str | None = None, same_weights: bool = True
+) -> Detector:
     """The detector in a folder, ready to judge.
 
     Args:
         folder: as `save` wrote it.
-        model: the classifier it was fitted for, where the bundle does not hold it.
+        model: the classifier it was fitted for, where the bundle does not hold it. Another form of it is taken too
+            (scripted, exported, of another precision, an ONNX file, an endpoint, a function) if it answers the same.
         device: for a classifier that the bundle holds.
+        same_weights: False takes a classifier of the same input and classes whatever its weights: its scores mean
+            nothing until they are calibrated anew (fitting.recalibrated).
 
     Raises:
-        BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights.
+        BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights, or a
+            trial verdict that fails.
     """
     folder = Path(folder)
     card = read_card(folder)
     try:
-        return _load(folder, card, model, device)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BundleError(f"{folder}: the card does not describe this detector ({error})") from error
+        detector = _load(folder, card, model, device, same_weights)
+        _trial(detector)
+        return detector
+    except AdvconnError as error:
+        raise error if isinstance(error, BundleError) else BundleError(f"{folder}: {error}") from error
+    except Exception as error:  # a forged or damaged folder makes safetensors, NumPy and torch raise anything
+        raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {line_of(error, 100)})") from error
+
+
+def _trial(detector: Detector) -> None:
+    """Judge a grey image and a noisy one, so that nothing fails at the first image."""
+    classifier = detector.connectivity.classifier
+    noisy = probe_images(1, classifier.channels, *_size(classifier, detector.connectivity.references))
+    judged = detector.judge(torch.cat([torch.full_like(noisy, 0.5), noisy]))
+    sound = np.array([error is None for error in judged.errors])
+    if not np.isfinite(judged.score[sound]).all() or len(judged.score) != 2:
+        raise BundleError("a trial verdict is not finite")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a bundle whose files are all there and unchanged."""
+    folder = Path(folder)
     path = folder / CARD
-    if not path.is_file():
-        raise BundleError(f"{folder}: no detector here ({CARD} is missing); expected a folder that `advconn fit` wrote")
     try:
+        if not path.is_file():
+            raise BundleError(
+                f"{folder}: no detector here ({CARD} is missing); expected a folder that `advconn fit` wrote"
+            )
         if path.stat().st_size > LARGEST_CARD:
             raise BundleError(f"{path}: too large for a card")
         card = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        if isinstance(error, BundleError):
-            raise
+    except BundleError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not readable as a card; fit or copy the detector again") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise BundleError(f"{path}: not a card of format {FORMAT}; fit the detector again with this version of advconn")
+    if not isinstance(card, dict) or card.get("format") not in (1, FORMAT):
+        raise BundleError(
+            f"{path}: not a card of format 1 or {FORMAT}; fit the detector again with this version of advconn"
+        )
     if card.get("card") != _digest(card):
         raise BundleError(f"{path}: was changed since it was written; fit or copy the detector again")
-    for name, digest in card["files"].items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            raise BundleError(f"{folder}: {name} is missing; fit or copy the detector again")
-        if _sha256(file) != digest:
-            raise BundleError(f"{file}: damaged or changed since it was written; fit or copy the detector again")
-    return card
-
-
-def _load(folder: Path, card: dict[str, Any], model: Classifier | None, device: str | None) -> Detector:
-    from safetensors.numpy import load_file
-
-    classifier = _classifier(folder, card, device) if model is None else model
-    if classifier.fingerprint != card["classifier"]["fingerprint"]:
-        raise BundleError(f"{folder}: was fitted for other weights than this model's; fit a detector for it")
-    _same_input(folder, classifier, card["classifier"])
+    card = cards.checked(card, str(folder))
     for name in (TENSORS, HEAD):
         if name not in card["files"]:
             raise BundleError(f"{folder}: the card lists no {name}; fit or copy the detector again")
+    for name, digest in card["files"].items():
+        file = folder / name
+        try:
+            if not file.is_file():
+                raise BundleError(f"{folder}: {name} is missing; fit or copy the detector again")
+            if file.stat().st_size > LARGEST_FILE:
+                raise BundleError(f"{file}: too large")
+            if _sha256(file) != digest:
+                raise BundleError(f"{file}: damaged or changed since it was written; fit or copy the detector again")
+        except OSError as error:
+            raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
+    return card
+
+
+def _load(
+    folder: Path, card: dict[str, Any], model: Classifier | None, device: str | None, same_weights: bool
+) -> Detector:
+    from safetensors.numpy import load_file
+
+    classifier = _classifier(folder, card, device) if model is None else model
+    _same_input(folder, classifier, card["classifier"])
     tensors = load_file(folder / TENSORS)
-    references = None
-    if "references" in tensors:
-        images = torch.from_numpy(tensors["references"]).float() / 255
-        references = References(images, torch.from_numpy(tensors["reference_logits"]), card["references"])
-    walk: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items() if k in _WALK
-    }
+    names: list[str] = card["features"]
+    walk: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items()}
+    references = _references(tensors, card, classifier)
+    if classifier.fingerprint != card["classifier"]["fingerprint"]:
+        if not same_weights:
+            references = references and References(
+                references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
+            )
+        elif not _answers_alike(classifier, card["classifier"], tensors, references):
+            raise BundleError(
+                f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
+                f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
+            )
     detector = Detector(Connectivity(classifier, references, **walk), fpr=card["calibration"]["fpr"])
-    detector.head_ = _head(folder / HEAD)
+    detector.seed = card["fitted"]["seed"]
+    detector.attacks = tuple(card["fitted"]["attacks"]) or detector.attacks
+    detector.head_ = heads.load(folder / HEAD, len(names))
     detector.classes_ = np.array([0, 1])
-    detector.typical_ = tensors["typical"]
+    detector.typical_ = _array(tensors, "typical", (len(names),))
     detector.names_ = detector.connectivity.get_feature_names_out()
-    if [str(n) for n in detector.names_] != card["features"]:
+    if [str(n) for n in detector.names_] != names:
         raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
     detector.n_features_in_ = len(detector.names_)
-    detector.calibration_ = Calibration(tensors["calibration"], card["calibration"]["fpr"])
+    scores = _array(tensors, "calibration", (len(tensors["calibration"]),))
+    detector.calibration_ = Calibration(scores, card["calibration"]["fpr"])
+    if not np.isclose(detector.calibration_.threshold, card["calibration"]["threshold"], rtol=1e-9, atol=1e-9):
+        raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in card["fitted"]["attacks"].items()}
-    seen = tensors.get("seen", np.zeros(0, np.uint64))
+    seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     detector.fitted_ = Fitted(card["fitted"]["train"], card["fitted"]["calibrate"], attacks, seen)
+    detector.figures_ = card["figures"]
     return detector
+
+
+def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of numbers of this shape."""
+    found = tensors[name]
+    if found.shape != shape or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise BundleError(f"{name} is {found.dtype} {found.shape} or not finite; expected finite numbers {shape}")
+    return found
+
+
+def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier: Classifier) -> References | None:
+    if (card["references"] is None) != ("references" not in tensors):
+        raise BundleError("the card and the tensors do not agree on references")
+    if card["references"] is None:
+        return None
+    images = tensors["references"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != classifier.channels or 0 in images.shape:
+        raise BundleError(
+            f"references are {images.dtype} {images.shape}; expected images of {classifier.channels} channels"
+        )
+    classifier.check(torch.from_numpy(images[:1]))
+    logits = _array(tensors, "reference_logits", (len(images), classifier.num_classes))
+    return References(torch.from_numpy(images).to(torch.float32) / 255, torch.from_numpy(logits), card["references"])
+
+
+def _answers_alike(
+    classifier: Classifier, card: dict[str, Any], tensors: dict[str, np.ndarray], references: References | None
+) -> bool:
+    """Whether this is another form of the classifier that a detector was fitted for, by its logits.
+
+    Two ordinary modules of one precision are told apart by their weights alone.
+    """
+    kind = card["kind"] == "module" and _plain_module(classifier)
+    if kind and card["dtype"] == _dtype(classifier):
+        return False
+    pairs = []
+    if "answers" in tensors:
+        expected = tensors["answers"]
+        given = probe_images(len(expected), classifier.channels, *_size(classifier, references))
+        pairs.append((given, expected))
+    if references is not None:
+        pairs.append((references.images[:32], references.logits[:32].numpy()))
+    slack = max(_SAME[card["dtype"]], _SAME[_dtype(classifier)], QUANTISED if classifier.quantised else 0.0)
+    for images, expected in pairs:
+        found = classifier.logits(classifier.check(images)).cpu().numpy()
+        if found.shape != expected.shape:
+            return False
+        scale = max(float(np.abs(expected).max()), 1e-6)
+        if not float(np.abs(found - expected).max()) <= slack * scale:
+            return False
+    return bool(pairs)
+
+
+def _size(classifier: Classifier, references: References | None) -> tuple[int, int]:
+    near = (32, 32) if references is None else tuple(references.images.shape[2:])
+    return classifier.preprocessing.size or near  # type: ignore[return-value]
 
 
 def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:
     """The same weights behind another normalisation are another classifier."""
     look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
-    found = vars(classifier.preprocessing) | {"channels": classifier.channels}
-    for name, expected in (look | {"channels": card["channels"]}).items():
-        if name in ("mean", "std", "size", "channels") and found[name] != expected:
+    found = vars(classifier.preprocessing) | {"channels": classifier.channels, "num_classes": classifier.num_classes}
+    expected = look | {"channels": card["channels"], "num_classes": card["num_classes"]}
+    for name in ("mean", "std", "size", "channels", "num_classes"):
+        if found[name] != expected[name] and not _close(found[name], expected[name]):
             raise BundleError(
-                f"{folder}: was fitted with {name} {expected}, and this classifier has {found[name]}; give the same"
+                f"{folder}: was fitted with {name} {expected[name]}, and this classifier has {found[name]}; give the "
+                "same"
             )
+
+
+def _close(found: Any, expected: Any) -> bool:
+    """Whether two means or deviations differ by rounding only."""
+    pair = isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected)
+    return pair and bool(np.allclose(found, expected, rtol=1e-6, atol=0))
 
 
 def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Classifier:
@@ -201,7 +332,9 @@ def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Class
         raise BundleError(f"{folder}: holds no classifier; give the one it was fitted for (--model SPEC)")
     if models.architecture(name) is None or WEIGHTS not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the classifier (--model SPEC)")
-    look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["classifier"]["preprocessing"].items()}
+    look: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in card["classifier"]["preprocessing"].items()
+    }
     try:
         return models.load(
             name,
@@ -213,21 +346,6 @@ def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Class
         )
     except AdvconnError as error:
         raise BundleError(f"{folder}: its classifier cannot be rebuilt: {error}") from error
-
-
-def _head(path: Path) -> Any:
-    from skops.io import get_untrusted_types
-    from skops.io import load as load_head
-
-    try:
-        foreign = sorted(set(get_untrusted_types(file=path)) - set(TRUSTED))
-        if foreign:
-            raise BundleError(f"{path}: holds {foreign[0]}, which advconn does not load")
-        return load_head(path, trusted=list(TRUSTED))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{path}: not a readable head; fit or copy the detector again") from error
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advconn.adapters import Adapter, Output, training, unwrapped
 from advconn.errors import DataError, ModelError
+from advconn.fingerprint import fingerprint
+from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
+from advconn.preprocessing import names_of, preprocessing_of, whole
+from advconn.probing import classes_of, probe_images, quantised
 
 
 @dataclass
@@ -53,19 +57,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def level(delta: Tensor | float) -> Tensor:
     """Margin at which the cross-entropy is `delta`: ln(e^delta - 1), the inverse of softplus."""
-    value = torch.as_tensor(delta)
+    value = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32, device="cpu")
     return value + torch.log(-torch.expm1(-value))
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a classifier's images are made: size (h, w), resize of the shorter side before the crop, mean and std."""
-
-    size: tuple[int, int] | None = None
-    resize: int | None = None
-    interpolation: str = "bilinear"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 Forward = Callable[[Tensor], Tensor]
@@ -108,73 +101,150 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
         if not found.requires_grad:
             raise ModelError("the model gives no gradient: its forward is detached, or runs under torch.no_grad()")
         return found
-    with torch.inference_mode():
+    with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
+        points = points.clone() if points.is_inference() else points
         out = [forward(chunk) for chunk in points.split(batch_size)]
-        joined = out[0] if len(out) == 1 else torch.cat(out)
-    return joined if torch.is_inference_mode_enabled() else joined.clone()
+        return out[0] if len(out) == 1 else torch.cat(out)
 
 
 class Classifier:
-    """A torch module that maps images (n, c, h, w) to logits (n, k), with what comes before it.
+    """A network that maps images (n, c, h, w) to logits (n, k), with what comes before it.
+
+    A torch module of any precision, also scripted, traced, exported (torch.export), quantised, compiled, or wrapped in
+    DataParallel. It may answer with logits, a dict, a dataclass, a tuple or a list, or with one logit a image (then
+    there are two classes, with logits 0 and z). What is no module comes in by `from_callable`, `from_onnx` or
+    `from_endpoint`.
 
     Args:
         module: in evaluation mode; it is copied (batch norm folded into convolutions where that changes nothing), so
-            neither its parameters nor their `.grad` are ever touched, and later changes to it are not followed.
-        size: (h, w) of the images it takes; if not given, any that the module takes (it is tried out with 32 x 32).
+            neither its parameters nor their `.grad` are ever touched, and later changes to it are not followed. A
+            module that cannot be copied is used as it is, and refused once it has been changed.
+        size: (h, w) or one side of the images it takes; if not given, any that the module takes (it is tried out with
+            32 x 32).
         mean, std: per channel, applied to images in [0, 1]; leave out if the module does it itself.
-        resize, interpolation: how images of another size are brought to `size`: shorter side to `resize`, then a centre
-            crop.
-        class_names: one for each class.
+        resize, interpolation, crop: how images of another size are brought to `size`, see Preprocessing.
+        class_names: one for each class, or a dict from index to name.
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
         batch_size: largest batch handed to the module at once; unless told 256 on a GPU, and 32 on a CPU, whose caches
             hold no more.
         name: the specification it was made from, kept in a bundle.
+        output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.
 
     Raises:
-        ModelError: training mode, no logits (n, k), probabilities, a wrong class or channel count.
+        ModelError: training mode, no logits (n, k), probabilities, a wrong class or channel count, an answer that
+            changes from call to call or with the other images of the batch.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        size: tuple[int, int] | None = None,
+        size: int | Sequence[int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         resize: int | None = None,
-        interpolation: str = "bilinear",
-        class_names: Sequence[str] | None = None,
+        interpolation: Any = "bilinear",
+        crop: str = "center",
+        class_names: Sequence[str] | Mapping[Any, str] | None = None,
         channels: int = 3,
         num_classes: int | None = None,
         device: torch.device | str | None = None,
         batch_size: int | None = None,
         name: str | None = None,
+        output: Output | None = None,
     ) -> None:
+        module = unwrapped(module)
         if not isinstance(module, nn.Module):
-            raise ModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
-        if any(m.training for m in module.modules()):
+            raise ModelError(
+                f"expected a torch.nn.Module, got {type(module).__name__}: Classifier.from_callable takes a function, "
+                "from_onnx a file, from_endpoint a served model"
+            )
+        if training(module):
             raise ModelError("the model is in training mode, where verdicts change at every call: call model.eval()")
-        if (mean is None) != (std is None):
-            raise ModelError("mean and std go together: give both, or neither if the module normalises by itself")
-        for label, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) != channels:
-                raise ModelError(f"{label} has {len(values)} values for {channels} channels")
-        self.preprocessing = Preprocessing(
-            size, resize, interpolation, tuple(mean) if mean else None, tuple(std) if std else None
-        )
-        self.channels, self.name = channels, name
-        self.class_names = tuple(class_names) if class_names is not None else None
+        self.channels, self.name = whole("channels", channels), name
+        self.preprocessing = preprocessing_of(size, resize, interpolation, mean, std, crop, self.channels)
         self.fingerprint = fingerprint(module)
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
-        with torch.inference_mode(False):
+        self._differentiable: bool | None = None
+        with torch.inference_mode(False), torch.no_grad():
             home = next((p.device for p in module.parameters()), torch.device("cpu"))
             self.device = torch.device(device) if device is not None else home
             self.batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
-            side = size or (32, 32)
-            probe = torch.rand(4, channels, *side, generator=torch.Generator().manual_seed(0)).to(self.device)
-            self.network = _prepare(module, self.device, self.normalise(probe))
-            self.num_classes = self._probe(probe, num_classes)
+            self._probe = probe_images(3, self.channels, *(self.preprocessing.size or (32, 32))).to(self.device)
+            self.adapter = Adapter(module, self.device, output, self.prepare(self._probe))
+            self.num_classes = classes_of(self._forward, self._probe, self.network, self.adapter.dtype, output)
+        if num_classes is not None and num_classes != self.num_classes:
+            raise ModelError(f"the model has {self.num_classes} classes, expected {num_classes}")
+        self.class_names = names_of(class_names, self.num_classes)
+
+    @classmethod
+    def from_callable(cls, f: Callable[[Any], Any], *, num_classes: int, **options: Any) -> Classifier:
+        """A classifier from any function of images, as float32 array or tensor (n, c, h, w) in [0, 1], to logits.
+
+        It gives no gradient. `options` as for Classifier: `size` and `channels` above all. The array is tried first,
+        then the tensor.
+        """
+        from advconn.blackbox import Function
+
+        return cls(Function(f), num_classes=num_classes, **options)
+
+    @classmethod
+    def from_onnx(cls, file: Path | str, **options: Any) -> Classifier:
+        """A classifier from an ONNX file, run by onnxruntime on the CPU; size and channels are read off its input.
+
+        Raises:
+            ModelError: onnxruntime is not installed, or the file is no image classifier.
+        """
+        from advconn.blackbox import Onnx
+
+        network = Onnx(file)
+        return cls(network, **(network.known() | {"name": f"onnx:{file}"} | options))
+
+    @classmethod
+    def from_endpoint(
+        cls, url: str, model: str, *, version: str = "", timeout: float = 60.0, **options: Any
+    ) -> Classifier:
+        """A classifier served over HTTP by the Open Inference Protocol, version 2: KServe, Triton, MLServer, OpenVINO.
+
+        Args:
+            url: of the server, such as http://localhost:8080.
+            model, version: as the server names them.
+            timeout: seconds for one answer.
+            options: as for Classifier; size and channels are read off the server's description of the model.
+
+        Raises:
+            ModelError: no answer, no such model, no image classifier.
+        """
+        from advconn.blackbox import Endpoint
+
+        network = Endpoint(url, model, version, timeout)
+        return cls(network, **(network.known() | {"name": network.address} | options))
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that is asked: a copy of the one given, or that one where it cannot be copied."""
+        return self.adapter.module
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether it gives a gradient with respect to images. It is tried once, when first asked for."""
+        if self._differentiable is None:
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    leaf = self._probe.detach().clone().requires_grad_()
+                    logits = self._forward(leaf)
+                    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
+                    (slope,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+                self._differentiable = slope is not None and bool((slope.abs() > 0).any())
+            except (RuntimeError, NotImplementedError):
+                self._differentiable = False
+        return self._differentiable
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some of its layers work in integers, so that its answers are coarse."""
+        return quantised(self.network)
 
     def __sklearn_clone__(self) -> Classifier:
         return self
@@ -185,34 +255,32 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.name or type(self.network).__name__}, {self.num_classes} classes)"
 
-    def _probe(self, probe: Tensor, expected: int | None) -> int:
-        try:
-            with torch.inference_mode():
-                output = self.network(self.normalise(probe))
-        except Exception as error:  # a user's forward may raise anything at a size it does not take
-            shape = f"{self.channels} x {probe.shape[2]} x {probe.shape[3]}"
-            raise ModelError(f"the model does not take images of {shape}: {_line(error)}") from error
-        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(probe) or output.shape[1] < 2:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(f"expected logits (n, k) with 2 classes or more from the model, got {found}")
-        if bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-3).all()):
-            raise ModelError("the model returns probabilities: advconn needs logits, take the softmax off")
-        if bool((output <= 0).all()) and bool((output.logsumexp(1).abs() < 1e-3).all()):
-            raise ModelError("the model returns log-probabilities: advconn needs logits, take the log-softmax off")
-        classes = output.shape[1]
-        if expected is not None and expected != classes:
-            raise ModelError(f"the model has {classes} classes, expected {expected}")
-        if self.class_names is not None and len(self.class_names) != classes:
-            raise ModelError(f"the model has {classes} classes, but {len(self.class_names)} class names were given")
-        return classes
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move it, in place.
+
+        Raises:
+            ModelError: it cannot be moved.
+        """
+        wanted = torch.empty(0, dtype=torch.float32, device=device).device
+        if wanted != self.device:
+            if self.adapter.held or not any(True for _ in self.network.parameters()):
+                raise ModelError(f"this classifier runs where its network does: it cannot be moved to {wanted}")
+            self.adapter.module = self.network.to(wanted)
+            self.device, self._probe = wanted, self._probe.to(wanted)
+        return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (n, c, h, w) in [0, 1] as the network takes them."""
+        """Images (n, c, h, w) in [0, 1] with mean and std applied."""
         p = self.preprocessing
         if p.mean is None or p.std is None:
             return images
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (p.mean, p.std))
         return (images - mean) / std
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (n, c, h, w) in [0, 1] as the network takes them, in memory of their own: it may write into them."""
+        batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
 
     def check(self, images: Tensor) -> Tensor:
         """The same images on the classifier's device in float32, clamped to [0, 1].
@@ -225,12 +293,14 @@ class Classifier:
         if images.ndim != 4:
             raise DataError(f"expected images (n, c, h, w), got shape {tuple(images.shape)}")
         if images.shape[1] != self.channels:
-            raise DataError(f"expected {self.channels} channels, got {images.shape[1]} (shape {tuple(images.shape)})")
+            turn = ": .permute(0, 3, 1, 2) brings the channels to the front" * (images.shape[3] == self.channels)
+            shape = tuple(images.shape)
+            raise DataError(f"expected {self.channels} channels, got {images.shape[1]} (shape {shape}){turn}")
         size = self.preprocessing.size
         if size is not None and tuple(images.shape[2:]) != tuple(size):
             raise DataError(f"expected images of {size[0]} x {size[1]}, got {images.shape[2]} x {images.shape[3]}")
         if images.dtype == torch.uint8:
-            return images.to(self.device).contiguous().float() / 255
+            return images.to(self.device).contiguous().to(torch.float32) / 255
         if not images.is_floating_point():
             raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
         images = images.to(self.device, torch.float32).contiguous()
@@ -247,13 +317,16 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (m, k) of checked images (m, c, h, w); differentiable with respect to them where they ask for it."""
+        if images.requires_grad and torch.is_grad_enabled() and not self.differentiable:
+            raise ModelError(
+                "this classifier gives no gradient (it is a function, a file, a served or quantised model, or its "
+                "forward is detached): use attacks that need none, such as square, or a surrogate"
+            )
         return spend(self._forward, images, self.batch_size)
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
-            output: Tensor = self.network(batch)
-        return output.float()
+            return self.adapter(self.prepare(images))
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""
@@ -283,54 +356,3 @@ class _Module(nn.Module):
             images = images.view_as(images)
             images.register_hook(Tensor.contiguous)
         return self._classifier[0].logits(images)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of a module's state, in hexadecimal."""
-    digest = hashlib.sha256()
-    with torch.inference_mode():
-        for name, value in sorted(module.state_dict().items()):
-            if not isinstance(value, Tensor) or name.endswith("num_batches_tracked"):
-                continue
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            data = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
-    return digest.hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def _prepare(module: nn.Module, device: torch.device, probe: Tensor) -> nn.Module:
-    """A frozen copy on the device, channels last, with batch norm folded where the logits stay the same."""
-    plain = copy.deepcopy(module).to(device).requires_grad_(False)
-    plain = plain.to(memory_format=torch.channels_last)
-    folded = _fold(plain, probe)
-    return (folded or plain).requires_grad_(False).eval()
-
-
-def _fold(module: nn.Module, probe: Tensor) -> nn.Module | None:
-    """A copy in which every batch norm that only ever follows one convolution is part of it; None if it cannot be."""
-    from torch.fx import symbolic_trace
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    folded = copy.deepcopy(module)
-    try:
-        with torch.inference_mode():
-            plain = module(probe)
-        nodes = [n for n in symbolic_trace(folded).graph.nodes if n.op == "call_module"]
-        parts, calls = dict(folded.named_modules()), Counter(str(n.target) for n in nodes)
-        for node in nodes:
-            before = next((n for n in nodes if node.args and n is node.args[0]), None)
-            if type(parts[str(node.target)]) is not nn.BatchNorm2d or before is None or len(before.users) > 1:
-                continue
-            norm, conv = str(node.target), str(before.target)
-            if type(parts[conv]) is nn.Conv2d and calls[norm] == calls[conv] == 1:
-                folded.set_submodule(conv, fuse_conv_bn_eval(parts[conv], parts[norm]))
-                folded.set_submodule(norm, nn.Identity())
-    except Exception:  # whatever a user's forward does that cannot be traced or fused, or does not take the probe
-        return None
-    with torch.inference_mode():
-        same = torch.allclose(plain, folded(probe), atol=1e-3 * float(plain.abs().max().clamp_min(1)), rtol=0)
-    return folded.to(memory_format=torch.channels_last) if same else None

@@ -57,6 +57,7 @@ COPIES: Mapping[str, Copy] = MappingProxyType(
         "flip+unrotate": copies.both(copies.flip, copies.rotate(-6)),
     }
 )
+LARGEST = 2**26  # values in the copies of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
 
@@ -123,9 +124,19 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
         if self.references is None and set(self.families) != {"self"}:
             raise DataError("every family but self needs references: choose or synthesise them")
+        if "complexity" in self.families and not self.classifier.differentiable:
+            raise DataError("the family complexity needs gradients, and this classifier gives none: leave it out")
         if "latent" in self.families and self.layer is None:
             raise DataError("the family latent needs a layer to walk after: give its name in the module")
         return tuple(f for f in FEATURES if f in self.families)
+
+    def key(self) -> tuple[Any, ...]:
+        """What the features of an image depend on besides the image: weights, preprocessing, references, settings."""
+        params = {
+            k: v for k, v in self.get_params(deep=False).items() if k not in ("classifier", "references", "batch_size")
+        }
+        images = None if self.references is None else self.references.images.cpu().numpy()
+        return self.classifier.fingerprint, str(self.classifier.preprocessing), images, sorted(map(str, params.items()))
 
     def transform(self, X: Any) -> np.ndarray:
         """Features (n, d) of images (n, c, h, w): a float tensor or array in [0, 1], or uint8."""
@@ -136,13 +147,14 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Names of the columns, 'family.name'."""
         near = (32, 32) if self.references is None else self.references.images.shape[2:]
         size = self.classifier.preprocessing.size or near
-        grey = torch.full((1, self.classifier.channels, *size), 0.5)
+        grey = torch.full((1, self.classifier.channels, *size), 0.5, dtype=torch.float32, device="cpu")
         return np.asarray(table(self.trace(grey))[1], dtype=object)
 
     def traces(self, X: Any) -> Iterator[Trace]:
         """The traces of images, `batch_size` at a time; no gradient leads back to the images."""
         images = as_tensor(X).detach()
-        for chunk in images.split(self.batch_size):
+        values = images[:1].numel() * (1 + len(self.copies) + len(self.halves))
+        for chunk in images.split(max(1, min(self.batch_size, LARGEST // max(values, 1)))):
             yield self.trace(chunk)
 
     def trace(self, images: Tensor) -> Trace:
@@ -198,7 +210,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if "rival" in walked:
             parts |= {"rival": logits[:, own.shape[1] :], "rivals": order[:, 1:]}
         if "complexity" in walked:
-            rows = torch.arange(n * m, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
+            rows = torch.arange(n * m, dtype=torch.int64, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
             parts["detour"] = self._detour(path.start[rows], path.end[rows], order[:, 0], own.shape[1])
         return parts
 
@@ -231,14 +243,21 @@ def _copy(name: str) -> Copy:
 
 
 def as_tensor(images: Any) -> Tensor:
-    """Images given as a tensor or as an array, as a tensor.
+    """Images given as a tensor or as an array of any strides and byte order, as a tensor.
 
     Raises:
         DataError: anything else.
     """
     if isinstance(images, Tensor):
         return images
-    array = np.asarray(images)
+    array = native(images)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
     return torch.from_numpy(array)
+
+
+def native(values: Any) -> np.ndarray:
+    """As an array that torch takes: contiguous, writable, in this machine's byte order."""
+    array = np.asarray(values)
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return plain if plain.flags.writeable else plain.copy()

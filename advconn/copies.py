@@ -56,8 +56,8 @@ def shift(dy: int, dx: int) -> Copy:
 
     def moved(images: Tensor) -> Tensor:
         h, w = images.shape[2:]
-        rows = (torch.arange(h, device=images.device) - dy).clamp(0, h - 1)
-        columns = (torch.arange(w, device=images.device) - dx).clamp(0, w - 1)
+        rows = (torch.arange(h, dtype=torch.int64, device=images.device) - dy).clamp(0, h - 1)
+        columns = (torch.arange(w, dtype=torch.int64, device=images.device) - dx).clamp(0, w - 1)
         return images[:, :, rows][:, :, :, columns]
 
     return moved
@@ -107,7 +107,7 @@ def blur(sigma: float) -> Copy:
 
     def blurred(images: Tensor) -> Tensor:
         c = images.shape[1]
-        weights = torch.exp(-(torch.arange(-2, 3).to(images) ** 2) / (2 * sigma**2))
+        weights = torch.exp(-(torch.arange(-2, 3, dtype=images.dtype, device=images.device) ** 2) / (2 * sigma**2))
         line = (weights / weights.sum()).expand(c, 1, 5)
         padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
         return F.conv2d(F.conv2d(padded, line.unsqueeze(3), groups=c), line.unsqueeze(2), groups=c)
@@ -134,8 +134,8 @@ def noise(scale: float, seed: int) -> Copy:
     """Gaussian noise of this standard deviation, the same for every image; clamped to [0, 1]."""
 
     def noisy(images: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        grain = torch.randn(images.shape[1:], generator=generator).to(images)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        grain = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(images)
         return (images + scale * grain).clamp(0, 1)
 
     return noisy

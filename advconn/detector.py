@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,19 +14,22 @@ from torch import Tensor
 
 from advconn.attacks import MIXTURE, Attack, parse_all, round_to_bytes, succeeded
 from advconn.calibration import Calibration, enough
-from advconn.classifier import Cost, counting
-from advconn.connectivity import Connectivity, as_tensor
-from advconn.errors import DataError, FitError
+from advconn.classifier import Classifier, Cost, counting
+from advconn.connectivity import Connectivity, as_tensor, native
+from advconn.errors import AttackError, DataError, FitError
 from advconn.features import table
 from advconn.progress import Progress, silent
+from advconn.store import Store
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What a detector says of n images.
 
-    logits (n, k) of the classifier; score, p_value, adversarial (n,); features (n, d); loudest: for each image what
-    every family adds to its score over a typical clean image's, by family; cost of all of them together.
+    logits (n, k) of the classifier; score, p_value, adversarial (n,); features (n, d); families: what each adds to
+    an image's score over a typical clean image's (n,); total_cost of all of them together. errors (n,): None, or why an
+    image could not be judged: the classifier gives NaN for it or for a copy of it. Such an image is flagged, with an
+    infinite score and the smallest p-value there is.
     """
 
     logits: Tensor
@@ -35,7 +38,8 @@ class Judgement:
     adversarial: np.ndarray
     features: np.ndarray
     families: dict[str, np.ndarray]
-    cost: Cost
+    total_cost: Cost
+    errors: tuple[str | None, ...] = ()
 
     def loudest(self, i: int) -> str:
         """The family that raises image i's score most."""
@@ -49,6 +53,17 @@ class Hits:
     images: Tensor
     rows: Tensor
     tried: int
+
+
+@dataclass(frozen=True)
+class Making:
+    """How attacks are made: on which surrogate, where they are kept, in how many processes, told to whom."""
+
+    surrogate: Classifier | None = None
+    store: Store = field(default_factory=lambda: Store(None))
+    jobs: int = 1
+    progress: Progress = silent
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,9 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Any = None,
         groups: Any = None,
         kept: Any = None,
+        surrogate: Classifier | None = None,
+        store: Store | None = None,
+        jobs: int = 1,
         progress: Progress = silent,
     ) -> Detector:
         """Fit the head and calibrate it.
@@ -148,9 +166,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
                 attacked copies out of the training part.
             kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
+            surrogate: another classifier of the same classes, on which attacks that need a gradient are made where
+                this one gives none; only those that change its prediction count.
+            store: where finished attacks are kept, so that a fit that was interrupted goes on.
+            jobs: processes that attacks are spread over.
             progress: told (stage, done, total).
 
         Raises:
+            AttackError: an attack needs a gradient that nothing gives.
             FitError: too few clean images for the false-alarm rate, one class only, or no attack succeeded.
         """
         images = as_tensor(X)
@@ -164,10 +187,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
         if y is None:
-            features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), progress)
+            truth, made = _maybe(labels, train), Making(surrogate, store or Store(None), jobs, progress)
+            features, kinds, attacks = self._attacked(images[train], truth, made)
         else:
             features, kinds, attacks = self._table(images[train], "walk", progress), kinds[train], {}
-        self.fit_features(features, kinds, self._table(images[kept], "calibrate", progress), attacks)
+        clean = self._table(images[kept], "calibrate", progress)
+        sound, whole = np.isfinite(features).all(1), np.isfinite(clean).all(1)
+        self.fit_features(features[sound], kinds[sound], clean[whole], attacks)
         self.fitted_ = replace(self.fitted_, seen=marks(images))
         return self
 
@@ -206,29 +232,77 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.isin(names, chosen) & (kinds == 0)
 
     def _attacked(
-        self, images: Tensor, labels: Tensor | None, progress: Progress
+        self, images: Tensor, labels: Tensor | None, made: Making
     ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
         """Features of clean images and of their successfully attacked copies, by which attack, and what succeeded."""
-        rows = [self._table(images, "walk", progress)]
+        attacks = parse_all(self.attacks)
+        for attack in attacks:
+            self._attackable(attack, made.surrogate)
+        rows = [self._table(images, "walk", made.progress)]
         kinds = [np.zeros(len(images), int)]
         seen: dict[str, tuple[int, int]] = {}
-        for i, attack in enumerate(parse_all(self.attacks)):
-            hits = self.attacked(images, labels, attack, seed=self.seed * 1000 + i, progress=progress)
-            seen[str(attack)] = (hits.tried, len(hits.images))
-            if len(hits.images):
-                rows.append(self._table(hits.images, f"walk {attack}", progress))
-                kinds.append(np.full(len(hits.images), i + 1))
+        calls: list[tuple[Any, ...]] = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
+        for attack, i, (tried, features) in zip(attacks, range(len(attacks)), self._walked(calls, made), strict=True):
+            seen[str(attack)] = (tried, len(features))
+            rows.append(features)
+            kinds.append(np.full(len(features), i + 1))
         return np.concatenate(rows), np.concatenate(kinds), seen
 
+    def _walked(self, calls: list[tuple[Any, ...]], made: Making) -> Iterator[tuple[int, np.ndarray]]:
+        """How many images were tried by each attack, and the features of those that it succeeded on."""
+        if made.jobs == 1:
+            yield from (self._one(made, *call) for call in calls)
+            return
+        from joblib import Parallel, delayed
+
+        quiet = replace(made, jobs=1, progress=silent, threads=max(1, torch.get_num_threads() // made.jobs))
+        pool = Parallel(n_jobs=made.jobs, return_as="generator")
+        for done, found in enumerate(pool(delayed(self._one)(quiet, *call) for call in calls)):
+            made.progress("attacks", done + 1, len(calls))
+            yield found
+
+    def _one(self, made: Making, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Any:
+        if made.threads:
+            torch.set_num_threads(made.threads)
+        seed = self.seed * 1000 + i
+
+        def make() -> tuple[int, np.ndarray]:
+            hits = self.attacked(images, labels, attack, seed=seed, made=made)
+            if not len(hits.images):
+                return hits.tried, np.zeros((0, len(self.connectivity.get_feature_names_out())))
+            return hits.tried, self._table(hits.images, f"walk {attack}", made.progress)
+
+        if made.store.folder is None:
+            return make()
+        other = None if made.surrogate is None else made.surrogate.fingerprint
+        truth = None if labels is None else labels.cpu().numpy()
+        key = (self.connectivity.key(), images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
+        return made.store.get("attack", key, make)
+
+    def _attackable(self, attack: Attack, surrogate: Classifier | None) -> Classifier:
+        """What an attack is made on."""
+        classifier = self.connectivity.classifier
+        if not attack.needs_gradient or classifier.differentiable:
+            return classifier
+        if surrogate is None or not surrogate.differentiable:
+            raise AttackError(
+                f"{attack} needs gradients, and this classifier gives none: fit with attacks that need none "
+                "(square, noise), or give a surrogate, another network of the same classes, to make it on"
+            )
+        return surrogate
+
     def attacked(
-        self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, progress: Progress = silent
+        self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, made: Making | None = None
     ) -> Hits:
         """Successful copies of at most `per_attack` images that the classifier gets right, every second one in bytes.
 
         Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
         """
-        classifier = self.connectivity.classifier
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        made = made or Making()
+        classifier, source = self.connectivity.classifier, self._attackable(attack, made.surrogate)
+        order = torch.randperm(
+            len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
+        )
         chosen, size, tried = order[: self.per_attack], 64, 0
         hits, sources = [images[:0].float().cpu()], [order[:0]]
         for i, rows in enumerate(chosen.split(size)):
@@ -237,13 +311,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             truth = predicted if labels is None else labels[rows].to(predicted)
             right = predicted == truth
             if bool(right.any()):
-                out = attack.run(classifier, clean[right], truth[right], seed=seed + i)
+                out = attack.run(source, clean[right], truth[right], seed=seed + i).to(clean)
                 out[1::2] = round_to_bytes(out[1::2])
                 hit = succeeded(classifier, out, truth[right])
                 hits.append(out[hit].cpu())
                 sources.append(rows[right.cpu()][hit.cpu()])
                 tried += int(right.sum())
-            progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
+            made.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
         return Hits(torch.cat(hits), torch.cat(sources), tried)
 
     def _table(self, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
@@ -255,8 +329,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate(rows)
 
     def score_columns(self, features: np.ndarray) -> np.ndarray:
-        """Scores (n,) of features (n, d) that `connectivity` made before."""
-        return log_odds(self.head_, features)
+        """Scores (n,) of features (n, d) that `connectivity` made before; infinite where a feature is not finite."""
+        sound = np.isfinite(features).all(1)
+        if sound.all():
+            score = log_odds(self.head_, features)
+        else:
+            score = np.full(len(features), np.inf)
+            score[sound] = log_odds(self.head_, features[sound]) if sound.any() else []
+        return np.where(np.isnan(score), np.inf, score)  # a gate fails closed
 
     def _fitted(self) -> None:
         if not hasattr(self, "calibration_"):
@@ -268,17 +348,49 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with counting() as cost:
             traces = list(self.connectivity.traces(X))
         features = torch.cat([table(trace)[0] for trace in traces]).double().cpu().numpy()
+        logits = torch.cat([trace.query for trace in traces])
         score = self.score_columns(features)
-        p_value = self.calibration_.p_value(score)
+        sound, own = np.isfinite(features).all(1), torch.isfinite(logits).all(1).cpu().numpy()
+        errors = tuple(
+            None if fine else "the classifier gives NaN for it" + " when it is changed a little" * bool(alone)
+            for fine, alone in zip(sound, own, strict=True)
+        )
         return Judgement(
-            torch.cat([trace.query for trace in traces]),
+            logits,
             score,
-            p_value,
+            self.calibration_.p_value(score),
             score > self.calibration_.threshold,
             features,
             self._families(features, score),
             cost,
+            errors,
         )
+
+    def read(self, images: Any, reading: str = "plain") -> Tensor:
+        """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
+
+        Args:
+            images: a path (a file, a folder, an array file), a PIL picture, an array or tensor, or a sequence of these.
+            reading: of files, see pictures.readings.
+
+        Raises:
+            DataError: what cannot be read.
+        """
+        from advconn.images import read_all
+
+        classifier = self.connectivity.classifier
+        return read_all(images, classifier.preprocessing, classifier.channels, reading)
+
+    def set_params(self, **params: Any) -> Detector:
+        """Set parameters as scikit-learn has it; `fpr` of a fitted detector moves its threshold.
+
+        Raises:
+            FitError: too few clean images were calibrated on for that rate.
+        """
+        if "fpr" in params and hasattr(self, "calibration_"):
+            self.calibration_ = Calibration(self.calibration_.scores, float(params["fpr"]))
+        super().set_params(**params)
+        return self
 
     def _families(self, features: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
         """By how much the score falls if a family's features are replaced by a typical clean image's."""
@@ -286,13 +398,19 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         out = {}
         for name in dict.fromkeys(family.tolist()):
             typical = np.where(family == name, self.typical_, features)
-            out[name] = score - self.score_columns(typical)
+            before = self.score_columns(typical)
+            both = np.isfinite(score) & np.isfinite(before)
+            out[name] = np.where(both, np.where(both, score, 0) - np.where(both, before, 0), 0.0)
         return out
+
+    def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
+        """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
+        self._fitted()
+        return self.score_columns(self._table(as_tensor(X), "score", progress))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
-        self._fitted()
-        return self.score_columns(self._table(as_tensor(X), "walk", silent))
+        return self.scores(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n,) over the threshold: positive = flagged."""
@@ -309,14 +427,33 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """The head's shares (n, 2) of clean and adversarial."""
         self._fitted()
-        shares = np.asarray(self.head_.predict_proba(self._table(as_tensor(X), "walk", silent)))
-        return np.stack([shares[:, 0], shares[:, 1:].sum(1)], 1)
+        features = self._table(as_tensor(X), "walk", silent)
+        sound = np.isfinite(features).all(1)
+        shares = np.asarray(self.head_.predict_proba(np.where(sound[:, None], features, self.typical_)))
+        attacked = np.where(sound, shares[:, 1:].sum(1), 1.0)
+        return np.stack([1 - attacked, attacked], 1)
 
 
 def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:
     if labels is None:
         return None
-    values = torch.as_tensor(labels)
-    if values.shape != (len(rows),):
-        raise DataError(f"{tuple(values.shape)} labels for {len(rows)} images")
-    return values[torch.from_numpy(rows)]
+    return as_labels(labels, len(rows))[torch.from_numpy(rows)]
+
+
+def as_labels(labels: Any, count: int) -> Tensor:
+    """True classes (n,) from a tensor, array or list of integers, whole floats, (n, 1) or one-hot rows.
+
+    Raises:
+        DataError: another number of them, or none of these.
+    """
+    try:
+        values = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(native(labels))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels: expected {count} integers, got {type(labels).__name__}: {error}") from error
+    given = tuple(values.shape)
+    if values.ndim == 2 and values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all()):
+        values = values.to(torch.float64).argmax(1) if bool((values.sum(1) == 1).all()) else values
+    values = values.flatten() if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < 0).any()):
+        raise DataError(f"{given} labels for {count} images: expected one class index an image")
+    return values.to(torch.int64)

@@ -36,3 +36,8 @@ class FitError(AdvconnError):
 
 class BundleError(AdvconnError):
     """A detector's folder is missing, damaged, or made for something else."""
+
+
+def line_of(error: BaseException, most: int = 200) -> str:
+    """The first line of what an error says, or its type."""
+    return str(error).strip().split("\n")[0][:most] or type(error).__name__

@@ -6,36 +6,105 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advconn.errors import DataError
+from advconn.errors import DataError, line_of
+
+PREFIX, SUFFIX = ".advconn-", ".partial"
+
+
+def cache_folder(given: Path | None = None) -> Path | None:
+    """Where finished work is kept: `given`, else ADVCONN_CACHE, else advconn in XDG_CACHE_HOME or ~/.cache.
+
+    None where there is no home.
+    """
+    if given is not None:
+        return given
+    for name, below in (("ADVCONN_CACHE", ""), ("XDG_CACHE_HOME", "advconn")):
+        if os.environ.get(name):
+            return Path(os.environ[name]) / below
+    try:
+        return Path.home() / ".cache" / "advconn"
+    except RuntimeError:
+        return None
+
+
+def vacant(folder: Path) -> None:
+    """Refuse a folder that holds something or cannot be written to, before the work that is to fill it.
+
+    Raises:
+        DataError: as told.
+    """
+    with _telling(folder):
+        shutil.rmtree(_partial(folder))
+
+
+def _partial(folder: Path) -> Path:
+    """A temporary folder on the disk that `folder` is on: inside it where it is there and empty, else beside it."""
+    if folder.exists():
+        if not folder.is_dir() or any(not p.name.startswith(PREFIX) for p in folder.iterdir()):
+            raise DataError(f"{folder}: exists and is not empty; give a new name or remove it")
+        return Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=folder.parent))
+    (partial / "x").touch()  # a disk that is full, or does not take this name, says so now
+    folder.mkdir()
+    folder.rmdir()
+    return partial
+
+
+@contextmanager
+def _telling(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{place}: cannot be written: {error.strerror or line_of(error)}") from error
+    except Exception as error:  # safetensors has a type of its own for a full disk
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise DataError(f"{place}: cannot be written: {line_of(error)}") from error
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name at the end, or vanishes if the block fails.
+    """A temporary folder whose files are `folder`'s at the end, or vanish if the block fails.
+
+    A folder that is there and empty may be the current one, a link or a mount point: it is filled, not replaced.
 
     Raises:
-        DataError: `folder` exists and is not empty, or cannot be made.
+        DataError: `folder` exists and is not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: exists and is not empty; give a new name or remove it")
+    with _telling(folder):
+        partial = _partial(folder)
+        (partial / "x").unlink(missing_ok=True)
+        try:
+            yield partial
+            with suppress(PermissionError):  # some mounted disks keep no modes
+                partial.chmod(0o755)
+                for file in partial.iterdir():
+                    file.chmod(0o644)
+            if folder.exists():
+                _fill(partial, folder)
+            else:
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(partial: Path, folder: Path) -> None:
+    """Move files into a folder that is there; none stay if one cannot be moved."""
+    moved = []
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for file in sorted(partial.iterdir()):
+            file.rename(folder / file.name)
+            moved.append(folder / file.name)
+    except OSError:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -45,18 +114,15 @@ def replacing(file: Path) -> Iterator[Path]:
     Raises:
         DataError: `file` cannot be made.
     """
-    try:
+    with _telling(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=f".partial{file.suffix}", dir=file.parent)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(file)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=f"{SUFFIX}{file.suffix}", dir=file.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            with suppress(PermissionError):
+                partial.chmod(0o644)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -2,64 +2,315 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from advconn.agreement import checked
+from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all, succeeded, suited
+from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier
-from advconn.connectivity import Connectivity
-from advconn.detector import Detector, marks
+from advconn.connectivity import Connectivity, as_tensor
+from advconn.detector import Detector, as_labels, marks
+from advconn.errors import FitError, ModelError
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent
 
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
+class AdvconnWarning(UserWarning):
+    """What a user should know of a fit; the command line prints it as a note."""
+
+
+def warn(text: str) -> None:
+    """Say it as a warning."""
+    warnings.warn(text, AdvconnWarning, stacklevel=3)
+
+
 def fit(
     classifier: Classifier,
-    images: Tensor,
-    labels: Tensor | None = None,
+    images: Any,
+    labels: Any = None,
     *,
     fpr: float = 0.05,
     seed: int = 0,
     synthesised: bool = False,
+    apart: Any = None,
+    surrogate: Classifier | nn.Module | None = None,
+    accept_accuracy: bool = False,
     progress: Progress = silent,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = warn,
+    store: Any = None,
+    jobs: int = 1,
     walk: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
     """A detector for `classifier`, fitted and calibrated on clean images (n, c, h, w), uint8 or in [0, 1].
 
     References are chosen among a fifth of the images, which are in no other use, or synthesised. Where the images leave
-    a class without a reference, own and rival paths are left out, and `note` is told. `walk` goes to Connectivity,
-    `options` to Detector.
+    a class without a reference, own and rival paths are left out, and `note` is told.
+
+    Args:
+        classifier: what is to be guarded.
+        images, labels: clean images, as tensor or array; true classes (n,) where known (integers or one-hot).
+        fpr: false-alarm rate asked for.
+        seed: of every split and attack.
+        synthesised: make the references instead of choosing them; needs gradients.
+        apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
+        surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
+            made on it.
+        accept_accuracy: go on with a classifier that is no better than chance.
+        progress, note: told how far it is; told what a user should know (else these are warnings).
+        store, jobs: see Detector.fit.
+        walk: options of Connectivity.
+        options: of Detector; `attacks` are chosen to suit the classifier where they are not given.
 
     Raises:
         FitError: too few images for the false-alarm rate, or no attack succeeded.
+        DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
     """
+    images = as_tensor(images)
+    truth = None if labels is None else as_labels(labels, len(images))
+    if truth is not None and len(truth) and int(truth.max()) >= classifier.num_classes:
+        raise FitError(
+            f"a label is {int(truth.max())}, and the classifier has {classifier.num_classes} classes: labels go from 0"
+        )
+    images, truth = _sound(classifier, images, truth, note)
+    predicted = _predictions(classifier, images)
+    checked(predicted, truth, classifier.num_classes, accept=accept_accuracy)
+    _twice(images, note)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
-    apart = 0 if synthesised else round(FOR_REFERENCES * len(images))
+    chosen = 0 if synthesised else round(FOR_REFERENCES * len(images))
     references: References | None
     if synthesised:
+        if not classifier.differentiable:
+            raise FitError("synthesised references need gradients, and this classifier gives none: choose them")
         references = synthesise(classifier, seed=seed)
     else:
-        references = _chosen(classifier, images[order[:apart]], None if labels is None else labels[order[:apart]])
+        references = _chosen(classifier, images[order[:chosen]], None if truth is None else truth[order[:chosen]])
     if references is None or references.missing:
         lost = classifier.num_classes if references is None else len(references.missing)
         note(
             f"{lost} of {classifier.num_classes} classes have no reference among the images: only paths to copies of "
             "the query itself are walked"
         )
-        references, apart = None, 0
-    rest = order[apart:]
+        references, chosen = None, 0
+    rest = order[chosen:]
+    other = _surrogate(surrogate, classifier)
+    if options.get("attacks") is None:
+        stand = predicted if truth is None else truth
+        options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
     detector = Detector(Connectivity(classifier, references, **(walk or {})), fpr=fpr, seed=seed, **options)
-    detector.fit(images[rest], labels=None if labels is None else labels[rest], progress=progress)
-    detector.fitted_ = replace(detector.fitted_, seen=marks(images))
+    kept = None
+    used, known = images[rest], None if truth is None else truth[rest]
+    if apart is not None:
+        used, known, kept = _with_apart(classifier, used, known, as_tensor(apart), note)
+    elif len(used) * detector.calibrate < 1 / fpr - 1:
+        note(f"{len(images)} images leave {round(detector.calibrate * len(used))} to calibrate on")
+    making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
+    detector.fit(used, labels=known, kept=kept, **making)
+    detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
+
+
+def _predictions(classifier: Classifier, images: Tensor) -> Tensor:
+    parts = [classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device="cpu")
+
+
+def _sound(
+    classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor | None]:
+    """The images for which the classifier gives finite logits."""
+    parts = [torch.isfinite(classifier.logits(classifier.check(x))).all(1).cpu() for x in images.split(256)]
+    fine = torch.cat(parts) if parts else torch.ones(0, dtype=torch.bool, device="cpu")
+    lost = int((~fine).sum())
+    if not lost:
+        return images, truth
+    if lost > len(images) // 2:
+        raise FitError(f"the classifier gives NaN for {lost} of {len(images)} images")
+    note(f"the classifier gives NaN for {lost} of {len(images)} images: they are left out")
+    return images[fine], None if truth is None else truth[fine]
+
+
+def _twice(images: Tensor, note: Callable[[str], None]) -> None:
+    copies = len(images) - len(np.unique(marks(images)))
+    if copies:
+        note(
+            f"{copies} of {len(images)} images are there more than once: calibration shares images with training, and "
+            "the false-alarm rate may be higher than asked for"
+        )
+
+
+def _surrogate(given: Classifier | nn.Module | None, classifier: Classifier) -> Classifier | None:
+    if given is None or isinstance(given, Classifier):
+        found = given
+    else:
+        found = Classifier(given, size=classifier.preprocessing.size, channels=classifier.channels)
+    if found is not None and found.num_classes != classifier.num_classes:
+        raise ModelError(f"the surrogate has {found.num_classes} classes, the classifier {classifier.num_classes}")
+    return found
+
+
+def mixture_for(
+    classifier: Classifier, images: Tensor, labels: Tensor, surrogate: Classifier | None, note: Callable[[str], None],
+    seed: int = 0,
+) -> tuple[str, ...]:  # fmt: skip
+    """The attacks to train on: MIXTURE where this classifier falls at its strengths, else one that suits it.
+
+    Without a gradient: those that need none, and with a surrogate MIXTURE's made on it.
+    """
+    if not classifier.differentiable:
+        if surrogate is None:
+            note("this classifier gives no gradient: only attacks that need none are trained on (square, noise)")
+            return BLACK_BOX
+        note("this classifier gives no gradient: attacks that need one are made on the surrogate")
+        return (*BLACK_BOX, *(spec for spec in MIXTURE if not spec.startswith("square")))
+    share = falls(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
+    if share >= 0.9:
+        return MIXTURE
+    found = suited(classifier, images, labels, seed=seed)
+    note(
+        f"{MIXTURE[0]} changes only {share:.0%} of its predictions: attacks are made at strengths that suit it, up to "
+        f"{found[0]} (--attack sets others)"
+    )
+    return found
+
+
+def falls(
+    classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0, most: int = 64
+) -> float:
+    """Share of at most `most` images that the classifier gets right whose prediction an attack changes."""
+    few = images[: 4 * most]
+    right = (_predictions(classifier, few) == labels[: 4 * most].cpu()).nonzero()[:most, 0]
+    if not len(right):
+        return 1.0
+    clean, truth = classifier.check(few[right]), labels[right].to(classifier.device)
+    return float(succeeded(classifier, attack.run(classifier, clean, truth, seed=seed), truth).float().mean())
+
+
+def _with_apart(
+    classifier: Classifier, used: Tensor, known: Tensor | None, apart: Tensor, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor | None, np.ndarray]:
+    """Images to train on and, after them, those to calibrate on, which are none of the former."""
+    shared = np.isin(marks(apart), marks(used))
+    if shared.any():
+        note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
+        apart = apart[torch.from_numpy(~shared)]
+    apart, _ = _sound(classifier, apart, None, note)
+    if used.dtype != apart.dtype:
+        used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
+    kept = np.repeat([False, True], [len(used), len(apart)])
+    if known is not None:
+        known = torch.cat([known, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
+    return torch.cat([used, apart]), known, kept
+
+
+@dataclass(frozen=True)
+class Order:
+    """How well scores tell an attack from clean images: AUROC, on how many attacked ones."""
+
+    attack: str
+    auroc: float
+    count: int
+
+
+def recalibrated(
+    detector: Detector,
+    images: Any,
+    labels: Any = None,
+    *,
+    fpr: float | None = None,
+    least: float = 0.9,
+    note: Callable[[str], None] = warn,
+    progress: Progress = silent,
+) -> tuple[Detector, Order]:
+    """A detector with a threshold from these clean images (n, c, h, w), if its scores still mean something.
+
+    One attack (PGD of the mixture it was fitted on, or Square without gradients) is made on up to 100 of the images:
+    its AUROC against the clean ones must be `least` or more. Images that the detector was fitted on are left out.
+
+    Raises:
+        FitError: too few images, or scores that no longer tell the attack from them.
+    """
+    classifier = detector.connectivity.classifier
+    images = as_tensor(images)
+    truth = None if labels is None else as_labels(labels, len(images))
+    fresh = torch.from_numpy(~np.isin(marks(images), detector.fitted_.seen))
+    if not fresh.all():
+        note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
+    images, truth = images[fresh], None if truth is None else truth[fresh]
+    images, truth = _sound(classifier, images, truth, note)
+    rate = detector.fpr if fpr is None else fpr
+    enough(len(images), rate)
+    clean = detector.scores(images, progress)
+    calibration = Calibration(clean[np.isfinite(clean)], rate)
+    usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
+    attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(
+        MIXTURE[0] if classifier.differentiable else BLACK_BOX[0]
+    )
+    few = Detector(detector.connectivity, per_attack=100, seed=detector.seed)
+    hits = few.attacked(images, truth, attack, seed=0)
+    if len(hits.images) < 10:
+        raise FitError(f"{attack} changed {len(hits.images)} predictions: too few to see whether the scores still hold")
+    attacked = detector.scores(hits.images, progress)
+    order = Order(str(attack), _auroc(clean, attacked), len(attacked))
+    if order.auroc < least:
+        raise FitError(
+            f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
+            f"{least:g} or more): fit a new detector"
+        )
+    new = copy.copy(detector)
+    new.fpr, new.calibration_ = rate, calibration
+    seen = np.union1d(detector.fitted_.seen, marks(images))
+    new.fitted_ = replace(detector.fitted_, calibrate=len(calibration.scores), seen=seen)
+    new.figures_ = {}
+    return new, order
+
+
+def _auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.concatenate([clean, attacked])
+    ranks = np.unique(scores, return_inverse=True)[1]  # infinite scores are the highest
+    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(attacked)]), ranks))
+
+
+def gradient_free() -> tuple[str, ...]:
+    """The mixture for a classifier without gradients."""
+    return BLACK_BOX
+
+
+def estimate(detector: Detector, count: int) -> float:
+    """About how many seconds a fit on so many images takes on this machine."""
+    classifier = detector.connectivity.classifier
+    walked = len(detector.connectivity.copies) + 21
+    train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
+    tried = min(detector.per_attack, train)
+    forwards, gradients = float(walked * count), 0.0
+    for attack in parse_all(detector.attacks):
+        steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
+        forwards += tried * (walked + (0 if attack.needs_gradient else steps / 2))
+        gradients += tried * steps * (10 if attack.name == "autoattack" else 1) if attack.needs_gradient else 0
+    probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
+                       device="cpu").to(classifier.device)  # fmt: skip
+    one = _seconds(lambda: classifier.logits(probe)) / len(probe)
+    return one * (forwards + 3 * gradients)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    call()
+    started = perf_counter()
+    call()
+    return perf_counter() - started
 
 
 def _chosen(classifier: Classifier, images: Tensor, labels: Tensor | None) -> References | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from advconn.detector import Detector
+from advconn.errors import ModelError
 
 
 class Verdict(NamedTuple):
@@ -22,8 +24,10 @@ class Verdict(NamedTuple):
 class Guard(nn.Module):
     """A module from images (n, c, h, w) in [0, 1] to a Verdict, all on the classifier's device.
 
-    It answers the same at every batch size, in threads, and under `no_grad` and `inference_mode`. No gradient flows
-    through it. It takes no part in training: it stays in evaluation mode.
+    It answers the same at every batch size, in threads, and under `no_grad` and `inference_mode`; an empty batch gives
+    an empty verdict. No gradient flows through it. It takes no part in training: it stays in evaluation mode. An image
+    for which the classifier gives NaN is flagged, with an infinite score: a gate fails closed.
+    `guard.detector.read(...)` makes batches of files, PIL pictures and arrays.
 
     Raises:
         FitError: the detector has not been fitted.
@@ -39,9 +43,41 @@ class Guard(nn.Module):
         """Stay in evaluation mode."""
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guard:
+        """What `.to`, `.cuda`, `.half` and the like come down to: the classifier moves, its precision stays."""
+        classifier = self.detector.connectivity.classifier
+        probe = torch.zeros(1, dtype=torch.float32, device=classifier.device)
+        wanted = fn(probe)
+        if wanted.dtype != probe.dtype:
+            raise ModelError(
+                f"a guard cannot be made {wanted.dtype}: its scores are calibrated in the classifier's precision"
+            )
+        classifier.to(wanted.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """The classifier, the threshold, and the rate it stands for."""
+        calibration = self.detector.calibration_
+        walked = ", ".join(self.detector.connectivity.walked)
+        return (
+            f"{self.detector.connectivity.classifier}, detector({walked}; {len(self.detector.names_)} features), "
+            f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
+        if isinstance(images, Tensor) and images.ndim == 4 and not len(images):
+            return self._nothing(images)
         seen = self.detector.judge(images)
         device = seen.logits.device
         score, p_value, flag = (torch.from_numpy(v).to(device) for v in (seen.score, seen.p_value, seen.adversarial))
         return Verdict(seen.logits, score, p_value, flag)
+
+    def _nothing(self, images: Tensor) -> Verdict:
+        classifier = self.detector.connectivity.classifier
+        classifier.check(images)
+        at: dict[str, Any] = {"device": classifier.device}
+        none = torch.zeros(0, dtype=torch.float64, **at)
+        logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **at)
+        return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **at))

@@ -1,30 +1,34 @@
-"""Images from files: an image, a folder, or an .npz, read a batch at a time and brought to a classifier's input."""
+"""Images behind a path: a picture, a folder of any depth, or an array file, read a batch at a time, at one size."""
 
 from __future__ import annotations
 
-import zipfile
+import copy
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from advconn.classifier import Preprocessing
-from advconn.errors import DataError
+from advconn import arrays
+from advconn.arrays import Archive
+from advconn.errors import DataError, line_of
 from advconn.files import writing
+from advconn.pictures import SUFFIXES, fitted, is_picture, opened, readings
+from advconn.preprocessing import Preprocessing
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-SMALLEST = 8
-LARGEST = 2**25  # pixels: 33 million
-_MODES = {1: "L", 3: "RGB"}
+JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none
+LONGEST_NAME = 200  # bytes of a file's name that is written
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a collection: its name, where it is, its row in an .npz, and its label where one is known."""
+    """One image of a collection: its name, where it is, its row in an array, and its label where one is known."""
 
     name: str
     path: Path
@@ -34,60 +38,53 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (n, c, h, w) uint8 at the classifier's size, their items, and whether each came at another size."""
+    """Images (m, c, h, w) at the classifier's size, uint8 or float32 in [0, 1].
+
+    Of each row its item, the (width, height) it came with, and how it was read: 'plain', 'upright', or 'array'. An item
+    that is read in two ways has two rows, one after the other.
+    """
 
     items: tuple[Item, ...]
     images: Tensor
-    resized: tuple[bool, ...]
+    given: tuple[tuple[int, int], ...]
+    readings: tuple[str, ...]
 
-
-class Archive:
-    """The images of an .npz: `images` uint8 (n, h, w, c) or (n, h, w), optional `labels` (n,)."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                if "images" not in data:
-                    raise DataError(f"{path}: no array 'images' (found: {', '.join(data.files) or 'nothing'})")
-                self.images, labels = data["images"], data.get("labels")
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: not a readable .npz of arrays: {_line(error)}") from error
-        if self.images.dtype != np.uint8:
-            bad = ", with NaN in it" if self.images.dtype.kind == "f" and np.isnan(self.images).any() else ""
-            raise DataError(f"{path}: images are {self.images.dtype}{bad}; expected uint8, n x H x W x C")
-        if self.images.ndim == 3:
-            self.images = self.images[..., None]
-        if self.images.ndim != 4 or self.images.shape[3] not in (1, 3):
-            raise DataError(f"{path}: images have shape {self.images.shape}; expected n x H x W x C with C 1 or 3")
-        if not len(self.images):
-            raise DataError(f"{path}: holds no images")
-        if labels is not None and (labels.shape != self.images.shape[:1] or labels.dtype.kind not in "iu"):
-            raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected {len(self.images)} integers")
-        self.labels = labels
+    @property
+    def resized(self) -> tuple[bool, ...]:
+        """Whether each came at another size."""
+        return tuple(size != (self.images.shape[3], self.images.shape[2]) for size in self.given)
 
 
 class Collection:
     """All images behind a path, read only when they are asked for.
 
+    `skipped` names files in a folder that are no images; `failed` holds what a folder could not show.
+
+    Args:
+        path: a picture, a folder or an array file.
+        reading: how pictures are read, see pictures.readings.
+        frames: of animations, 'first' or 'all'; None refuses them.
+
     Raises:
         DataError: nothing there, or no image.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, *, reading: str = "upright", frames: str | None = None) -> None:
+        self.path, self.reading, self.frames = Path(path), reading, frames
         self._archive: Archive | None = None
-        if not self.path.exists():
-            raise DataError(f"{self.path}: no such file or folder")
-        if self.path.is_dir():
-            self.items = _folder(self.path)
-        elif self.path.suffix.lower() == ".npz":
+        self.skipped: list[str] = []
+        self.failed: list[DataError] = []
+        kind = _kind(self.path)
+        if stat.S_ISDIR(kind):
+            self.items = self._folder()
+        elif not stat.S_ISREG(kind):
+            raise DataError(f"{self.path}: no regular file or folder; expected images")
+        elif self.path.suffix.lower() in arrays.SUFFIXES:
             self._archive = Archive(self.path)
             labels = self._archive.labels
             self.items = tuple(
                 Item(f"{self.path}[{i}]", self.path, i, None if labels is None else str(labels[i]))
-                for i in range(len(self._archive.images))
+                for i in range(len(self._archive))
             )
         else:
             self.items = (Item(str(self.path), self.path),)
@@ -95,39 +92,90 @@ class Collection:
     def __len__(self) -> int:
         return len(self.items)
 
+    def _folder(self) -> tuple[Item, ...]:
+        """Every image in the folder and under it; the name of the first folder is the label, as ImageFolder has it."""
+        items = []
+        for path in _walk(self.path, self.failed.append):
+            parts = path.relative_to(self.path).parts
+            if path.suffix.lower() in SUFFIXES or is_picture(path):
+                if path.name.startswith("._") and not is_picture(path):
+                    continue  # what a Mac keeps beside a file
+                items.append(Item(str(path), path, label=parts[0] if len(parts) > 1 else None))
+            elif path.name.lower() not in JUNK and not path.name.startswith("._"):
+                self.skipped.append(str(path))
+        if not items:
+            if self.failed:
+                raise self.failed[0]
+            raise DataError(f"{self.path}: no images in this folder or under it")
+        return tuple(items)
+
     def sample(self, limit: int | None, seed: int = 0) -> Collection:
         """At most `limit` of the images, picked at random."""
+        chosen = copy.copy(self)
         if limit is not None and limit < len(self.items):
             kept = np.random.default_rng(seed).permutation(len(self.items))[:limit]
-            self.items = tuple(self.items[i] for i in sorted(kept))
-        return self
+            chosen.items = tuple(self.items[i] for i in sorted(kept))
+        return chosen
 
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first image."""
-        return self._picture(self.items[0], 3).size[::-1]
+        """(height, width) of the images.
 
-    def _picture(self, item: Item, channels: int) -> Image.Image:
-        if item.row is None:
-            return picture(item.path, channels)
-        array = self._archive.images[item.row] if self._archive is not None else np.zeros((1, 1, 1), np.uint8)
-        return _checked(Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array), item.name, channels)
+        Raises:
+            DataError: they differ in the first hundred, or none can be read.
+        """
+        if self._archive is not None:
+            return self._archive.size()
+        found: dict[tuple[int, int], str] = {}
+        error: DataError | None = None
+        for item in self.items[:100]:
+            try:
+                for image in opened(item.path, "first"):
+                    found.setdefault(image.size[::-1], item.name)
+            except DataError as caught:
+                error = error or caught
+        if not found:
+            raise error or DataError(f"{self.path}: no images")
+        if len(found) > 1:
+            (h, w), (h2, w2) = list(found)[:2]
+            raise DataError(
+                f"{self.path}: images of several sizes ({w} x {h} and {w2} x {h2}), and the classifier states no input "
+                "size: give it with --size HxW"
+            )
+        return next(iter(found))
 
     def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
-        """These images, at the classifier's size."""
-        pictures = [self._picture(item, channels) for item in items]
-        fitted = [_fit(p, preprocessing, item.name) for p, item in zip(pictures, items, strict=True)]
-        arrays = [np.asarray(p).reshape(p.size[1], p.size[0], channels) for p in fitted]
-        if len({a.shape for a in arrays}) > 1:
-            raise DataError(f"{self.path}: images of several sizes, and the classifier's input size is not known")
-        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        return Batch(tuple(items), images, tuple(a.size != b.size for a, b in zip(pictures, fitted, strict=True)))
+        """These images, at the classifier's size; each is brought to it as soon as it is read."""
+        rows = [row for item in items for row in self._rows(item, preprocessing, channels)]
+        if len({row[1].shape for row in rows}) > 1:
+            raise DataError(
+                f"{self.path}: images of several sizes, and the classifier's input size is not known: give --size HxW"
+            )
+        images = torch.from_numpy(np.stack([row[1] for row in rows]))
+        return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
+
+    def _rows(
+        self, item: Item, preprocessing: Preprocessing, channels: int
+    ) -> Iterator[tuple[Item, np.ndarray, tuple[int, int], str]]:
+        if self._archive is not None and item.row is not None:
+            array = self._archive.read(item.row, channels)
+            yield item, _sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
+            return
+        for frame, image in enumerate(opened(item.path, self.frames)):
+            named = replace(item, name=f"{item.name}[frame {frame}]") if self.frames == "all" and frame else item
+            ways: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
+            for way, picture in readings(image, item.name, channels, self.reading).items():
+                ways[way] = _pixels(fitted(picture, preprocessing, item.name), channels), picture.size
+            if len(ways) == 2 and np.array_equal(ways["plain"][0], ways["upright"][0]):
+                del ways["upright"]
+            for way, (pixels, size) in ways.items():
+                yield named, pixels, size, way
 
     def batches(
         self,
         preprocessing: Preprocessing,
         channels: int,
         batch_size: int = 64,
-        bad: Callable[[DataError], None] | None = None,
+        bad: Callable[[Item, DataError], None] | None = None,
     ) -> Iterator[Batch]:
         """The images in order, at most `batch_size` at a time.
 
@@ -142,18 +190,97 @@ class Collection:
                 if bad is None:
                     raise
                 if len(items) == 1:
-                    bad(error)
+                    bad(items[0], error)
                     continue
-            yield from self._singly(items, preprocessing, channels, bad)
+            for item in items:
+                try:
+                    yield self.read([item], preprocessing, channels)
+                except DataError as error:
+                    bad(item, error)
 
-    def _singly(
-        self, items: Sequence[Item], preprocessing: Preprocessing, channels: int, bad: Callable[[DataError], None]
-    ) -> Iterator[Batch]:
-        for item in items:
+
+def _kind(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or line_of(error)}") from error
+
+
+def _walk(root: Path, failed: Callable[[DataError], None]) -> Iterator[Path]:
+    """Every file under a folder, in order; links are followed, each folder once. What cannot be read is told."""
+
+    def refuse(error: OSError) -> None:
+        failed(DataError(f"{error.filename}: cannot be read: {error.strerror}"))
+
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
             try:
-                yield self.read([item], preprocessing, channels)
-            except DataError as error:
-                bad(error)
+                regular = stat.S_ISREG(path.stat().st_mode)
+            except OSError as error:
+                failed(DataError(f"{path}: cannot be read: {error.strerror}"))
+                continue
+            if regular:
+                yield path
+            else:
+                failed(DataError(f"{path}: no regular file; expected an image"))
+
+
+def _sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
+    """An array (c, h, w) at the classifier's size. Floats are never resized: that would round what they hold."""
+    size = preprocessing.size
+    if size is None or array.shape[1:] == tuple(size):
+        return array
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"{name}: floats of {array.shape[2]} x {array.shape[1]} for a classifier of {size[1]} x {size[0]}: bring "
+            "them to its size, or store bytes, which are resized here"
+        )
+    picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return _pixels(fitted(picture, preprocessing, name), len(array))
+
+
+def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
+    """Images (n, c, h, w) from a path, a PIL picture, an array or tensor, or a sequence of these.
+
+    An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
+
+    Raises:
+        DataError: anything else, or what cannot be read.
+    """
+    if isinstance(given, (list, tuple)):
+        parts = [read_all(one, preprocessing, channels, reading) for one in given]
+        if not parts:
+            return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
+        kinds = {p.dtype for p in parts}
+        return torch.cat([p.to(torch.float32) / 255 if len(kinds) > 1 and p.dtype == torch.uint8 else p for p in parts])
+    if isinstance(given, (str, os.PathLike)):
+        collection = Collection(Path(given), reading=reading)
+        if collection.failed:
+            raise collection.failed[0]
+        return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
+    if isinstance(given, Image.Image):
+        (picture,) = readings(given, "the picture", channels, reading).values()
+        return torch.from_numpy(_pixels(fitted(picture, preprocessing, "the picture"), channels))[None]
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
+    found = arrays.layout(array.shape, channels, "the array").images(array)
+    plain = [np.ascontiguousarray(one, dtype=np.uint8 if one.dtype == np.uint8 else np.float32) for one in found]
+    return torch.from_numpy(np.stack([_sized(one, preprocessing, "the array") for one in plain]))
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).reshape(image.size[1], image.size[0], channels).transpose(2, 0, 1))
 
 
 def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:
@@ -167,96 +294,24 @@ def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes
         if not 0 <= index < num_classes:
             return None
         found.append(index)
-    return torch.tensor(found)
+    return torch.tensor(found, dtype=torch.int64, device="cpu")
 
 
-def _folder(path: Path) -> tuple[Item, ...]:
-    def images(folder: Path) -> list[Path]:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:
+    """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole.
 
-    items = [Item(str(p), p) for p in images(path)]
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        items += [Item(str(p), p, label=folder.name) for p in images(folder)]
-    if not items:
-        raise DataError(f"{path}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
-    return tuple(items)
-
-
-def picture(path: Path, channels: int = 3) -> Image.Image:
-    """One still image from a file, upright, with this many channels; transparency is laid on white.
-
-    Raises:
-        DataError: no image, damaged, animated, smaller than 8 pixels a side or larger than 33 megapixels.
+    With `floats` the .npz holds them as they are, in float32, and no PNG is written: bytes would round them.
     """
-    try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind the picture
-                raise DataError(f"{path}: animated, {frames} frames; expected a still image: extract a frame")
-            _check_size(image, str(path))
-            image.load()
-            return _checked(ImageOps.exif_transpose(image), str(path), channels)
-    except UnidentifiedImageError:
-        kind = "not an image" if path.stat().st_size else "an empty file"
-        raise DataError(f"{path}: {kind}; expected PNG, JPEG, WebP, ...") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise DataError(f"{path}: cannot be read as an image: {_line(error)}") from error
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    w, h = image.size
-    if min(w, h) < SMALLEST:
-        raise DataError(f"{name}: {w} x {h} pixels is too small to judge; expected {SMALLEST} or more a side")
-    if w * h > LARGEST:
-        raise DataError(f"{name}: {w * h / 1e6:.0f} megapixels; expected {LARGEST / 1e6:.0f} or fewer: resize it first")
-
-
-def _checked(image: Image.Image, name: str, channels: int) -> Image.Image:
-    _check_size(image, name)
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-            raise DataError(f"{name}: {image.mode} pixels; expected 8 or 16 bits a channel")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    if channels not in _MODES:
-        raise DataError(f"{name}: the model takes {channels} channels; images from files have 1 or 3")
-    return image.convert(_MODES[channels])
-
-
-def _fit(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
-    """An image of exactly the input size as it is; another resized and cropped as torchvision's transforms do it.
-
-    By Pillow, which they call too: importing torchvision takes longer than judging an image.
-    """
-    size = preprocessing.size
-    if size is None or image.size == (size[1], size[0]):
-        return image
-    short = preprocessing.resize or min(size)
-    w, h = image.size
-    if short * max(w, h) / min(w, h) > 8192:
-        raise DataError(f"{name}: {w} x {h} is too elongated for a classifier of {size[0]} x {size[1]}")
-    target = (size[1], size[0])
-    if size[0] == size[1]:
-        target = (short, short * h // w) if w <= h else (short * w // h, short)
-    resized = image.resize(target, Image.Resampling[preprocessing.interpolation.partition("-")[0].upper()])
-    left, top = round((target[0] - size[1]) / 2), round((target[1] - size[0]) / 2)
-    return resized.crop((left, top, left + size[1], top + size[0]))
-
-
-def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path) -> None:
-    """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole."""
-    array = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
     with writing(folder) as partial:
-        for picture_, name in zip(array, names, strict=True):
-            Image.fromarray(picture_.squeeze(-1) if picture_.shape[2] == 1 else picture_).save(partial / f"{name}.png")
+        for picture, name in zip(array, names, strict=True):
+            if not floats:
+                image = Image.fromarray(picture.squeeze(-1) if picture.shape[2] == 1 else picture)
+                image.save(partial / f"{_short(name)}.png")
         np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())
 
 
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+def _short(name: str) -> str:
+    """A name that every file system takes."""
+    return os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore")

@@ -1,23 +1,35 @@
-"""Classifiers by name: 'file.py:factory', 'package.module:factory', 'timm:NAME', 'torchvision:NAME', 'advconn:compact'.
+"""Classifiers by name: a factory in a file or module, timm, torchvision, a Hugging Face folder, ONNX, an endpoint.
 
-The last three only ever name an architecture: nothing is downloaded and no code is run that the name brings along.
+Nothing is downloaded. 'timm:', 'torchvision:' and 'advconn:' name an architecture only: no code is run that the name
+brings along, and shapes are compared with the weights' before anything is allocated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from torch import nn
 
+from advconn import architectures
 from advconn.classifier import Classifier
-from advconn.errors import ModelError
+from advconn.errors import ModelError, line_of
+from advconn.weights import State, aligned, fill, misfit, read_weights
 
 ARCHITECTURES = ("advconn", "timm", "torchvision")
+SPEC = (
+    "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or "
+    "http://HOST/v2/models/NAME"
+)
+Note = Callable[[str], None]
 
 
 def load(
@@ -26,34 +38,95 @@ def load(
     *,
     size: tuple[int, int] | None = None,
     device: str | None = None,
+    note: Note = lambda text: None,
     **options: Any,
 ) -> Classifier:
     """The classifier that a specification names, with the weights of a file.
 
-    `size` is used where neither the module nor its library says one. `options` go to Classifier and win over what the
-    library says.
+    Args:
+        spec: see SPEC.
+        weights: a state dict, see weights.read_weights.
+        size: used where neither the module nor its library says one.
+        device: where it is to run.
+        note: told what a user should know: whose constants are taken, for example.
+        options: to Classifier; they win over what the library says.
 
     Raises:
         ModelError: no such model, a factory that fails, weights that do not fit.
     """
-    origin, _, name = spec.rpartition(":")
+    if spec.startswith(("http://", "https://")):
+        return _served(spec, weights, device, options)
+    origin, _, name = spec.rpartition(":") if not spec.startswith(("hf:", "onnx:")) else spec.partition(":")
     if not origin or not name:
-        raise ModelError(
-            f"{spec!r} names no model: expected file.py:factory, package.module:factory, timm:NAME or torchvision:NAME"
-        )
-    state = read_weights(weights) if weights is not None else None
+        raise ModelError(f"{spec!r} names no model: expected {SPEC}")
+    if origin == "onnx":
+        _no_weights(origin, weights)
+        return Classifier.from_onnx(name, **options)
+    if origin == "hf":
+        _no_weights(origin, weights)
+        module, known = architectures.hugging_face(Path(name))
+        return Classifier(module.eval(), device=device, name=spec, **(known | options))
+    state = read_weights(weights, note) if weights is not None else None
     if origin in ARCHITECTURES:
         if state is None:
             raise ModelError(f"{spec} names an architecture only: give its weights with --weights FILE")
-        module, known = _architecture(origin, name, state)
-    else:
-        module, known = _factory(origin, name), {}
+        module, known, state = _architecture(origin, name, state, note)
+        classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | known | options))
+        classifier.state = state
+        return classifier
+    made = _factory(origin, name)
+    if isinstance(made, Classifier):
+        return _as_given(made, spec, state, device, options)
     if state is not None:
-        _fill(module, state, spec)
-    known = {"size": size, "channels": _channels(module)} | known | options
-    classifier = Classifier(module.eval(), device=device, name=spec, **known)
-    classifier.state = state if origin in ARCHITECTURES else None
-    return classifier
+        fill(made, state, spec)
+    return _any_channels(made.eval() if state is not None else made, {"size": size} | options, device, spec)
+
+
+def _no_weights(origin: str, weights: Path | None) -> None:
+    if weights is not None:
+        raise ModelError(f"{origin}: brings its own weights: leave --weights out")
+
+
+def _served(spec: str, weights: Path | None, device: str | None, options: dict[str, Any]) -> Classifier:
+    _no_weights("an endpoint", weights)
+    found = re.fullmatch(r"(https?://[^/]+.*?)/v2/models/([^/]+)(?:/versions/([^/]+))?/?", spec)
+    if found is None:
+        raise ModelError(f"{spec}: expected an address such as http://localhost:8080/v2/models/NAME")
+    url, model, version = found.groups()
+    return Classifier.from_endpoint(url, unquote(model), version=unquote(version or ""), **options)
+
+
+def _as_given(
+    made: Classifier, spec: str, state: State | None, device: str | None, options: dict[str, Any]
+) -> Classifier:
+    """A Classifier that a factory returned: it knows its own size, channels and names."""
+    if state is not None:
+        raise ModelError(f"{spec} returned a Classifier, which has its weights already: leave --weights out")
+    own = vars(made.preprocessing) | {"channels": made.channels, "class_names": made.class_names}
+    for name, wanted in options.items():
+        have = own.get(name)
+        wanted = tuple(wanted) if isinstance(wanted, list) else wanted
+        if wanted is not None and have is not None and have != wanted:
+            raise ModelError(f"{spec} returned a Classifier with {name} {have}; asked for was {wanted}")
+    made.name = made.name or spec
+    return made if device is None else made.to(device)
+
+
+def _any_channels(module: nn.Module, options: dict[str, Any], device: str | None, spec: str) -> Classifier:
+    """A factory's module with the number of channels it takes: what its first convolution says, three, or one."""
+    if options.get("channels") is not None:
+        return Classifier(module, device=device, name=spec, **options)
+    rest = {k: v for k, v in options.items() if k != "channels"}
+    first = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+    error: ModelError | None = None
+    for channels in dict.fromkeys([first, 3, 1] if first in (1, 3) else [3, 1, first]):
+        try:
+            return Classifier(module, device=device, name=spec, channels=channels, **rest)
+        except ModelError as caught:
+            if "does not take images" not in str(caught) and "values for" not in str(caught):
+                raise
+            error = error or caught
+    raise error or ModelError(f"{spec}: takes no images")
 
 
 def architecture(spec: str) -> tuple[str, str] | None:
@@ -62,123 +135,80 @@ def architecture(spec: str) -> tuple[str, str] | None:
     return (origin, name) if origin in ARCHITECTURES else None
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from a torch file read with weights_only=True."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def _architecture(origin: str, name: str, state: State, note: Note) -> tuple[nn.Module, dict[str, Any], State]:
+    """The module with its weights, what its library knows of its images, and the weights under its own names.
 
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and header errors come in many types: all mean the file is unusable
-        raise ModelError(f"{path}: not readable weights: {_line(error)}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(f"{path}: holds {type(state).__name__}; expected a state dict of tensors")
-    return state
-
-
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], spec: str) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
-        raise ModelError(f"the weights do not fit {spec}: {(lines or [_line(error)])[0][:160]}") from error
-
-
-def _architecture(origin: str, name: str, state: dict[str, torch.Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    It is first built without memory (torch's meta device), and only once the shapes agree for real.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ModelError(f"{name!r} is no {origin} architecture")
-    last = [v for v in state.values() if v.ndim == 2] or [v for v in state.values() if v.ndim >= 1]
-    classes = int(last[-1].shape[0]) if last else 0
-    if origin == "advconn":
-        from advconn.nets import compact
+    build, known = architectures.BUILDERS[origin](name, state, note)
+    with torch.device("meta"):
+        state = aligned(state, build(2).state_dict())
+        heads = architectures.heads_of(build)
+    head = next((h for h in reversed(heads) if h in state and state[h].ndim), None)
+    if head is None or not state[head].shape[0]:
+        raise ModelError(f"the weights do not fit {origin}:{name}: {(heads or ['a last layer'])[-1]} is missing")
+    classes = int(state[head].shape[0])
+    with torch.device("meta"):
+        wrong = misfit(state, build(classes).state_dict())
+    if wrong:
+        raise ModelError(f"the weights do not fit {origin}:{name}: {wrong}")
+    with torch.device("cpu"):
+        module = build(classes)
+    fill(module, state, f"{origin}:{name}")
+    return module, known, state
 
-        if name != "compact":
-            raise ModelError(f"{name!r} is no advconn architecture: expected compact")
-        names = ["stem.weight", *(f"stage{i}.widen.weight" for i in range(1, len(state)))]
-        widths = [state[k].shape[0] for k in names if k in state]
-        channels = next((v.shape[1] for k, v in state.items() if k == "stem.weight"), 3)
-        return compact(classes, int(channels), tuple(map(int, widths))), {}
-    return _timm(name, classes) if origin == "timm" else _torchvision(name, classes)
 
-
-def _timm(name: str, classes: int) -> tuple[nn.Module, dict[str, Any]]:
+def _factory(origin: str, name: str) -> nn.Module | Classifier:
     try:
-        import timm
-    except ImportError:
-        raise ModelError("timm models need timm: pip install 'advconn[timm]'") from None
-    if name not in timm.list_models(name):
-        raise ModelError(f"timm has no model {name!r}")
-    module = timm.create_model(name, pretrained=False, num_classes=classes)
-    from timm.data.config import resolve_model_data_config
-
-    config = resolve_model_data_config(module)
-    side = config["input_size"][1:]
-    return module, {
-        "size": tuple(side),
-        "mean": config["mean"],
-        "std": config["std"],
-        "channels": config["input_size"][0],
-        "resize": round(min(side) / config["crop_pct"]),
-        "interpolation": config["interpolation"],
-    }
-
-
-def _torchvision(name: str, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    import torchvision
-
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ModelError(f"torchvision has no classification model {name!r}")
-    extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    module = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
-    weights = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    side = weights.crop_size[0]
-    return module, {
-        "size": (side, side),
-        "mean": weights.mean,
-        "std": weights.std,
-        "resize": weights.resize_size[0],
-        "interpolation": weights.interpolation.value,
-    }
-
-
-def _factory(origin: str, name: str) -> nn.Module:
-    try:
-        if origin.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("advconn_user_model", origin)
-            if spec is None or spec.loader is None or not Path(origin).is_file():
-                raise ModelError(f"{origin}: no such file")
-            holder = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(holder)
-        else:
-            holder = importlib.import_module(origin)
-        factory = getattr(holder, name, None)
+        factory = getattr(_holder(origin), name, None)
         if not callable(factory):
             raise ModelError(f"{origin} has no callable {name!r}")
         module = factory()
     except ModelError:
         raise
-    except Exception as error:  # the user's own code, which may raise anything
-        raise ModelError(f"{origin}:{name} failed with {type(error).__name__}: {_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{origin}:{name} returned {type(module).__name__}; expected a torch.nn.Module")
-    if any(m.training for m in module.modules()) and _moves(module):
-        raise ModelError(f"{origin}:{name} returned a model in training mode: call .eval() before returning it")
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
+        raise ModelError(f"{origin}:{name} failed with {type(error).__name__}: {line_of(error)}") from error
+    if isinstance(module, Classifier):
+        return module
+    if not isinstance(module, nn.Module) and type(module).__name__ != "ExportedProgram":
+        way = ": return Classifier.from_callable(f, num_classes=, size=, channels=)" if callable(module) else ""
+        way = ": return the module alone" if isinstance(module, (tuple, list)) else way
+        raise ModelError(f"{origin}:{name} returned {type(module).__name__}; expected a torch.nn.Module{way}")
+    if isinstance(module, nn.Module) and any(getattr(m, "training", False) for m in module.modules()):
+        if _moves(module):
+            raise ModelError(f"{origin}:{name} returned a model in training mode: call .eval() before returning it")
+        if "eval" not in vars(module):
+            module = module.eval()
     return module
+
+
+def _holder(origin: str) -> Any:
+    """The module that holds the factory; the current folder, and the file's own, can be imported from."""
+    for folder in (str(Path.cwd()), *([str(Path(origin).resolve().parent)] if origin.endswith(".py") else ())):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    if not origin.endswith(".py"):
+        return importlib.import_module(origin)
+    file = Path(origin)
+    if not file.is_file():
+        raise ModelError(f"{origin}: no such file")
+    unique = f"advconn_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(unique, origin)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{origin}: cannot be imported")
+    holder = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = holder  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(holder)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return holder
 
 
 def _moves(module: nn.Module) -> bool:
     """Whether training mode changes what the module answers."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     return any(isinstance(m, kinds) and m.training for m in module.modules())
-
-
-def _channels(module: nn.Module) -> int:
-    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

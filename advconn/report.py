@@ -10,18 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from advconn.detector import Detector, Judgement
+from advconn.shown import shown
 
 VERDICTS = ("clean", "ADVERSARIAL")
+FAR = 1.5  # a picture so many times larger than what is judged is another one than people see
 
 
 def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
     """One record an image; its keys are those that README lists."""
+    names = list(names)
     predictions = judgement.logits.argmax(1).tolist()
     class_names = detector.connectivity.classifier.label_names(predictions)
     n = len(predictions)
     cost = {
-        "forwards": judgement.cost.forwards // n,
-        "gradients": judgement.cost.gradients // n,
+        "forwards": judgement.total_cost.forwards // n,
+        "gradients": judgement.total_cost.gradients // n,
         "seconds": round(seconds / n, 4),
     }
     return [
@@ -37,8 +40,24 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
             "features": dict(zip(map(str, detector.names_), map(float, judgement.features[i]), strict=True)),
             "cost": cost,
         }
+        if judgement.errors[i] is None
+        else {"image": name, "error": judgement.errors[i]}
         for i, name in enumerate(names)
     ]
+
+
+def merged(records: list[dict[str, Any]], fpr: float) -> dict[str, Any]:
+    """One record of an image from those of its readings: of two the smaller p speaks, doubled (Bonferroni)."""
+    broken = next((r for r in records if "error" in r), None)
+    if broken is not None:
+        return broken
+    first = min(records, key=lambda r: (r["p_value"], -r["score"]))
+    out = first | {"readings": [r["reading"] for r in records]}
+    if len(records) > 1:
+        out["p_value"] = min(1.0, len(records) * first["p_value"])
+        out["adversarial"] = out["p_value"] <= fpr + 1e-12
+        out["cost"] = {key: sum(r["cost"][key] for r in records) for key in first["cost"]}
+    return out
 
 
 def as_json(row: dict[str, Any]) -> str:
@@ -46,8 +65,11 @@ def as_json(row: dict[str, Any]) -> str:
     return json.dumps(row)
 
 
-def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float) -> Table:
-    """A table for the terminal: prediction, score, p-value, verdict, and the family that spoke loudest."""
+def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float, view: str = "") -> Table:
+    """A table for the terminal: prediction, score, p-value, verdict, and the family that spoke loudest.
+
+    `view`: what is judged of a much larger picture, said in the verdict.
+    """
     title = f"score above {threshold:.2f}, or p-value at most {fpr:g}, is flagged"
     table = Table(caption=title, caption_justify="left")
     for name, justify in (("image", "left"), ("prediction", "left"), ("score", "right"), ("p-value", "right")):
@@ -56,12 +78,14 @@ def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float) ->
     table.add_column("loudest")
     for r in records:
         style = "bold red" if r["adversarial"] else ""
+        seen = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
+        spoke = f" ({r['reading']})" if len(r.get("readings", ())) > 1 else ""
         table.add_row(
-            escape(r["image"]),
-            escape(r["class_name"]),
+            escape(shown(r["image"])),
+            escape(shown(r["class_name"])),
             f"{r['score']:.2f}",
             f"{r['p_value']:.4f}",
-            VERDICTS[r["adversarial"]],
+            VERDICTS[r["adversarial"]] + spoke + seen,
             f"{r['loudest']} {r['families'][r['loudest']]:+.1f}",
             style=style,
         )

@@ -46,7 +46,7 @@ class Space:
         front = self._parts[0]
 
         def forward(chunk: Tensor) -> Tensor:
-            found = front(self.classifier.normalise(chunk).contiguous(memory_format=torch.channels_last))
+            found = front(self.classifier.prepare(chunk).to(self.classifier.adapter.dtype))
             if not isinstance(found, Tensor):
                 raise PathError(f"{self.layer!r} gives a {type(found).__name__}: expected a tensor to walk between")
             return found.float()
@@ -58,7 +58,8 @@ class Space:
         if self._parts is None:
             return self.classifier.logits(points)
         tail = self._parts[1]
-        return spend(lambda chunk: tail(chunk).float(), points, self.classifier.batch_size)
+        read, dtype = self.classifier.adapter.read, self.classifier.adapter.dtype
+        return spend(lambda chunk: read(tail(chunk.to(dtype)), len(chunk)), points, self.classifier.batch_size)
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""

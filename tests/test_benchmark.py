@@ -330,7 +330,8 @@ def test_attacks_are_listed_with_their_parameters():
         (["--attack", "pgd:eps=8"], "8/255"),
         (["--fpr", "0", "--limit", "20", "--data", "DATA", "--detector", "DIGITS"], "must lie in (0, 1)"),
         (["--fpr", "nan", "--limit", "20", "--data", "DATA", "--detector", "DIGITS"], "must lie in (0, 1)"),
-        (["--attack", "fgsm", "--data", "WRONG", "--detector", "DIGITS"], "nothing to attack"),
+        (["--attack", "fgsm", "--data", "WRONG", "--detector", "DIGITS"], "no more than chance"),
+        (["--attack", "fgsm", "--data", "WRONG", "--detector", "DIGITS", "--accept-accuracy"], "nothing to attack"),
     ],
 )
 def test_bad_arguments_get_one_line(args, says, tmp_path, images):

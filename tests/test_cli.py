@@ -71,7 +71,8 @@ def test_help_shows_examples_and_is_fast():
 
 def test_score_as_json_has_every_key(place):
     """One object a line; exit status by the flags."""
-    out = run("score", place / "png", "--detector", place / "detector", "--model", spec(place), "--format", "json")
+    known = ["--detector", place / "detector", "--model", spec(place)]
+    out = run("score", place / "png", *known, "--format", "json", "--features")
     records = [json.loads(line) for line in out.stdout.splitlines()]
     assert len(records) == 5
     keys = {"image", "prediction", "class_name", "score", "p_value", "adversarial", "features", "cost"}
@@ -140,7 +141,9 @@ def test_a_bad_file_in_a_folder_does_not_stop_the_others(place, tmp_path):
         (tmp_path / f"{i}.png").write_bytes((place / "png" / f"{i}.png").read_bytes())
     (tmp_path / "1.png").write_text("no image")
     out = run("score", tmp_path, "--detector", place / "detector", "--model", spec(place), "--format", "json")
-    assert [Path(json.loads(line)["image"]).name for line in out.stdout.splitlines()] == ["0.png", "2.png"]
+    records = [json.loads(line) for line in out.stdout.splitlines()]
+    assert sorted(Path(r["image"]).name for r in records if "adversarial" in r) == ["0.png", "2.png"]
+    assert ["not an image" in r["error"] for r in records if "error" in r] == [True]
     assert out.stderr.count("not an image") == 1
     assert out.exit_code == 2
 

@@ -11,19 +11,22 @@ import advconn
 
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
-    {"errors", "nets", "copies", "progress"},
-    {"paths", "files", "calibration"},
-    {"bypass", "band"},
-    {"classifier"},
-    {"images", "modes", "models", "attacks", "space"},
+    {"errors", "nets", "copies", "progress", "shown"},
+    {"paths", "files", "calibration", "folding", "fingerprint", "preprocessing", "blackbox", "store"},
+    {"bypass", "band", "adapters", "pictures", "weights", "architectures"},
+    {"probing", "arrays"},
+    {"classifier", "images"},
+    {"modes", "models", "attacks", "space", "agreement"},
     {"features", "connection", "decoder"},
     {"connectivity"},
     {"detector"},
-    {"fitting", "guard", "bundle"},
+    {"fitting", "guard", "heads", "card"},
+    {"bundle"},
     {"evaluation"},
     {"report", "figures"},
     {"studies"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 

@@ -2,36 +2,114 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
+from advconn.cli.calibrate import calibrate
 from advconn.cli.common import complain
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
 from advconn.cli.study import study
-from advconn.errors import AdvconnError
+from advconn.errors import AdvconnError, line_of
+
+INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Turns what advconn refuses into one line on stderr and exit status 2."""
+    """Every way to fail is one line on stderr and exit status 2; 1 is kept for "flagged"."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    debug = False
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and exit with 0, 1 (flagged), 2 (failed) or 130 (interrupted)."""
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        self.debug = bool(os.environ.get("ADVCONN_DEBUG"))
+        _writable()
         try:
-            return super().invoke(ctx)
-        except AdvconnError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            _fail("interrupted")
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except (click.exceptions.Exit, SystemExit) as error:
+            status = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
+            status = _flushed(status if isinstance(status, int) else FAILED)
+        except BaseException as error:  # the last place where anything can be said in one line
+            status = self._failed(error)
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def _failed(self, error: BaseException) -> int:
+        if self.debug and not isinstance(error, (KeyboardInterrupt, click.Abort)):
+            raise error
+        with suppress(OSError, ValueError):
+            if isinstance(error, (KeyboardInterrupt, click.Abort)):
+                complain("interrupted")
+                return INTERRUPTED
+            if isinstance(error, click.ClickException):
+                error.show()
+            elif isinstance(error, AdvconnError):
+                complain(str(error))
+            elif isinstance(error, BrokenPipeError):
+                _silence()
+                complain("the output was closed before everything was written")
+            elif isinstance(error, OSError):
+                _silence()
+                complain(f"{error.filename or 'the output'}: {error.strerror or line_of(error)}")
+            else:
+                complain(
+                    f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)} (--debug "
+                    "shows the whole trace)"
+                )
+        return FAILED
 
 
-def _fail(message: str) -> None:
-    complain(message)
-    sys.exit(FAILED)
+def _writable() -> None:
+    """Output that is closed is told before the work; names that it cannot print are escaped."""
+    if sys.stdout is None:
+        with suppress(OSError, ValueError):
+            complain("the standard output is closed: there is nowhere to put the results")
+        sys.exit(FAILED)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _flushed(status: int) -> int:
+    """The status, or a failure where what was printed cannot be written."""
+    try:
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        _silence()
+        with suppress(OSError, ValueError):
+            complain(f"the output cannot be written: {error.strerror}")
+        return FAILED
+
+
+def _silence() -> None:
+    """Nothing more goes to an output that is gone, not even at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    root = ctx.find_root().command
+    if value and isinstance(root, _Group):
+        root.debug = True
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -47,5 +125,14 @@ def main() -> None:
     """
 
 
-for command in (score, fit, attack, benchmark, connect, study):
+for command in (score, fit, calibrate, attack, benchmark, connect, study):
+    option = click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_debug,
+        help="Show the whole trace of an error.",
+    )
+    command.params.append(option)
     main.add_command(command)

@@ -8,39 +8,45 @@ import click
 
 from advconn.cli.common import (
     PATH,
+    Asked,
     classifier_of,
     data_option,
     detector_of,
     detector_option,
     device_option,
-    model_option,
+    model_options,
     note,
-    progress_bar,
     read,
+    reading_options,
     seed_option,
     vacant,
-    weights_option,
 )
+from advconn.cli.progress import progress_bar
 
 
 @click.command()
 @click.option("--attack", "spec", required=True, metavar="NAME[:key=value,...]", help="Such as pgd:eps=8/255,steps=10.")
-@model_option
-@weights_option
+@model_options
 @detector_option
 @data_option
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Where the attacked images go.")
 @click.option("--limit", type=click.IntRange(min=1), help="Attack at most so many images.")
+@click.option("--float", "floats", is_flag=True, help="Write floats, which bytes would round: images.npz alone.")
+@reading_options
 @seed_option
 @device_option
 def attack(
     spec: str,
-    model: str | None,
-    weights: Path | None,
+    asked: Asked,
     detector: Path | None,
     data: Path,
     out: Path,
     limit: int | None,
+    floats: bool,
+    reading: str,
+    labels: str,
+    max_bad: float,
+    accept: bool,
     seed: int,
     device: str,
 ) -> None:
@@ -58,26 +64,26 @@ def attack(
 
     vacant(out)
     made = Attack.parse(spec)
-    collection = Collection(data).sample(limit, seed)
-    if model is not None and detector is None:
-        classifier = classifier_of(model, weights, collection, device)
+    collection = Collection(data, reading=reading).sample(limit, seed)
+    if asked.model is not None and detector is None:
+        classifier = classifier_of(asked, collection, device)
     else:
-        classifier = detector_of(detector, model, weights, device).connectivity.classifier
-    images, labels = read(collection, classifier)
+        classifier = detector_of(detector, asked, device).connectivity.classifier
+    images, known, stems = read(collection, classifier, labels, max_bad, accept)
     clean = classifier.check(images)
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)
-    truth = predicted if labels is None else labels.to(predicted)
+    truth = predicted if known is None else known.to(predicted)
     done: list[torch.Tensor] = []
     with progress_bar() as progress:
         for part in made.batches(classifier, clean, truth, seed=seed, batch_size=64):
-            done.append(round_to_bytes(part))
+            done.append(part if floats else round_to_bytes(part))
             progress(str(made), sum(map(len, done)), len(clean))
     attacked = torch.cat(done)
     right = predicted == truth
     hits = int((succeeded(classifier, attacked, truth) & right).sum())
     change = (attacked - clean).flatten(1)
-    names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(collection.items)]
-    save(attacked, truth, names, out)
+    names = [f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
+    save(attacked, truth, names, out, floats=floats)
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images that were classified right "
         f"({int((~right).sum())} were not); mean L2 {change.norm(dim=1).mean():.3f}, "

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from advconn.cli.common import (
     PATH,
     SPEC,
+    Asked,
     classifier_of,
     detector_of,
     detector_option,
     device_option,
-    model_option,
+    model_options,
     note,
-    progress_bar,
     read,
+    reading_options,
     seed_option,
     unasked,
     vacant,
-    weights_option,
 )
+from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,11 +51,14 @@ EVERY = (
 
 @click.command()
 @click.option(
-    "--attack", "attacks", multiple=True, metavar="NAME[:key=value,...]", help="Repeat for more; all if none."
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[:key=value,...]",
+    help="Attack to test; repeat for more [default: all].",
 )
 @detector_option
-@model_option
-@weights_option
+@model_options
 @click.option("--data", type=PATH, metavar="PATH", help="Clean images; else CIFAR-10's test images, or digits.")
 @click.option("--baseline", "baselines", multiple=True, metavar="NAME", help="Repeat for more; all if none.")
 @click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
@@ -66,16 +69,16 @@ EVERY = (
 @click.option("--leave-one-out", is_flag=True, help="Also train without each attack in turn.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
-@click.option("--cache", type=PATH, help="Where finished work is kept; ~/.cache/advconn unless told.")
+@click.option("--cache", type=PATH, help="Folder for finished work [default: ~/.cache/advconn].")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv and report.html.")
 @click.option("--list-attacks", is_flag=True, help="Show attacks and their parameters, and exit.")
+@reading_options
 @seed_option
 @device_option
 def benchmark(
     attacks: tuple[str, ...],
     detector: Path | None,
-    model: str | None,
-    weights: Path | None,
+    asked: Asked,
     data: Path | None,
     baselines: tuple[str, ...],
     second: str | None,
@@ -89,6 +92,10 @@ def benchmark(
     cache: Path | None,
     out: Path | None,
     list_attacks: bool,
+    reading: str,
+    labels: str,
+    max_bad: float,
+    accept: bool,
     seed: int,
     device: str,
 ) -> None:
@@ -109,6 +116,7 @@ def benchmark(
     from advconn.evaluation.record import save
     from advconn.evaluation.roster import BASELINES
     from advconn.evaluation.runner import Runner
+    from advconn.files import cache_folder
 
     if list_attacks:
         _list()
@@ -120,7 +128,8 @@ def benchmark(
         raise DataError(f"no baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}")
     parse_all(attacks)
     with _cluster(backend, jobs), progress_bar() as progress:
-        found, images = _subject(detector, model, weights, data, device, fpr, seed, progress)
+        how = {"reading": reading, "labels": labels, "max_bad": max_bad, "accept": accept}
+        found, images = _subject(detector, asked, data, device, fpr, seed, progress, how)
         settings = runs.Settings(
             attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
             baselines=baselines or tuple(BASELINES),
@@ -137,8 +146,8 @@ def benchmark(
             subject = found.connectivity.classifier
             size, classes = subject.preprocessing.size, subject.num_classes
             other = models.load(second, second_weights, size=size, num_classes=classes, device=str(subject.device))
-        folder = cache or Path(os.environ.get("ADVCONN_CACHE", Path.home() / ".cache" / "advconn"))
-        runner = Runner(jobs, backend, str(folder), progress)
+        folder = cache_folder(cache)
+        runner = Runner(jobs, backend, None if folder is None else str(folder), progress, note)
         report = runs.run(images, found, settings, runner, second=other, note=note)
     _show(report)
     if out is not None:
@@ -148,13 +157,13 @@ def benchmark(
 
 def _subject(
     folder: Path | None,
-    model: str | None,
-    weights: Path | None,
+    asked: Asked,
     data: Path | None,
     device: str,
     fpr: float,
     seed: int,
     progress: Progress,
+    how: dict[str, Any],
 ) -> tuple[Detector, Data]:
     """The detector that is measured, and images that it has not seen."""
     import numpy as np
@@ -165,22 +174,22 @@ def _subject(
     from advconn.images import Collection
 
     if data is None:
-        if model is not None or folder is not None:
+        if asked.model is not None or folder is not None:
             raise DataError("--data is needed with --detector or --model: images that the classifier takes")
         return unasked(device)
-    collection = Collection(data)
-    if model is None or folder is not None:
-        found = detector_of(folder, model, weights, device)
-        pixels, labels = read(collection, found.connectivity.classifier)
+    collection = Collection(data, reading=how.pop("reading"))
+    if asked.model is None or folder is not None:
+        found = detector_of(folder, asked, device)
+        pixels, labels, _ = read(collection, found.connectivity.classifier, **how)
         return found, Data(data.name, pixels, labels)
-    classifier = classifier_of(model, weights, collection, device)
-    pixels, labels = read(collection, classifier)
+    classifier = classifier_of(asked, collection, device)
+    pixels, labels, _ = read(collection, classifier, **how)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))
     apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
     note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
     found = fit(
         classifier, pixels[apart], None if labels is None else labels[apart], fpr=fpr, seed=seed, progress=progress,
-        note=note,
+        note=note, accept_accuracy=True,
     )  # fmt: skip
     return found, Data(data.name, pixels[rest], None if labels is None else labels[rest])
 

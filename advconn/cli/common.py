@@ -1,80 +1,173 @@
-"""What the commands share: options, models and images from their arguments, notes, and a progress bar."""
+"""What the commands share: options, models and images from their arguments, and notes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from advconn.errors import DataError
+from advconn.errors import DataError, ModelError
+from advconn.files import vacant as vacant
+from advconn.shown import shown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from advconn.classifier import Classifier
     from advconn.detector import Detector
     from advconn.evaluation.data import Data
     from advconn.images import Collection
-    from advconn.progress import Progress
 
-SHOWN_AFTER = 2.0  # seconds
-
-SPEC = "file.py:factory, package.module:factory, timm:NAME or torchvision:NAME."
-PATH = click.Path(path_type=Path)
-model_option = click.option("--model", metavar="SPEC", help=SPEC)
-data_option = click.option(
-    "--data", type=PATH, required=True, metavar="PATH", help="Clean images: an image, a folder or .npz."
+F = TypeVar("F", bound=Callable[..., Any])
+SPEC = (
+    "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
 )
-weights_option = click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file.")
+PATH = click.Path(path_type=Path, readable=False)
+data_option = click.option(
+    "--data", type=PATH, required=True, metavar="PATH", help="Clean images: an image, a folder or an array file."
+)
 detector_option = click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every split and attack."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for splits and attacks."
 )
+accept_option = click.option(
+    "--accept-accuracy", "accept", is_flag=True, help="Go on with a classifier that is no better than chance."
+)
+
+
+def model_options(function: F) -> F:
+    """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
+    from functools import wraps
+
+    names = ("model", "weights", "size", "channels", "mean", "std", "classes")
+
+    @wraps(function)
+    def command(**given: Any) -> Any:
+        return function(asked=Asked(**{name: given.pop(name) for name in names}), **given)
+
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command  # type: ignore[return-value]
+
+
+class _Side(click.ParamType):  # type: ignore[type-arg]
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            self.fail(f"{value!r}: expected a side or HEIGHTxWIDTH, such as 224 or 480x640", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return tuple(float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: expected a number a channel, such as 0.485,0.456,0.406", param, ctx)
+
+
+_MODEL = (
+    click.option("--model", metavar="SPEC", help=SPEC),
+    click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
+    click.option("--size", type=_Side(), help="Input size of a --model that cannot say: 224 or 480x640."),
+    click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
+    click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
+    click.option("--std", type=_Numbers(), help="Per channel."),
+    click.option("--classes", type=PATH, metavar="FILE", help="Class names: one a line, a JSON list, or id2label."),
+)
+
+
+class Asked:
+    """The classifier that the command line names, and what it says of it."""
+
+    def __init__(
+        self,
+        model: str | None,
+        weights: Path | None = None,
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        classes: Path | None = None,
+    ) -> None:
+        self.model, self.weights, self.classes = model, weights, classes
+        told = {"size": size, "channels": channels, "mean": mean, "std": std}
+        self.options = {name: value for name, value in told.items() if value is not None}
+        if model is None and (weights is not None or classes is not None or self.options):
+            raise DataError(
+                "--weights, --size, --channels, --mean, --std and --classes go with --model: name the model"
+            )
+
+    def load(self, device: str, collection: Collection | None = None, **known: Any) -> Classifier:
+        """It, at the size of the images where neither it nor the command line states one."""
+        from advconn import models
+
+        if self.model is None:
+            raise DataError("--model is needed")
+        options = known | self.options
+        if self.classes is not None:
+            options["class_names"] = class_names(self.classes)
+        wanted = place(device)
+        try:
+            return models.load(self.model, self.weights, device=wanted, note=note, **options)
+        except ModelError as error:
+            if collection is None or "size" in options or "does not take images" not in str(error):
+                raise
+        return models.load(self.model, self.weights, device=wanted, note=note, size=collection.size(), **options)
+
+
+def class_names(file: Path) -> Any:
+    """Class names from a file: one a line, a JSON list, or a JSON object from index to name (or the other way)."""
+    import json
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable class names: {error}") from error
+    found = found.get("id2label", found) if isinstance(found, dict) else found
+    if isinstance(found, dict) and not all(str(key).isdecimal() for key in found):
+        found = {value: key for key, value in found.items()}
+    return found if isinstance(found, dict) else [str(name).strip() for name in found if str(name).strip()]
 
 
 def complain(message: str) -> None:
     """One line on stderr."""
-    click.echo(f"advconn: {' '.join(message.split())}", err=True)
+    click.echo(f"advconn: {shown(' '.join(message.split()))}", err=True)
 
 
 def note(message: str) -> None:
     """What the user should know, on stderr."""
-    click.echo(f"note: {message}", err=True)
+    click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
 
 
-def vacant(folder: Path) -> None:
-    """Refuse a folder that holds something or cannot be made, before the work that is to fill it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: exists and is not empty; give a new name or remove it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
+def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifier:
+    """The classifier named on the command line; one that takes images of any size is given those of the images."""
+    found = asked.load(device, collection)
+    if found.preprocessing.size is None:
+        found = asked.load(device, None, size=collection.size())
+    return found
 
 
-def classifier_of(spec: str, weights: Path | None, collection: Collection, device: str) -> Classifier:
-    """The classifier named on the command line, at the size of the images where it states none."""
-    from advconn import models
-
-    return models.load(spec, weights, size=collection.size(), device=place(device))
-
-
-def detector_of(detector: Path | None, model: str | None, weights: Path | None, device: str) -> Detector:
+def detector_of(detector: Path | None, asked: Asked, device: str) -> Detector:
     """The detector named on the command line; the shipped one where none is."""
-    from advconn import bundle, models
+    from advconn import bundle
 
-    if model is None:
-        if weights is not None:
-            raise DataError("--weights goes with --model: name the model they belong to")
+    if asked.model is None:
         return bundle.load(detector or bundle.default(), device=place(device))
     if detector is None:
         raise DataError("--model needs the --detector that was fitted for it: make one with advconn fit")
     card = bundle.read_card(detector)["classifier"]
     look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
     look |= {"channels": card["channels"], "class_names": card["class_names"]}
-    return bundle.load(detector, model=models.load(model, weights, device=place(device), **look))
+    return bundle.load(detector, model=asked.load(device, None, **look))
 
 
 def unasked(device: str) -> tuple[Detector, Data]:
@@ -88,10 +181,10 @@ def unasked(device: str) -> tuple[Detector, Data]:
     try:
         images = cifar10()
         note("no --data given: CIFAR-10's test images, and the shipped CIFAR-10 detector")
-        return detector_of(None, None, None, device), images
+        return detector_of(None, Asked(None), device), images
     except DataError as error:
         note(f"{error}; the digits inside scikit-learn, and the shipped digits detector, stand in")
-    return detector_of(bundle.default("digits"), None, None, device), unseen_digits()
+    return detector_of(bundle.default("digits"), Asked(None), device), unseen_digits()
 
 
 def place(device: str) -> str:
@@ -105,58 +198,79 @@ def place(device: str) -> str:
     if not device.startswith(("cpu", "cuda")):
         raise DataError(f"--device {device}: expected auto, cpu or cuda")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except RuntimeError:
         raise DataError(f"--device {device}: there is no such device here; expected auto, cpu or cuda") from None
     return device
 
 
-def read(collection: Collection, classifier: Classifier) -> tuple[Any, Any]:
-    """All images at the classifier's size, and their true labels where they are known."""
+READING = click.option(
+    "--reading",
+    type=click.Choice(["plain", "upright"]),
+    default="plain",
+    show_default=True,
+    help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white.",
+)
+LABELS = click.option(
+    "--labels",
+    type=click.Choice(["auto", "index", "name", "sorted", "none"]),
+    default="auto",
+    show_default=True,
+    help="What class folders mean; auto: what the classifier agrees with best.",
+)
+MAX_BAD = click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of files that may be unreadable; they are left out.",
+)
+
+
+def reading_options(function: F) -> F:
+    """--reading, --labels, --max-bad and --accept-accuracy, of the commands that read labelled images."""
+    for option in (accept_option, MAX_BAD, LABELS, READING):
+        function = option(function)
+    return function
+
+
+def read(
+    collection: Collection, classifier: Classifier, labels: str, max_bad: float, accept: bool
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """All images at the classifier's size, their true labels where known, and their names.
+
+    Says on stderr how well the classifier and the labels go together.
+
+    Raises:
+        DataError: too many unreadable files, or a classifier no better than chance.
+    """
     import torch
 
-    from advconn.images import labels
+    from advconn.agreement import checked, chosen
 
-    batches = list(collection.batches(classifier.preprocessing, classifier.channels))
+    bad: list[DataError] = list(collection.failed)
+    look, channels = classifier.preprocessing, classifier.channels
+    batches = list(collection.batches(look, channels, bad=lambda item, error: bad.append(error)))
+    tell_skipped(collection)
+    count = len(collection.items) + len(collection.failed)
+    if bad and (len(bad) > max_bad * count or not batches):
+        more = f" ({len(bad)} of {count} cannot be read: --max-bad {len(bad) / count:.2g} leaves them out)"
+        raise DataError(f"{bad[0]}{more * (len(bad) < count)}")
+    for error in bad:
+        note(f"left out: {error}")
     if any(any(b.resized) for b in batches):
         note("images of another size were brought to the classifier's own, as its preprocessing does it")
-    truth = labels(collection.items, classifier.class_names, classifier.num_classes)
-    if truth is None:
-        note("no true labels are known: the classifier's own predictions stand in for them")
-    return torch.cat([b.images for b in batches]), truth
+    items = [item for b in batches for item in b.items]
+    images = torch.cat([b.images for b in batches])
+    predicted = torch.cat([classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)])
+    truth = chosen(items, classifier, predicted, labels, note)
+    note(checked(predicted, truth, classifier.num_classes, accept=accept))
+    return images, truth, [item.path.stem for item in items]
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr that appears once the work has taken two seconds."""
-    from time import monotonic
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    tasks: dict[str, Any] = {}
-    started, shown = monotonic(), False
-
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal shown
-        if not shown and monotonic() - started > SHOWN_AFTER:
-            shown = True
-            bars.start()
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total)
-        bars.update(tasks[stage], completed=done, total=total, visible=done < total)
-
-    try:
-        yield report
-    finally:
-        if shown:
-            bars.stop()
+def tell_skipped(collection: Collection) -> None:
+    """A line on files that are no images, if there are any."""
+    if collection.skipped:
+        first = ", ".join(collection.skipped[:3]) + ", ..." * (len(collection.skipped) > 3)
+        many = len(collection.skipped) > 1
+        note(f"{len(collection.skipped)} file{'s' * many} {'were no images' if many else 'was no image'}: {first}")

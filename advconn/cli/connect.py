@@ -9,15 +9,15 @@ import click
 
 from advconn.cli.common import (
     PATH,
+    Asked,
     classifier_of,
     detector_of,
     detector_option,
     device_option,
-    model_option,
+    model_options,
     note,
-    progress_bar,
-    weights_option,
 )
+from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ KINDS = (".html", ".png", ".json")
 @click.command()
 @click.argument("first", type=PATH, metavar="A.png")
 @click.argument("second", type=PATH, metavar="B.png")
-@model_option
-@weights_option
+@model_options
 @detector_option
 @click.option("--class", "wanted", metavar="C", help="Class to stay in, an index or a name; else A's prediction.")
 @click.option("--space", "layer", default="pixel", show_default=True, metavar="pixel|LAYER", help="Where to walk.")
@@ -48,8 +47,7 @@ KINDS = (".html", ".png", ".json")
 def connect(
     first: Path,
     second: Path,
-    model: str | None,
-    weights: Path | None,
+    asked: Asked,
     detector: Path | None,
     wanted: str | None,
     layer: str,
@@ -60,9 +58,9 @@ def connect(
     out: Path | None,
     device: str,
 ) -> None:
-    """Walk from image A to image B so that the class stays: a straight path, and one found round its barrier.
+    """Find a path from image A to image B along which the predicted class stays the same.
 
-    Without --model and --detector the shipped CIFAR-10 classifier is asked.
+    Without --model and --detector the shipped CIFAR-10 classifier is used.
 
     \b
     Example:
@@ -78,10 +76,10 @@ def connect(
     if not delta > 0:
         raise DataError(f"--delta {delta:g}: expected a cross-entropy above 0")
     collections = [Collection(first), Collection(second)]
-    if model is not None and detector is None:
-        classifier = classifier_of(model, weights, collections[0], device)
+    if asked.model is not None and detector is None:
+        classifier = classifier_of(asked, collections[0], device)
     else:
-        classifier = detector_of(detector, model, weights, device).connectivity.classifier
+        classifier = detector_of(detector, asked, device).connectivity.classifier
         if detector is None:
             note("no --model or --detector given: the shipped 32x32 CIFAR-10 classifier is asked")
     images = [_single(c, classifier) for c in collections]
@@ -142,7 +140,7 @@ def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | No
         return decoders.load(file, space)
     if data is None:
         raise DataError(f"{file}: no such file; give --data with images to train a decoder on")
-    images, _ = read(Collection(data), space.classifier)
+    images, _, _ = read(Collection(data), space.classifier, "none", 0.01, True)
     with progress_bar() as progress:
         found = decoders.train(space, images, progress=progress)
     found.save(file)

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from advconn.cli.common import (
     PATH,
     SPEC,
+    Asked,
     classifier_of,
-    data_option,
     device_option,
+    model_options,
     note,
-    progress_bar,
     read,
+    reading_options,
     seed_option,
     vacant,
-    weights_option,
 )
+from advconn.cli.progress import progress_bar, span
+from advconn.errors import AttackError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advconn.classifier import Classifier
 
 
 @click.command()
-@click.option("--model", required=True, metavar="SPEC", help=SPEC)
-@weights_option
-@data_option
+@model_options
+@click.option("--data", multiple=True, required=True, type=PATH, metavar="PATH", help="Clean images; repeat for more.")
+@click.option("--calibrate", "apart", type=PATH, metavar="PATH", help="Other clean images, to calibrate on alone.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The detector's folder.")
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[:key=value,...]",
+    help="Attack to train on; repeat for more. `auto` finds strengths at which this classifier falls.",
+)
+@click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most so many images by each attack.")
+@click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
+@click.option("--surrogate-weights", type=PATH, help="Its state dict.")
 @click.option(
     "--references",
     type=click.Choice(["choose", "synthesise"]),
@@ -35,54 +53,134 @@ from advconn.cli.common import (
     show_default=True,
     help="Take references from the images (they are stored in the detector), or make them.",
 )
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes for the attacks.")
+@click.option("--cache", type=PATH, help="Where finished attacks are kept [default: ~/.cache/advconn].")
+@reading_options
 @seed_option
 @device_option
 def fit(
-    model: str,
-    weights: Path | None,
-    data: Path,
+    asked: Asked,
+    data: tuple[Path, ...],
+    apart: Path | None,
     out: Path,
     fpr: float,
     limit: int | None,
+    attacks: tuple[str, ...],
+    limit_attacked: int | None,
+    surrogate: str | None,
+    surrogate_weights: Path | None,
     references: str,
+    jobs: int,
+    cache: Path | None,
+    reading: str,
+    labels: str,
+    max_bad: float,
+    accept: bool,
     seed: int,
     device: str,
 ) -> None:
     """Fit a detector for a classifier on clean images, which it was not trained on if possible.
 
-    The attacked images are made here, over a mixture of attacks and strengths.
+    The attacked images are made here, over a mixture of attacks and strengths. Finished attacks are kept: the same
+    command goes on where it was interrupted.
 
     \b
     Example:
       advconn fit --model my_model.py:build --data images/ --out detector/
       advconn fit --model timm:efficientnet_lite0 --weights w.safetensors --data images/ --out detector/
     """
-    from advconn import bundle
+    from advconn import bundle, models
+    from advconn.attacks import parse_all
+    from advconn.calibration import enough
+    from advconn.files import cache_folder
     from advconn.fitting import fit as fit_detector
     from advconn.images import Collection
+    from advconn.store import Store
 
+    if asked.model is None:
+        raise click.UsageError("Missing option '--model'.")
+    enough(10**9, fpr)
+    auto = "auto" in attacks
+    if auto and len(attacks) > 1:
+        raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
+    parse_all(() if auto else attacks)
     vacant(out)
-    collection = Collection(data).sample(limit, seed)
-    classifier = classifier_of(model, weights, collection, device)
-    images, labels = read(collection, classifier)
-    with progress_bar() as progress:
+    collections = [Collection(path, reading=reading).sample(limit, seed) for path in data]
+    classifier = classifier_of(asked, collections[0], device)
+    images, truth = _joined([read(c, classifier, labels, max_bad, accept)[:2] for c in collections])
+    other = None
+    if apart is not None:
+        other = read(Collection(apart, reading=reading), classifier, labels, max_bad, accept)[0]
+    stand_in = None
+    if surrogate is not None:
+        look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
+        stand_in = models.load(surrogate, surrogate_weights, device=str(classifier.device), note=note, **look)
+    options: dict[str, Any] = {} if limit_attacked is None else {"per_attack": limit_attacked}
+    if attacks:
+        options["attacks"] = _suited(classifier, images, truth, seed) if auto else attacks
+    store = Store(cache_folder(cache), note)
+    _tell(classifier, len(images), jobs, options)
+    with progress_bar(_expected(classifier, len(images), options)) as progress:
         detector = fit_detector(
             classifier,
             images,
-            labels,
+            truth,
             fpr=fpr,
             seed=seed,
             synthesised=references == "synthesise",
+            apart=other,
+            surrogate=stand_in,
+            accept_accuracy=True,  # looked at while reading
             progress=progress,
             note=note,
+            store=store,
+            jobs=jobs,
+            **options,
         )
     bundle.save(detector, out)
     fitted, calibration = detector.fitted_, detector.calibration_
     for name, (tried, hits) in fitted.attacks.items():
-        low = "   (weak: few images to learn it from)" if tried and hits < 0.9 * tried else ""
+        low = "   (it rarely changes this classifier's mind: --attack auto)" if tried and hits < 0.5 * tried else ""
         click.echo(f"  {name:<32} succeeded on {hits} of {tried}{low}")
     click.echo(
         f"{out}: fitted on {fitted.train} clean images and their attacked copies, calibrated on {fitted.calibrate} "
         f"others: "
         f"score above {calibration.threshold:.2f} is flagged (false-alarm rate {calibration.fpr:g})"
     )
+
+
+def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Images of several paths as one; their labels where all have some."""
+    import torch
+
+    if len({images.dtype for images, _ in parts}) > 1:
+        raise DataError("--data: some images are bytes and some floats: store them alike")
+    known = [labels for _, labels in parts if labels is not None]
+    return torch.cat([images for images, _ in parts]), torch.cat(known) if len(known) == len(parts) else None
+
+
+def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: int) -> tuple[str, ...]:
+    from advconn.attacks import suited
+
+    some = images[:256]
+    labels = classifier.logits(classifier.check(some)).argmax(1).cpu() if truth is None else truth[:256]
+    found = suited(classifier, some, labels, seed=seed)
+    note(f"attacks that suit this classifier: {' '.join(found)}")
+    return found
+
+
+def _expected(classifier: Classifier, count: int, options: dict[str, Any]) -> float:
+    """Seconds that a fit is thought to take."""
+    from advconn.connectivity import Connectivity
+    from advconn.detector import Detector
+    from advconn.fitting import estimate, gradient_free
+
+    if not classifier.differentiable and "attacks" not in options:
+        options = options | {"attacks": gradient_free()}
+    return estimate(Detector(Connectivity(classifier), **options), count)
+
+
+def _tell(classifier: Classifier, count: int, jobs: int, options: dict[str, Any]) -> None:
+    seconds = _expected(classifier, count, options)
+    many = f" with {jobs} processes sharing it" if jobs > 1 else ""
+    note(f"fitting on {count} images takes about {span(seconds)} here{many}; what is finished is kept")

@@ -11,16 +11,17 @@ import click
 from advconn.cli.common import (
     PATH,
     SPEC,
+    Asked,
     classifier_of,
     detector_of,
     device_option,
     note,
-    progress_bar,
     read,
     seed_option,
     unasked,
     vacant,
 )
+from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def study(
 ) -> None:
     """Repeat an experiment of Vrabel et al. (2025) or Gu & Borovykh (2023), and set its figures beside theirs.
 
-    Without --model the shipped CIFAR-10 classifier is looked at.
+    Without --model the shipped CIFAR-10 classifier is used.
 
     \b
     Example:
@@ -88,12 +89,12 @@ def _subject(
         )  # fmt: skip
     collection = Collection(data)
     if not models:
-        note("no --model given: the shipped 32x32 CIFAR-10 classifier is looked at")
-        found = [detector_of(None, None, None, device).connectivity.classifier]
+        note("no --model given: the shipped 32x32 CIFAR-10 classifier is used")
+        found = [detector_of(None, Asked(None), device).connectivity.classifier]
     else:
         files = weights or (None,) * len(models)
-        found = [classifier_of(s, w, collection, device) for s, w in zip(models, files, strict=True)]
-    pixels, labels = read(collection, found[0])
+        found = [classifier_of(Asked(s, w), collection, device) for s, w in zip(models, files, strict=True)]
+    pixels, labels, _ = read(collection, found[0], "auto", 0.01, True)
     for other in found[1:]:
         if other.num_classes != found[0].num_classes or other.preprocessing.size != found[0].preprocessing.size:
             raise DataError(

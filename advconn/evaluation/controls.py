@@ -40,7 +40,7 @@ def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
     look = classifier.preprocessing
     return Classifier(
         network.eval(), size=look.size, mean=look.mean, std=look.std, channels=classifier.channels,
-        device=classifier.device,
+        device=classifier.device, output=classifier.adapter.output,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import DataError
+from advconn.files import cache_folder
 
 TAUGHT, FITTED = 600, 1000  # digits up to TAUGHT train the shipped classifier, up to FITTED its detector
 
@@ -81,10 +82,17 @@ def cifar10(root: Path | None = None) -> Data:
     """
     from torchvision.datasets import CIFAR10
 
-    folder = root or Path(os.environ.get("ADVCONN_DATA", Path.home() / ".cache" / "advconn" / "data"))
+    cache = cache_folder()
+    folder = root or (Path(os.environ["ADVCONN_DATA"]) if os.environ.get("ADVCONN_DATA") else cache and cache / "data")
+    if folder is None:
+        raise DataError("there is no home to keep CIFAR-10 in: set ADVCONN_DATA to a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = CIFAR10(str(folder), train=False, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"CIFAR-10 is not in {folder} and could not be downloaded: {error}") from error
-    return Data("CIFAR-10 (test images)", torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets))
+    return Data(
+        "CIFAR-10 (test images)",
+        torch.from_numpy(found.data).permute(0, 3, 1, 2),
+        torch.tensor(found.targets, dtype=torch.int64, device="cpu"),
+    )

@@ -1,0 +1,118 @@
+"""Whether a classifier and images go together: what class folders mean, and whether its answers are above chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.classifier import Classifier
+from advconn.errors import DataError
+from advconn.images import Item, labels
+
+ENOUGH = 20  # images before anything is said of an accuracy
+LEVEL = 0.05
+HOW = ("auto", "index", "name", "sorted", "none")
+
+
+def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
+    """Labels (n,) by each way that fits: 'name', 'index', and 'sorted' (folders in the order of their text).
+
+    Arrays hold indices.
+    """
+    found: dict[str, Tensor | None] = {"index": labels(items, None, num_classes)}
+    given = [item.label for item in items]
+    if any(label is None for label in given):
+        return {}
+    if class_names is not None:
+        at = {name: i for i, name in enumerate(class_names)}
+        if all(label in at for label in given):
+            found["name"] = torch.tensor([at[str(label)] for label in given], dtype=torch.int64, device="cpu")
+        elif found["index"] is None:
+            found["index"] = labels(items, class_names, num_classes)  # some by name, some by index
+    folders = sorted({str(label) for label in given})
+    if all(item.row is None for item in items) and len(folders) <= num_classes:
+        order = {name: i for i, name in enumerate(folders)}
+        found["sorted"] = torch.tensor([order[str(label)] for label in given], dtype=torch.int64, device="cpu")
+    return {how: values for how, values in found.items() if values is not None}
+
+
+def chosen(
+    items: Sequence[Item],
+    classifier: Classifier,
+    predicted: Tensor,
+    how: str = "auto",
+    note: Callable[[str], None] = lambda text: None,
+) -> Tensor | None:
+    """True labels (n,) of images, read in the way asked for, or in the one that the predictions (n,) agree with best.
+
+    None where none are known; `note` is told which way was taken, and why none was.
+
+    Raises:
+        DataError: the way asked for does not fit.
+    """
+    if how == "none":
+        return None
+    found = ways(items, classifier.class_names, classifier.num_classes)
+    if how != "auto":
+        if how not in found:
+            raise DataError(
+                f"--labels {how}: the images have no such labels; what fits is {', '.join(found) or 'none'}"
+            )
+        return found[how]
+    if not found:
+        note("no true labels are known: the classifier's own predictions stand in for them")
+        return None
+    agree = {way: float((values == predicted.cpu()).float().mean()) for way, values in found.items()}
+    best = max(("name", "index", "sorted"), key=lambda way: agree.get(way, -1.0))
+    folders = len({item.label for item in items})
+    partial = best == "sorted" and folders < classifier.num_classes
+    if partial and not above_chance(round(agree[best] * len(items)), len(items), classifier.num_classes):
+        note(
+            f"the {folders} class folders are none of the {classifier.num_classes} classes by name or index: the "
+            "classifier's own predictions stand in for labels (--classes FILE gives the names)"
+        )
+        return None
+    others = [f"{way} {agree[way]:.0%}" for way in found if way != best and not torch.equal(found[way], found[best])]
+    if others:
+        note(
+            f"labels are read by {best}: {agree[best]:.0%} agree with the classifier ({', '.join(others)}); see "
+            "--labels"
+        )
+    return found[best]
+
+
+def above_chance(right: int, count: int, classes: int) -> bool:
+    """Whether so many right answers are more than chance (binomial, one-sided, 95 %), or the images too few to tell."""
+    from scipy.stats import binom
+
+    return count < ENOUGH or float(binom.sf(right - 1, count, 1 / classes)) < LEVEL
+
+
+def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bool = False) -> str:
+    """One line on what the classifier makes of clean images: its predictions (n,), and their true labels if known.
+
+    Raises:
+        DataError: with `accept` false, on 20 images or more: no more right than by chance, or one class for all though
+            their labels differ or are unknown.
+    """
+    count, kinds = len(predicted), len(np.unique(predicted.cpu().numpy()))
+    known = truth is not None
+    right = int((predicted.cpu() == truth.cpu()).sum()) if truth is not None else 0
+    line = f"the classifier gets {right} of {count} images right ({right / max(count, 1):.1%})" if known else (
+        f"the classifier gives {count} images {kinds} of its {classes} classes; no true labels are known"
+    )  # fmt: skip
+    if accept or count < ENOUGH:
+        return line
+    way = (
+        "is the scale right (it is given values in [0, 1], after --mean and --std), the order of the channels (RGB), "
+        "the order of the labels (--labels)? --accept-accuracy goes on"
+    )
+    alike = truth is not None and len(np.unique(truth.cpu().numpy())) == 1
+    if kinds == 1 and not (alike and right == count):
+        raise DataError(f"the classifier gives all {count} images the class {int(predicted[0])}: {way}")
+    if known and not above_chance(right, count, classes):
+        raise DataError(f"{line}, which is no more than chance ({1 / classes:.1%}): {way}")
+    return line

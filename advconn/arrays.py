@@ -1,0 +1,298 @@
+"""Images in arrays: .npy, .npz, .pt and .pth, as attack tools write them. Nothing is unpickled, memory is bounded."""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advconn import pictures
+from advconn.errors import DataError, line_of
+
+SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
+NAMES = (
+    "images", "x_adv", "adv", "adv_complete", "adv_images", "images_adv", "adversarial", "x_test_adv", "x", "xs", "X",
+    "x_test", "inputs", "data", "arr_0",
+)  # fmt: skip
+LABELS = ("labels", "y", "targets", "label")
+LARGEST = 2**30  # bytes of one array
+MOST = 2**20  # images in one array
+LARGEST_HEADER = 10_000
+LARGEST_LABELS = 2**26  # bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array's axes are to be read: 'nhwc', 'nchw', 'nhw', 'hwc', 'chw' or 'hw'."""
+
+    axes: str
+
+    def images(self, array: np.ndarray) -> np.ndarray:
+        """The same as (n, c, h, w)."""
+        if "n" not in self.axes:
+            array = array[None]
+        if "c" not in self.axes:
+            return array[:, None]
+        return array.transpose(0, 3, 1, 2) if self.axes.endswith("hwc") else array
+
+
+def layout(shape: tuple[int, ...], channels: int | None, name: str) -> Layout:
+    """How an array of this shape holds images of so many channels (None: 1 or 3).
+
+    Raises:
+        DataError: it cannot, or in two ways.
+    """
+    counts = (1, 3) if channels is None else (channels,)
+    fits = []
+    if len(shape) == 4:
+        fits = [axes for axes, at in (("nhwc", 3), ("nchw", 1)) if shape[at] in counts]
+    elif len(shape) == 3:
+        fits = [axes for axes, at in (("hwc", 2), ("chw", 0)) if shape[at] in counts and 1 not in shape]
+        fits = fits or (["nhw"] if 1 in counts else [])
+    elif len(shape) == 2 and 1 in counts:
+        fits = ["hw"]
+    if len(fits) > 1 and len(shape) == 4:  # (n, 3, 224, 3) is told by its sides: images are about as high as wide
+        square = [a for a in fits if shape[a.index("h")] == shape[a.index("w")]]
+        fits = square if len(square) == 1 else fits
+    if len(fits) == 1:
+        return Layout(fits[0])
+    wanted = "1 or 3" if channels is None else str(channels)
+    said = f"can be read as {' and as '.join(fits)}" if fits else "is neither n x H x W x C nor n x C x H x W"
+    raise DataError(f"{name}: the shape {shape} {said} with C {wanted}: store it as n x H x W x C")
+
+
+class Archive:
+    """The images in an array file, read a batch at a time, and their labels (n,) where it holds some.
+
+    `shape` and `dtype` are the array's own. An .npz member is streamed, so that rows are best asked for in order.
+
+    Raises:
+        DataError: no such array, objects, a wrong type, a size that the file does not hold, more than LARGEST bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _refusing(path):
+            opener = {".npz": _open_npz, ".npy": _open_npy}.get(path.suffix.lower(), _open_torch)
+            self.source, labels = opener(path)
+        self.shape, self.dtype = tuple(self.source.shape), self.source.dtype
+        if self.dtype != np.uint8 and self.dtype.kind != "f":
+            raise DataError(f"{path}: images are {self.dtype}; expected uint8, or floats in [0, 1]")
+        if len(self.shape) not in (2, 3, 4):
+            raise DataError(f"{path}: images have shape {self.shape}; expected n x H x W x C with C 1 or 3")
+        if 0 in self.shape:
+            raise DataError(f"{path}: holds no images (shape {self.shape})")
+        if len(self.shape) > 3 and self.shape[0] > MOST:
+            raise DataError(f"{path}: {self.shape[0]:,} images; expected {MOST:,} or fewer: split it")
+        self.layout = layout(self.shape, None, str(path)) if not _both(self.shape) else None
+        if not _both(self.shape):
+            h, w = self.size()
+            if min(h, w) < pictures.SMALLEST or h * w > pictures.LARGEST:
+                raise DataError(
+                    f"{path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
+                    f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
+                )
+        self.labels = None if labels is None else _labels(labels, len(self), path)
+
+    def __len__(self) -> int:
+        return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        found = self.layout or layout(self.shape, None, str(self.path))
+        return self.shape[found.axes.index("h")], self.shape[found.axes.index("w")]
+
+    def read(self, row: int, channels: int) -> np.ndarray:
+        """One image (c, h, w): uint8, or float32 in [0, 1]."""
+        found = layout(self.shape, channels, str(self.path))
+        with _refusing(self.path):
+            array = self.source.row(row) if "n" in found.axes else self.source.whole()
+        image = found.images(array[None] if "n" in found.axes else array)[0]
+        if image.dtype == np.uint8:
+            return np.ascontiguousarray(image)
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        if not np.isfinite(image).all():
+            raise DataError(f"{self.path}[{row}]: holds NaN or infinity; expected values in [0, 1]")
+        if image.min() < -1e-4 or image.max() > 1 + 1e-4:
+            low, high = float(image.min()), float(image.max())
+            raise DataError(
+                f"{self.path}[{row}]: floats in [{low:.3g}, {high:.3g}]; expected [0, 1]: divide by 255, or undo the "
+                "normalisation"
+            )
+        return image.clip(0, 1)
+
+
+def _both(shape: tuple[int, ...]) -> bool:
+    """Whether the axes can be told only by the classifier's channels."""
+    return len(shape) == 4 and shape[1] in (1, 3) and shape[3] in (1, 3)
+
+
+def _labels(given: np.ndarray, count: int, path: Path) -> np.ndarray | None:
+    """Integers (n,) from (n,), (n, 1), whole floats or one-hot rows; None where they are none of these."""
+    values = given
+    if values.ndim == 2 and values.shape[0] == count and values.shape[1] > 1:
+        hot = (values == values.max(1, keepdims=True)).sum(1) == 1
+        values = values.argmax(1) if bool(hot.all()) else values
+    values = values.reshape(-1)
+    whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.round(values)).all()))
+    if len(values) != count or not whole:
+        raise DataError(f"{path}: labels are {given.dtype} {given.shape}; expected {count} integers")
+    return values.astype(np.int64)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever a damaged or hostile file makes NumPy, zipfile or torch raise, as one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # zlib, lzma, struct, tokenize, memory, recursion: all mean the file is unusable
+        kind = path.suffix.lower()
+        raise DataError(f"{path}: not a readable {kind} of arrays: {line_of(error, 160)}") from error
+
+
+class _Held:
+    """An array that is mapped from the disk or already in memory."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape = array, array.shape
+        self.dtype = np.dtype(array.dtype) if isinstance(array, np.ndarray) else _numpy(array[:0]).dtype
+
+    def row(self, i: int) -> np.ndarray:
+        return _numpy(self.array[i])
+
+    def whole(self) -> np.ndarray:
+        return _numpy(self.array)
+
+
+def _numpy(array: Any) -> np.ndarray:
+    """As a NumPy array of this machine's byte order; half and bfloat16 tensors become float32."""
+    if not isinstance(array, np.ndarray):
+        tensor = array.detach().cpu()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+class _Streamed:
+    """An array inside a .npz, of which only the rows asked for are ever in memory."""
+
+    def __init__(self, path: Path, member: str, shape: tuple[int, ...], dtype: np.dtype[Any], start: int) -> None:
+        self.path, self.member, self.shape, self.dtype, self.start = path, member, shape, dtype, start
+        self.bytes = dtype.itemsize * math.prod(shape[1:])
+        self._stream: Any = None
+        self._at = 0
+
+    def row(self, i: int) -> np.ndarray:
+        """Row i; reading goes on where it stopped, or starts anew for an earlier row."""
+        if self._stream is None or i < self._at:
+            self._stream = zipfile.ZipFile(self.path).open(self.member)  # noqa: SIM115 - read on at the next row
+            self._skip(self.start)
+            self._at = 0
+        self._skip((i - self._at) * self.bytes)
+        self._at = i + 1
+        data = self._stream.read(self.bytes)
+        return _numpy(np.frombuffer(data, self.dtype).reshape(self.shape[1:]))
+
+    def _skip(self, count: int) -> None:
+        while count > 0:
+            got = len(self._stream.read(min(count, 2**20)))
+            if not got:
+                raise EOFError("the array ends too early")
+            count -= got
+
+    def whole(self) -> np.ndarray:
+        return np.stack([self.row(i) for i in range(self.shape[0])])
+
+
+def _open_npz(path: Path) -> tuple[Any, np.ndarray | None]:
+    with zipfile.ZipFile(path) as archive:
+        found = {}
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                with archive.open(info) as stream:
+                    header = header_of(stream)
+                if header[1] * math.prod(header[0]) + header[3] != info.file_size:
+                    raise DataError(f"{path}: {info.filename} is not as large as its shape {header[0]} says")
+                found[info.filename.removesuffix(".npy")] = header
+        name = _chosen({k: v[0] for k, v in found.items()}, path)
+        shape, _, dtype, start, fortran = found[name]
+        if fortran and len(shape) > 1:
+            source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
+        else:
+            source = _Streamed(path, f"{name}.npy", shape, dtype, start)
+        labels = next((n for n in LABELS if n in found), None)
+        if labels is None:
+            return source, None
+        if math.prod(found[labels][0]) * found[labels][1] > LARGEST_LABELS:
+            raise DataError(f"{path}: {labels} has shape {found[labels][0]}; expected one number an image")
+        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False)
+
+
+def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bool]:
+    """(shape, bytes an item, dtype, bytes before the data, Fortran order) of a .npy."""
+    first = stream.read(8)
+    if first[:6] != b"\x93NUMPY" or first[6] not in (1, 2, 3):
+        raise ValueError("an array without NumPy's mark")
+    width = 2 if first[6] == 1 else 4
+    length = int.from_bytes(stream.read(width), "little")
+    if length > LARGEST_HEADER:
+        raise ValueError("an array with an endless header")
+    about = ast.literal_eval(stream.read(length).decode("latin1"))
+    dtype = np.dtype(about["descr"])
+    shape = about["shape"]
+    if dtype.hasobject or not isinstance(shape, tuple) or not all(type(v) is int and v >= 0 for v in shape):
+        raise ValueError(f"an array of {dtype} with shape {shape}; expected numbers")
+    if math.prod(shape) * dtype.itemsize > LARGEST:
+        raise ValueError(
+            f"an array of {math.prod(shape) * dtype.itemsize / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: "
+            "split it"
+        )
+    return shape, dtype.itemsize, dtype, 8 + width + length, bool(about["fortran_order"])
+
+
+def _open_npy(path: Path) -> tuple[Any, None]:
+    with path.open("rb") as stream:
+        shape, item, _, start, _ = header_of(stream)
+    if path.stat().st_size < start + item * math.prod(shape):
+        raise DataError(f"{path}: not as large as its shape {shape} says")
+    if 0 in shape:
+        raise DataError(f"{path}: holds no images (shape {shape})")
+    return _Held(np.load(path, mmap_mode="r", allow_pickle=False)), None
+
+
+def _open_torch(path: Path) -> tuple[Any, np.ndarray | None]:
+    import torch
+
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path}: {path.stat().st_size / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: split it")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # written before torch 1.6
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
+        held = dict(zip(("images", "labels"), held, strict=False))
+    found = held if isinstance(held, Mapping) else {"images": held}
+    arrays: dict[str, Any] = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    name = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
+    if arrays[name].numel() * arrays[name].element_size() > LARGEST:
+        raise DataError(f"{path}: an array of more than {LARGEST / 1e9:.1f} GB: split it")
+    labels = next((arrays[n] for n in LABELS if n in arrays), None)
+    return _Held(arrays[name]), None if labels is None else _numpy(labels)
+
+
+def _chosen(shapes: Mapping[str, tuple[int, ...]], path: Path) -> str:
+    """The name of the array of images."""
+    for name in NAMES:
+        if name in shapes:
+            return name
+    found = ", ".join(f"{k} {v}" for k, v in list(shapes.items())[:8]) or "nothing"
+    raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {found}")

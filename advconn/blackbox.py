@@ -1,0 +1,202 @@
+"""Classifiers without a gradient: a function, an ONNX file, a model served over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advconn.errors import ModelError, line_of
+
+LARGEST_ANSWER = 2**28  # bytes
+_TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
+_ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
+
+
+class Function(nn.Module):
+    """A function of float32 images (n, c, h, w) in [0, 1], as an array or else as a tensor, as a module."""
+
+    fingerprint = "function"  # nothing is known of it: a detector's folder tells it by its answers
+
+    def __init__(self, call: Callable[[Any], Any]) -> None:
+        super().__init__()
+        if not callable(call):
+            raise ModelError(f"expected a function of images, got {type(call).__name__}")
+        self._call = [call]  # in a list, so that a module in it is not registered here
+        self._array: bool | None = None
+        self.eval()
+
+    def __deepcopy__(self, memo: object) -> Function:
+        return self
+
+    def forward(self, images: Tensor) -> Any:
+        """Whatever the function answers."""
+        with torch.no_grad():
+            plain = images.detach().cpu().to(torch.float32).contiguous()
+            return self._answer(plain)
+
+    def _answer(self, images: Tensor) -> Any:
+        call = self._call[0]
+        if self._array is None:
+            try:
+                found = call(images.numpy().copy())
+                self._array = True
+            except Exception as error:  # the user's own code; perhaps it takes tensors
+                try:
+                    found = call(images)
+                    self._array = False
+                except Exception as second:
+                    raise ModelError(
+                        f"the function takes neither an array ({line_of(error, 100)}) nor a tensor "
+                        f"({line_of(second, 100)}) of shape {tuple(images.shape)}"
+                    ) from second
+        else:
+            found = call(images.numpy().copy() if self._array else images)
+        return np.asarray(found) if isinstance(found, list) and found and not hasattr(found[0], "shape") else found
+
+
+class Described(Function):
+    """A network whose input is described as (n, c, h, w) or (n, h, w, c), of a type, perhaps of one batch size only."""
+
+    def __init__(self, kind: str, shape: list[Any], where: str) -> None:
+        super().__init__(self.ask)
+        sides = [v if isinstance(v, int) and v > 0 else None for v in shape]
+        if kind not in _TYPES or len(sides) != 4:
+            raise ModelError(
+                f"{where}: its input is {kind} {shape}; expected images (n, c, h, w) or (n, h, w, c) of "
+                f"{', '.join(_TYPES)}"
+            )
+        self.kind, self.last = kind, sides[3] in (1, 3) and sides[1] not in (1, 3)
+        self.fixed_batch = sides[0] or 0
+        self.channels = sides[3] if self.last else sides[1]
+        self.size = tuple(sides[1:3] if self.last else sides[2:])
+
+    def known(self) -> dict[str, Any]:
+        """What its description says, as options of Classifier."""
+        known: dict[str, Any] = {"channels": self.channels} if self.channels else {}
+        return known | ({"size": self.size} if all(self.size) else {})
+
+    def given(self, images: np.ndarray) -> np.ndarray:
+        """Images (n, c, h, w) as its input."""
+        batch = images.transpose(0, 2, 3, 1) if self.last else images
+        if self.kind == "UINT8":
+            batch = (batch * 255).round().clip(0, 255)
+        return np.ascontiguousarray(batch.astype(_TYPES[self.kind]))
+
+    def ask(self, images: np.ndarray) -> Any:
+        """What it answers for images (n, c, h, w)."""
+        raise NotImplementedError
+
+
+def chosen(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
+    """The logits among named outputs: 'logits', or the one there is with a row an image."""
+    if "logits" in outputs:
+        return outputs["logits"]
+    fits = {k: v for k, v in outputs.items() if v.dtype.kind == "f" and v.ndim <= 2}
+    if len(fits) != 1:
+        found = ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in outputs.items()) or "nothing"
+        raise ModelError(f"{where}: expected one output of logits (n, k), got {found}")
+    return next(iter(fits.values()))
+
+
+class Onnx(Described):
+    """An ONNX file."""
+
+    def __init__(self, file: Path | str) -> None:
+        path = Path(file)
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ModelError("ONNX files need onnxruntime: pip install 'advconn[onnx]'") from None
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own types, which cannot be imported by name
+            raise ModelError(f"{path}: not a readable ONNX file: {line_of(error)}") from error
+        inputs = [
+            i for i in session.get_inputs() if i.name not in {o.name for o in session.get_overridable_initializers()}
+        ]
+        if len(inputs) != 1:
+            raise ModelError(f"{path}: has {len(inputs)} inputs; expected one, of images")
+        super().__init__(_ONNX.get(inputs[0].type, inputs[0].type), list(inputs[0].shape), str(path))
+        self.path, self.name, self.session = path, inputs[0].name, session
+        self.outputs = [o.name for o in session.get_outputs()]
+        with path.open("rb") as stream:
+            self.fingerprint = "onnx:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def __reduce__(self) -> Any:
+        return Onnx, (self.path,)
+
+    def ask(self, images: np.ndarray) -> Any:
+        """What it answers for images (n, c, h, w)."""
+        found = self.session.run(self.outputs, {self.name: self.given(images)})
+        arrays = {n: v for n, v in zip(self.outputs, found, strict=True) if isinstance(v, np.ndarray)}
+        return chosen(arrays, str(self.path))
+
+
+class Endpoint(Described):
+    """A model behind the Open Inference Protocol's REST interface, version 2."""
+
+    def __init__(self, url: str, model: str, version: str = "", timeout: float = 60.0) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ModelError(f"{url}: expected the address of a server, such as http://localhost:8080")
+        path = f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")
+        address = url.rstrip("/") + path
+        about = _request(address, None, timeout)
+        inputs = about.get("inputs") or []
+        if len(inputs) != 1 or not isinstance(inputs[0], dict) or not isinstance(inputs[0].get("shape"), list):
+            raise ModelError(f"{address}: describes {len(inputs)} inputs; expected one, of images")
+        super().__init__(str(inputs[0].get("datatype")), inputs[0]["shape"], address)
+        self.address, self.name, self.timeout = address, str(inputs[0].get("name")), timeout
+        self.arguments = (url, model, version, timeout)
+        self.fingerprint = f"endpoint:{model}"
+
+    def __reduce__(self) -> Any:
+        return Endpoint, self.arguments
+
+    def ask(self, images: np.ndarray) -> Any:
+        """What it answers for images (n, c, h, w)."""
+        batch = self.given(images)
+        asked = {"name": self.name, "shape": list(batch.shape), "datatype": self.kind, "data": batch.ravel().tolist()}
+        answer = _request(f"{self.address}/infer", {"inputs": [asked]}, self.timeout)
+        try:
+            arrays = {str(o["name"]): _array(o) for o in answer["outputs"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{self.address}: an answer that is none of the Open Inference Protocol: {error}"
+            ) from error
+        return chosen(arrays, self.address)
+
+
+def _array(output: dict[str, Any]) -> np.ndarray:
+    kind = _TYPES.get(str(output["datatype"]), np.int64)
+    return np.asarray(output["data"], dtype=kind).reshape([int(side) for side in output["shape"]])
+
+
+def _request(address: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            found = json.loads(answer.read(LARGEST_ANSWER))
+    except urllib.error.HTTPError as error:
+        said = error.read(300).decode(errors="replace")
+        raise ModelError(f"{address}: the server answers {error.code}: {' '.join(said.split())[:200]}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{address}: no answer: {line_of(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
+    return found

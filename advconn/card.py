@@ -1,0 +1,135 @@
+"""A detector's card: what must be in it, of which type and in which range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from advconn.errors import BundleError
+from advconn.preprocessing import CROPS, INTERPOLATIONS
+
+Check = Callable[[Any], bool]
+LARGEST_SIDE = 1024  # pixels
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number from low to high."""
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def number(low: float, high: float) -> Check:
+    """A finite number from low to high."""
+    return lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high
+
+
+def text(most: int = 500) -> Check:
+    """A text of at most so many characters."""
+    return lambda v: isinstance(v, str) and len(v) <= most
+
+
+def maybe(check: Check) -> Check:
+    """That, or null."""
+    return lambda v: v is None or check(v)
+
+
+def several(check: Check, low: int, high: int) -> Check:
+    """A list of low to high of these."""
+    return lambda v: isinstance(v, list) and low <= len(v) <= high and all(map(check, v))
+
+
+def table(keys: Check, values: Check, most: int = 1000) -> Check:
+    """An object of at most so many entries."""
+    return lambda v: isinstance(v, dict) and len(v) <= most and all(keys(k) and values(x) for k, x in v.items())
+
+
+def one_of(*values: str) -> Check:
+    """One of these texts; of an interpolation also with what stands after a hyphen."""
+    return lambda v: isinstance(v, str) and v.partition("-")[0] in values
+
+
+Schema = Mapping[str, "Check | Schema"]
+_NAME, _HASH = text(), lambda v: isinstance(v, str) and len(v) == 64 and all(c in "0123456789abcdef" for c in v)
+_COUNTS = table(lambda k: k in ("tried", "succeeded"), whole(0, 10**9), 2)
+SCHEMA: Schema = {
+    "format": whole(1, 2),
+    "versions": table(text(50), text(100), 50),
+    "classifier": {
+        "name": maybe(_NAME),
+        "fingerprint": text(200),
+        "num_classes": whole(2, 10**6),
+        "class_names": maybe(several(_NAME, 2, 10**6)),
+        "channels": whole(1, 16),
+        "dtype": one_of("float32", "float64", "float16", "bfloat16"),
+        "kind": one_of("module", "other"),
+        "preprocessing": {
+            "size": maybe(several(whole(1, LARGEST_SIDE), 2, 2)),
+            "resize": maybe(whole(1, 4 * LARGEST_SIDE)),
+            "interpolation": one_of(*INTERPOLATIONS),
+            "mean": maybe(several(number(-1e6, 1e6), 1, 16)),
+            "std": maybe(several(number(1e-9, 1e6), 1, 16)),
+            "crop": one_of(*CROPS),
+        },
+    },
+    "connectivity": {
+        "families": maybe(several(_NAME, 1, 20)),
+        "copies": several(_NAME, 0, 200),
+        "halves": several(_NAME, 0, 200),
+        "per_class": whole(1, 100),
+        "rivals": whole(0, 100),
+        "samples": whole(2, 200),
+        "layer": maybe(_NAME),
+        "levels": whole(0, 10),
+        "steps": whole(1, 1000),
+    },
+    "references": maybe(_NAME),
+    "fitted": {
+        "train": whole(0, 10**9),
+        "calibrate": whole(0, 10**9),
+        "seed": whole(0, 2**63),
+        "attacks": table(_NAME, _COUNTS),
+    },
+    "calibration": {"fpr": number(1e-9, 1 - 1e-9), "threshold": number(-1e300, 1e300)},
+    "features": several(_NAME, 1, 10**4),
+    "figures": table(text(200), lambda v: True),
+    "files": table(one_of("classifier.safetensors", "detector.safetensors", "head.skops"), _HASH, 3),
+    "card": _HASH,
+}
+LATER = {
+    ("classifier", "dtype"): "float32",
+    ("classifier", "kind"): "module",
+    ("classifier", "preprocessing", "crop"): "center",
+}
+
+
+def checked(card: Any, where: str) -> dict[str, Any]:
+    """The card, with what format 1 did not say filled in.
+
+    Raises:
+        BundleError: a key is missing, unknown, or holds what it may not.
+    """
+    _compare(card, SCHEMA, (), where)
+    for path, value in LATER.items():
+        inner = card
+        for key in path[:-1]:
+            inner = inner[key]
+        inner.setdefault(path[-1], value)
+    return dict(card)
+
+
+def _compare(found: Any, schema: Schema, path: tuple[str, ...], where: str) -> None:
+    said = ".".join(path) or "the card"
+    if not isinstance(found, dict):
+        raise BundleError(f"{where}: the card does not describe this detector ({said} is {type(found).__name__})")
+    unknown = sorted(set(map(str, found)) - set(schema))
+    missing = [key for key in schema if key not in found and (*path, key) not in LATER]
+    if unknown or missing:
+        what = f"{unknown[0]!r} is unknown" if unknown else f"{missing[0]!r} is missing"
+        raise BundleError(f"{where}: the card does not describe this detector ({what} in {said})")
+    for key, value in found.items():
+        check = schema[key]
+        if isinstance(check, Mapping):
+            _compare(value, check, (*path, key), where)
+        elif not check(value):
+            name = ".".join((*path, key))
+            raise BundleError(f"{where}: the card does not describe this detector ({name} is {str(value)[:60]!r})")

@@ -1,0 +1,64 @@
+"""advconn calibrate: a new threshold for a detector, from clean images, without a new fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from advconn.cli.common import PATH, Asked, device_option, model_options, note, place, read, reading_options, vacant
+from advconn.cli.progress import progress_bar
+
+
+@click.command()
+@click.option("--detector", type=PATH, required=True, metavar="DIR", help="The fitted detector's folder.")
+@model_options
+@click.option("--data", type=PATH, required=True, metavar="PATH", help="Clean images that it was not fitted on.")
+@click.option("--fpr", type=float, help="False-alarm rate; the detector's own unless told.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="The new folder.")
+@reading_options
+@device_option
+def calibrate(
+    detector: Path,
+    asked: Asked,
+    data: Path,
+    fpr: float | None,
+    out: Path,
+    reading: str,
+    labels: str,
+    max_bad: float,
+    accept: bool,
+    device: str,
+) -> None:
+    """Set a detector's threshold anew from clean images, also for a classifier that was trained on a little.
+
+    One attack is made on the images first: if the scores no longer tell it from clean ones, a new fit is needed.
+
+    \b
+    Example:
+      advconn calibrate --detector detector/ --model new.py:build --data images/ --out calibrated/
+      advconn calibrate --detector detector/ --model my_model.py:build --data images/ --fpr 0.01 --out strict/
+    """
+    from advconn import bundle
+    from advconn.fitting import recalibrated
+    from advconn.images import Collection
+
+    vacant(out)
+    collection = Collection(data, reading=reading)
+    if asked.model is None:
+        old = bundle.load(detector, device=place(device))
+    else:
+        card = bundle.read_card(detector)["classifier"]
+        look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+        look |= {"channels": card["channels"], "class_names": card["class_names"]}
+        old = bundle.load(detector, model=asked.load(device, None, **look), same_weights=False)
+    images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)
+    with progress_bar() as progress:
+        new, order = recalibrated(old, images, truth, fpr=fpr, note=note, progress=progress)
+    bundle.save(new, out)
+    calibration = new.calibration_
+    click.echo(
+        f"{out}: calibrated on {len(calibration.scores)} clean images; scores still tell {order.attack} from them "
+        f"(AUROC {order.auroc:.3f} on {order.count}): score above {calibration.threshold:.2f} is flagged (it was "
+        f"{old.calibration_.threshold:.2f}; false-alarm rate {calibration.fpr:g})"
+    )

@@ -1,0 +1,95 @@
+"""How images are brought to a classifier: size, crop, mean and std, from whatever people keep them in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from advconn.errors import ModelError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROPS = ("center", "squash", "cover", "border")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a classifier's images are made.
+
+    size: (h, w). resize: of the shorter side before the crop. mean, std: per channel. crop: 'center' (of the image
+    whose shorter side is `resize`; where `size` is no square the image is stretched to it), 'squash' (stretched to
+    `resize`, then cropped), 'cover' (as 'center', also for a `size` that is no square) or 'border' (its longer side is
+    brought to `resize`, what is missing is filled with `mean`).
+    """
+
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: str = "center"
+
+
+def preprocessing_of(
+    size: Any, resize: Any, interpolation: Any, mean: Any, std: Any, crop: str, channels: int
+) -> Preprocessing:
+    """What was given, as plain values that a bundle can hold.
+
+    Raises:
+        ModelError: mean without std, one value too many, no side, an interpolation or a crop that nobody knows.
+    """
+    if (mean is None) != (std is None):
+        raise ModelError("mean and std go together: give both, or neither if the module normalises by itself")
+    pair = {"mean": mean, "std": std}
+    plain: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
+    for label, values in pair.items():
+        if values is not None:
+            found = tuple(float(v) for v in ([values] if isinstance(values, (int, float)) else list(values)))
+            if len(found) != channels:
+                raise ModelError(f"{label} has {len(found)} values for {channels} channels")
+            if not all(map(math.isfinite, found)) or (label == "std" and min(found) <= 0):
+                raise ModelError(f"{label} {found}: expected finite numbers{', above 0' * (label == 'std')}")
+            plain[label] = found
+    sides: tuple[int, int] | None = None
+    if size is not None:
+        given = list(size) if isinstance(size, (Sequence, Tensor)) or hasattr(size, "tolist") else [size, size]
+        if len(given) not in (1, 2):
+            raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
+        sides = whole("size", given[0]), whole("size", given[-1])
+    method = str(getattr(interpolation, "value", interpolation)).lower()
+    if method.partition("-")[0] not in INTERPOLATIONS:
+        raise ModelError(f"interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+    if crop not in CROPS:
+        raise ModelError(f"crop {crop!r}: expected one of {', '.join(CROPS)}")
+    return Preprocessing(
+        sides, None if resize is None else whole("resize", resize), method, plain["mean"], plain["std"], crop
+    )
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number above 0, or ModelError."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or number != value:
+        raise ModelError(f"{name} {value!r}: expected a whole number above 0")
+    return number
+
+
+def names_of(given: Sequence[str] | Mapping[Any, str] | None, classes: int) -> tuple[str, ...] | None:
+    """Class names in the order of the classes, from a sequence or a dict from index to name."""
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        byindex = {int(k): v for k, v in given.items() if str(k).lstrip("-").isdecimal()}
+        if set(byindex) != set(range(len(given))):
+            raise ModelError("class_names as a dict must go from every index 0, 1, 2, ... to a name")
+        given = [byindex[i] for i in range(len(given))]
+    if isinstance(given, str) or len(given) != classes:
+        found = "a text" if isinstance(given, str) else f"{len(given)} class names"
+        raise ModelError(f"the model has {classes} classes, but {found} were given")
+    return tuple(map(str, given))

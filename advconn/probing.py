@@ -1,0 +1,64 @@
+"""What a network is asked before it is taken: several images, one alone, and the same ones twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from advconn.adapters import Output
+from advconn.errors import ModelError
+
+
+def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
+    """The same images (n, channels, height, width) in [0, 1] every time, unlike one another in light and contrast."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    noise = torch.rand(n, channels, height, width, generator=generator, dtype=torch.float32, device="cpu")
+    ramp = torch.linspace(0, 1, width, dtype=torch.float32, device="cpu")
+    low = torch.tensor([0.0, 0.55, 0.05, 0.3], dtype=torch.float32, device="cpu")[torch.arange(n, device="cpu") % 4]
+    high = torch.tensor([1.0, 1.0, 0.35, 0.7], dtype=torch.float32, device="cpu")[torch.arange(n, device="cpu") % 4]
+    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
+    return low + (high - low) * (0.7 * noise + 0.3 * ramp)
+
+
+def classes_of(
+    forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.Module, dtype: torch.dtype, output: Output | None
+) -> int:
+    """The number of classes of a network that answers several images, one, and the same ones twice as it should."""
+    logits, again, alone = forward(probe), forward(probe), forward(probe[:1])
+    if bool(torch.isnan(logits).any()) or bool((logits == torch.inf).any()):
+        raise ModelError("the model gives NaN or infinity for ordinary images: are there NaN in its weights?")
+    scale = float(logits.abs().max().clamp_min(1e-6))
+    slack = scale * max(1e-3, 16 * torch.finfo(dtype).eps)
+    if float((logits - again).abs().max()) > slack:
+        raise ModelError(
+            "the model answers the same images differently when asked twice: turn off what is random in it, such as "
+            "F.dropout without training=self.training"
+        )
+    loose = max(slack, 0.1 * scale if quantised(network) else 0)  # dynamic scales are those of the batch
+    if alone.shape[1] != logits.shape[1] or float((logits[:1] - alone).abs().max()) > loose:
+        raise ModelError(
+            "the model's answer for an image changes with the other images of the batch: is a batch norm without "
+            "running statistics in it, or another normalisation over the batch?"
+        )
+    _refuse_probabilities(logits, network, output)
+    return logits.shape[1]
+
+
+def quantised(network: nn.Module) -> bool:
+    """Whether some layers work in integers."""
+    kinds = (type(part).__module__ for part in network.modules())
+    scripted = isinstance(network, torch.jit.ScriptModule) and "quantized::" in str(network.inlined_graph)
+    return scripted or any("quantized" in kind or "torchao" in kind for kind in kinds)
+
+
+def _refuse_probabilities(logits: Tensor, network: nn.Module, output: Output | None) -> None:
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        raise ModelError("the model returns probabilities: advconn needs logits, take the softmax off")
+    if bool((logits <= 0).all()) and bool((logits.logsumexp(1).abs() < 1e-3).all()):
+        raise ModelError("the model returns log-probabilities: advconn needs logits, take the log-softmax off")
+    last = [part for part in network.modules() if not list(part.children())][-1:]
+    inside = bool((logits >= 0).all()) and bool((logits <= 1).all())
+    if output is None and inside and last and isinstance(last[0], nn.Sigmoid):
+        raise ModelError("the model ends in a sigmoid: advconn needs logits, take it off, or give output=torch.logit")
