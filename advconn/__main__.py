@@ -10,7 +10,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("advconn: interrupted\n")
         sys.exit(130)
-    command()
+    command(prog_name="advconn")
 
 
 if __name__ == "__main__":

@@ -100,10 +100,26 @@ class Archive:
                     f"{path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
                     f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
                 )
+            self._sample()
         self.labels = None if labels is None else _labels(labels, len(self), path)
 
     def __len__(self) -> int:
         return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]
+
+    def _sample(self) -> None:
+        """Refuse an array of floats whose first rows are all unusable: they come from another scale."""
+        if self.dtype == np.uint8 or self.layout is None:
+            return
+        channels = self.shape[self.layout.axes.index("c")] if "c" in self.layout.axes else 1
+        error: DataError | None = None
+        for row in range(min(8, len(self))):
+            try:
+                self.read(row, channels)
+                return
+            except DataError as caught:
+                error = error or caught
+        if error is not None:
+            raise DataError(str(error).replace("[0]: ", ": ", 1))
 
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
@@ -217,6 +233,8 @@ def _open_npz(path: Path) -> tuple[Any, np.ndarray | None]:
     with zipfile.ZipFile(path) as archive:
         found = {}
         for info in archive.infolist():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("packed in another way than numpy.savez and savez_compressed do it")
             if info.filename.endswith(".npy"):
                 with archive.open(info) as stream:
                     header = header_of(stream)

@@ -154,7 +154,8 @@ def load(
         _trial(detector)
         return detector
     except AdvconnError as error:
-        raise error if isinstance(error, BundleError) else BundleError(f"{folder}: {error}") from error
+        where = "" if str(folder) in str(error) else f"{folder}: "
+        raise BundleError(f"{where}{error}") from error
     except Exception as error:  # a forged or damaged folder makes safetensors, NumPy and torch raise anything
         raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {line_of(error, 100)})") from error
 

@@ -347,7 +347,10 @@ class _Module(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = classifier.network
-        self._classifier = [classifier]
+        self._classifier = [classifier]  # in a list, so that it is no part of the module
+        if not any(True for _ in self.network.parameters()):  # attacks ask the first one for the device
+            nothing = torch.zeros(0, dtype=torch.float32, device=classifier.device)
+            self.register_parameter("device_of", nn.Parameter(nothing, requires_grad=False))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -113,12 +114,24 @@ def fit(
     used, known = images[rest], None if truth is None else truth[rest]
     if apart is not None:
         used, known, kept = _with_apart(classifier, used, known, as_tensor(apart), note)
-    elif len(used) * detector.calibrate < 1 / fpr - 1:
-        note(f"{len(images)} images leave {round(detector.calibrate * len(used))} to calibrate on")
+    else:
+        _enough(len(images), chosen, detector)
     making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
     detector.fit(used, labels=known, kept=kept, **making)
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
+
+
+def _enough(count: int, chosen: int, detector: Detector) -> None:
+    """Raise FitError where so many images, of which some are references, leave too few to calibrate on."""
+    left = round(detector.calibrate * (count - chosen))
+    needed = math.ceil(1 / detector.fpr - 1e-9) - 1 if 0 < detector.fpr < 1 else 0
+    if left < needed:
+        share = detector.calibrate * (1 - chosen / max(count, 1))
+        raise FitError(
+            f"{count} images leave {left} to calibrate on, and a false-alarm rate of {detector.fpr:g} needs at least "
+            f"{needed}: give {math.ceil(needed / share) + 1} images or more, or a higher rate"
+        )
 
 
 def _predictions(classifier: Classifier, images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from advconn.arrays import Archive
 from advconn.errors import DataError, line_of
 from advconn.files import writing
 from advconn.pictures import SUFFIXES, fitted, is_picture, opened, readings
+from advconn.pictures import picture as picture  # of the public name
 from advconn.preprocessing import Preprocessing
 
 JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none

@@ -146,6 +146,17 @@ def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict
     return {kind: makers[kind](image, name, channels) for kind in asked}
 
 
+def picture(path: Path, channels: int = 3, reading: str = "upright") -> Image.Image:
+    """The still picture in a file, read in one way.
+
+    Raises:
+        DataError: see `opened` and `readings`.
+    """
+    (image,) = opened(path)
+    (found,) = readings(image, str(path), channels, reading).values()
+    return found
+
+
 def _sixteen(image: Image.Image) -> bool:
     low, high = image.getextrema()
     return low >= 0 and high <= 65535  # type: ignore[operator]

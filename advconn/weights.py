@@ -62,6 +62,8 @@ def _reason(path: Path, error: Exception) -> str:
             f"it holds a {whole.group(1)}, and loading that would run code: save the state dict alone, "
             "torch.save(model.state_dict(), FILE)"
         )
+    if "Weights only load failed" in text:
+        return "it holds more than weights: save the state dict alone, torch.save(model.state_dict(), FILE)"
     return line_of(error, 120)
 
 

@@ -23,6 +23,10 @@ from advconn.errors import AdvconnError, line_of
 INTERRUPTED = 130
 
 
+class _SystemError(Exception):
+    """Holds an OSError."""
+
+
 class _Group(click.Group):
     """Every way to fail is one line on stderr and exit status 2; 1 is kept for "flagged"."""
 
@@ -42,16 +46,22 @@ class _Group(click.Group):
         self.debug = bool(os.environ.get("ADVCONN_DEBUG"))
         _writable()
         try:
-            status = super().main(args, prog_name, standalone_mode=False, **extra)
-            sys.stdout.flush()
-        except (click.exceptions.Exit, SystemExit) as error:
-            status = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
-            status = _flushed(status if isinstance(status, int) else FAILED)
+            status = _flushed(super().main(args, prog_name, standalone_mode=False, **extra))
+        except click.exceptions.Exit as error:
+            status = _flushed(error.exit_code)
         except BaseException as error:  # the last place where anything can be said in one line
             status = self._failed(error)
         sys.exit(status if isinstance(status, int) else 0)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Carry errors of the system past click, which would end with 1 at a closed pipe."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise _SystemError(error) from error
+
     def _failed(self, error: BaseException) -> int:
+        error = error.args[0] if isinstance(error, _SystemError) else error
         if self.debug and not isinstance(error, (KeyboardInterrupt, click.Abort)):
             raise error
         with suppress(OSError, ValueError):
@@ -60,6 +70,8 @@ class _Group(click.Group):
                 return INTERRUPTED
             if isinstance(error, click.ClickException):
                 error.show()
+            elif isinstance(error, SystemExit):
+                complain(f"something ended the run from inside (status {error.code})")
             elif isinstance(error, AdvconnError):
                 complain(str(error))
             elif isinstance(error, BrokenPipeError):
@@ -88,7 +100,7 @@ def _writable() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _flushed(status: int) -> int:
+def _flushed(status: Any) -> Any:
     """The status, or a failure where what was printed cannot be written."""
     try:
         sys.stdout.flush()

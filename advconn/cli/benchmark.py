@@ -19,6 +19,7 @@ from advconn.cli.common import (
     device_option,
     model_options,
     note,
+    put,
     read,
     reading_options,
     seed_option,
@@ -249,12 +250,7 @@ def _list() -> None:
 
 def _show(report: Report) -> None:
     """The tables in the terminal."""
-    import sys
-
-    from rich.console import Console
-
     from advconn.report import benchmark_tables
 
-    console = Console(width=None if sys.stdout.isatty() else max(160, 80 + 26 * len(report.attacks)))
     for table in benchmark_tables(report):
-        console.print(table)
+        put(table, max(160, 80 + 26 * len(report.attacks)))

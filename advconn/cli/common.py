@@ -148,6 +148,18 @@ def note(message: str) -> None:
     click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
 
 
+def put(table: Any, width: int) -> None:
+    """A table on stdout, so wide where that is no terminal."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else width)
+    with console.capture() as text:  # rich would end the process with status 1 at a closed pipe
+        console.print(table)
+    click.echo(text.get(), nl=False)
+
+
 def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifier:
     """The classifier named on the command line; one that takes images of any size is given those of the images."""
     found = asked.load(device, collection)

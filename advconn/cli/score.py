@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from advconn.cli.common import (
     device_option,
     model_options,
     note,
+    put,
     tell_skipped,
 )
 from advconn.cli.progress import progress_bar
@@ -99,7 +99,8 @@ def score(
             run.refuse(str(failure).partition(": ")[0], failure)
     skipped = any(collection.skipped for collection in collections)
     run.close()
-    sys.exit(FAILED if run.failed or (strict and skipped) else FLAGGED if run.flagged else CLEAN)
+    status = FAILED if run.failed or (strict and skipped) else FLAGGED if run.flagged else CLEAN
+    click.get_current_context().exit(status)
 
 
 class _Run:
@@ -153,15 +154,12 @@ class _Run:
         """The table, if there is one."""
         if not self.records:
             return
-        from rich.console import Console
-
         from advconn.report import as_table
 
-        console = Console(width=None if sys.stdout.isatty() else 120)
         calibration = detector.calibration_
         size = detector.connectivity.classifier.preprocessing.size
         view = f"{size[1]}x{size[0]}" if size is not None and self.shipped else ""
-        console.print(as_table(self.records, calibration.threshold, calibration.fpr, view))
+        put(as_table(self.records, calibration.threshold, calibration.fpr, view), 120)
 
     def close(self) -> None:
         """Lines on stderr for what was not judged."""
