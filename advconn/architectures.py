@@ -75,7 +75,10 @@ def _timm(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> t
     return build, known
 
 
-_DENSE = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$")
+_DENSE = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\."
+    r"([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
+)
 
 
 def _torchvision(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> tuple[Build, dict[str, Any]]:

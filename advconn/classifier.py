@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -167,6 +168,7 @@ class Classifier:
         self.fingerprint = fingerprint(module)
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
         self._differentiable: bool | None = None
+        self._module: nn.Module | None = None
         with torch.inference_mode(False), torch.no_grad():
             home = next((p.device for p in module.parameters()), torch.device("cpu"))
             self.device = torch.device(device) if device is not None else home
@@ -340,13 +342,18 @@ class Classifier:
     @property
     def module(self) -> nn.Module:
         """The classifier as a module from images in [0, 1] to logits, in evaluation mode, for attacks."""
-        return _Module(self)
+        if self._module is None:
+            self._module = _Module(self)
+        return self._module
 
 
 class _Module(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
+    """The classifier for attacks; a deep copy of it has a network of its own, which may be trained."""
+
+    def __init__(self, classifier: Classifier, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = classifier.network
+        self.network = classifier.network if network is None else network
+        self._own = network is not None
         self._classifier = [classifier]  # in a list, so that it is no part of the module
         if not any(True for _ in self.network.parameters()):  # attacks ask the first one for the device
             nothing = torch.zeros(0, dtype=torch.float32, device=classifier.device)
@@ -358,4 +365,14 @@ class _Module(nn.Module):
         if images.requires_grad:
             images = images.view_as(images)
             images.register_hook(Tensor.contiguous)
-        return self._classifier[0].logits(images)
+        classifier = self._classifier[0]
+        if not self._own:
+            return classifier.logits(images)
+        batch = classifier.prepare(images).to(classifier.adapter.dtype)
+        return classifier.adapter.read(self.network(batch), len(images))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Module:
+        made = _Module(self._classifier[0], copy.deepcopy(self.network, memo))
+        for parameter in made.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return made

@@ -154,6 +154,13 @@ class Collection:
         images = torch.from_numpy(np.stack([row[1] for row in rows]))
         return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
 
+    def _suits(self, preprocessing: Preprocessing, channels: int) -> None:
+        """Refuse an array as a whole where none of its images can be used."""
+        if self._archive is not None:
+            axes = arrays.layout(self._archive.shape, channels, str(self.path)).axes
+            sides = [self._archive.shape[axes.index(side)] for side in "hw"]
+            _sized(np.broadcast_to(self._archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
+
     def _rows(
         self, item: Item, preprocessing: Preprocessing, channels: int
     ) -> Iterator[tuple[Item, np.ndarray, tuple[int, int], str]]:
@@ -164,8 +171,8 @@ class Collection:
         for frame, image in enumerate(opened(item.path, self.frames)):
             named = replace(item, name=f"{item.name}[frame {frame}]") if self.frames == "all" and frame else item
             ways: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
-            for way, picture in readings(image, item.name, channels, self.reading).items():
-                ways[way] = _pixels(fitted(picture, preprocessing, item.name), channels), picture.size
+            for way, made in readings(image, item.name, channels, self.reading).items():
+                ways[way] = _pixels(fitted(made, preprocessing, item.name), channels), made.size
             if len(ways) == 2 and np.array_equal(ways["plain"][0], ways["upright"][0]):
                 del ways["upright"]
             for way, (pixels, size) in ways.items():
@@ -182,6 +189,13 @@ class Collection:
 
         An image that cannot be read raises, or, where `bad` is given, is told to it and left out.
         """
+        try:
+            self._suits(preprocessing, channels)
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(Item(str(self.path), self.path), error)
+            return
         for i in range(0, len(self.items), batch_size):
             items = self.items[i : i + batch_size]
             try:
@@ -246,8 +260,8 @@ def _sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.nda
             f"{name}: floats of {array.shape[2]} x {array.shape[1]} for a classifier of {size[1]} x {size[0]}: bring "
             "them to its size, or store bytes, which are resized here"
         )
-    picture = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    return _pixels(fitted(picture, preprocessing, name), len(array))
+    made = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return _pixels(fitted(made, preprocessing, name), len(array))
 
 
 def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
@@ -270,8 +284,8 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
             raise collection.failed[0]
         return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
     if isinstance(given, Image.Image):
-        (picture,) = readings(given, "the picture", channels, reading).values()
-        return torch.from_numpy(_pixels(fitted(picture, preprocessing, "the picture"), channels))[None]
+        (made,) = readings(given, "the picture", channels, reading).values()
+        return torch.from_numpy(_pixels(fitted(made, preprocessing, "the picture"), channels))[None]
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
@@ -306,9 +320,9 @@ def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, 
     plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
     with writing(folder) as partial:
-        for picture, name in zip(array, names, strict=True):
+        for pixels, name in zip(array, names, strict=True):
             if not floats:
-                image = Image.fromarray(picture.squeeze(-1) if picture.shape[2] == 1 else picture)
+                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
                 image.save(partial / f"{_short(name)}.png")
         np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())
 

@@ -11,13 +11,15 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from advconn import architectures
 from advconn.classifier import Classifier
@@ -30,6 +32,7 @@ SPEC = (
     "http://HOST/v2/models/NAME"
 )
 Note = Callable[[str], None]
+T = TypeVar("T")
 
 
 def load(
@@ -143,21 +146,51 @@ def _architecture(origin: str, name: str, state: State, note: Note) -> tuple[nn.
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ModelError(f"{name!r} is no {origin} architecture")
     build, known = architectures.BUILDERS[origin](name, state, note)
-    with torch.device("meta"):
-        state = aligned(state, build(2).state_dict())
-        heads = architectures.heads_of(build)
+    state = aligned(state, _weightless(lambda: build(2).state_dict()))
+    heads = _weightless(lambda: architectures.heads_of(build))
     head = next((h for h in reversed(heads) if h in state and state[h].ndim), None)
     if head is None or not state[head].shape[0]:
         raise ModelError(f"the weights do not fit {origin}:{name}: {(heads or ['a last layer'])[-1]} is missing")
     classes = int(state[head].shape[0])
-    with torch.device("meta"):
-        wrong = misfit(state, build(classes).state_dict())
+    wrong = misfit(state, _weightless(lambda: build(classes).state_dict()))
     if wrong:
         raise ModelError(f"the weights do not fit {origin}:{name}: {wrong}")
-    with torch.device("cpu"):
+    with _plainly("cpu"):
         module = build(classes)
     fill(module, state, f"{origin}:{name}")
     return module, known, state
+
+
+class _Numbers(TorchFunctionMode):
+    """Small tensors that architectures read numbers off stay in memory, also where parameters take none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.arange, torch.linspace, torch.tensor, torch.logspace) and given.get("device") is None:
+            given["device"] = "cpu"
+        return func(*args, **given)
+
+
+def _weightless(make: Callable[[], T]) -> T:
+    """What `make` builds, without memory for its parameters."""
+    with _plainly("meta"):
+        try:
+            with _Numbers():
+                return make()
+        except RuntimeError:  # it mixes those tensors with its parameters, and so reads nothing off them
+            return make()
+
+
+@contextmanager
+def _plainly(device: str) -> Iterator[None]:
+    """Build in float32 on a device, whatever the process's defaults are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _factory(origin: str, name: str) -> nn.Module | Classifier:

@@ -72,7 +72,7 @@ def main() -> None:
     cut = len(rest) // 2
     clean = detector.judge(rest[:cut])
     one = time.perf_counter()
-    cost = detector.judge(rest[:1]).cost
+    cost = detector.judge(rest[:1]).total_cost
     figures |= {"seconds_one_image": time.perf_counter() - one, "forwards": cost.forwards, "gradients": cost.gradients}
     predicted = torch.cat([model.logits(model.check(x)) for x in rest.split(32)]).argmax(1)
     figures["accuracy"] = float((predicted == labels).float().mean())
