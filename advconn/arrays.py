@@ -16,6 +16,7 @@ import numpy as np
 
 from advconn import pictures
 from advconn.errors import DataError, line_of
+from advconn.weights import no_allocation
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (
@@ -24,6 +25,7 @@ NAMES = (
 )  # fmt: skip
 LABELS = ("labels", "y", "targets", "label")
 LARGEST = 2**30  # bytes of one array
+LARGEST_IMAGE = 2**27  # bytes of one image
 MOST = 2**20  # images in one array
 LARGEST_HEADER = 10_000
 LARGEST_LABELS = 2**26  # bytes
@@ -95,6 +97,8 @@ class Archive:
         self.layout = layout(self.shape, None, str(path)) if not _both(self.shape) else None
         if not _both(self.shape):
             h, w = self.size()
+            if math.prod(self.shape) * self.dtype.itemsize // len(self) > LARGEST_IMAGE:
+                raise DataError(f"{path}: more than {LARGEST_IMAGE / 1e6:.0f} MB an image: store bytes, or resize them")
             if min(h, w) < pictures.SMALLEST or h * w > pictures.LARGEST:
                 raise DataError(
                     f"{path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
@@ -292,6 +296,7 @@ def _open_torch(path: Path) -> tuple[Any, np.ndarray | None]:
 
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: split it")
+    no_allocation(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written before torch 1.6
@@ -301,6 +306,8 @@ def _open_torch(path: Path) -> tuple[Any, np.ndarray | None]:
     found = held if isinstance(held, Mapping) else {"images": held}
     arrays: dict[str, Any] = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
     name = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
+    if arrays[name].layout != torch.strided:
+        raise DataError(f"{path}: {name} is {arrays[name].layout}; expected an ordinary tensor")
     if arrays[name].numel() * arrays[name].element_size() > LARGEST:
         raise DataError(f"{path}: an array of more than {LARGEST / 1e9:.1f} GB: split it")
     labels = next((arrays[n] for n in LABELS if n in arrays), None)

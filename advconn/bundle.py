@@ -148,8 +148,8 @@ def load(
             trial verdict that fails.
     """
     folder = Path(folder)
-    card = read_card(folder)
     try:
+        card = read_card(folder)
         detector = _load(folder, card, model, device, same_weights)
         _trial(detector)
         return detector
@@ -182,6 +182,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_CARD:
             raise BundleError(f"{path}: too large for a card")
         card = json.loads(path.read_text())
+        digest = _digest(card) if isinstance(card, dict) else None
     except BundleError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -190,7 +191,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path}: not a card of format 1 or {FORMAT}; fit the detector again with this version of advconn"
         )
-    if card.get("card") != _digest(card):
+    if card.get("card") != digest:
         raise BundleError(f"{path}: was changed since it was written; fit or copy the detector again")
     card = cards.checked(card, str(folder))
     for name in (TENSORS, HEAD):
@@ -215,9 +216,12 @@ def _load(
 ) -> Detector:
     from safetensors.numpy import load_file
 
+    tensors = load_file(folder / TENSORS)
+    size = card["classifier"]["preprocessing"]["size"]
+    if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
+        raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
     classifier = _classifier(folder, card, device) if model is None else model
     _same_input(folder, classifier, card["classifier"])
-    tensors = load_file(folder / TENSORS)
     names: list[str] = card["features"]
     walk: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items()}
     references = _references(tensors, card, classifier)

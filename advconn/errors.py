@@ -40,4 +40,5 @@ class BundleError(AdvconnError):
 
 def line_of(error: BaseException, most: int = 200) -> str:
     """The first line of what an error says, or its type."""
-    return str(error).strip().split("\n")[0][:most] or type(error).__name__
+    lines = str(error).strip().splitlines()
+    return (" ".join(lines[0].split())[:most] if lines else "") or type(error).__name__

@@ -18,6 +18,7 @@ from advconn.arrays import header_of
 from advconn.errors import BundleError, line_of
 
 LARGEST = 2**26  # bytes of all its arrays
+LARGEST_SCHEMA = 2**20
 TRUSTED = ("sklearn.neural_network._stochastic_optimizers.AdamOptimizer",)  # what skops would ask about
 _SKLEARN = {
     ("sklearn.pipeline", "Pipeline"),
@@ -72,7 +73,8 @@ def load(path: Path, features: int) -> Any:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(info.file_size for info in archive.infolist()) > LARGEST:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if sum(sizes.values()) > LARGEST or sizes.get("schema.json", 0) > LARGEST_SCHEMA:
                 raise BundleError(f"{path}: is too large for a head")
             foreign = next(_foreign(json.loads(archive.read("schema.json"))), None)
             if foreign is not None:

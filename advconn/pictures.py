@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from advconn.errors import DataError, line_of
 from advconn.preprocessing import Preprocessing
@@ -28,10 +29,31 @@ FORMATS = (*MARKED, "TGA", "PCX", "DCX", "XBM", "MSP", "SPIDER", "IM", "PCD", "P
 SMALLEST = 8
 LARGEST = 2**25  # pixels: 33 million
 LARGEST_FILE = 2**28  # bytes
+LARGEST_ANIMATION = 2**27  # pixels of all its frames
 MOST_SCANS = 200  # of a progressive JPEG; each costs time, and cameras write about ten
 READINGS = ("plain", "upright", "both")
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION, _KIND = 0x0112, 254
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever Pillow makes of a damaged file, as one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types
+        raise DataError(f"{name}: cannot be read as an image: {line_of(error, 160)}") from error
 
 
 def opened(path: Path, frames: str | None = None) -> Iterator[Image.Image]:
@@ -40,29 +62,32 @@ def opened(path: Path, frames: str | None = None) -> Iterator[Image.Image]:
     Raises:
         DataError: no regular file, no image, damaged, too small or large, animated where `frames` is None.
     """
-    try:
+    with _refusing(str(path)):
         data = _content(path)
         if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MOST_SCANS:
             raise DataError(f"{path}: a JPEG of more than {MOST_SCANS} scans; expected an ordinary one: save it anew")
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats())
+        except UnidentifiedImageError:
+            kind = "not an image" if data else "an empty file"
+            raise DataError(f"{path}: {kind}; expected PNG, JPEG, WebP, ...") from None
+        with image:
             _check_size(image, str(path))
             count = _frames(image)
             if count > 1 and frames is None:
                 raise DataError(
                     f"{path}: animated, {count} frames; expected a still image: give --frames first or --frames all"
                 )
-            for i in range(count if frames == "all" else 1):
+            count = count if frames == "all" else 1
+            if count * image.size[0] * image.size[1] > LARGEST_ANIMATION:
+                raise DataError(
+                    f"{path}: {count} frames of {image.size[0]} x {image.size[1]} are too many: extract some"
+                )
+            for i in range(count):
                 image.seek(i)
                 _check_size(image, str(path))
                 image.load()
                 yield image.copy()
-    except UnidentifiedImageError:
-        kind = "not an image" if path.stat().st_size else "an empty file"
-        raise DataError(f"{path}: {kind}; expected PNG, JPEG, WebP, ...") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise DataError(f"{path}: cannot be read as an image: {line_of(error, 160)}") from error
 
 
 def _content(path: Path) -> bytes:
@@ -138,12 +163,23 @@ def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict
         raise DataError(f"{name}: {image.mode} pixels; expected 8 or 16 bits a channel")
     wide = image.mode.startswith("I")
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    asked = ("plain", "upright") if reading == "both" and (wide or clear or turned) else (reading,)
+    turn = _turn(image)
+    asked = ("plain", "upright") if reading == "both" and (wide or clear or turn) else (reading,)
     if reading == "both" and len(asked) == 1:
         asked = ("plain",)
-    makers = {"plain": _plain, "upright": _upright}
-    return {kind: makers[kind](image, name, channels) for kind in asked}
+    with _refusing(name):
+        return {
+            kind: image.convert(_MODES[channels]) if kind == "plain" else _upright(image, name, channels, turn)
+            for kind in asked
+        }
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a picture is turned upright by its EXIF tag. A tag that cannot be read turns nothing, as with other readers."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block makes Pillow raise many types
+        return None
 
 
 def picture(path: Path, channels: int = 3, reading: str = "upright") -> Image.Image:
@@ -162,11 +198,7 @@ def _sixteen(image: Image.Image) -> bool:
     return low >= 0 and high <= 65535  # type: ignore[operator]
 
 
-def _plain(image: Image.Image, name: str, channels: int) -> Image.Image:
-    return image.convert(_MODES[channels])
-
-
-def _upright(image: Image.Image, name: str, channels: int) -> Image.Image:
+def _upright(image: Image.Image, name: str, channels: int, turn: Image.Transpose | None) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.max(initial=0) < 4096:
@@ -175,20 +207,13 @@ def _upright(image: Image.Image, name: str, channels: int) -> Image.Image:
                 "it with 8 bits, or give --reading plain"
             )
         scale = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
-        exif = image.getexif()
         image = Image.fromarray(scale[values])
-        if _ORIENTATION in exif:
-            image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        exif = image.getexif()
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
+        white.alpha_composite(image.convert("RGBA"))
         image = white
-        if _ORIENTATION in exif:
-            image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
     image = image.convert(_MODES[channels])
-    return ImageOps.exif_transpose(image)
+    return image if turn is None else image.transpose(turn)
 
 
 def fitted(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
