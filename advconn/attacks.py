@@ -194,7 +194,7 @@ def _stopped(
     with torch.no_grad():
         goal = margin(classifier.logits(images), labels).roll(1).clamp(max=0)
     point = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
-    live = torch.arange(len(images), device=images.device)
+    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
     for step in range(int(steps) + 1):
         leaf = point[live].requires_grad_()
         logits = classifier.logits(leaf)
@@ -214,7 +214,7 @@ def _stopped(
 def _noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, tries: float) -> Tensor:
     """Random signs of size eps, drawn anew for each image until it is misclassified."""
     out = images.clone()
-    live = torch.arange(len(images), device=images.device)
+    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
     for _ in range(int(tries)):
         signs = torch.randint(0, 2, images[live].shape, dtype=torch.float32, device="cpu").to(images.device) * 2 - 1
         out[live] = (images[live] + eps * signs).clamp(0, 1)

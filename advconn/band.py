@@ -89,7 +89,7 @@ def relax(
     best, barrier = knots.clone(), torch.full_like(chord, torch.inf)
     place, stopped = torch.zeros_like(chord), torch.zeros(n, dtype=torch.bool, device=knots.device)
     gradients = torch.zeros_like(chord)
-    live = torch.arange(n, device=knots.device)
+    live = torch.arange(n, device=knots.device, dtype=torch.int64)
     floor = torch.full_like(chord, -torch.inf) if target is None else target
     ends = at_rows(landscape, torch.stack([path.start, path.end], 1), live) if method == "neb" else None
     descent = _Descent(torch.zeros_like(knots[:, 1:-1]), knots.new_zeros(n, pivots))
@@ -172,6 +172,6 @@ def _nudged(knots: Tensor, energies: Tensor, slopes: Tensor, spring: float, clim
     out = slopes - along * tangent - wide(stiff * pull) * tangent
     if climb:
         top = here.argmax(1)
-        rows = torch.arange(len(knots), device=knots.device)
+        rows = torch.arange(len(knots), device=knots.device, dtype=torch.int64)
         out[rows, top] = (slopes - 2 * along * tangent)[rows, top]
     return out

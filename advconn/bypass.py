@@ -83,7 +83,7 @@ def sidestep(
     best, lowest = top.clone(), torch.full_like(target, torch.inf)
     stuck = torch.zeros_like(target, dtype=torch.bool)
     gradients = torch.zeros_like(target)
-    live = torch.arange(len(top), device=top.device)
+    live = torch.arange(len(top), device=top.device, dtype=torch.int64)
     point = top.clone()
     for step in range(steps + 1):
         if not len(live):
@@ -136,7 +136,7 @@ def bypass(
     barriers = torch.zeros(n, levels + 1, dtype=torch.long, device=start.device)
     displacement, residual = torch.zeros_like(level), torch.full_like(level, -torch.inf)
     stuck, gradients = torch.zeros_like(bent[:, 0]), torch.zeros_like(level)
-    row = torch.arange(n, device=start.device)
+    row = torch.arange(n, device=start.device, dtype=torch.int64)
     left = torch.zeros_like(row)
     for depth in range(levels + 1):
         span = width >> depth

@@ -121,15 +121,19 @@ def train(
     maps = len(space.shape) == 3 and math.prod(space.shape[1:]) > 1
     epochs, batch = epochs or (10 if maps else 5), batch or (32 if maps else 128)
     pixels = space.classifier.check(images)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(pixels), generator=generator)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    order = torch.randperm(len(pixels), generator=generator, dtype=torch.int64, device="cpu")
     kept, seen = order.tensor_split([max(1, round(held_out * len(order)))])
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(space.shape, _image(space)).to(pixels.device)
         optimizer = torch.optim.Adam(net.parameters(), rate)
         steps = [
-            rows for _ in range(epochs) for rows in seen[torch.randperm(len(seen), generator=generator)].split(batch)
+            rows
+            for _ in range(epochs)
+            for rows in seen[torch.randperm(len(seen), generator=generator, dtype=torch.int64, device="cpu")].split(
+                batch
+            )
         ]
         for step, rows in enumerate(steps):
             target = pixels[rows]

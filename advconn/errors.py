@@ -9,9 +9,14 @@ AdvconnError
 └── BundleError    a detector's folder
 """
 
+from advconn.shown import shown
+
 
 class AdvconnError(ValueError):
-    """Anything that advconn refuses; its text is one line."""
+    """Anything that advconn refuses; its text is one line, of characters that a terminal may show."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(shown(" ".join(str(text).split())))
 
 
 class ModelError(AdvconnError):

@@ -47,7 +47,7 @@ def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, 
     rows = 2 * len(walked)
     figure = Figure(figsize=(12, 3.6 + 2.5 * len(walked)), layout="constrained")
     grid = figure.add_gridspec(rows + 1, STOPS, height_ratios=(*(1.2, 0.8) * len(walked), 2.2))
-    t = torch.linspace(0, 1, STOPS)
+    t = torch.linspace(0, 1, STOPS, dtype=torch.float32, device="cpu")
     label = int(found.labels[row])
     for i, (name, path) in enumerate(walked.items()):
         points = path.at(t.to(path.knots))[0]
@@ -124,7 +124,9 @@ def detour(found: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tens
     """B and B' - B (*shape): B' is the found path's point that stands over the straight path's highest, B its foot."""
     start, end = found.path.start[row], found.path.end[row]
     chord = end - start
-    points = Path(found.path.knots[row : row + 1]).at(torch.linspace(0, 1, samples, device=chord.device))[0]
+    points = Path(found.path.knots[row : row + 1]).at(
+        torch.linspace(0, 1, samples, device=chord.device, dtype=torch.float32)
+    )[0]
     along = ((points - start) * chord).flatten(1).sum(1) / chord.square().sum().clamp_min(1e-24)
     nearest = int((along - found.line.place[row]).abs().argmin())
     foot = start + along[nearest] * chord

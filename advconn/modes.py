@@ -87,7 +87,7 @@ def _spread(points: Tensor, count: int) -> Tensor:
     while len(picked) < min(count, len(points)):
         picked.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, torch.cdist(points, points[picked[-1] :][:1])[:, 0])
-    return torch.tensor(picked, device=points.device)
+    return torch.tensor(picked, device=points.device, dtype=torch.int64)
 
 
 LARGEST = 2**23  # values in one batch of images that are synthesised together
@@ -122,7 +122,7 @@ def synthesise(
         raise DataError("the classifier's input size is not known: give size=(height, width)")
     h, w = classifier.preprocessing.size
     reach = min(h, w) // 16 if jitter is None else jitter
-    wanted = torch.arange(classifier.num_classes) if classes is None else classes.cpu()
+    wanted = torch.arange(classifier.num_classes, dtype=torch.int64, device="cpu") if classes is None else classes.cpu()
     together = max(1, LARGEST // (per_class * classifier.channels * h * w))
     if len(wanted) > together:
         same: dict[str, Any] = {
@@ -137,12 +137,15 @@ def synthesise(
         parts = [synthesise(classifier, per_class, classes=some, **same) for some in wanted.split(together)]
         return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
     labels = wanted.repeat_interleave(per_class).to(classifier.device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     shape = (len(labels), classifier.channels, h, w)
     with torch.inference_mode(False), torch.enable_grad():
         leaf, paint = _canvas(shape, fourier, free, generator, classifier.device)
         optimizer = torch.optim.Adam([leaf], rate)
-        best, lowest = torch.zeros(shape, device=classifier.device), torch.full(shape[:1], torch.inf)
+        best, lowest = (
+            torch.zeros(shape, device=classifier.device, dtype=torch.float32),
+            torch.full(shape[:1], torch.inf, dtype=torch.float32, device="cpu"),
+        )
         lowest = lowest.to(classifier.device)
         for _ in range(steps):
             images = paint(leaf)
@@ -152,7 +155,9 @@ def synthesise(
             best = torch.where(better[:, None, None, None], images.detach(), best)
             if bool((F.softplus(lowest) < stop).all()):
                 break
-            dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+            dy, dx = torch.randint(
+                -reach, reach + 1, (2,), generator=generator, dtype=torch.int64, device="cpu"
+            ).tolist()
             loss = F.softplus(margin(classifier.logits(images.roll((dy, dx), (2, 3))), labels)).sum()
             loss = loss + tv * _total_variation(images)
             optimizer.zero_grad()
@@ -170,11 +175,16 @@ def _canvas(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     n, c, h, w = shape
     if free or not fourier:
-        grain = (0.01 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        grain = (
+            (0.01 * torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"))
+            .to(device)
+            .requires_grad_()
+        )
         return grain, torch.Tensor.clone if free else torch.sigmoid
-    frequency = (torch.fft.fftfreq(h)[:, None] ** 2 + torch.fft.rfftfreq(w)[None] ** 2).sqrt()
+    at: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    frequency = (torch.fft.fftfreq(h, **at)[:, None] ** 2 + torch.fft.rfftfreq(w, **at)[None] ** 2).sqrt()
     scale = (1 / frequency.clamp_min(1 / max(h, w))).to(device).unsqueeze(-1) / 4
-    spectrum = 0.01 * torch.randn(n, c, h, w // 2 + 1, 2, generator=generator)
+    spectrum = 0.01 * torch.randn(n, c, h, w // 2 + 1, 2, generator=generator, dtype=torch.float32, device="cpu")
 
     def paint(values: Tensor) -> Tensor:
         return torch.sigmoid(torch.fft.irfft2(torch.view_as_complex(values * scale), s=(h, w), norm="ortho"))

@@ -50,7 +50,7 @@ class Path:
         wanted = reached[:, -1:] * torch.linspace(0, 1, knots, device=lengths.device, dtype=lengths.dtype)
         left = (torch.searchsorted(reached, wanted.contiguous(), right=True) - 1).clamp(0, k - 2)
         part = (wanted - reached.gather(1, left)) / lengths.gather(1, left).clamp_min(1e-30)
-        rows = torch.arange(n, device=lengths.device)[:, None]
+        rows = torch.arange(n, device=lengths.device, dtype=torch.int64)[:, None]
         weight = part.clamp(0, 1).view(n, knots, *[1] * (self.knots.ndim - 2))
         out = torch.lerp(self.knots[rows, left], self.knots[rows, left + 1], weight)
         out[:, 0], out[:, -1] = self.start, self.end
@@ -112,7 +112,7 @@ def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
     together = max(1, LARGEST // (samples * path.knots[0, 0].numel())) if len(path.knots) else 1
     if len(path.knots) <= together:
         return Profile(t, landscape(path.at(t)))
-    parts = torch.arange(len(path.knots), device=path.knots.device).split(together)
+    parts = torch.arange(len(path.knots), device=path.knots.device, dtype=torch.int64).split(together)
     return Profile(t, torch.cat([at_rows(landscape, Path(path.knots[rows]).at(t), rows) for rows in parts]))
 
 

@@ -175,7 +175,7 @@ def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How a picture is turned upright by its EXIF tag. A tag that cannot be read turns nothing, as with other readers."""
+    """How its EXIF tag turns a picture upright. One that cannot be read turns nothing, as with other readers."""
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block makes Pillow raise many types

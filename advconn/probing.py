@@ -16,8 +16,12 @@ def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(0)
     noise = torch.rand(n, channels, height, width, generator=generator, dtype=torch.float32, device="cpu")
     ramp = torch.linspace(0, 1, width, dtype=torch.float32, device="cpu")
-    low = torch.tensor([0.0, 0.55, 0.05, 0.3], dtype=torch.float32, device="cpu")[torch.arange(n, device="cpu") % 4]
-    high = torch.tensor([1.0, 1.0, 0.35, 0.7], dtype=torch.float32, device="cpu")[torch.arange(n, device="cpu") % 4]
+    low = torch.tensor([0.0, 0.55, 0.05, 0.3], dtype=torch.float32, device="cpu")[
+        torch.arange(n, device="cpu", dtype=torch.int64) % 4
+    ]
+    high = torch.tensor([1.0, 1.0, 0.35, 0.7], dtype=torch.float32, device="cpu")[
+        torch.arange(n, device="cpu", dtype=torch.int64) % 4
+    ]
     low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
     return low + (high - low) * (0.7 * noise + 0.3 * ramp)
 

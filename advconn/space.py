@@ -69,7 +69,7 @@ class Space:
     def shape(self) -> tuple[int, ...]:
         """Shape of one point."""
         side = self.classifier.preprocessing.size or (32, 32)
-        grey = torch.full((1, self.classifier.channels, *side), 0.5, device=self.classifier.device)
+        grey = torch.full((1, self.classifier.channels, *side), 0.5, device=self.classifier.device, dtype=torch.float32)
         return tuple(self.points(grey).shape[1:])
 
 

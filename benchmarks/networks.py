@@ -138,7 +138,7 @@ def endpoint(folder: Path, stack: ExitStack) -> dict[str, Any]:
     case = onnx(folder, stack)
     with ExitStack() as held:
         ports = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
-    settings = dict(zip(("http_port", "grpc_port", "metrics_port"), ports, strict=True))
+    settings = dict(zip(("http_port", "grpc_port", "metrics_port"), ports, strict=True)) | {"debug": False}  # a quiet pipe
     about: dict[str, Any] = {"name": "digits", "implementation": "runtime.Net"}
     about["inputs"] = [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
     (folder / "runtime.py").write_text(RUNTIME.format(file=str(folder / "net.onnx")))

@@ -11,7 +11,8 @@ import advconn
 
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
-    {"errors", "nets", "copies", "progress", "shown"},
+    {"shown"},
+    {"errors", "nets", "copies", "progress"},
     {"paths", "files", "calibration", "folding", "fingerprint", "preprocessing", "blackbox", "store"},
     {"bypass", "band", "adapters", "pictures", "weights", "architectures"},
     {"probing", "arrays"},
@@ -48,6 +49,35 @@ def test_a_module_imports_only_what_stands_before_it(path):
     assert own in RANK
     for name in imported(path) & set(RANK) - ({own} if path.parent != PACKAGE else set()):
         assert RANK[name] < RANK[own], f"{path} imports {name}"
+
+
+MAKERS = {
+    "rand",
+    "randn",
+    "zeros",
+    "ones",
+    "tensor",
+    "arange",
+    "full",
+    "linspace",
+    "empty",
+    "eye",
+    "randint",
+    "randperm",
+}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_tensor_that_is_made_names_its_dtype_and_device(path):
+    """The process's defaults, which any library may change, must not change a verdict."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            maker = ast.unparse(node.func)
+            named = {keyword.arg for keyword in node.keywords}
+            if maker.removeprefix("torch.") in MAKERS and maker.startswith("torch.") and None not in named:
+                assert {"dtype", "device"} <= named, f"{path}:{node.lineno}"
+            if maker == "torch.Generator":
+                assert "device" in named, f"{path}:{node.lineno}"
 
 
 def test_public_names_are_there_and_importing_them_is_lazy():

@@ -147,10 +147,10 @@ def evade(
         raise AttackError(f"no way {way!r}: expected one of {', '.join(WAYS)}")
     lowest, best, done = [], [], 0
     for i, (x, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
-        low = torch.full((len(x),), torch.inf, device=x.device)
+        low = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.float32)
         kept = x.clone()
         for restart in range(restarts):
-            generator = torch.Generator().manual_seed(seed * 10_007 + i * 101 + restart)
+            generator = torch.Generator(device="cpu").manual_seed(seed * 10_007 + i * 101 + restart)
             found, where = _run(classifier, score, x, y.to(x.device), threshold, eps, way, steps, patience, generator)
             better = found < low
             low = torch.where(better, found, low)
@@ -175,12 +175,12 @@ def _run(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One restart of one batch: lowest scores (n,) while misclassified, and the images."""
-    noise = torch.rand(origin.shape, generator=generator).to(origin)
+    noise = torch.rand(origin.shape, generator=generator, dtype=torch.float32, device="cpu").to(origin)
     point = (origin + eps * (2 * noise - 1)).clamp(0, 1)
-    lowest = torch.full((len(origin),), torch.inf, device=origin.device)
-    best, stale = point.clone(), torch.zeros(len(origin), device=origin.device)
-    weight = torch.ones(len(origin), device=origin.device)
-    live = torch.arange(len(origin), device=origin.device)
+    lowest = torch.full((len(origin),), torch.inf, device=origin.device, dtype=torch.float32)
+    best, stale = point.clone(), torch.zeros(len(origin), device=origin.device, dtype=torch.float32)
+    weight = torch.ones(len(origin), device=origin.device, dtype=torch.float32)
+    live = torch.arange(len(origin), device=origin.device, dtype=torch.int64)
     for step in range(steps + 1):
         leaf = point[live].clone().requires_grad_()
         with torch.enable_grad():

@@ -69,7 +69,7 @@ def controls(
     for network, model in (("trained", classifier), ("untrained", untrained(classifier, seed))):
         label = model.logits(clean).argmax(1)
         wrong = model.logits(attacked).argmax(1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         kinds = {
             "clean to clean, same class": _pairs(clean, label, clean, label, label, True, generator),
             "clean to clean, another class": _pairs(clean, label, clean, label, label, False, generator),
@@ -102,5 +102,7 @@ def _pairs(
     if starts is ends:
         fits = fits & ~torch.eye(len(starts), dtype=torch.bool, device=fits.device)
     kept = fits.any(1).nonzero()[:, 0]
-    chosen = (torch.rand(fits.shape, generator=generator).to(fits.device) * fits).argmax(1)[kept]
+    chosen = (
+        torch.rand(fits.shape, generator=generator, dtype=torch.float32, device="cpu").to(fits.device) * fits
+    ).argmax(1)[kept]
     return starts[kept], ends[chosen], labels[kept]

@@ -14,7 +14,9 @@ from advconn import copies
 def corrupted(images: Tensor, l2: float, seed: int) -> dict[str, Tensor]:
     """Clean images (n, c, h, w) uint8 spoilt without an attacker: noise of an attack's L2 size, JPEG, blur, light."""
     floats = images.float() / 255
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        images.shape, generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.float32, device="cpu"
+    )
     noise *= l2 / noise.flatten(1).norm(dim=1)[:, None, None, None]
     kinds = {
         f"noise of L2 {l2:.2f}": floats + noise,

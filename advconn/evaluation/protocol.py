@@ -121,7 +121,7 @@ class Bench:
         self.classifier, self.images, self.runner, self.fpr, self.seed = classifier, images, runner, fpr, seed
         self.parts = split(len(images), limit, fpr, seed)
         self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
-        self.predicted = torch.full((len(images),), -1)
+        self.predicted = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
         for rows in self.used.split(256):
             self.predicted[rows] = classifier.logits(classifier.check(images[rows])).argmax(1).cpu()
         self.labelled = labels is not None
@@ -174,7 +174,10 @@ class Bench:
         shares = torch.cat([self.classifier.logits(self.classifier.check(x)).softmax(1).cpu() for x in made.split(256)])
         hit = shares.argmax(1) != self.labels[rows]
         change = (made[hit] - self.images[rows[hit]].float() / 255).flatten(1)
-        sizes = (change.norm(dim=1).mean(), change.abs().amax(1).mean() if len(change) else torch.tensor(torch.nan))
+        sizes = (
+            change.norm(dim=1).mean(),
+            change.abs().amax(1).mean() if len(change) else torch.tensor(torch.nan, dtype=torch.float32, device="cpu"),
+        )
         l2, linf, sure = (float(v) for v in (*sizes, shares[hit].amax(1).mean()))
         return Hits(made[hit], rows[hit].numpy(), len(rows), l2, linf, sure)
 

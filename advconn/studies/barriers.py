@@ -56,8 +56,10 @@ def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
     out = {REAL: same_class(found, count, seed)}
     clean = found.right.nonzero()[:count, 0]
     images, labels = found.images[clean], found.labels[clean]
-    generator = torch.Generator().manual_seed(seed)
-    shift = torch.randint(1, classifier.num_classes, labels.shape, generator=generator).to(labels)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    shift = torch.randint(
+        1, classifier.num_classes, labels.shape, generator=generator, dtype=torch.int64, device="cpu"
+    ).to(labels)
     wanted = (labels + shift) % classifier.num_classes
     aimed = to_class(images, wanted, found, seed)
     stop = F.cross_entropy(classifier.logits(aimed.end), aimed.labels, reduction="none")

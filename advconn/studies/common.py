@@ -82,8 +82,8 @@ def pool(subject: Subject, most: int) -> Pool:
     """
     if len(subject.images) < 20:
         raise DataError(f"{len(subject.images)} images: a study needs 20 or more, of every class two or more")
-    generator = torch.Generator().manual_seed(subject.seed)
-    rows = torch.randperm(len(subject.images), generator=generator)[:most]
+    generator = torch.Generator(device="cpu").manual_seed(subject.seed)
+    rows = torch.randperm(len(subject.images), generator=generator, dtype=torch.int64, device="cpu")[:most]
     images = subject.classifier.check(subject.images[rows])
     predicted = subject.classifier.logits(images).argmax(1)
     labels = predicted if subject.labels is None else subject.labels[rows].to(predicted)
@@ -92,11 +92,11 @@ def pool(subject: Subject, most: int) -> Pool:
 
 def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
     """At most `count` pairs of two images of a class, classified right; classes in turn, no image in two pairs."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     queues: dict[int, list[int]] = {}
     for label in found.labels.unique().tolist():
         rows = (found.right & (found.labels == label)).nonzero()[:, 0].cpu()
-        queues[label] = rows[torch.randperm(len(rows), generator=generator)].tolist()
+        queues[label] = rows[torch.randperm(len(rows), generator=generator, dtype=torch.int64, device="cpu")].tolist()
     queues = {label: rows for label, rows in queues.items() if len(rows) >= 2}
     if not queues:
         raise DataError("no class has two images that are classified right: no pair to connect")
@@ -112,10 +112,12 @@ def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
 
 def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pairs:
     """Each image (n, c, h, w) with an image that is classified right and of the wanted class (n,), if there is one."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     fits = found.right[None] & (found.labels[None] == wanted[:, None])
     kept = fits.any(1).nonzero()[:, 0]
-    chosen = (torch.rand(fits.shape, generator=generator).to(fits.device) * fits).argmax(1)[kept]
+    chosen = (
+        torch.rand(fits.shape, generator=generator, dtype=torch.float32, device="cpu").to(fits.device) * fits
+    ).argmax(1)[kept]
     return Pairs(images[kept], found.images[chosen], wanted[kept])
 
 

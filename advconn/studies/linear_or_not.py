@@ -77,7 +77,7 @@ def outcomes(
     delta: cross-entropy above which a barrier stands; None: one stands where the prediction is another.
     """
     out: list[str] = []
-    for rows in torch.arange(len(pairs)).split(chunk) if len(pairs) else ():
+    for rows in torch.arange(len(pairs), dtype=torch.int64, device="cpu").split(chunk) if len(pairs) else ():
         found = _judged(space, pairs.rows(rows), delta, HALF, samples)
         lost = [i for i, outcome in enumerate(found) if outcome == "none"]
         if lost:

@@ -69,10 +69,12 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 def share(classifier: Classifier, shape: tuple[int, ...], draws: int, seed: int) -> list[float]:
     """Share of uniformly random inputs that each class is given."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.zeros(classifier.num_classes)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    counts = torch.zeros(classifier.num_classes, dtype=torch.float32, device="cpu")
     for start in range(0, draws, 500):
-        noise = torch.rand(min(500, draws - start), *shape, generator=generator).to(classifier.device)
+        noise = torch.rand(min(500, draws - start), *shape, generator=generator, dtype=torch.float32, device="cpu").to(
+            classifier.device
+        )
         counts += torch.bincount(classifier.logits(noise).argmax(1).cpu(), minlength=classifier.num_classes)
     return (counts / draws).tolist()
 
@@ -85,12 +87,16 @@ def component(classifier: Classifier, images: torch.Tensor, d: int, side: int, s
     """
     from scipy.ndimage import label
 
-    generator = torch.Generator().manual_seed(seed)
-    chosen = images[torch.randperm(len(images), generator=generator)[: d + 1]].flatten(1).cpu()
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    chosen = (
+        images[torch.randperm(len(images), generator=generator, dtype=torch.int64, device="cpu")[: d + 1]]
+        .flatten(1)
+        .cpu()
+    )
     middle = chosen.mean(0)
     axes = torch.linalg.qr((chosen[1:] - chosen[0]).T).Q.T
     reach = (chosen - middle).norm(dim=1).mean()
-    ticks = torch.linspace(-1, 1, side) * reach
+    ticks = torch.linspace(-1, 1, side, dtype=torch.float32, device="cpu") * reach
     grid = torch.cartesian_prod(*[ticks] * d).view(-1, d)
     given = torch.cat(
         [

@@ -26,9 +26,9 @@ def run(subject: Subject, fast: bool = False) -> Study:
     moments = (0, 2, 8, 32) if fast else (0, 1, 2, 4, 8, 16, 64, 256, 512)
     found = pool(subject, 2000 if fast else 20000)
     images, labels = found.images, found.labels
-    generator = torch.Generator().manual_seed(subject.seed)
+    generator = torch.Generator(device="cpu").manual_seed(subject.seed)
     cut = max(1, len(images) // 5)
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=generator, dtype=torch.int64, device="cpu")
     kept, seen = order[:cut], order[cut:]
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
@@ -43,7 +43,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
             if step in moments:
                 rows.append({"batches": step} | look(net, subject, images[kept], labels[kept], 200 if fast else 1024))
                 subject.progress("training", len(rows), len(moments))
-            batch = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
+            batch = seen[torch.randint(len(seen), (BATCH,), generator=generator, dtype=torch.int64, device="cpu")]
             net.train()
             loss = F.cross_entropy(net(normal(images[batch])), labels[batch])
             optimizer.zero_grad()
@@ -66,7 +66,7 @@ def look(
     classifier = Classifier(net.eval(), size=(h, w), channels=c)
     right = classifier.logits(normal(images)).argmax(1) == labels
     out: dict[str, Any] = {"accuracy": float(right.float().mean())}
-    wanted = torch.arange(min(classifier.num_classes, 10))
+    wanted = torch.arange(min(classifier.num_classes, 10), dtype=torch.int64, device="cpu")
     try:
         made = synthesise(classifier, 2, classes=wanted, free=True, jitter=0, steps=steps, seed=subject.seed)
     except DataError as error:  # a class that an untrained network gives to no input

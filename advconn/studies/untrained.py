@@ -55,7 +55,7 @@ def resnet18(side: int, seed: int, device: torch.device) -> Classifier:
 
 def joined(classifier: Classifier, classes: int, delta: float, seed: int) -> Connection:
     """Two inputs of each of the first classes, synthesised freely in pixels, and connected by two rounds of bypass."""
-    wanted = torch.arange(classes)
+    wanted = torch.arange(classes, dtype=torch.int64, device="cpu")
     made = synthesise(
         classifier, 2, classes=wanted, free=True, jitter=0, stop=delta / 2, steps=4096, rate=0.05, seed=seed
     )

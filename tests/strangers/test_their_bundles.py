@@ -83,6 +83,9 @@ def put(card, path, value):
         ("calibration.fpr", 0),
         ("calibration.fpr", float("nan")),
         ("calibration.threshold", 1e6),
+        ("calibration.threshold", 10**400),
+        ("classifier.preprocessing.size", [1024, 1024]),
+        ("connectivity.rivals", 0),
         ("features", ["a"]),
         ("fitted.attacks", {"pgd": 3}),
         ("references", None),
@@ -105,7 +108,8 @@ def test_a_card_that_lacks_something(key, forge):
 
 def test_a_card_that_is_none(forge):
     """Deeply nested, a list, a text."""
-    for raw in ("[" * 100000, "[]", '"card"', "{", "\ud800".encode("utf-8", "surrogatepass").decode("latin1")):
+    nested = '{"format": 1, "card": ' + "[" * 985 + "]" * 985 + "}"
+    for raw in ("[" * 100000, nested, "[]", '"card"', "{", "\ud800".encode("utf-8", "surrogatepass").decode("latin1")):
         refused(forge(raw=raw))
 
 
@@ -238,6 +242,17 @@ def test_arrays_in_a_head_are_measured_before_they_are_read(forge):
         archive.writestr("schema.json", "{}")
         archive.writestr("1.npy", bytes(2**27))
     assert "too large" in refused(forge(files={bundle.HEAD: out.getvalue()}))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", '{"a": [' + "[]," * 10**6 + "[]]}")
+    assert "too large" in refused(forge(files={bundle.HEAD: out.getvalue()}))
+
+
+def test_names_in_a_forged_head_never_reach_the_terminal_raw(forge):
+    """New lines and escape sequences are shown escaped."""
+    node = {"__module__": "a\nb\r\x1b[31m", "__class__": "x", "__loader__": "ObjectNode"}
+    text = refused(forge(files=head(lambda schema: schema | {"content": node})))
+    assert text.isprintable()
 
 
 def test_a_giant_architecture_is_refused_without_its_memory(forge):

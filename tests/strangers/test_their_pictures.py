@@ -170,6 +170,42 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_at_once(tmp_path):
     assert pictures.picture(tmp_path / "b.jpg").size == (640, 640)
 
 
+def test_a_damaged_exif_block_turns_nothing(known, tmp_path):
+    """As with other readers; it takes nobody with it."""
+    Image.fromarray(attacked()[0]).save(tmp_path / "a.jpg", exif=b"Exif\0\0XXXXXXXXXXXXXX", quality=95)
+    folder(tmp_path, images(n=2)[0])
+    assert len(records(run("score", tmp_path, *known, "--format", "json"))) == 3
+    assert pictures.picture(tmp_path / "a.jpg").size == (16, 16)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_every_exif_turn_is_pillows(tag, tmp_path):
+    """All eight orientations."""
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(attacked()[0][:12]).save(tmp_path / "a.png", exif=exif)
+    theirs = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(np.asarray(pictures.picture(tmp_path / "a.png")), np.asarray(theirs.convert("RGB")))
+
+
+def test_small_files_that_would_take_much_memory(tmp_path):
+    """A bytearray of two billion, an enormous float image, an animation of a thousand large frames."""
+
+    class Large:
+        def __reduce__(self):
+            return bytearray, (2 * 10**9,)
+
+    torch.save({"images": torch.zeros(2, 3, 16, 16), "a": Large()}, tmp_path / "a.pt")
+    np.savez_compressed(tmp_path / "b.npz", images=np.zeros((1, 2500, 2500, 3)))
+    frames = [Image.new("P", (3000, 3000), i) for i in range(16)]
+    frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:], optimize=False)
+    for name, text in (("a.pt", "bytearray"), ("b.npz", "MB an image"), ("c.gif", "too many")):
+        with pytest.raises(DataError, match=text):
+            list(Collection(tmp_path / name, frames="all").batches(LOOK, 3))
+
+
 def test_animated_files_and_thumbnails(known, tmp_path):
     """Refused in a line that names --frames; the first or every frame is judged; a TIFF's thumbnail is no frame."""
     frames = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images(n=3)[0]]
