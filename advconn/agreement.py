@@ -63,7 +63,9 @@ def chosen(
             )
         return found[how]
     if not found:
-        note("no true labels are known: the classifier's own predictions stand in for them")
+        some = sorted({item.label for item in items if item.label is not None})[:3]
+        why = f" (the labels {', '.join(some)}, ... are no class of its {classifier.num_classes})" if some else ""
+        note(f"no true labels are known{why}: the classifier's own predictions stand in for them")
         return None
     agree = {way: float((values == predicted.cpu()).float().mean()) for way, values in found.items()}
     best = max(("name", "index", "sorted"), key=lambda way: agree.get(way, -1.0))

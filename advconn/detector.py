@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -250,7 +251,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _walked(self, calls: list[tuple[Any, ...]], made: Making) -> Iterator[tuple[int, np.ndarray]]:
         """How many images were tried by each attack, and the features of those that it succeeded on."""
-        if made.jobs == 1:
+        if made.jobs == 1 or not self._travels():
             yield from (self._one(made, *call) for call in calls)
             return
         from joblib import Parallel, delayed
@@ -260,6 +261,21 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for done, found in enumerate(pool(delayed(self._one)(quiet, *call) for call in calls)):
             made.progress("attacks", done + 1, len(calls))
             yield found
+
+    def _travels(self) -> bool:
+        """Whether the classifier can be sent to other processes; modules from a user's file go along with it."""
+        try:
+            from joblib.externals import cloudpickle  # what joblib sends work by
+        except ImportError:  # newer ones have it as a package beside them
+            import cloudpickle
+        for name, module in list(sys.modules.items()):
+            if name.startswith("advconn_user_"):
+                cloudpickle.register_pickle_by_value(module)
+        try:
+            cloudpickle.dumps(self.connectivity.classifier)
+            return True
+        except Exception:  # a module with a lock, a session or a hook in it may raise anything
+            return False
 
     def _one(self, made: Making, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Any:
         if made.threads:

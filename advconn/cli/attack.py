@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,7 +44,7 @@ def attack(
     out: Path,
     limit: int | None,
     floats: bool,
-    reading: str,
+    how: dict[str, Any],
     labels: str,
     max_bad: float,
     accept: bool,
@@ -64,7 +65,7 @@ def attack(
 
     vacant(out)
     made = Attack.parse(spec)
-    collection = Collection(data, reading=reading).sample(limit, seed)
+    collection = Collection(data, **how).sample(limit, seed)
     if asked.model is not None and detector is None:
         classifier = classifier_of(asked, collection, device)
     else:

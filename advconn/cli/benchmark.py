@@ -93,7 +93,7 @@ def benchmark(
     cache: Path | None,
     out: Path | None,
     list_attacks: bool,
-    reading: str,
+    how: dict[str, Any],
     labels: str,
     max_bad: float,
     accept: bool,
@@ -129,8 +129,8 @@ def benchmark(
         raise DataError(f"no baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}")
     parse_all(attacks)
     with _cluster(backend, jobs), progress_bar() as progress:
-        how = {"reading": reading, "labels": labels, "max_bad": max_bad, "accept": accept}
-        found, images = _subject(detector, asked, data, device, fpr, seed, progress, how)
+        reading = {"labels": labels, "max_bad": max_bad, "accept": accept}
+        found, images = _subject(detector, asked, data, device, fpr, seed, progress, how, reading)
         settings = runs.Settings(
             attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
             baselines=baselines or tuple(BASELINES),
@@ -165,6 +165,7 @@ def _subject(
     seed: int,
     progress: Progress,
     how: dict[str, Any],
+    reading: dict[str, Any],
 ) -> tuple[Detector, Data]:
     """The detector that is measured, and images that it has not seen."""
     import numpy as np
@@ -178,13 +179,13 @@ def _subject(
         if asked.model is not None or folder is not None:
             raise DataError("--data is needed with --detector or --model: images that the classifier takes")
         return unasked(device)
-    collection = Collection(data, reading=how.pop("reading"))
+    collection = Collection(data, **how)
     if asked.model is None or folder is not None:
         found = detector_of(folder, asked, device)
-        pixels, labels, _ = read(collection, found.connectivity.classifier, **how)
+        pixels, labels, _ = read(collection, found.connectivity.classifier, **reading)
         return found, Data(data.name, pixels, labels)
     classifier = classifier_of(asked, collection, device)
-    pixels, labels, _ = read(collection, classifier, **how)
+    pixels, labels, _ = read(collection, classifier, **reading)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))
     apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
     note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")

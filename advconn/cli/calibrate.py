@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +25,7 @@ def calibrate(
     data: Path,
     fpr: float | None,
     out: Path,
-    reading: str,
+    how: dict[str, Any],
     labels: str,
     max_bad: float,
     accept: bool,
@@ -44,7 +45,7 @@ def calibrate(
     from advconn.images import Collection
 
     vacant(out)
-    collection = Collection(data, reading=reading)
+    collection = Collection(data, **how)
     if asked.model is None:
         old = bundle.load(detector, device=place(device))
     else:

@@ -239,11 +239,22 @@ MAX_BAD = click.option(
 )
 
 
+frames_option = click.option(
+    "--frames", type=click.Choice(["first", "all"]), help="Of animated files; without it they are refused."
+)
+
+
 def reading_options(function: F) -> F:
-    """--reading, --labels, --max-bad and --accept-accuracy, of the commands that read labelled images."""
-    for option in (accept_option, MAX_BAD, LABELS, READING):
-        function = option(function)
-    return function
+    """--reading and --frames, handed on as `how` to open a collection, and --labels, --max-bad, --accept-accuracy."""
+    from functools import wraps
+
+    @wraps(function)
+    def command(reading: str, frames: str | None, **given: Any) -> Any:
+        return function(how={"reading": reading, "frames": frames}, **given)
+
+    for option in (accept_option, MAX_BAD, LABELS, frames_option, READING):
+        command = option(command)
+    return command  # type: ignore[return-value]
 
 
 def read(

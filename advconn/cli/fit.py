@@ -72,7 +72,7 @@ def fit(
     references: str,
     jobs: int,
     cache: Path | None,
-    reading: str,
+    how: dict[str, Any],
     labels: str,
     max_bad: float,
     accept: bool,
@@ -105,12 +105,12 @@ def fit(
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
     parse_all(() if auto else attacks)
     vacant(out)
-    collections = [Collection(path, reading=reading).sample(limit, seed) for path in data]
+    collections = [Collection(path, **how).sample(limit, seed) for path in data]
     classifier = classifier_of(asked, collections[0], device)
     images, truth = _joined([read(c, classifier, labels, max_bad, accept)[:2] for c in collections])
     other = None
     if apart is not None:
-        other = read(Collection(apart, reading=reading), classifier, labels, max_bad, accept)[0]
+        other = read(Collection(apart, **how), classifier, labels, max_bad, accept)[0]
     stand_in = None
     if surrogate is not None:
         look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
@@ -140,7 +140,7 @@ def fit(
     bundle.save(detector, out)
     fitted, calibration = detector.fitted_, detector.calibration_
     for name, (tried, hits) in fitted.attacks.items():
-        low = "   (it rarely changes this classifier's mind: --attack auto)" if tried and hits < 0.5 * tried else ""
+        low = "   (it rarely changes a prediction of this classifier)" if tried and hits < 0.5 * tried else ""
         click.echo(f"  {name:<32} succeeded on {hits} of {tried}{low}")
     click.echo(
         f"{out}: fitted on {fitted.train} clean images and their attacked copies, calibrated on {fitted.calibrate} "

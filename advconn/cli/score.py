@@ -15,6 +15,7 @@ from advconn.cli.common import (
     detector_of,
     detector_option,
     device_option,
+    frames_option,
     model_options,
     note,
     put,
@@ -44,7 +45,7 @@ CLEAN, FLAGGED, FAILED = 0, 1, 2
     show_default=True,
     help="As a plain loader reads a picture (no EXIF turn, transparency ignored), as people see it, or both.",
 )
-@click.option("--frames", type=click.Choice(["first", "all"]), help="Of animated files; without it they are refused.")
+@frames_option
 @click.option("--strict", is_flag=True, help="Exit with 2 also where a file in a folder is no image.")
 @device_option
 def score(
