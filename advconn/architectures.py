@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from advconn.errors import ModelError, line_of
 
 Build = Callable[[int], nn.Module]
-Builder = Callable[[str, dict[str, Tensor], Callable[[str], None]], tuple[Build, dict[str, Any]]]
+Size = tuple[int, int] | None
+Builder = Callable[[str, dict[str, Tensor], Size, Callable[[str], None]], tuple[Build, dict[str, Any]]]
 
 
 def heads_of(build: Build) -> list[str]:
@@ -23,7 +24,9 @@ def heads_of(build: Build) -> list[str]:
     return [name for name, value in two.items() if value.ndim and (value.shape[0], three[name].shape[0]) == (2, 3)]
 
 
-def _compact(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> tuple[Build, dict[str, Any]]:
+def _compact(
+    name: str, state: dict[str, Tensor], size: Size, note: Callable[[str], None]
+) -> tuple[Build, dict[str, Any]]:
     from advconn.nets import compact
 
     if name != "compact":
@@ -37,7 +40,7 @@ def _compact(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -
     return lambda classes: compact(classes, channels, widths), {"channels": channels}
 
 
-def _timm(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> tuple[Build, dict[str, Any]]:
+def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str], None]) -> tuple[Build, dict[str, Any]]:
     """timm's model and its own evaluation transform; a tag after a point picks that tag's constants."""
     try:
         import timm
@@ -69,7 +72,13 @@ def _timm(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> t
     }
 
     def build(classes: int) -> nn.Module:
-        module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+        if size is None or tuple(size) == tuple(side):
+            module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+            return module
+        try:
+            module = timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
+        except TypeError:  # it takes any size
+            module = timm.create_model(name, pretrained=False, num_classes=classes)
         return module
 
     return build, known
@@ -81,7 +90,9 @@ _DENSE = re.compile(
 )
 
 
-def _torchvision(name: str, state: dict[str, Tensor], note: Callable[[str], None]) -> tuple[Build, dict[str, Any]]:
+def _torchvision(
+    name: str, state: dict[str, Tensor], size: Size, note: Callable[[str], None]
+) -> tuple[Build, dict[str, Any]]:
     """torchvision's model and its transforms; GoogLeNet and Inception turn their input as published weights want it."""
     import torchvision
 
@@ -120,16 +131,22 @@ def hugging_face(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A local image-classification folder of Hugging Face's: the model, its image processor's settings, its names."""
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers.utils import logging
     except ImportError:
         raise ModelError("hf: models need transformers: pip install 'advconn[hf]'") from None
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"hf:{folder}: no config.json in this folder; expected what save_pretrained wrote")
+    for file, maker in (("config.json", "the model's"), ("preprocessor_config.json", "the image processor's")):
+        if not (folder / file).is_file():
+            raise ModelError(f"hf:{folder}: no {file} in this folder; expected what {maker} save_pretrained wrote")
+    logging.disable_progress_bar()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        module = AutoModelForImageClassification.from_pretrained(folder, **local)
+        module, about = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **local)
         look = AutoImageProcessor.from_pretrained(folder, **local).to_dict()
     except Exception as error:  # transformers raises many types on folders it cannot read
         raise ModelError(f"hf:{folder}: cannot be loaded: {line_of(error)}") from error
+    lost = [*about.get("missing_keys", ()), *about.get("mismatched_keys", ())]
+    if lost:
+        raise ModelError(f"hf:{folder}: its weights lack {lost[0]}: is it a network without its classification head?")
     names = {int(k): str(v) for k, v in module.config.id2label.items()}
     known = _processed(look, f"hf:{folder}") | {"channels": int(getattr(module.config, "num_channels", 3) or 3)}
     return module, known | {"class_names": [names[i] for i in sorted(names)]}

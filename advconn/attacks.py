@@ -245,7 +245,7 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
         eps = min(2 * eps, 0.5)
     if not classifier.differentiable:
         return tuple(
-            f"{kind}:eps={_fraction(min(factor * eps, 1))},{rest}"
+            f"{kind}:eps={_fraction(min(factor * eps, 0.5 if kind == 'square' else 0.25))},{rest}"
             for kind, rest in (("square", "n_queries=500"), ("noise", "tries=20"))
             for factor in ((0.5, 1, 2) if kind == "square" else (2, 4))
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from advconn.errors import ModelError, line_of
 
 LARGEST_ANSWER = 2**28  # bytes
+LARGEST_REQUEST = 2**20  # values
 _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
 
@@ -32,7 +33,7 @@ class Function(nn.Module):
         if not callable(call):
             raise ModelError(f"expected a function of images, got {type(call).__name__}")
         self._call = [call]  # in a list, so that a module in it is not registered here
-        self._array: bool | None = None
+        self._array: bool | None = None  # what it takes, once that is known
         self.eval()
 
     def __deepcopy__(self, memo: object) -> Function:
@@ -69,6 +70,7 @@ class Described(Function):
 
     def __init__(self, kind: str, shape: list[Any], where: str) -> None:
         super().__init__(self.ask)
+        self._array = True
         sides = [v if isinstance(v, int) and v > 0 else None for v in shape]
         if kind not in _TYPES or len(sides) != 4:
             raise ModelError(
@@ -134,8 +136,10 @@ class Onnx(Described):
         super().__init__(_ONNX.get(inputs[0].type, inputs[0].type), list(inputs[0].shape), str(path))
         self.path, self.name, self.session = path, inputs[0].name, session
         self.outputs = [o.name for o in session.get_outputs()]
-        with path.open("rb") as stream:
-            self.fingerprint = "onnx:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()  # large weights lie in a file beside it
+        for part in sorted(p for p in path.parent.iterdir() if p.name.startswith(path.name) and p.is_file()):
+            digest.update(part.read_bytes())
+        self.fingerprint = "onnx:" + digest.hexdigest()
 
     def __reduce__(self) -> Any:
         return Onnx, (self.path,)
@@ -150,22 +154,35 @@ class Onnx(Described):
 class Endpoint(Described):
     """A model behind the Open Inference Protocol's REST interface, version 2."""
 
-    def __init__(self, url: str, model: str, version: str = "", timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, model: str, version: str = "", timeout: float = 60.0, shape: list[int] | None = None
+    ) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ModelError(f"{url}: expected the address of a server, such as http://localhost:8080")
         path = f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")
         address = url.rstrip("/") + path
         about = _request(address, None, timeout)
         inputs = about.get("inputs") or []
+        if not inputs and shape is not None:
+            inputs = [{"name": "input", "datatype": "FP32", "shape": shape}]
         if len(inputs) != 1 or not isinstance(inputs[0], dict) or not isinstance(inputs[0].get("shape"), list):
-            raise ModelError(f"{address}: describes {len(inputs)} inputs; expected one, of images")
+            raise ModelError(
+                f"{address}: describes {len(inputs)} inputs; expected one, of images (size= and channels=, or "
+                "--size and --channels, say what a server does not)"
+            )
         super().__init__(str(inputs[0].get("datatype")), inputs[0]["shape"], address)
         self.address, self.name, self.timeout = address, str(inputs[0].get("name")), timeout
-        self.arguments = (url, model, version, timeout)
+        self.arguments = (url, model, version, timeout, shape)
         self.fingerprint = f"endpoint:{model}"
 
     def __reduce__(self) -> Any:
         return Endpoint, self.arguments
+
+    def known(self) -> dict[str, Any]:
+        """What the server says of it; batches small enough for JSON."""
+        known = super().known()
+        values = (self.channels or 3) * (self.size[0] or 32) * (self.size[1] or 32)
+        return known | {"batch_size": max(1, min(32, LARGEST_REQUEST // values))}
 
     def ask(self, images: np.ndarray) -> Any:
         """What it answers for images (n, c, h, w)."""

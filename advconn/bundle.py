@@ -25,6 +25,7 @@ from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
 from advconn.errors import AdvconnError, BundleError, line_of
 from advconn.files import writing
+from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
 from advconn.modes import References
 from advconn.probing import probe_images
 
@@ -34,9 +35,6 @@ WEIGHTS, TENSORS, HEAD = "classifier.safetensors", "detector.safetensors", "head
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps")
-# How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
-_SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-QUANTISED = 0.15
 
 
 def default(name: str = "cifar10") -> Path:
@@ -60,7 +58,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     walk, classifier = detector.connectivity, detector.connectivity.classifier
     tensors = {"calibration": detector.calibration_.scores, "typical": detector.typical_}
     tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
-    tensors |= {"answers": _answers(classifier, walk.references)}
+    tensors |= {"answers": answers(classifier, walk.references)}
     if walk.references is not None:
         images = (walk.references.images * 255).round().byte()
         tensors |= {"references": images.cpu().numpy(), "reference_logits": walk.references.logits.cpu().numpy()}
@@ -93,8 +91,8 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
             "num_classes": classifier.num_classes,
             "class_names": classifier.class_names,
             "channels": classifier.channels,
-            "dtype": _dtype(classifier),
-            "kind": "module" if _plain_module(classifier) else "other",
+            "dtype": dtype_of(classifier),
+            "kind": "module" if plain_module(classifier) else "other",
             "preprocessing": vars(look) | {},
         },
         "connectivity": {name: _plain(getattr(walk, name)) for name in _WALK},
@@ -114,22 +112,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _dtype(classifier: Classifier) -> str:
-    return str(classifier.adapter.dtype).removeprefix("torch.")
-
-
-def _plain_module(classifier: Classifier) -> bool:
-    """Whether its fingerprint says everything: a module of Python code with weights of its own."""
-    scripted = isinstance(classifier.network, (torch.jit.ScriptModule, torch.fx.GraphModule))
-    return not scripted and len(classifier.fingerprint) == 64 and not classifier.quantised
-
-
-def _answers(classifier: Classifier, references: References | None) -> np.ndarray:
-    """Logits of images that are the same every time (and of the references), by which another form of it is known."""
-    images = probe_images(4, classifier.channels, *_size(classifier, references))
-    return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
-
-
 def load(
     folder: Path | str, *, model: Classifier | None = None, device: str | None = None, same_weights: bool = True
 ) -> Detector:
@@ -141,7 +123,7 @@ def load(
             (scripted, exported, of another precision, an ONNX file, an endpoint, a function) if it answers the same.
         device: for a classifier that the bundle holds.
         same_weights: False takes a classifier of the same input and classes whatever its weights: its scores mean
-            nothing until they are calibrated anew (fitting.recalibrated).
+            nothing until they are calibrated anew (recalibration.recalibrated).
 
     Raises:
         BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights, or a
@@ -163,7 +145,7 @@ def load(
 def _trial(detector: Detector) -> None:
     """Judge a grey image and a noisy one, so that nothing fails at the first image."""
     classifier = detector.connectivity.classifier
-    noisy = probe_images(1, classifier.channels, *_size(classifier, detector.connectivity.references))
+    noisy = probe_images(1, classifier.channels, *size_of(classifier, detector.connectivity.references))
     judged = detector.judge(torch.cat([torch.full_like(noisy, 0.5), noisy]))
     sound = np.array([error is None for error in judged.errors])
     if not np.isfinite(judged.score[sound]).all() or len(judged.score) != 2:
@@ -226,12 +208,14 @@ def _load(
     walk: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items()}
     references = _references(tensors, card, classifier)
     told = classifier.fingerprint == card["classifier"]["fingerprint"]
-    if not told or classifier.fingerprint.startswith(("function", "endpoint:")):  # which say nothing of weights
+    if not told or classifier.fingerprint.startswith(
+        ("function", "endpoint:", "onnx:")
+    ):  # which say nothing of weights
         if not same_weights:
             references = references and References(
                 references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
             )
-        elif not _answers_alike(classifier, card["classifier"], tensors, references):
+        elif not alike(classifier, card["classifier"], tensors, references):
             raise BundleError(
                 f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
                 f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
@@ -278,39 +262,6 @@ def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier
     classifier.check(torch.from_numpy(images[:1]))
     logits = _array(tensors, "reference_logits", (len(images), classifier.num_classes))
     return References(torch.from_numpy(images).to(torch.float32) / 255, torch.from_numpy(logits), card["references"])
-
-
-def _answers_alike(
-    classifier: Classifier, card: dict[str, Any], tensors: dict[str, np.ndarray], references: References | None
-) -> bool:
-    """Whether this is another form of the classifier that a detector was fitted for, by its logits.
-
-    Two ordinary modules of one precision are told apart by their weights alone.
-    """
-    kind = card["kind"] == "module" and _plain_module(classifier)
-    if kind and card["dtype"] == _dtype(classifier):
-        return False
-    pairs = []
-    if "answers" in tensors:
-        expected = tensors["answers"]
-        given = probe_images(len(expected), classifier.channels, *_size(classifier, references))
-        pairs.append((given, expected))
-    if references is not None:
-        pairs.append((references.images[:32], references.logits[:32].numpy()))
-    slack = max(_SAME[card["dtype"]], _SAME[_dtype(classifier)], QUANTISED if classifier.quantised else 0.0)
-    for images, expected in pairs:
-        found = classifier.logits(classifier.check(images)).cpu().numpy()
-        if found.shape != expected.shape:
-            return False
-        scale = max(float(np.abs(expected).max()), 1e-6)
-        if not float(np.abs(found - expected).max()) <= slack * scale:
-            return False
-    return bool(pairs)
-
-
-def _size(classifier: Classifier, references: References | None) -> tuple[int, int]:
-    near = (32, 32) if references is None else tuple(references.images.shape[2:])
-    return classifier.preprocessing.size or near  # type: ignore[return-value]
 
 
 def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:

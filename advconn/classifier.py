@@ -17,7 +17,7 @@ from advconn.adapters import Adapter, Output, training, unwrapped
 from advconn.errors import DataError, ModelError
 from advconn.fingerprint import fingerprint
 from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
-from advconn.preprocessing import names_of, preprocessing_of, whole
+from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised
 
 
@@ -220,7 +220,11 @@ class Classifier:
         """
         from advconn.blackbox import Endpoint
 
-        network = Endpoint(url, model, version, timeout)
+        shape = None
+        if options.get("size") is not None:
+            height, width = sides_of(options["size"])
+            shape = [-1, whole("channels", options.get("channels") or 3), height, width]
+        network = Endpoint(url, model, version, timeout, shape)
         return cls(network, **(network.known() | {"name": network.address} | options))
 
     @property

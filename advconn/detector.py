@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +12,13 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from torch import Tensor
 
-from advconn.attacks import MIXTURE, Attack, parse_all, round_to_bytes, succeeded
+from advconn.attacks import MIXTURE, Attack, parse_all
 from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier, Cost, counting
 from advconn.connectivity import Connectivity, as_tensor, native
-from advconn.errors import AttackError, DataError, FitError
+from advconn.errors import DataError, FitError
 from advconn.features import table
+from advconn.making import Hits, Maker, features_of
 from advconn.progress import Progress, silent
 from advconn.store import Store
 
@@ -45,26 +45,6 @@ class Judgement:
     def loudest(self, i: int) -> str:
         """The family that raises image i's score most."""
         return max(self.families, key=lambda family: float(self.families[family][i]))
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
-
-    images: Tensor
-    rows: Tensor
-    tried: int
-
-
-@dataclass(frozen=True)
-class Making:
-    """How attacks are made: on which surrogate, where they are kept, in how many processes, told to whom."""
-
-    surrogate: Classifier | None = None
-    store: Store = field(default_factory=lambda: Store(None))
-    jobs: int = 1
-    progress: Progress = silent
-    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,11 +168,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
         if y is None:
-            truth, made = _maybe(labels, train), Making(surrogate, store or Store(None), jobs, progress)
-            features, kinds, attacks = self._attacked(images[train], truth, made)
+            maker = Maker(
+                self.connectivity, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress
+            )
+            features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), maker)
         else:
-            features, kinds, attacks = self._table(images[train], "walk", progress), kinds[train], {}
-        clean = self._table(images[kept], "calibrate", progress)
+            features, kinds, attacks = features_of(self.connectivity, images[train], "walk", progress), kinds[train], {}
+        clean = features_of(self.connectivity, images[kept], "calibrate", progress)
         sound, whole = np.isfinite(features).all(1), np.isfinite(clean).all(1)
         self.fit_features(features[sound], kinds[sound], clean[whole], attacks)
         self.fitted_ = replace(self.fitted_, seen=marks(images))
@@ -233,116 +215,26 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.isin(names, chosen) & (kinds == 0)
 
     def _attacked(
-        self, images: Tensor, labels: Tensor | None, made: Making
+        self, images: Tensor, labels: Tensor | None, maker: Maker
     ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
         """Features of clean images and of their successfully attacked copies, by which attack, and what succeeded."""
         attacks = parse_all(self.attacks)
         for attack in attacks:
-            self._attackable(attack, made.surrogate)
-        rows = [self._table(images, "walk", made.progress)]
+            maker.source(attack)
+        rows = [features_of(self.connectivity, images, "walk", maker.progress)]
         kinds = [np.zeros(len(images), int)]
         seen: dict[str, tuple[int, int]] = {}
-        calls: list[tuple[Any, ...]] = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
-        for attack, i, (tried, features) in zip(attacks, range(len(attacks)), self._walked(calls, made), strict=True):
+        for i, (attack, (tried, features)) in enumerate(
+            zip(attacks, maker.walked(images, labels, attacks), strict=True)
+        ):
             seen[str(attack)] = (tried, len(features))
             rows.append(features)
             kinds.append(np.full(len(features), i + 1))
         return np.concatenate(rows), np.concatenate(kinds), seen
 
-    def _walked(self, calls: list[tuple[Any, ...]], made: Making) -> Iterator[tuple[int, np.ndarray]]:
-        """How many images were tried by each attack, and the features of those that it succeeded on."""
-        if made.jobs == 1 or not self._travels():
-            yield from (self._one(made, *call) for call in calls)
-            return
-        from joblib import Parallel, delayed
-
-        quiet = replace(made, jobs=1, progress=silent, threads=max(1, torch.get_num_threads() // made.jobs))
-        pool = Parallel(n_jobs=made.jobs, return_as="generator")
-        for done, found in enumerate(pool(delayed(self._one)(quiet, *call) for call in calls)):
-            made.progress("attacks", done + 1, len(calls))
-            yield found
-
-    def _travels(self) -> bool:
-        """Whether the classifier can be sent to other processes; modules from a user's file go along with it."""
-        try:
-            from joblib.externals import cloudpickle  # what joblib sends work by
-        except ImportError:  # newer ones have it as a package beside them
-            import cloudpickle
-        for name, module in list(sys.modules.items()):
-            if name.startswith("advconn_user_"):
-                cloudpickle.register_pickle_by_value(module)
-        try:
-            cloudpickle.dumps(self.connectivity.classifier)
-            return True
-        except Exception:  # a module with a lock, a session or a hook in it may raise anything
-            return False
-
-    def _one(self, made: Making, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Any:
-        if made.threads:
-            torch.set_num_threads(made.threads)
-        seed = self.seed * 1000 + i
-
-        def make() -> tuple[int, np.ndarray]:
-            hits = self.attacked(images, labels, attack, seed=seed, made=made)
-            if not len(hits.images):
-                return hits.tried, np.zeros((0, len(self.connectivity.get_feature_names_out())))
-            return hits.tried, self._table(hits.images, f"walk {attack}", made.progress)
-
-        if made.store.folder is None:
-            return make()
-        other = None if made.surrogate is None else made.surrogate.fingerprint
-        truth = None if labels is None else labels.cpu().numpy()
-        key = (self.connectivity.key(), images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
-        return made.store.get("attack", key, make)
-
-    def _attackable(self, attack: Attack, surrogate: Classifier | None) -> Classifier:
-        """What an attack is made on."""
-        classifier = self.connectivity.classifier
-        if not attack.needs_gradient or classifier.differentiable:
-            return classifier
-        if surrogate is None or not surrogate.differentiable:
-            raise AttackError(
-                f"{attack} needs gradients, and this classifier gives none: fit with attacks that need none "
-                "(square, noise), or give a surrogate, another network of the same classes, to make it on"
-            )
-        return surrogate
-
-    def attacked(
-        self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int, made: Making | None = None
-    ) -> Hits:
-        """Successful copies of at most `per_attack` images that the classifier gets right, every second one in bytes.
-
-        Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
-        """
-        made = made or Making()
-        classifier, source = self.connectivity.classifier, self._attackable(attack, made.surrogate)
-        order = torch.randperm(
-            len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
-        )
-        chosen, size, tried = order[: self.per_attack], 64, 0
-        hits, sources = [images[:0].float().cpu()], [order[:0]]
-        for i, rows in enumerate(chosen.split(size)):
-            clean = classifier.check(images[rows])
-            predicted = classifier.logits(clean).argmax(1)
-            truth = predicted if labels is None else labels[rows].to(predicted)
-            right = predicted == truth
-            if bool(right.any()):
-                out = attack.run(source, clean[right], truth[right], seed=seed + i).to(clean)
-                out[1::2] = round_to_bytes(out[1::2])
-                hit = succeeded(classifier, out, truth[right])
-                hits.append(out[hit].cpu())
-                sources.append(rows[right.cpu()][hit.cpu()])
-                tried += int(right.sum())
-            made.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
-        return Hits(torch.cat(hits), torch.cat(sources), tried)
-
-    def _table(self, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
-        rows, done = [], 0
-        for trace in self.connectivity.traces(images):
-            rows.append(table(trace)[0].double().cpu().numpy())
-            done += len(rows[-1])
-            progress(stage, done, len(images))
-        return np.concatenate(rows)
+    def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
+        """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""
+        return Maker(self.connectivity, self.per_attack, self.seed).attacked(images, labels, attack, seed=seed)
 
     def score_columns(self, features: np.ndarray) -> np.ndarray:
         """Scores (n,) of features (n, d) that `connectivity` made before; infinite where a feature is not finite."""
@@ -422,7 +314,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
         self._fitted()
-        return self.score_columns(self._table(as_tensor(X), "score", progress))
+        return self.score_columns(features_of(self.connectivity, as_tensor(X), "score", progress))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
@@ -443,7 +335,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """The head's shares (n, 2) of clean and adversarial."""
         self._fitted()
-        features = self._table(as_tensor(X), "walk", silent)
+        features = features_of(self.connectivity, as_tensor(X), "walk", silent)
         sound = np.isfinite(features).all(1)
         shares = np.asarray(self.head_.predict_proba(np.where(sound[:, None], features, self.typical_)))
         attacked = np.where(sound, shares[:, 1:].sum(1), 1.0)

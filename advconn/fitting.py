@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from advconn.agreement import checked
 from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all, succeeded, suited
-from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity, as_tensor
 from advconn.detector import Detector, as_labels, marks
@@ -84,12 +83,13 @@ def fit(
         raise FitError(
             f"a label is {int(truth.max())}, and the classifier has {classifier.num_classes} classes: labels go from 0"
         )
-    images, truth = _sound(classifier, images, truth, note)
+    images, truth = sound(classifier, images, truth, note)
     predicted = _predictions(classifier, images)
     checked(predicted, truth, classifier.num_classes, accept=accept_accuracy)
     _twice(images, note)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     chosen = 0 if synthesised else round(FOR_REFERENCES * len(images))
+    order = _every_class(order, chosen, predicted, truth)
     references: References | None
     if synthesised:
         if not classifier.differentiable:
@@ -118,8 +118,31 @@ def fit(
         _enough(len(images), chosen, detector)
     making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
     detector.fit(used, labels=known, kept=kept, **making)
+    tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
+    if hits < 0.3 * tried:
+        note(f"attacks changed only {hits} of {tried} predictions: there are few attacked images to learn from")
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
+
+
+def _every_class(order: Tensor, chosen: int, predicted: Tensor, truth: Tensor | None) -> Tensor:
+    """The same order, in which the first `chosen` have an image of each class that there is, if they are enough.
+
+    A class that chance left out takes the place of one more of a class that has several.
+    """
+    right = torch.ones_like(predicted, dtype=torch.bool) if truth is None else predicted == truth
+    rows = order.tolist()
+    kind = torch.where(right, predicted, -1)[order].tolist()
+    counts = Counter(kind[:chosen])
+    for i in range(chosen, len(rows)):
+        if kind[i] >= 0 and not counts[kind[i]]:
+            spare = next((j for j in range(chosen) if kind[j] < 0 or counts[kind[j]] > 1), None)
+            if spare is None:
+                break
+            counts[kind[spare]] -= 1
+            counts[kind[i]] += 1
+            rows[spare], rows[i], kind[spare], kind[i] = rows[i], rows[spare], kind[i], kind[spare]
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def _enough(count: int, chosen: int, detector: Detector) -> None:
@@ -139,10 +162,10 @@ def _predictions(classifier: Classifier, images: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
-def _sound(
+def sound(
     classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None]:
-    """The images for which the classifier gives finite logits."""
+    """The images for which the classifier gives finite logits, and their labels; `note` is told of the others."""
     parts = [torch.isfinite(classifier.logits(classifier.check(x))).all(1).cpu() for x in images.split(256)]
     fine = torch.cat(parts) if parts else torch.ones(0, dtype=torch.bool, device="cpu")
     lost = int((~fine).sum())
@@ -182,11 +205,14 @@ def mixture_for(
     Without a gradient: those that need none, and with a surrogate MIXTURE's made on it.
     """
     if not classifier.differentiable:
+        weak = falls(classifier, images, labels, Attack.parse(BLACK_BOX[0]), seed) < 0.5
+        own = suited(classifier, images, labels, seed=seed) if weak else BLACK_BOX
         if surrogate is None:
             note("this classifier gives no gradient: only attacks that need none are trained on (square, noise)")
-            return BLACK_BOX
+            return own
         note("this classifier gives no gradient: attacks that need one are made on the surrogate")
-        return (*BLACK_BOX, *(spec for spec in MIXTURE if not spec.startswith("square")))
+        found = mixture_for(surrogate, images, labels, None, note, seed)
+        return (*own, *(spec for spec in found if not spec.startswith("square")))
     share = falls(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
     if share >= 0.9:
         return MIXTURE
@@ -218,83 +244,13 @@ def _with_apart(
     if shared.any():
         note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
         apart = apart[torch.from_numpy(~shared)]
-    apart, _ = _sound(classifier, apart, None, note)
+    apart, _ = sound(classifier, apart, None, note)
     if used.dtype != apart.dtype:
         used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
     kept = np.repeat([False, True], [len(used), len(apart)])
     if known is not None:
         known = torch.cat([known, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
     return torch.cat([used, apart]), known, kept
-
-
-@dataclass(frozen=True)
-class Order:
-    """How well scores tell an attack from clean images: AUROC, on how many attacked ones."""
-
-    attack: str
-    auroc: float
-    count: int
-
-
-def recalibrated(
-    detector: Detector,
-    images: Any,
-    labels: Any = None,
-    *,
-    fpr: float | None = None,
-    least: float = 0.9,
-    note: Callable[[str], None] = warn,
-    progress: Progress = silent,
-) -> tuple[Detector, Order]:
-    """A detector with a threshold from these clean images (n, c, h, w), if its scores still mean something.
-
-    One attack (PGD of the mixture it was fitted on, or Square without gradients) is made on up to 100 of the images:
-    its AUROC against the clean ones must be `least` or more. Images that the detector was fitted on are left out.
-
-    Raises:
-        FitError: too few images, or scores that no longer tell the attack from them.
-    """
-    classifier = detector.connectivity.classifier
-    images = as_tensor(images)
-    truth = None if labels is None else as_labels(labels, len(images))
-    fresh = torch.from_numpy(~np.isin(marks(images), detector.fitted_.seen))
-    if not fresh.all():
-        note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
-    images, truth = images[fresh], None if truth is None else truth[fresh]
-    images, truth = _sound(classifier, images, truth, note)
-    rate = detector.fpr if fpr is None else fpr
-    enough(len(images), rate)
-    clean = detector.scores(images, progress)
-    calibration = Calibration(clean[np.isfinite(clean)], rate)
-    usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
-    attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(
-        MIXTURE[0] if classifier.differentiable else BLACK_BOX[0]
-    )
-    few = Detector(detector.connectivity, per_attack=100, seed=detector.seed)
-    hits = few.attacked(images, truth, attack, seed=0)
-    if len(hits.images) < 10:
-        raise FitError(f"{attack} changed {len(hits.images)} predictions: too few to see whether the scores still hold")
-    attacked = detector.scores(hits.images, progress)
-    order = Order(str(attack), _auroc(clean, attacked), len(attacked))
-    if order.auroc < least:
-        raise FitError(
-            f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
-            f"{least:g} or more): fit a new detector"
-        )
-    new = copy.copy(detector)
-    new.fpr, new.calibration_ = rate, calibration
-    seen = np.union1d(detector.fitted_.seen, marks(images))
-    new.fitted_ = replace(detector.fitted_, calibrate=len(calibration.scores), seen=seen)
-    new.figures_ = {}
-    return new, order
-
-
-def _auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    scores = np.concatenate([clean, attacked])
-    ranks = np.unique(scores, return_inverse=True)[1]  # infinite scores are the highest
-    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(attacked)]), ranks))
 
 
 def gradient_free() -> tuple[str, ...]:

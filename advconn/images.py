@@ -19,7 +19,8 @@ from advconn import arrays
 from advconn.arrays import Archive
 from advconn.errors import DataError, line_of
 from advconn.files import writing
-from advconn.pictures import SUFFIXES, fitted, is_picture, opened, readings
+from advconn.layout import layout
+from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, readings, sized
 from advconn.pictures import picture as picture  # of the public name
 from advconn.preprocessing import Preprocessing
 
@@ -157,22 +158,22 @@ class Collection:
     def _suits(self, preprocessing: Preprocessing, channels: int) -> None:
         """Refuse an array as a whole where none of its images can be used."""
         if self._archive is not None:
-            axes = arrays.layout(self._archive.shape, channels, str(self.path)).axes
+            axes = layout(self._archive.shape, channels, str(self.path)).axes
             sides = [self._archive.shape[axes.index(side)] for side in "hw"]
-            _sized(np.broadcast_to(self._archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
+            sized(np.broadcast_to(self._archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
 
     def _rows(
         self, item: Item, preprocessing: Preprocessing, channels: int
     ) -> Iterator[tuple[Item, np.ndarray, tuple[int, int], str]]:
         if self._archive is not None and item.row is not None:
             array = self._archive.read(item.row, channels)
-            yield item, _sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
+            yield item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
             return
         for frame, image in enumerate(opened(item.path, self.frames)):
             named = replace(item, name=f"{item.name}[frame {frame}]") if self.frames == "all" and frame else item
             ways: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
             for way, made in readings(image, item.name, channels, self.reading).items():
-                ways[way] = _pixels(fitted(made, preprocessing, item.name), channels), made.size
+                ways[way] = pixels_of(fitted(made, preprocessing, item.name), channels), made.size
             if len(ways) == 2 and np.array_equal(ways["plain"][0], ways["upright"][0]):
                 del ways["upright"]
             for way, (pixels, size) in ways.items():
@@ -214,6 +215,19 @@ class Collection:
                     bad(item, error)
 
 
+def joined(collections: Sequence[Collection]) -> list[Collection]:
+    """The same images in the same order, with neighbours that are files or folders as one, so that batches are full."""
+    out: list[Collection] = []
+    for one in collections:
+        if out and out[-1]._archive is None and one._archive is None:
+            last = out[-1] = copy.copy(out[-1])
+            last.items += one.items
+            last.skipped, last.failed = last.skipped + one.skipped, last.failed + one.failed
+        else:
+            out.append(one)
+    return out
+
+
 def _kind(path: Path) -> int:
     try:
         return path.stat().st_mode
@@ -250,20 +264,6 @@ def _walk(root: Path, failed: Callable[[DataError], None]) -> Iterator[Path]:
                 failed(DataError(f"{path}: no regular file; expected an image"))
 
 
-def _sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
-    """An array (c, h, w) at the classifier's size. Floats are never resized: that would round what they hold."""
-    size = preprocessing.size
-    if size is None or array.shape[1:] == tuple(size):
-        return array
-    if array.dtype != np.uint8:
-        raise DataError(
-            f"{name}: floats of {array.shape[2]} x {array.shape[1]} for a classifier of {size[1]} x {size[0]}: bring "
-            "them to its size, or store bytes, which are resized here"
-        )
-    made = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    return _pixels(fitted(made, preprocessing, name), len(array))
-
-
 def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
     """Images (n, c, h, w) from a path, a PIL picture, an array or tensor, or a sequence of these.
 
@@ -285,17 +285,13 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
     if isinstance(given, Image.Image):
         (made,) = readings(given, "the picture", channels, reading).values()
-        return torch.from_numpy(_pixels(fitted(made, preprocessing, "the picture"), channels))[None]
+        return torch.from_numpy(pixels_of(fitted(made, preprocessing, "the picture"), channels))[None]
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
-    found = arrays.layout(array.shape, channels, "the array").images(array)
+    found = layout(array.shape, channels, "the array").images(array)
     plain = [np.ascontiguousarray(one, dtype=np.uint8 if one.dtype == np.uint8 else np.float32) for one in found]
-    return torch.from_numpy(np.stack([_sized(one, preprocessing, "the array") for one in plain]))
-
-
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image).reshape(image.size[1], image.size[0], channels).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack([sized(one, preprocessing, "the array") for one in plain]))
 
 
 def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:

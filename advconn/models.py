@@ -58,22 +58,25 @@ def load(
         ModelError: no such model, a factory that fails, weights that do not fit.
     """
     if spec.startswith(("http://", "https://")):
-        return _served(spec, weights, device, options)
+        return _served(spec, weights, options | ({} if size is None else {"size": size}))
     origin, _, name = spec.rpartition(":") if not spec.startswith(("hf:", "onnx:")) else spec.partition(":")
     if not origin or not name:
         raise ModelError(f"{spec!r} names no model: expected {SPEC}")
+    sized = {"size": size} if size is not None else {}
     if origin == "onnx":
         _no_weights(origin, weights)
-        return Classifier.from_onnx(name, **options)
+        return Classifier.from_onnx(name, **(sized | options))
     if origin == "hf":
         _no_weights(origin, weights)
         module, known = architectures.hugging_face(Path(name))
+        known = _resized(known, size)
         return Classifier(module.eval(), device=device, name=spec, **(known | options))
     state = read_weights(weights, note) if weights is not None else None
     if origin in ARCHITECTURES:
         if state is None:
             raise ModelError(f"{spec} names an architecture only: give its weights with --weights FILE")
-        module, known, state = _architecture(origin, name, state, note)
+        told = (lambda text: None) if "mean" in options else note
+        module, known, state = _architecture(origin, name, state, size, told)
         classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | known | options))
         classifier.state = state
         return classifier
@@ -90,7 +93,16 @@ def _no_weights(origin: str, weights: Path | None) -> None:
         raise ModelError(f"{origin}: brings its own weights: leave --weights out")
 
 
-def _served(spec: str, weights: Path | None, device: str | None, options: dict[str, Any]) -> Classifier:
+def _resized(known: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """What a library knows of its images, at another input size: the resize before the crop keeps its share."""
+    own = known.get("size")
+    if size is None or own is None or tuple(size) == tuple(own):
+        return known
+    scaled = {"resize": int(known["resize"] * min(size) / min(own))} if known.get("resize") else {}
+    return known | {"size": tuple(size)} | scaled
+
+
+def _served(spec: str, weights: Path | None, options: dict[str, Any]) -> Classifier:
     _no_weights("an endpoint", weights)
     found = re.fullmatch(r"(https?://[^/]+.*?)/v2/models/([^/]+)(?:/versions/([^/]+))?/?", spec)
     if found is None:
@@ -138,14 +150,17 @@ def architecture(spec: str) -> tuple[str, str] | None:
     return (origin, name) if origin in ARCHITECTURES else None
 
 
-def _architecture(origin: str, name: str, state: State, note: Note) -> tuple[nn.Module, dict[str, Any], State]:
+def _architecture(
+    origin: str, name: str, state: State, size: tuple[int, int] | None, note: Note
+) -> tuple[nn.Module, dict[str, Any], State]:
     """The module with its weights, what its library knows of its images, and the weights under its own names.
 
     It is first built without memory (torch's meta device), and only once the shapes agree for real.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ModelError(f"{name!r} is no {origin} architecture")
-    build, known = architectures.BUILDERS[origin](name, state, note)
+    build, known = architectures.BUILDERS[origin](name, state, size, note)
+    known = _resized(known, size)
     state = aligned(state, _weightless(lambda: build(2).state_dict()))
     heads = _weightless(lambda: architectures.heads_of(build))
     head = next((h for h in reversed(heads) if h in state and state[h].ndim), None)

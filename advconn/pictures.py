@@ -259,3 +259,22 @@ def _centred(image: Image.Image, size: tuple[int, int], mean: tuple[float, ...] 
     room = [side - own for side, own in zip((size[1], size[0]), image.size, strict=True)]
     out.paste(image, tuple(r // 2 if r >= 0 else -round(-r / 2) for r in room))  # type: ignore[arg-type]
     return out
+
+
+def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
+    """A picture as an array (channels, h, w) uint8."""
+    return np.ascontiguousarray(np.asarray(image).reshape(image.size[1], image.size[0], channels).transpose(2, 0, 1))
+
+
+def sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
+    """An array (c, h, w) at the classifier's size. Floats are never resized: that would round what they hold."""
+    size = preprocessing.size
+    if size is None or array.shape[1:] == tuple(size):
+        return array
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"{name}: floats of {array.shape[2]} x {array.shape[1]} for a classifier of {size[1]} x {size[0]}: bring "
+            "them to its size, or store bytes, which are resized here"
+        )
+    made = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return pixels_of(fitted(made, preprocessing, name), len(array))

@@ -53,12 +53,7 @@ def preprocessing_of(
             if not all(map(math.isfinite, found)) or (label == "std" and min(found) <= 0):
                 raise ModelError(f"{label} {found}: expected finite numbers{', above 0' * (label == 'std')}")
             plain[label] = found
-    sides: tuple[int, int] | None = None
-    if size is not None:
-        given = list(size) if isinstance(size, (Sequence, Tensor)) or hasattr(size, "tolist") else [size, size]
-        if len(given) not in (1, 2):
-            raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
-        sides = whole("size", given[0]), whole("size", given[-1])
+    sides = None if size is None else sides_of(size)
     method = str(getattr(interpolation, "value", interpolation)).lower()
     if method.partition("-")[0] not in INTERPOLATIONS:
         raise ModelError(f"interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
@@ -67,6 +62,14 @@ def preprocessing_of(
     return Preprocessing(
         sides, None if resize is None else whole("resize", resize), method, plain["mean"], plain["std"], crop
     )
+
+
+def sides_of(size: Any) -> tuple[int, int]:
+    """(height, width) from a pair or one side, in any kind of sequence; or ModelError."""
+    given = list(size) if isinstance(size, (Sequence, Tensor)) or hasattr(size, "tolist") else [size, size]
+    if len(given) not in (1, 2):
+        raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
+    return whole("size", given[0]), whole("size", given[-1])
 
 
 def whole(name: str, value: Any) -> int:

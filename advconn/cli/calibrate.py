@@ -41,8 +41,8 @@ def calibrate(
       advconn calibrate --detector detector/ --model my_model.py:build --data images/ --fpr 0.01 --out strict/
     """
     from advconn import bundle
-    from advconn.fitting import recalibrated
     from advconn.images import Collection
+    from advconn.recalibration import recalibrated
 
     vacant(out)
     collection = Collection(data, **how)

@@ -69,7 +69,7 @@ def score(
       advconn score photo.png
       advconn score --detector detector/ --format json images/
     """
-    from advconn.images import Collection
+    from advconn.images import Collection, joined
 
     if header and style != "json":
         raise click.UsageError("--header goes with --format json")
@@ -80,6 +80,7 @@ def score(
             collections.append(Collection(path, reading=reading, frames=frames))
         except DataError as error:
             run.refuse(str(path), error)
+    collections = joined(collections)
     found = detector_of(detector, asked, device)
     if detector is None:
         note("no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image")

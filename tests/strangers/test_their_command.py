@@ -203,6 +203,19 @@ def test_timms_tags_transforms_and_heads(tmp_path):
         models.load("timm:convnext_atto.foo", tmp_path / "w.safetensors")
 
 
+def test_another_input_size_is_taken_by_named_architectures(tmp_path):
+    """A timm ViT made for 96 pixels and a convolutional network: the resize before the crop keeps its share."""
+    timm = pytest.importorskip("timm")
+    for name, extra in (("vit_tiny_patch16_224", {"img_size": 96}), ("mobilenetv3_small_050", {})):
+        net = timm.create_model(name, num_classes=7, **extra).eval()
+        torch.save(net.state_dict(), tmp_path / "w.pt")
+        c = models.load(f"timm:{name}", tmp_path / "w.pt", size=(96, 96))
+        assert c.preprocessing.size == (96, 96)
+        assert c.preprocessing.resize == {"vit": 106, "mob": 109}[name[:3]]
+        x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(c.logits(x), net(c.normalise(x)).detach(), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("crop", "resize"), [("squash", 256), ("border", 224), ("border", 256), ("center", 235)])
 def test_crop_modes_are_timms(crop, resize, tmp_path):
     """To the pixel, for tall and wide pictures."""
@@ -268,6 +281,12 @@ def test_a_hugging_face_folder(tmp_path):
     )
     with pytest.raises(ModelError, match=r"no config\.json"):
         models.load(f"hf:{tmp_path}")
+    transformers.ViTModel(config).save_pretrained(tmp_path / "headless")
+    with pytest.raises(ModelError, match=r"no preprocessor_config\.json"):
+        models.load(f"hf:{tmp_path}/headless")
+    look.save_pretrained(tmp_path / "headless")
+    with pytest.raises(ModelError, match="without its classification head"):
+        models.load(f"hf:{tmp_path}/headless")
 
 
 def test_exit_status_1_is_a_flag_and_nothing_else(place, tmp_path):
@@ -444,10 +463,10 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
-    from advconn.detector import Detector
+    from advconn.making import Maker
     from advconn.store import Store
 
-    made, attacked = [], Detector.attacked
+    made, attacked = [], Maker.attacked
 
     def counting(self, images, labels, attack, **options):
         if len(made) == 1 and options.pop("stop", None):
@@ -455,7 +474,7 @@ def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
         made.append(str(attack))
         return attacked(self, images, labels, attack, **options)
 
-    Detector.attacked = counting
+    Maker.attacked = counting
     try:
         c = Classifier(trained(), size=16)
         first = fit(c, store=Store(tmp_path))
@@ -463,7 +482,7 @@ def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
         again = fit(c, store=Store(tmp_path))
         assert made == list(FAST)
     finally:
-        Detector.attacked = attacked
+        Maker.attacked = attacked
     x = images(n=5, seed=3)[0]
     np.testing.assert_array_equal(first.score_samples(x), again.score_samples(x))
     spread = fit(c, jobs=2)

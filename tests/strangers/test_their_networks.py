@@ -542,7 +542,7 @@ def test_labels_that_do_not_fit_are_refused():
 
 def test_a_classifier_that_was_trained_on_a_little_is_refused_and_calibrated(tmp_path):
     """The line names the command; afterwards its false alarms are near the rate."""
-    from advconn.fitting import recalibrated
+    from advconn.recalibration import recalibrated
 
     advconn.save(fitted(), tmp_path / "d")
     moved = trained()
@@ -605,6 +605,18 @@ def test_every_attack_class_of_torchattacks_runs(name):
     assert out.shape == x.shape
     assert 0 <= float(out.min()) <= float(out.max()) <= 1
     assert all(p.grad is None and not p.requires_grad for p in c.network.parameters())
+
+
+def test_no_class_lacks_a_reference_by_chance():
+    """Of ten classes among sixty images each has one."""
+    from advconn.fitting import _every_class
+
+    predicted = torch.arange(60) % 10
+    for seed in range(20):
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(60))
+        found = _every_class(order, 12, predicted, None)
+        assert set(predicted[found[:12]].tolist()) == set(range(10))
+        assert sorted(found.tolist()) == list(range(60))
 
 
 @pytest.mark.parametrize("auto", [True, False])

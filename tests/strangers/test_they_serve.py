@@ -75,6 +75,13 @@ def test_an_onnx_file_is_fitted_itself(file, tmp_path):
     np.testing.assert_allclose(again.score_samples(X), found.score_samples(X), atol=1e-5)
 
 
+def test_weights_in_a_file_beside_an_onnx_file_count(file, tmp_path):
+    """They are part of its fingerprint, and its answers are compared."""
+    before = Classifier.from_onnx(file).fingerprint
+    file.with_name("net.onnx.data").write_bytes(b"other weights")
+    assert Classifier.from_onnx(file).fingerprint != before
+
+
 def test_onnx_files_that_are_none(tmp_path):
     """In one line."""
     pytest.importorskip("onnxruntime")
@@ -107,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/v2/models/odd":
             self.answer(["no", "description"])
+        elif self.path == "/v2/models/quiet":
+            self.answer({"name": "quiet", "inputs": []})
         elif self.path == "/v2/models/net":
             self.answer(self.about)
         else:
@@ -136,6 +145,14 @@ def test_an_endpoint_is_scored_by_its_twins_detector(url, tmp_path):
     advconn.save(fitted(), tmp_path / "d")
     seen = advconn.load(tmp_path / "d", model=c).judge(mixed()[:10])
     np.testing.assert_allclose(seen.score, fitted().judge(mixed()[:10]).score, atol=1e-3)
+
+
+def test_an_endpoint_that_does_not_describe_its_input(url):
+    """Size and channels say it."""
+    with pytest.raises(ModelError, match=r"describes 0 inputs.*--size and --channels"):
+        models.load(f"{url}/v2/models/quiet")
+    c = models.load(f"{url}/v2/models/quiet", size=(16, 16), channels=3)
+    torch.testing.assert_close(c.logits(X), trained()(X).detach(), atol=1e-4, rtol=1e-3)
 
 
 def test_endpoints_that_do_not_answer(url):

@@ -1,0 +1,67 @@
+"""Whether a classifier is another form of the one that a detector was fitted for: by its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from advconn.classifier import Classifier
+from advconn.modes import References
+from advconn.probing import probe_images
+
+# How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
+_SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+QUANTISED = 0.15
+
+
+def dtype_of(classifier: Classifier) -> str:
+    """The precision that a classifier's network works in, such as 'float32'."""
+    return str(classifier.adapter.dtype).removeprefix("torch.")
+
+
+def plain_module(classifier: Classifier) -> bool:
+    """Whether its fingerprint says everything: a module of Python code with weights of its own."""
+    scripted = isinstance(classifier.network, (torch.jit.ScriptModule, torch.fx.GraphModule))
+    return not scripted and len(classifier.fingerprint) == 64 and not classifier.quantised
+
+
+def answers(classifier: Classifier, references: References | None) -> np.ndarray:
+    """Logits of images that are the same every time (and of the references), by which another form of it is known."""
+    images = probe_images(4, classifier.channels, *size_of(classifier, references))
+    return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
+
+
+def alike(
+    classifier: Classifier, card: dict[str, Any], tensors: dict[str, np.ndarray], references: References | None
+) -> bool:
+    """Whether this is another form of the classifier that a detector was fitted for, by its logits.
+
+    Two ordinary modules of one precision are told apart by their weights alone.
+    """
+    kind = card["kind"] == "module" and plain_module(classifier)
+    if kind and card["dtype"] == dtype_of(classifier):
+        return False
+    pairs = []
+    if "answers" in tensors:
+        expected = tensors["answers"]
+        given = probe_images(len(expected), classifier.channels, *size_of(classifier, references))
+        pairs.append((given, expected))
+    if references is not None:
+        pairs.append((references.images[:32], references.logits[:32].numpy()))
+    slack = max(_SAME[card["dtype"]], _SAME[dtype_of(classifier)], QUANTISED if classifier.quantised else 0.0)
+    for images, expected in pairs:
+        found = classifier.logits(classifier.check(images)).cpu().numpy()
+        if found.shape != expected.shape:
+            return False
+        scale = max(float(np.abs(expected).max()), 1e-6)
+        if not float(np.abs(found - expected).max()) <= slack * scale:
+            return False
+    return bool(pairs)
+
+
+def size_of(classifier: Classifier, references: References | None) -> tuple[int, int]:
+    """(height, width) of a classifier's images; the references' where it takes any."""
+    near = (32, 32) if references is None else tuple(references.images.shape[2:])
+    return classifier.preprocessing.size or near  # type: ignore[return-value]

@@ -1,0 +1,148 @@
+"""Attacked copies of clean images and their features: made once, kept, and spread over processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.classifier import Classifier
+from advconn.connectivity import Connectivity
+from advconn.errors import AttackError
+from advconn.features import table
+from advconn.progress import Progress, silent
+from advconn.store import Store
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
+
+    images: Tensor
+    rows: Tensor
+    tried: int
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How attacked copies are made.
+
+    connectivity: whose classifier is attacked, and what makes features. per_attack: at most so many images by each
+    attack. seed: of every attack. surrogate: see Detector.fit. store: where what is finished is kept. jobs: processes.
+    progress: told (stage, done, total). threads: of torch in each process, 0 for as many as there are.
+    """
+
+    connectivity: Connectivity
+    per_attack: int = 1000
+    seed: int = 0
+    surrogate: Classifier | None = None
+    store: Store = field(default_factory=lambda: Store(None))
+    jobs: int = 1
+    progress: Progress = silent
+    threads: int = 0
+
+    def walked(
+        self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """For each attack how many images were tried, and the features (n, d) of the copies that it succeeded on."""
+        calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
+        if self.jobs == 1 or not self._travels():
+            yield from (self._one(*call) for call in calls)
+            return
+        from joblib import Parallel, delayed
+
+        quiet = replace(self, jobs=1, progress=silent, threads=max(1, torch.get_num_threads() // self.jobs))
+        pool = Parallel(n_jobs=self.jobs, return_as="generator")
+        for done, found in enumerate(pool(delayed(quiet._one)(*call) for call in calls)):
+            self.progress("attacks", done + 1, len(calls))
+            yield found
+
+    def _travels(self) -> bool:
+        """Whether the classifier can be sent to other processes; modules from a user's file go along with it."""
+        try:
+            from joblib.externals import cloudpickle  # what joblib sends work by
+        except ImportError:  # newer ones have it as a package beside them
+            import cloudpickle
+        for name, module in list(sys.modules.items()):
+            if name.startswith("advconn_user_"):
+                cloudpickle.register_pickle_by_value(module)
+        try:
+            cloudpickle.dumps(self.connectivity.classifier)
+            return True
+        except Exception:  # a module with a lock, a session or a hook in it may raise anything
+            return False
+
+    def _one(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> tuple[int, np.ndarray]:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        seed = self.seed * 1000 + i
+
+        def make() -> tuple[int, np.ndarray]:
+            hits = self.attacked(images, labels, attack, seed=seed)
+            if not len(hits.images):
+                return hits.tried, np.zeros((0, len(self.connectivity.get_feature_names_out())))
+            return hits.tried, features_of(self.connectivity, hits.images, f"walk {attack}", self.progress)
+
+        if self.store.folder is None:
+            return make()
+        other = None if self.surrogate is None else self.surrogate.fingerprint
+        truth = None if labels is None else labels.cpu().numpy()
+        key = (self.connectivity.key(), images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
+        return self.store.get("attack", key, make)
+
+    def source(self, attack: Attack) -> Classifier:
+        """The classifier that an attack is made on.
+
+        Raises:
+            AttackError: it needs gradients, and neither the classifier nor a surrogate gives any.
+        """
+        classifier = self.connectivity.classifier
+        if not attack.needs_gradient or classifier.differentiable:
+            return classifier
+        if self.surrogate is None or not self.surrogate.differentiable:
+            raise AttackError(
+                f"{attack} needs gradients, and this classifier gives none: fit with attacks that need none "
+                "(square, noise), or give a surrogate, another network of the same classes, to make it on"
+            )
+        return self.surrogate
+
+    def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
+        """Successful copies of at most `per_attack` images that the classifier gets right, every second one in bytes.
+
+        Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
+        """
+        classifier, source = self.connectivity.classifier, self.source(attack)
+        order = torch.randperm(
+            len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
+        )
+        chosen, size, tried = order[: self.per_attack], 64, 0
+        hits, sources = [images[:0].float().cpu()], [order[:0]]
+        for i, rows in enumerate(chosen.split(size)):
+            clean = classifier.check(images[rows])
+            predicted = classifier.logits(clean).argmax(1)
+            truth = predicted if labels is None else labels[rows].to(predicted)
+            right = predicted == truth
+            if bool(right.any()):
+                out = attack.run(source, clean[right], truth[right], seed=seed + i).to(clean)
+                out[1::2] = round_to_bytes(out[1::2])
+                hit = succeeded(classifier, out, truth[right])
+                hits.append(out[hit].cpu())
+                sources.append(rows[right.cpu()][hit.cpu()])
+                tried += int(right.sum())
+            self.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
+        return Hits(torch.cat(hits), torch.cat(sources), tried)
+
+
+def features_of(connectivity: Connectivity, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
+    """Features (n, d) of images (n, c, h, w); `progress` is told (stage, done, total)."""
+    rows, done = [], 0
+    for trace in connectivity.traces(images):
+        rows.append(table(trace)[0].double().cpu().numpy())
+        done += len(rows[-1])
+        progress(stage, done, len(images))
+    return np.concatenate(rows)

@@ -1,0 +1,89 @@
+"""A new threshold for a fitted detector from new clean images, if its scores still mean something."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all
+from advconn.calibration import Calibration, enough
+from advconn.connectivity import as_tensor
+from advconn.detector import Detector, as_labels, marks
+from advconn.errors import FitError
+from advconn.fitting import sound, warn
+from advconn.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Order:
+    """How well scores tell an attack from clean images: AUROC, on how many attacked ones."""
+
+    attack: str
+    auroc: float
+    count: int
+
+
+def recalibrated(
+    detector: Detector,
+    images: Any,
+    labels: Any = None,
+    *,
+    fpr: float | None = None,
+    least: float = 0.9,
+    note: Callable[[str], None] = warn,
+    progress: Progress = silent,
+) -> tuple[Detector, Order]:
+    """A detector with a threshold from these clean images (n, c, h, w), if its scores still mean something.
+
+    One attack (PGD of the mixture it was fitted on, or Square without gradients) is made on up to 100 of the images:
+    its AUROC against the clean ones must be `least` or more. Images that the detector was fitted on are left out.
+
+    Raises:
+        FitError: too few images, or scores that no longer tell the attack from them.
+    """
+    classifier = detector.connectivity.classifier
+    images = as_tensor(images)
+    truth = None if labels is None else as_labels(labels, len(images))
+    fresh = torch.from_numpy(~np.isin(marks(images), detector.fitted_.seen))
+    if not fresh.all():
+        note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
+    images, truth = images[fresh], None if truth is None else truth[fresh]
+    images, truth = sound(classifier, images, truth, note)
+    rate = detector.fpr if fpr is None else fpr
+    enough(len(images), rate)
+    clean = detector.scores(images, progress)
+    calibration = Calibration(clean[np.isfinite(clean)], rate)
+    usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
+    attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(
+        MIXTURE[0] if classifier.differentiable else BLACK_BOX[0]
+    )
+    few = Detector(detector.connectivity, per_attack=100, seed=detector.seed)
+    hits = few.attacked(images, truth, attack, seed=0)
+    if len(hits.images) < 10:
+        raise FitError(f"{attack} changed {len(hits.images)} predictions: too few to see whether the scores still hold")
+    attacked = detector.scores(hits.images, progress)
+    order = Order(str(attack), _auroc(clean, attacked), len(attacked))
+    if order.auroc < least:
+        raise FitError(
+            f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
+            f"{least:g} or more): fit a new detector"
+        )
+    new = copy.copy(detector)
+    new.fpr, new.calibration_ = rate, calibration
+    seen = np.union1d(detector.fitted_.seen, marks(images))
+    new.fitted_ = replace(detector.fitted_, calibrate=len(calibration.scores), seen=seen)
+    new.figures_ = {}
+    return new, order
+
+
+def _auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.concatenate([clean, attacked])
+    ranks = np.unique(scores, return_inverse=True)[1]  # infinite scores are the highest
+    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(attacked)]), ranks))
