@@ -213,6 +213,56 @@ def ablation(record: dict) -> list[str]:
     return out + lines(["", "forwards", "gradients", "mean AUROC", *attacks], cells)
 
 
+def networks(record: dict) -> list[str]:
+    rows = []
+    for name, r in record["networks"].items():
+        tried, hits = (sum(pair[i] for pair in r["attacks"].values()) for i in (0, 1))
+        rows.append(
+            [
+                name,
+                r["spec"],
+                " x ".join(map(str, r["size"])),
+                f"{r['parameters']:,}",
+                "yes" if r["gradient"] else "no",
+                f"{r['fit_seconds']:.0f}",
+                f"{hits} of {tried}",
+                "yes" if r["flags_equal"] else "NO",
+                X,
+                f"{r['seconds_per_image']:.3f}",
+            ]
+        )
+    head = [
+        "network",
+        "spec",
+        "input",
+        "parameters",
+        "gradient",
+        "fit, s",
+        "attacks",
+        "same flags",
+        "scores",
+        "s / image",
+    ]
+    out = [f"## Ordinary networks end to end (`networks.py`, {record['folder']})", ""]
+    out += [
+        "Fitted on 60 images, saved, loaded, scored by the library and by the command: flags, largest difference.",
+        "",
+    ]
+    return out + lines(head, rows)
+
+
+def fuzz(record: dict) -> list[str]:
+    rows = [[k, v.get("judged", 0), v.get("refused", 0), v.get("failed", 0)] for k, v in record["counts"].items()]
+    total = [sum(r[i] for r in rows) for i in (1, 2, 3)]
+    out = [f"## Damaged pictures, arrays and bundles (`fuzz.py`, {record['folder']})", ""]
+    out += [
+        f"{sum(total):,} cases in {record['seconds']:.0f} s on one core: {total[2]} failed; the slowest took "
+        f"{record['slowest'][0]:.2f} s, the largest memory was {record['peak_mib']:.0f} MiB.",
+        "",
+    ]
+    return out + lines(["kind", "judged", "refused in one line", "failed"], [*rows, ["all", *total]])
+
+
 def plain(title: str, record: dict) -> list[str]:
     cells = [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in record.items() if isinstance(v, int | float)]
     out = [f"## {title} ({record['folder']})", "", *lines(["", ""], cells)]
@@ -236,6 +286,10 @@ def main() -> None:
         ("speed", lambda r: plain("Speed (`speed.py`)", r)),
         ("imagenette", lambda r: plain("EfficientNet-Lite0, ImageNet photographs (`imagenette.py`)", r)),
     ):
+        record = latest(name)
+        if record is not None:
+            out += write(record)
+    for name, write in (("networks", networks), ("fuzz", fuzz)):
         record = latest(name)
         if record is not None:
             out += write(record)
