@@ -227,7 +227,7 @@ def networks(record: dict) -> list[str]:
                 f"{r['fit_seconds']:.0f}",
                 f"{hits} of {tried}",
                 "yes" if r["flags_equal"] else "NO",
-                X,
+                f"{max(r['difference']):.1e}",
                 f"{r['seconds_per_image']:.3f}",
             ]
         )
