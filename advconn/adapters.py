@@ -73,7 +73,7 @@ def logits_of(raw: Any, output: Output | None = None) -> Tensor:
     way = f'out["{first}"]' if isinstance(raw, Mapping) else f"out[{first}]" if first.isdigit() else f"out.{first}"
     raise ModelError(
         f"expected logits (n, k) from the model, got {type(raw).__name__} with {found}: say which they are, "
-        f"such as output=lambda out: {way}"
+        f"such as output=lambda out: {way} (for the command line, return Classifier(net, output=...) from a factory)"
     )
 
 

@@ -109,8 +109,9 @@ def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bo
     if accept or count < ENOUGH:
         return line
     way = (
-        "is the scale right (it is given values in [0, 1], after --mean and --std), the order of the channels (RGB), "
-        "the order of the labels (--labels)? --accept-accuracy goes on"
+        "is the scale right (it is given values in [0, 1], after --mean and --std; one that wants 0 to 255 takes "
+        "--mean 0 and --std 0.0039216 a channel), the order of the channels (RGB), the order of the labels (--labels)? "
+        "--accept-accuracy goes on"
     )
     alike = truth is not None and len(np.unique(truth.cpu().numpy())) == 1
     if kinds == 1 and not (alike and right == count):

@@ -34,20 +34,21 @@ LARGEST_LABELS = 2**26  # bytes
 class Archive:
     """The images in an array file, read a batch at a time, and their labels (n,) where it holds some.
 
-    `shape` and `dtype` are the array's own. An .npz member is streamed, so that rows are best asked for in order.
+    `names` are those of all arrays of images in it; this is the one called `name`, or the first. `shape` and `dtype`
+    are the array's own. An .npz member is streamed, so that rows are best asked for in order.
 
     Raises:
         DataError: no such array, objects, a wrong type, a size that the file does not hold, more than LARGEST bytes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.labels = path, None
         with _refusing(path):
             opener = {".npz": _open_npz, ".npy": _open_npy}.get(path.suffix.lower(), _open_torch)
-            self.source, labels = opener(path)
+            self.source, labels, self.names = opener(path, name)
         self.shape, self.dtype = tuple(self.source.shape), self.source.dtype
         if self.dtype != np.uint8 and self.dtype.kind != "f":
-            raise DataError(f"{path}: images are {self.dtype}; expected uint8, or floats in [0, 1]")
+            raise DataError(f"{path}: images are {self.dtype}; expected uint8 (.astype('uint8')), or floats in [0, 1]")
         if len(self.shape) not in (2, 3, 4):
             raise DataError(f"{path}: images have shape {self.shape}; expected n x H x W x C with C 1 or 3")
         if 0 in self.shape:
@@ -65,7 +66,8 @@ class Archive:
                     f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
                 )
             self._sample()
-        self.labels = None if labels is None else _labels(labels, len(self), path)
+        if labels is not None and (len(self.names) == 1 or len(labels) == len(self)):
+            self.labels = _labels(labels, len(self), path)
 
     def __len__(self) -> int:
         return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]
@@ -193,7 +195,7 @@ class _Streamed:
         return np.stack([self.row(i) for i in range(self.shape[0])])
 
 
-def _open_npz(path: Path) -> tuple[Any, np.ndarray | None]:
+def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str]]:
     with zipfile.ZipFile(path) as archive:
         found = {}
         for info in archive.infolist():
@@ -205,7 +207,8 @@ def _open_npz(path: Path) -> tuple[Any, np.ndarray | None]:
                 if header[1] * math.prod(header[0]) + header[3] != info.file_size:
                     raise DataError(f"{path}: {info.filename} is not as large as its shape {header[0]} says")
                 found[info.filename.removesuffix(".npy")] = header
-        name = _chosen({k: v[0] for k, v in found.items()}, path)
+        names = _chosen({k: v[0] for k, v in found.items()}, path)
+        name = wanted or names[0]
         shape, _, dtype, start, fortran = found[name]
         if fortran and len(shape) > 1:
             source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
@@ -213,10 +216,10 @@ def _open_npz(path: Path) -> tuple[Any, np.ndarray | None]:
             source = _Streamed(path, f"{name}.npy", shape, dtype, start)
         labels = next((n for n in LABELS if n in found), None)
         if labels is None:
-            return source, None
+            return source, None, names
         if math.prod(found[labels][0]) * found[labels][1] > LARGEST_LABELS:
             raise DataError(f"{path}: {labels} has shape {found[labels][0]}; expected one number an image")
-        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False)
+        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False), names
 
 
 def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bool]:
@@ -241,17 +244,17 @@ def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bo
     return shape, dtype.itemsize, dtype, 8 + width + length, bool(about["fortran_order"])
 
 
-def _open_npy(path: Path) -> tuple[Any, None]:
+def _open_npy(path: Path, wanted: str | None) -> tuple[Any, None, list[str]]:
     with path.open("rb") as stream:
         shape, item, _, start, _ = header_of(stream)
     if path.stat().st_size < start + item * math.prod(shape):
         raise DataError(f"{path}: not as large as its shape {shape} says")
     if 0 in shape:
         raise DataError(f"{path}: holds no images (shape {shape})")
-    return _Held(np.load(path, mmap_mode="r", allow_pickle=False)), None
+    return _Held(np.load(path, mmap_mode="r", allow_pickle=False)), None, [""]
 
 
-def _open_torch(path: Path) -> tuple[Any, np.ndarray | None]:
+def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str]]:
     import torch
 
     if path.stat().st_size > LARGEST:
@@ -262,22 +265,24 @@ def _open_torch(path: Path) -> tuple[Any, np.ndarray | None]:
     except RuntimeError:  # written before torch 1.6
         held = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
-        held = dict(zip(("images", "labels"), held, strict=False))
+        pair = len(held) == 2 and held[1].ndim <= 2 < held[0].ndim
+        held = dict(zip(("images", "labels"), held, strict=True)) if pair else torch.stack(tuple(held))
     found = held if isinstance(held, Mapping) else {"images": held}
     arrays: dict[str, Any] = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
-    name = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
+    names = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
+    name = wanted or names[0]
     if arrays[name].layout != torch.strided:
         raise DataError(f"{path}: {name} is {arrays[name].layout}; expected an ordinary tensor")
     if arrays[name].numel() * arrays[name].element_size() > LARGEST:
         raise DataError(f"{path}: an array of more than {LARGEST / 1e9:.1f} GB: split it")
     labels = next((arrays[n] for n in LABELS if n in arrays), None)
-    return _Held(arrays[name]), None if labels is None else _numpy(labels)
+    return _Held(arrays[name]), None if labels is None else _numpy(labels), names
 
 
-def _chosen(shapes: Mapping[str, tuple[int, ...]], path: Path) -> str:
-    """The name of the array of images."""
-    for name in NAMES:
-        if name in shapes:
-            return name
+def _chosen(shapes: Mapping[str, tuple[int, ...]], path: Path) -> list[str]:
+    """The names of the arrays of images."""
+    names = [name for name in NAMES if name in shapes]
+    if names:
+        return [name for name in names if len(shapes[name]) > 1] or names
     found = ", ".join(f"{k} {v}" for k, v in list(shapes.items())[:8]) or "nothing"
     raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {found}")

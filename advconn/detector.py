@@ -157,6 +157,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             AttackError: an attack needs a gradient that nothing gives.
             FitError: too few clean images for the false-alarm rate, one class only, or no attack succeeded.
         """
+        if not isinstance(self.connectivity, Connectivity):
+            raise FitError(
+                f"a Detector is made of a Connectivity, got {type(self.connectivity).__name__}: "
+                "Detector(Connectivity(classifier))"
+            )
         images = as_tensor(X)
         if y is not None and (labels is not None or len(np.unique(y)) == 1):
             raise FitError("with y, give clean (0) and attacked (1) images, and no labels; without y, clean ones alone")

@@ -23,6 +23,7 @@ from advconn.errors import FitError, ModelError
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent
 
+FEW = 20  # attacked images that a head cannot learn much from
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -98,10 +99,12 @@ def fit(
     else:
         references = _chosen(classifier, images[order[:chosen]], None if truth is None else truth[order[:chosen]])
     if references is None or references.missing:
-        lost = classifier.num_classes if references is None else len(references.missing)
+        lost = list(range(classifier.num_classes)) if references is None else references.missing
+        names = ", ".join(classifier.label_names(lost[:3])) + ", ..." * (len(lost) > 3)
         note(
-            f"{lost} of {classifier.num_classes} classes have no reference among the images: only paths to copies of "
-            "the query itself are walked"
+            f"{len(lost)} of {classifier.num_classes} classes have no reference among the images ({names}), and a "
+            "query of any class may need one: only paths to copies of the query itself are walked (give images of "
+            "every class, or synthesise references)"
         )
         references, chosen = None, 0
     rest = order[chosen:]
@@ -119,7 +122,7 @@ def fit(
     making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
     detector.fit(used, labels=known, kept=kept, **making)
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
-    if hits < 0.3 * tried:
+    if hits < max(0.3 * tried, FEW):
         note(f"attacks changed only {hits} of {tried} predictions: there are few attacked images to learn from")
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
@@ -261,18 +264,19 @@ def gradient_free() -> tuple[str, ...]:
 def estimate(detector: Detector, count: int) -> float:
     """About how many seconds a fit on so many images takes on this machine."""
     classifier = detector.connectivity.classifier
-    walked = len(detector.connectivity.copies) + 21
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
     tried = min(detector.per_attack, train)
-    forwards, gradients = float(walked * count), 0.0
+    walks, forwards, gradients = float(count), 0.0, 0.0
     for attack in parse_all(detector.attacks):
         steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
-        forwards += tried * (walked + (0 if attack.needs_gradient else steps / 2))
+        walks += tried
+        forwards += 0 if attack.needs_gradient else tried * steps / 2
         gradients += tried * steps * (10 if attack.name == "autoattack" else 1) if attack.needs_gradient else 0
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
     one = _seconds(lambda: classifier.logits(probe)) / len(probe)
-    return one * (forwards + 3 * gradients)
+    walk = _seconds(lambda: detector.connectivity.transform(probe)) / len(probe)
+    return walk * walks * 1.4 + one * (forwards + 4 * gradients)  # own and rival paths are walked too
 
 
 def _seconds(call: Callable[[], Any]) -> float:

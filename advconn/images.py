@@ -30,12 +30,13 @@ LONGEST_NAME = 200  # bytes of a file's name that is written
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a collection: its name, where it is, its row in an array, and its label where one is known."""
+    """One image of a collection: its name, where it is, its row in which array, and its label where one is known."""
 
     name: str
     path: Path
     row: int | None = None
     label: str | None = None
+    array: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Collection:
 
     def __init__(self, path: Path | str, *, reading: str = "upright", frames: str | None = None) -> None:
         self.path, self.reading, self.frames = Path(path), reading, frames
-        self._archive: Archive | None = None
+        self._archives: dict[str, Archive] = {}
         self.skipped: list[str] = []
         self.failed: list[DataError] = []
         kind = _kind(self.path)
@@ -82,11 +83,13 @@ class Collection:
         elif not stat.S_ISREG(kind):
             raise DataError(f"{self.path}: no regular file or folder; expected images")
         elif self.path.suffix.lower() in arrays.SUFFIXES:
-            self._archive = Archive(self.path)
-            labels = self._archive.labels
+            first = Archive(self.path)
+            names = first.names
+            self._archives = {n: Archive(self.path, n) if i else first for i, n in enumerate(names)}
             self.items = tuple(
-                Item(f"{self.path}[{i}]", self.path, i, None if labels is None else str(labels[i]))
-                for i in range(len(self._archive))
+                Item(f"{self.path}{f'[{name}]' * (len(names) > 1)}[{i}]", self.path, i, _label(archive, i), name)
+                for name, archive in self._archives.items()
+                for i in range(len(archive))
             )
         else:
             self.items = (Item(str(self.path), self.path),)
@@ -125,8 +128,8 @@ class Collection:
         Raises:
             DataError: they differ in the first hundred, or none can be read.
         """
-        if self._archive is not None:
-            return self._archive.size()
+        if self._archives:
+            return next(iter(self._archives.values())).size()
         found: dict[tuple[int, int], str] = {}
         error: DataError | None = None
         for item in self.items[:100]:
@@ -157,16 +160,16 @@ class Collection:
 
     def _suits(self, preprocessing: Preprocessing, channels: int) -> None:
         """Refuse an array as a whole where none of its images can be used."""
-        if self._archive is not None:
-            axes = layout(self._archive.shape, channels, str(self.path)).axes
-            sides = [self._archive.shape[axes.index(side)] for side in "hw"]
-            sized(np.broadcast_to(self._archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
+        for archive in self._archives.values():
+            axes = layout(archive.shape, channels, str(self.path)).axes
+            sides = [archive.shape[axes.index(side)] for side in "hw"]
+            sized(np.broadcast_to(archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
 
     def _rows(
         self, item: Item, preprocessing: Preprocessing, channels: int
     ) -> Iterator[tuple[Item, np.ndarray, tuple[int, int], str]]:
-        if self._archive is not None and item.row is not None:
-            array = self._archive.read(item.row, channels)
+        if item.row is not None:
+            array = self._archives[item.array].read(item.row, channels)
             yield item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
             return
         for frame, image in enumerate(opened(item.path, self.frames)):
@@ -219,13 +222,17 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
     """The same images in the same order, with neighbours that are files or folders as one, so that batches are full."""
     out: list[Collection] = []
     for one in collections:
-        if out and out[-1]._archive is None and one._archive is None:
+        if out and not out[-1]._archives and not one._archives:
             last = out[-1] = copy.copy(out[-1])
             last.items += one.items
             last.skipped, last.failed = last.skipped + one.skipped, last.failed + one.failed
         else:
             out.append(one)
     return out
+
+
+def _label(archive: Archive, row: int) -> str | None:
+    return None if archive.labels is None else str(archive.labels[row])
 
 
 def _kind(path: Path) -> int:

@@ -44,6 +44,9 @@ def layout(shape: tuple[int, ...], channels: int | None, name: str) -> Layout:
         fits = square if len(square) == 1 else fits
     if len(fits) == 1:
         return Layout(fits[0])
+    if not fits and channels is not None and len(shape) == 4 and {1, 3} & {shape[1], shape[3]}:
+        own = shape[1] if shape[1] in (1, 3) else shape[3]
+        raise DataError(f"{name}: images of {own} channels (shape {shape}); the classifier takes {channels}")
     wanted = "1 or 3" if channels is None else str(channels)
     said = f"can be read as {' and as '.join(fits)}" if fits else "is neither n x H x W x C nor n x C x H x W"
     raise DataError(f"{name}: the shape {shape} {said} with C {wanted}: store it as n x H x W x C")

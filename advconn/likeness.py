@@ -13,7 +13,7 @@ from advconn.probing import probe_images
 
 # How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
 _SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-QUANTISED = 0.15
+QUANTISED, EXACT = 0.15, 1e-5
 
 
 def dtype_of(classifier: Classifier) -> str:
@@ -38,11 +38,10 @@ def alike(
 ) -> bool:
     """Whether this is another form of the classifier that a detector was fitted for, by its logits.
 
-    Two ordinary modules of one precision are told apart by their weights alone.
+    Two ordinary modules of one precision must answer alike to rounding: then one is the other inside a wrapper.
     """
     kind = card["kind"] == "module" and plain_module(classifier)
-    if kind and card["dtype"] == dtype_of(classifier):
-        return False
+    exact = kind and card["dtype"] == dtype_of(classifier)  # the same module, perhaps inside another
     pairs = []
     if "answers" in tensors:
         expected = tensors["answers"]
@@ -50,7 +49,8 @@ def alike(
         pairs.append((given, expected))
     if references is not None:
         pairs.append((references.images[:32], references.logits[:32].numpy()))
-    slack = max(_SAME[card["dtype"]], _SAME[dtype_of(classifier)], QUANTISED if classifier.quantised else 0.0)
+    coarse = QUANTISED if classifier.quantised else 0.0
+    slack = EXACT if exact else max(_SAME[card["dtype"]], _SAME[dtype_of(classifier)], coarse)
     for images, expected in pairs:
         found = classifier.logits(classifier.check(images)).cpu().numpy()
         if found.shape != expected.shape:

@@ -107,7 +107,8 @@ class Maker:
         if self.surrogate is None or not self.surrogate.differentiable:
             raise AttackError(
                 f"{attack} needs gradients, and this classifier gives none: fit with attacks that need none "
-                "(square, noise), or give a surrogate, another network of the same classes, to make it on"
+                "(square, noise), or give a surrogate (--surrogate SPEC): another network of the same classes, to make "
+                "it on"
             )
         return self.surrogate
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -211,9 +212,15 @@ def _plainly(device: str) -> Iterator[None]:
 def _factory(origin: str, name: str) -> nn.Module | Classifier:
     try:
         factory = getattr(_holder(origin), name, None)
-        if not callable(factory):
+        if not callable(factory) and not isinstance(factory, Classifier):
             raise ModelError(f"{origin} has no callable {name!r}")
-        module = factory()
+        if isinstance(factory, (nn.Module, Classifier)):  # the network itself, or what is made of it
+            module: Any = factory
+        else:
+            needed = _needed(factory)
+            if needed:
+                raise ModelError(f"{origin}:{name} takes {', '.join(needed)}; expected a function without arguments")
+            module = factory()
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
@@ -230,6 +237,15 @@ def _factory(origin: str, name: str) -> nn.Module | Classifier:
         if "eval" not in vars(module):
             module = module.eval()
     return module
+
+
+def _needed(factory: Any) -> list[str]:
+    """Names of the arguments that a call must give."""
+    try:
+        known = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _holder(origin: str) -> Any:

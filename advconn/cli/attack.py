@@ -85,9 +85,10 @@ def attack(
     change = (attacked - clean).flatten(1)
     names = [f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
     save(attacked, truth, names, out, floats=floats)
+    which = "" if known is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
-        f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images that were classified right "
-        f"({int((~right).sum())} were not); mean L2 {change.norm(dim=1).mean():.3f}, "
+        f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
+        f"mean L2 {change.norm(dim=1).mean():.3f}, "
         f"largest Linf {change.abs().max() * 255:.1f}/255"
     )
     if hits < 0.9 * int(right.sum()):

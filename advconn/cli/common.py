@@ -76,7 +76,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 _MODEL = (
     click.option("--model", metavar="SPEC", help=SPEC),
     click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
-    click.option("--size", type=_Side(), help="Input size of a --model that cannot say: 224 or 480x640."),
+    click.option("--size", type=_Side(), help="Input size, 224 or 480x640, if not what the --model says."),
     click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
     click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
     click.option("--std", type=_Numbers(), help="Per channel."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.classifier import Classifier
+    from advconn.store import Store
 
 
 @click.command()
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
     "attacks",
     multiple=True,
     metavar="NAME[:key=value,...]",
-    help="Attack to train on; repeat for more. `auto` finds strengths at which this classifier falls.",
+    help="Attack to train on; repeat for more. `auto` finds strengths at which this classifier "
+    "falls [default: a mixture up to 8/255, or auto where that is too weak].",
 )
 @click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most so many images by each attack.")
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
@@ -119,8 +123,8 @@ def fit(
     if attacks:
         options["attacks"] = _suited(classifier, images, truth, seed) if auto else attacks
     store = Store(cache_folder(cache), note)
-    _tell(classifier, len(images), jobs, options)
-    with progress_bar(_expected(classifier, len(images), options)) as progress:
+    _tell(classifier, len(images), jobs, options, store)
+    with progress_bar(_expected(classifier, len(images), options)) as progress, _going_on(store):
         detector = fit_detector(
             classifier,
             images,
@@ -147,6 +151,17 @@ def fit(
         f"others: "
         f"score above {calibration.threshold:.2f} is flagged (false-alarm rate {calibration.fpr:g})"
     )
+
+
+@contextmanager
+def _going_on(store: Store) -> Iterator[None]:
+    """Say at an interrupt that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store.folder is not None:
+            note("finished attacks are kept: the same command goes on")
+        raise
 
 
 def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +195,8 @@ def _expected(classifier: Classifier, count: int, options: dict[str, Any]) -> fl
     return estimate(Detector(Connectivity(classifier), **options), count)
 
 
-def _tell(classifier: Classifier, count: int, jobs: int, options: dict[str, Any]) -> None:
+def _tell(classifier: Classifier, count: int, jobs: int, options: dict[str, Any], store: Store) -> None:
     seconds = _expected(classifier, count, options)
+    kept = "; what is finished is kept" if store.folder is not None else ""
     many = f" with {jobs} processes sharing it" if jobs > 1 else ""
-    note(f"fitting on {count} images takes about {span(seconds)} here{many}; what is finished is kept")
+    note(f"fitting on {count} images takes about {span(seconds)} here{many}{kept}")

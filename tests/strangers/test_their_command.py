@@ -44,6 +44,11 @@ def leaves():
     import sys
     sys.exit(0)
 
+network = Net().eval()
+
+def needs(k):
+    return Net(k).eval()
+
 def pair():
     return Net().eval(), None
 
@@ -131,7 +136,9 @@ def test_a_factory_may_return_a_classifier_and_import_its_neighbours(place, tmp_
     (tmp_path / "own_package" / "model.py").write_text(NET + "\ndef build():\n    return Net(6).eval()\n")
     monkeypatch.chdir(tmp_path)
     assert models.load("own_package.model:build", size=(16, 16)).num_classes == 6
+    assert models.load(f"{place}/mine.py:network", size=(16, 16)).num_classes == 4
     for name, text in (
+        ("needs", "takes k; expected"),
         ("leaves", "SystemExit"),
         ("pair", "returned tuple.*the module alone"),
         ("function", "from_callable"),

@@ -278,6 +278,18 @@ def test_deployed_modules_are_scored_fitted_and_load_the_detector_of_the_plain_o
         assert fit(found).fitted_.attacks[FAST[0]][1] > 0
 
 
+def test_the_same_network_inside_another_module_loads_the_detector(tmp_path):
+    """Its answers are the same to rounding, whatever the names of its weights are."""
+    advconn.save(fitted(), tmp_path / "d")
+    found = Classifier(Answers(lambda z, x: {"logits": z, "x": x}).eval(), size=16)
+    assert found.fingerprint != fitted().connectivity.classifier.fingerprint
+    np.testing.assert_allclose(
+        advconn.load(tmp_path / "d", model=found).score_samples(X), fitted().score_samples(X), atol=1e-4
+    )
+    with pytest.raises(FitError, match=r"Detector\(Connectivity\(classifier\)\)"):
+        advconn.Detector(found).fit(X)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_fingerprints_tell_weights_and_nothing_else():
     """Prefixes of wrappers do not count; frozen and quantised weights do."""

@@ -242,6 +242,19 @@ def test_arrays_under_the_usual_names(name, kind, tmp_path):
         assert batch.readings == ("array",) * 4
 
 
+def test_every_array_of_images_in_a_file_is_judged(known, tmp_path):
+    """Clean and attacked ones saved together; a list of tensors; a network of one channel says what it was given."""
+    x = images(n=4)[0].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "two.npz", images=x[:2], adv=attacked(), labels=np.zeros(2, int))
+    found = records(run("score", tmp_path / "two.npz", *known, "--format", "json"))
+    assert sum("[images]" in r["image"] for r in found) == 2
+    assert sum(r["adversarial"] for r in found if "[adv]" in r["image"]) == 6
+    torch.save(list(images(n=3)[0]), tmp_path / "list.pt")
+    assert len(records(run("score", tmp_path / "list.pt", *known, "--format", "json"))) == 3
+    with pytest.raises(DataError, match=r"images of 3 channels.*takes 1"):
+        list(Collection(tmp_path / "list.pt").batches(LOOK, 1))
+
+
 def test_floats_stay_floats(known, tmp_path):
     """An attack that rounding to bytes undoes is written with --float and flagged; the same figures as in memory."""
     np.save(tmp_path / "x.npy", images(n=12, seed=9)[0].permute(0, 2, 3, 1).numpy())
