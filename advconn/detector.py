@@ -172,14 +172,12 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
+        maker = Maker(self.connectivity, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress)
         if y is None:
-            maker = Maker(
-                self.connectivity, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress
-            )
             features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), maker)
         else:
-            features, kinds, attacks = features_of(self.connectivity, images[train], "walk", progress), kinds[train], {}
-        clean = features_of(self.connectivity, images[kept], "calibrate", progress)
+            features, kinds, attacks = maker.features(images[train], "walk"), kinds[train], {}
+        clean = maker.features(images[kept], "calibrate")
         sound, whole = np.isfinite(features).all(1), np.isfinite(clean).all(1)
         self.fit_features(features[sound], kinds[sound], clean[whole], attacks)
         self.fitted_ = replace(self.fitted_, seen=marks(images))
@@ -226,7 +224,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         attacks = parse_all(self.attacks)
         for attack in attacks:
             maker.source(attack)
-        rows = [features_of(self.connectivity, images, "walk", maker.progress)]
+        rows = [maker.features(images, "walk")]
         kinds = [np.zeros(len(images), int)]
         seen: dict[str, tuple[int, int]] = {}
         for i, (attack, (tried, features)) in enumerate(

@@ -123,7 +123,7 @@ def fit(
     detector.fit(used, labels=known, kept=kept, **making)
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
     if hits < max(0.3 * tried, FEW):
-        note(f"attacks changed only {hits} of {tried} predictions: there are few attacked images to learn from")
+        note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
 

@@ -95,6 +95,16 @@ class Maker:
         key = (self.connectivity.key(), images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
         return self.store.get("attack", key, make)
 
+    def features(self, images: Tensor, stage: str) -> np.ndarray:
+        """Features (n, d) of images, kept too."""
+
+        def make() -> np.ndarray:
+            return features_of(self.connectivity, images, stage, self.progress)
+
+        if self.store.folder is None:
+            return make()
+        return self.store.get("walk", (self.connectivity.key(), images.cpu().numpy()), make)
+
     def source(self, attack: Attack) -> Classifier:
         """The classifier that an attack is made on.
 
