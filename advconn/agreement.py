@@ -14,7 +14,6 @@ from advconn.images import Item, labels
 
 ENOUGH = 20  # images before anything is said of an accuracy
 LEVEL = 0.05
-HOW = ("auto", "index", "name", "sorted", "none")
 
 
 def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:

@@ -84,8 +84,7 @@ def fit(
         raise FitError(
             f"a label is {int(truth.max())}, and the classifier has {classifier.num_classes} classes: labels go from 0"
         )
-    images, truth = sound(classifier, images, truth, note)
-    predicted = _predictions(classifier, images)
+    images, truth, predicted = sound(classifier, images, truth, note)
     checked(predicted, truth, classifier.num_classes, accept=accept_accuracy)
     _twice(images, note)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
@@ -167,17 +166,23 @@ def _predictions(classifier: Classifier, images: Tensor) -> Tensor:
 
 def sound(
     classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
-) -> tuple[Tensor, Tensor | None]:
-    """The images for which the classifier gives finite logits, and their labels; `note` is told of the others."""
-    parts = [torch.isfinite(classifier.logits(classifier.check(x))).all(1).cpu() for x in images.split(256)]
-    fine = torch.cat(parts) if parts else torch.ones(0, dtype=torch.bool, device="cpu")
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The images for which the classifier gives finite logits, labels, predictions; `note` is told of others.
+
+    Raises:
+        FitError: it gives NaN for most of them.
+    """
+    parts = [classifier.logits(classifier.check(x)).cpu() for x in images.split(256)]
+    none = torch.zeros(0, classifier.num_classes, dtype=torch.float32, device="cpu")
+    logits = torch.cat(parts) if parts else none
+    fine = torch.isfinite(logits).all(1)
     lost = int((~fine).sum())
     if not lost:
-        return images, truth
+        return images, truth, logits.argmax(1)
     if lost > len(images) // 2:
         raise FitError(f"the classifier gives NaN for {lost} of {len(images)} images")
     note(f"the classifier gives NaN for {lost} of {len(images)} images: they are left out")
-    return images[fine], None if truth is None else truth[fine]
+    return images[fine], None if truth is None else truth[fine], logits[fine].argmax(1)
 
 
 def _twice(images: Tensor, note: Callable[[str], None]) -> None:
@@ -247,18 +252,13 @@ def _with_apart(
     if shared.any():
         note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
         apart = apart[torch.from_numpy(~shared)]
-    apart, _ = sound(classifier, apart, None, note)
+    apart, _, _ = sound(classifier, apart, None, note)
     if used.dtype != apart.dtype:
         used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
     kept = np.repeat([False, True], [len(used), len(apart)])
     if known is not None:
         known = torch.cat([known, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
     return torch.cat([used, apart]), known, kept
-
-
-def gradient_free() -> tuple[str, ...]:
-    """The mixture for a classifier without gradients."""
-    return BLACK_BOX
 
 
 def estimate(detector: Detector, count: int) -> float:

@@ -53,7 +53,7 @@ def recalibrated(
     if not fresh.all():
         note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
     images, truth = images[fresh], None if truth is None else truth[fresh]
-    images, truth = sound(classifier, images, truth, note)
+    images, truth, _ = sound(classifier, images, truth, note)
     rate = detector.fpr if fpr is None else fpr
     enough(len(images), rate)
     clean = detector.scores(images, progress)

@@ -186,12 +186,13 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
 
 def _expected(classifier: Classifier, count: int, options: dict[str, Any]) -> float:
     """Seconds that a fit is thought to take."""
+    from advconn.attacks import BLACK_BOX
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
-    from advconn.fitting import estimate, gradient_free
+    from advconn.fitting import estimate
 
     if not classifier.differentiable and "attacks" not in options:
-        options = options | {"attacks": gradient_free()}
+        options = options | {"attacks": BLACK_BOX}
     return estimate(Detector(Connectivity(classifier), **options), count)
 
 

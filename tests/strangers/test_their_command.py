@@ -560,35 +560,12 @@ def test_calibrate_is_one_command(place, tmp_path):
     folder(tmp_path / "d", *images(n=120, seed=6))
     model = ["--model", f"{place}/mine.py:build", "--weights", tmp_path / "new.pt"]
     assert "advconn calibrate" in one_line(run("score", place / "images", "--detector", place / "detector", *model))
-    out = run(
-        "calibrate",
-        "--detector",
-        place / "detector",
-        *model,
-        "--data",
-        tmp_path / "d",
-        "--fpr",
-        "0.05",
-        "--out",
-        tmp_path / "out",
-    )
+    go = ["calibrate", "--detector", place / "detector", *model, "--data", tmp_path / "d"]
+    out = run(*go, "--fpr", "0.05", "--out", tmp_path / "out")
     assert out.exit_code == 0, out.output
     assert "AUROC" in out.stdout
     assert run("score", place / "images", "--detector", tmp_path / "out", *model).exit_code in (0, 1)
-    assert "at least 999" in one_line(
-        run(
-            "calibrate",
-            "--detector",
-            place / "detector",
-            *model,
-            "--data",
-            tmp_path / "d",
-            "--fpr",
-            "0.001",
-            "--out",
-            tmp_path / "x",
-        )
-    )
+    assert "at least 999" in one_line(run(*go, "--fpr", "0.001", "--out", tmp_path / "x"))
 
 
 def test_a_guard_in_a_pipeline():

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from brought import FAST, NET, fitted, folder, images, mixed, one_line, run, trained
+from brought import NET, fitted, folder, images, mixed, one_line, run, trained
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
@@ -388,4 +388,3 @@ def test_read_takes_paths_pictures_and_arrays(tmp_path):
         np.testing.assert_allclose(d.score_samples(d.read(given)), want, atol=1e-4)
     assert d.read(Image.new("RGB", (300, 200))).shape == (1, 3, 16, 16)
     assert len(d.read([])) == 0
-    assert FAST
