@@ -1,4 +1,4 @@
-"""A fitted detector as a folder: card.json, references and calibration as safetensors, the head by skops. No pickle.
+"""A fitted detector as a folder: card.json, references and calibration as safetensors, heads by skops. No pickle.
 
 Loading runs no code that the bundle names: the head's types must be among those that `heads` lists, and a classifier
 is rebuilt only if it is an architecture of advconn's, timm's or torchvision's; any other is given at every use.
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
+import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,22 +22,25 @@ import torch
 
 from advconn import card as cards
 from advconn import heads, models
-from advconn.calibration import Calibration
+from advconn.attacks import MIXTURE
+from advconn.calibration import CLEAN
 from advconn.classifier import Classifier
+from advconn.conditions import MEASURED, USES, usable
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
-from advconn.errors import AdvconnError, BundleError, line_of
+from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
 from advconn.files import writing
 from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
 from advconn.modes import References
 from advconn.probing import probe_images
+from advconn.stages import Cascade, Missed, Stage, walks_of
 
-FORMAT = 2
+FORMAT = 3
 CARD = "card.json"
 WEIGHTS, TENSORS, HEAD = "classifier.safetensors", "detector.safetensors", "head.skops"
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
-_WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps")
+_WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps", "nearest")
 
 
 def default(name: str = "cifar10") -> Path:
@@ -56,7 +62,9 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
 
     detector._fitted()
     walk, classifier = detector.connectivity, detector.connectivity.classifier
-    tensors = {"calibration": detector.calibration_.scores, "typical": detector.typical_}
+    tensors = {"typical": detector.typical_}
+    tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
+    tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
     tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
     tensors |= {"answers": answers(classifier, walk.references)}
     if walk.references is not None:
@@ -65,7 +73,8 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     folder = Path(folder)
     with writing(folder) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
-        heads.save(detector.head_, partial / HEAD)
+        for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
+            heads.save(head, partial / name)
         if classifier.state is not None:
             from safetensors.torch import save_file as save_weights
 
@@ -99,10 +108,34 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         "references": walk.references.origin if walk.references is not None else None,
         "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}},
-        "calibration": {"fpr": detector.calibration_.fpr, "threshold": detector.calibration_.threshold},
+        "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
+        "exits": [_number(at) for at in detector.cascade_.exits],
+        "missed": None
+        if fitted.missed is None
+        else {k: {"missed": n, "of": of} for k, (n, of) in fitted.missed.by_attack.items()},
+        "conditions": {
+            "fitted": list(usable(detector.benign, classifier.channels)),
+            "calibrated": list(detector.calibration_.conditions),
+            "measured": [name for name, use in USES.items() if use == MEASURED],
+        },
+        "calibration": {
+            "fpr": detector.calibration_.fpr,
+            "confidence": detector.confidence,
+            "by_class": detector.by_class,
+            "threshold": detector.calibration_.threshold,
+        },
         "features": [str(name) for name in detector.names_],
         "figures": figures if figures is not None else getattr(detector, "figures_", {}),
     }
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in vars(stage).items()}
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it: null for minus infinity, where no image leaves."""
+    return None if math.isinf(value) else value
 
 
 def _version(name: str) -> str:
@@ -169,14 +202,14 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not readable as a card; fit or copy the detector again") from error
-    if not isinstance(card, dict) or card.get("format") not in (1, FORMAT):
+    if not isinstance(card, dict) or card.get("format") not in (1, 2, FORMAT):
         raise BundleError(
-            f"{path}: not a card of format 1 or {FORMAT}; fit the detector again with this version of advconn"
+            f"{path}: not a card of format 1, 2 or {FORMAT}; fit the detector again with this version of advconn"
         )
     if card.get("card") != digest:
         raise BundleError(f"{path}: was changed since it was written; fit or copy the detector again")
     card = cards.checked(card, str(folder))
-    for name in (TENSORS, HEAD):
+    for name in (TENSORS, *cards.head_files(1 if card["stages"] is None else len(card["exits"]) + 1)):
         if name not in card["files"]:
             raise BundleError(f"{folder}: the card lists no {name}; fit or copy the detector again")
     for name, digest in card["files"].items():
@@ -220,23 +253,49 @@ def _load(
                 f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
                 f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
             )
-    detector = Detector(Connectivity(classifier, references, **walk), fpr=card["calibration"]["fpr"])
-    detector.seed = card["fitted"]["seed"]
-    detector.attacks = tuple(card["fitted"]["attacks"]) or detector.attacks
-    detector.head_ = heads.load(folder / HEAD, len(names))
-    detector.classes_ = np.array([0, 1])
-    detector.typical_ = _array(tensors, "typical", (len(names),))
-    detector.names_ = detector.connectivity.get_feature_names_out()
-    if [str(n) for n in detector.names_] != names:
+    known, fitted = card["calibration"], card["fitted"]
+    detector = Detector(
+        Connectivity(classifier, references, **walk),
+        attacks=tuple(fitted["attacks"]) or MIXTURE,
+        fpr=known["fpr"],
+        seed=fitted["seed"],
+        stages=None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"]),
+        benign=tuple(card["conditions"]["fitted"]),
+        conditions=tuple(card["conditions"]["calibrated"]),
+        confidence=known["confidence"],
+        by_class=known["by_class"],
+    )
+    count = len(card["exits"]) + 1
+    files, exits = cards.head_files(count), [-math.inf if at is None else float(at) for at in card["exits"]]
+    bent = any(name.startswith("complexity.") for name in names)
+    if bent and detector.stages is not None and not classifier.differentiable and count > 1:
+        detector.stages = tuple(stage for stage in detector.stages if not stage.paths)
+        files, exits, count = files[:-1], exits[:-1], count - 1
+        warnings.warn(
+            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
+            AdvconnWarning,
+            stacklevel=3,
+        )
+    walks = walks_of(detector.connectivity, detector.stages, bypass=bent)
+    if len(walks) != count:
+        raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
+    columns = tuple(tuple(map(str, stage.get_feature_names_out())) for stage in walks)
+    cut = count <= len(card["exits"])
+    if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
         raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
-    detector.n_features_in_ = len(detector.names_)
-    scores = _array(tensors, "calibration", (len(tensors["calibration"]),))
-    detector.calibration_ = Calibration(scores, card["calibration"]["fpr"])
-    if not np.isclose(detector.calibration_.threshold, card["calibration"]["threshold"], rtol=1e-9, atol=1e-9):
-        raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
-    attacks = {k: (v["tried"], v["succeeded"]) for k, v in card["fitted"]["attacks"].items()}
+    places = [names.index(name) for name in columns[-1]]
+    found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
+    attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
-    detector.fitted_ = Fitted(card["fitted"]["train"], card["fitted"]["calibrate"], attacks, seen)
+    detector.set_cascade(
+        Cascade(walks, columns, found, tuple(exits)),
+        _array(tensors, "typical", (len(names),))[places],
+        Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"])),
+    )
+    scores, classes = _calibration(tensors, detector.conditions, len(card["exits"]) + 1)
+    detector.set_calibration({name: values[:, :count] for name, values in scores.items()}, classes)
+    if not cut and not np.isclose(detector.calibration_.threshold, known["threshold"], rtol=1e-9, atol=1e-9):
+        raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     detector.figures_ = card["figures"]
     return detector
 
@@ -247,6 +306,38 @@ def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) ->
     if found.shape != shape or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise BundleError(f"{name} is {found.dtype} {found.shape} or not finite; expected finite numbers {shape}")
     return found
+
+
+def _calibration(
+    tensors: dict[str, np.ndarray], conditions: Sequence[str], stages: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """Scores (n, stages) by condition, and the classes (n,) that the images are given, if they are kept."""
+    if "calibration" in tensors:  # formats 1 and 2
+        return {CLEAN: _array(tensors, "calibration", (len(tensors["calibration"]),))[:, None]}, None
+    n = len(tensors[f"calibration.{CLEAN}"])
+    scores: dict[str, np.ndarray] = {}
+    for name in conditions:
+        key = f"calibration.{name}"
+        if key not in tensors or tensors[key].shape != (n, stages) or tensors[key].dtype != np.float64:
+            raise BundleError(f"{TENSORS}: {key} is missing, or not {n} x {stages} scores")
+        scores[name] = tensors[key]
+    classes = {name: tensors[f"predicted.{name}"] for name in conditions if f"predicted.{name}" in tensors}
+    if classes and (
+        len(classes) < len(scores) or any(v.shape != (n,) or v.dtype != np.int64 for v in classes.values())
+    ):
+        raise BundleError(f"{TENSORS}: predicted classes that do not fit the scores")
+    return scores, classes or None
+
+
+def _missed(known: dict[str, dict[str, int]] | None) -> Missed | None:
+    if known is None:
+        return None
+    each = {name: (v["missed"], v["of"]) for name, v in known.items()}
+    return Missed(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier: Classifier) -> References | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.paths import Landscape, Path, of_rows, profile, slope, straight
+from advconn.paths import Landscape, Path, Profile, of_rows, profile, slope, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
 SLACK = 0.5  # margin under the level that a point is brought to, so that it does not end on the level itself
@@ -121,13 +121,14 @@ def bypass(
     levels: int = 3,
     steps: int = 10,
     samples: int = 9,
+    scan: Profile | None = None,
 ) -> Detour:
     """Go round every barrier above `level` (n,) between start and end (n, *shape), `levels` deep.
 
-    `target` (n,): the energy a bypassed point is brought down to, `level` itself unless told. `samples`: points of the
-    straight line's scan; at every level a segment gets half as many, but 9 where there were as many. Segments without
-    a barrier are not touched. What still stands after `steps` steps, or after the last level, is reported as it is:
-    `converged` is then False.
+    `target` (n,): the energy a bypassed point is brought down to, `level` itself unless told. `samples`: points of
+    the straight line's scan; at every level a segment gets half as many, but 9 where there were as many. Segments
+    without a barrier are not touched. `scan`: the straight line's, where it was made before. What still stands after
+    `steps` steps, or after the last level, is reported as it is: `converged` is then False.
     """
     n, width = len(start), 2**levels
     goal = level if target is None else target
@@ -142,7 +143,8 @@ def bypass(
         span = width >> depth
         count = max(min(samples, 9), ((samples - 1) >> depth) + 1)
         path = straight(knots[row, left], knots[row, left + span])
-        scan = profile(path, of_rows(landscape, row), count)
+        if depth or scan is None:
+            scan = profile(path, of_rows(landscape, row), count)
         stands = scan.barrier > level[row]
         low = row if depth == levels else row[~stands]
         residual.scatter_reduce_(0, low, scan.barrier if depth == levels else scan.barrier[~stands], "amax")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from advconn.conditions import CONDITIONS
 from advconn.errors import BundleError
 from advconn.preprocessing import CROPS, INTERPOLATIONS
 
@@ -47,11 +49,29 @@ def one_of(*values: str) -> Check:
     return lambda v: isinstance(v, str) and v.partition("-")[0] in values
 
 
+def flag(value: Any) -> bool:
+    """True or false."""
+    return isinstance(value, bool)
+
+
+def head_files(count: int) -> tuple[str, ...]:
+    """Names of the files of so many stages' heads."""
+    return (*(f"head-{i + 1}.skops" for i in range(count - 1)), "head.skops")
+
+
+def _stage(value: Any) -> bool:
+    """What a stage is described by."""
+    names = maybe(several(text(), 0, 200))
+    keys = {"copies": names, "halves": names, "paths": flag, "share": number(1e-9, 1)}
+    return isinstance(value, dict) and set(value) == set(keys) and all(keys[k](v) for k, v in value.items())
+
+
+MOST_STAGES = 8
 Schema = Mapping[str, "Check | Schema"]
 _NAME, _HASH = text(), lambda v: isinstance(v, str) and len(v) == 64 and all(c in "0123456789abcdef" for c in v)
 _COUNTS = table(lambda k: k in ("tried", "succeeded"), whole(0, 10**9), 2)
 SCHEMA: Schema = {
-    "format": whole(1, 2),
+    "format": whole(1, 3),
     "versions": table(text(50), text(100), 50),
     "classifier": {
         "name": maybe(_NAME),
@@ -80,6 +100,7 @@ SCHEMA: Schema = {
         "layer": maybe(_NAME),
         "levels": whole(0, 10),
         "steps": whole(1, 1000),
+        "nearest": flag,
     },
     "references": maybe(_NAME),
     "fitted": {
@@ -88,16 +109,40 @@ SCHEMA: Schema = {
         "seed": whole(0, 2**63),
         "attacks": table(_NAME, _COUNTS),
     },
-    "calibration": {"fpr": number(1e-9, 1 - 1e-9), "threshold": number(-1e300, 1e300)},
+    "stages": maybe(several(_stage, 1, MOST_STAGES)),
+    "exits": several(maybe(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
+    "missed": maybe(table(_NAME, table(lambda k: k in ("missed", "of"), whole(0, 10**9), 2))),
+    "conditions": {
+        "fitted": several(one_of(*CONDITIONS), 0, 100),
+        "calibrated": several(one_of(*CONDITIONS), 1, 100),
+        "measured": several(_NAME, 0, 100),
+    },
+    "calibration": {
+        "fpr": number(1e-9, 1 - 1e-9),
+        "confidence": maybe(number(1e-9, 1 - 1e-9)),
+        "by_class": flag,
+        "threshold": number(-1e300, 1e300),
+    },
     "features": several(_NAME, 1, 10**4),
     "figures": table(text(200), lambda v: True),
-    "files": table(one_of("classifier.safetensors", "detector.safetensors", "head.skops"), _HASH, 3),
+    "files": table(
+        lambda k: k in ("classifier.safetensors", "detector.safetensors", *head_files(MOST_STAGES)),
+        _HASH,
+        3 + MOST_STAGES,
+    ),
     "card": _HASH,
 }
-LATER = {
+LATER: dict[tuple[str, ...], Any] = {  # what formats 1 and 2 did not say
     ("classifier", "dtype"): "float32",
     ("classifier", "kind"): "module",
     ("classifier", "preprocessing", "crop"): "center",
+    ("connectivity", "nearest"): False,
+    ("stages",): None,
+    ("exits",): [],
+    ("missed",): None,
+    ("conditions",): {"fitted": [], "calibrated": ["clean"], "measured": []},
+    ("calibration", "confidence"): None,
+    ("calibration", "by_class"): False,
 }
 
 
@@ -112,7 +157,7 @@ def checked(card: Any, where: str) -> dict[str, Any]:
         inner = card
         for key in path[:-1]:
             inner = inner[key]
-        inner.setdefault(path[-1], value)
+        inner.setdefault(path[-1], copy.deepcopy(value))
     return dict(card)
 
 

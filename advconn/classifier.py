@@ -104,8 +104,18 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
         return found
     with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
         points = points.clone() if points.is_inference() else points
-        out = [forward(chunk) for chunk in points.split(batch_size)]
+        few = few_sizes if points.is_cuda else lambda run, chunk, most: run(chunk)
+        out = [few(forward, chunk, batch_size) for chunk in points.split(batch_size)]
         return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
+    """What `forward` gives for points (m, ...), padded to a power of two: one compiled graph serves many m."""
+    m = len(points)
+    size = min(batch_size, 1 << (m - 1).bit_length()) if m else 0
+    if size <= m:
+        return forward(points)
+    return forward(torch.cat([points, points[-1:].expand(size - m, *points.shape[1:])]))[:m]
 
 
 class Classifier:
@@ -285,8 +295,15 @@ class Classifier:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) in [0, 1] as the network takes them, in memory of their own: it may write into them."""
-        batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
+        if images.requires_grad and torch.is_grad_enabled():
+            batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
+            return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
+        batch = torch.empty_like(images, memory_format=torch.channels_last)  # the only copy that is made
+        p = self.preprocessing
+        if p.mean is None or p.std is None:
+            return batch.copy_(images)
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (p.mean, p.std))
+        return torch.sub(images, mean, out=batch).div_(std)
 
     def check(self, images: Tensor) -> Tensor:
         """The same images on the classifier's device in float32, clamped to [0, 1].

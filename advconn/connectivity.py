@@ -15,12 +15,12 @@ from torch import Tensor
 
 from advconn import copies
 from advconn.bypass import DELTA, SLACK, Detour, bypass
-from advconn.classifier import Classifier, level
+from advconn.classifier import Classifier, level, margin
 from advconn.copies import Copy
 from advconn.errors import DataError
-from advconn.features import FEATURES, Trace, table
+from advconn.features import FEATURES, Trace, grain, table
 from advconn.modes import References
-from advconn.paths import positions, straight
+from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
 
 COPIES: Mapping[str, Copy] = MappingProxyType(
@@ -57,7 +57,7 @@ COPIES: Mapping[str, Copy] = MappingProxyType(
         "flip+unrotate": copies.both(copies.flip, copies.rotate(-6)),
     }
 )
-LARGEST = 2**26  # values in the copies of the images walked from at once
+LARGEST = 2**21  # values of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
 
@@ -67,13 +67,14 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         classifier: the model that the images are shown to.
         references: images that own and rival paths lead to; without them only the self family is walked.
-        families: of 'self', 'own', 'rival', 'latent', 'complexity'; None takes self, with references own and rival,
-            and with a layer latent.
+        families: of 'self', 'grain', 'own', 'rival', 'latent', 'complexity'; None takes self, with references
+            own and rival, and with a layer latent.
         copies: names in COPIES. halves: those of them whose path is read half-way too.
         per_class: references of the predicted class walked to. rivals: next classes, one reference each.
         samples: positions on every own, rival and latent path, both ends included.
         layer: whose outputs the family 'latent' walks between, by its name in the module.
         levels, steps: of bypass, for the family 'complexity'.
+        nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
         batch_size: images walked from at once; memory grows with it, not with the number of images.
     """
 
@@ -90,6 +91,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         layer: str | None = None,
         levels: int = 2,
         steps: int = 5,
+        nearest: bool = False,
         batch_size: int = 32,
     ) -> None:
         self.classifier = classifier
@@ -103,6 +105,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.layer = layer
         self.levels = levels
         self.steps = steps
+        self.nearest = nearest
         self.batch_size = batch_size
 
     def fit(self, X: Any = None, y: Any = None) -> Connectivity:
@@ -122,8 +125,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         unknown = set(self.families) - set(FEATURES)
         if unknown or not self.families:
             raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
-        if self.references is None and set(self.families) != {"self"}:
-            raise DataError("every family but self needs references: choose or synthesise them")
+        if self.references is None and set(self.families) - {"self", "grain"}:
+            raise DataError("every family but self and grain needs references: choose or synthesise them")
         if "complexity" in self.families and not self.classifier.differentiable:
             raise DataError("the family complexity needs gradients, and this classifier gives none: leave it out")
         if "latent" in self.families and self.layer is None:
@@ -153,46 +156,75 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def traces(self, X: Any) -> Iterator[Trace]:
         """The traces of images, `batch_size` at a time; no gradient leads back to the images."""
         images = as_tensor(X).detach()
-        values = images[:1].numel() * (1 + len(self.copies) + len(self.halves))
-        for chunk in images.split(max(1, min(self.batch_size, LARGEST // max(values, 1)))):
+        for chunk in images.split(self.together(images)):
             yield self.trace(chunk)
 
-    def trace(self, images: Tensor) -> Trace:
-        """Walk from images (n, c, h, w) to their modes and keep the logits met; differentiable where images are."""
+    def together(self, images: Tensor) -> int:
+        """How many of the images (n, c, h, w) are walked from at once."""
+        return max(1, min(self.batch_size, LARGEST // max(images[:1].numel(), 1)))
+
+    def trace(self, images: Tensor, start: Trace | None = None) -> Trace:
+        """Walk from images (n, c, h, w) to their modes and keep the logits met; differentiable where images are.
+
+        `start`: a trace of the same images; the copies in it, and the queries, are not asked for again.
+        """
         images = self.classifier.check(images)
         if not len(images):
             raise DataError("no images to walk from")
         wanted = images.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), torch.autocast(images.device.type, enabled=False):
-            return self._trace(images)
+            return self._trace(images, start)
 
-    def _trace(self, images: Tensor) -> Trace:
+    def _trace(self, images: Tensor, start: Trace | None) -> Trace:
         walked = self.walked
-        n = len(images)
-        wanted = self.copies if "self" in walked else ()
+        wanted = tuple(self.copies) if "self" in walked else ()
         halves = tuple(name for name in self.halves if name in wanted)
-        copies = {name: _copy(name)(images) for name in wanted}
-        stops = [images, *copies.values(), *((images + copies[name]) / 2 for name in halves)]
-        logits = self.classifier.logits(torch.stack(stops, 1).flatten(0, 1)).view(n, len(stops), -1)
-        parts: dict[str, Any] = {"query": logits[:, 0]}
+        known = self._stops(images, _known(start), wanted, halves)
+        parts: dict[str, Any] = {"query": known["query"]}
         if wanted:
-            m = len(wanted)
-            parts |= {"names": tuple(wanted), "copies": logits[:, 1 : m + 1]}
-            parts |= {"halves": halves, "midway": logits[:, m + 1 :]} if halves else {}
-        if set(walked) - {"self"}:
-            parts |= self._walks(images, logits[:, 0], walked)
+            parts |= {"names": wanted, "copies": torch.stack([known[name] for name in wanted], 1)}
+        if halves:
+            parts |= {"halves": halves, "midway": torch.stack([known[f"half {name}"] for name in halves], 1)}
+        if "grain" in walked:
+            parts["grain"] = grain(images) if start is None or start.grain is None else start.grain
+        if set(walked) - {"self", "grain"}:
+            parts |= self._walks(images, known["query"], walked)
         return Trace(**parts)
+
+    def _stops(
+        self, images: Tensor, known: dict[str, Tensor], wanted: Sequence[str], halves: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Logits (n, k) at the queries, at their copies and half-way, by name; those already known stand as they are.
+
+        No more copies are laid out at once than make one batch of the classifier's.
+        """
+        new = {name for name in wanted if name not in known}
+        half = {name for name in halves if f"half {name}" not in known}
+        found, names = dict(known), [] if "query" in known else ["query"]
+        stops = [] if "query" in known else [images]
+        for name in [*wanted, None]:
+            if name is None or (stops and len(stops) * len(images) >= self.classifier.batch_size):
+                if stops:
+                    logits = self.classifier.logits(torch.cat(stops))
+                    found |= dict(zip(names, logits.view(len(stops), len(images), -1), strict=True))
+                names, stops = [], []
+            if name in new or name in half:
+                copy = _copy(str(name))(images)
+                if name in new:
+                    names, stops = [*names, str(name)], [*stops, copy]
+                if name in half:
+                    names, stops = [*names, f"half {name}"], [*stops, torch.lerp(images, copy, 0.5)]
+        return found
 
     def _walks(self, images: Tensor, query: Tensor, walked: tuple[str, ...]) -> dict[str, Any]:
         """Own and rival paths in one batch; the logits at the queries and at the references are not asked for again."""
         if self.references is None:
             raise DataError("own and rival paths need references")
         anchors, ends = self.references.images.to(images), self.references.logits.to(query)
-        index = self.references.by_class.to(images.device)
         order = query.topk(min(self.rivals + 1, query.shape[1]), dim=1).indices
-        same = index[order[:, 0], : self.per_class]
+        same = self.anchors(images, order[:, :1], self.per_class)
         own = same if {"own", "complexity"} & set(walked) else same[:, :0]
-        rival = index[order[:, 1:], 0] if "rival" in walked else index[order[:, :0], 0]
+        rival = self.anchors(images, order[:, 1:], 1) if "rival" in walked else same[:, :0]
         chosen = torch.cat([own, rival], 1)
         n, m = chosen.shape
         starts = images[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1)
@@ -211,8 +243,20 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             parts |= {"rival": logits[:, own.shape[1] :], "rivals": order[:, 1:]}
         if "complexity" in walked:
             rows = torch.arange(n * m, dtype=torch.int64, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
-            parts["detour"] = self._detour(path.start[rows], path.end[rows], order[:, 0], own.shape[1])
+            label = order[:, 0].repeat_interleave(own.shape[1])
+            scan = Profile(t, margin(logits[:, : own.shape[1]].flatten(0, 1), label[:, None]))
+            parts["detour"] = self._detour(path.start[rows], path.end[rows], label, scan)
         return parts
+
+    def anchors(self, images: Tensor, classes: Tensor, count: int) -> Tensor:
+        """Indices (n, q * count) of references of classes (n, q): the first of each class, or the nearest in pixels."""
+        assert self.references is not None
+        index = self.references.by_class.to(images.device)[classes]
+        if self.nearest:
+            anchors = self.references.images.to(images).flatten(1)
+            distance = torch.cdist(images.flatten(1), anchors).gather(1, index.flatten(1)).view(index.shape)
+            index = index.gather(2, distance.argsort(dim=2, stable=True))
+        return index[:, :, :count].flatten(1)
 
     def _latent(self, images: Tensor, anchors: Tensor, per_query: int, t: Tensor) -> Tensor:
         """Logits (n, r, s, k) between a layer's outputs at n images and at the n * r anchors."""
@@ -221,13 +265,25 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         points = straight(starts, space.points(anchors)).at(t)
         return space.logits(points.flatten(0, 1)).view(len(images), per_query, len(t), -1)
 
-    def _detour(self, start: Tensor, end: Tensor, label: Tensor, per_query: int) -> Detour:
+    def _detour(self, start: Tensor, end: Tensor, label: Tensor, scan: Profile) -> Detour:
         """Bypass of barriers whose cross-entropy exceeds the larger end's by more than DELTA."""
-        landscape = self.classifier.landscape(label.repeat_interleave(per_query))
-        ends = F.softplus(landscape(torch.stack([start, end], 1))).amax(1)
+        ends = F.softplus(torch.maximum(scan.energies[:, 0], scan.energies[:, -1]))
         height = level(ends.double() + DELTA).to(start.dtype)
-        settings = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
-        return bypass(landscape, start, end, height, target=height - SLACK, **settings)
+        settings: dict[str, Any] = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
+        landscape = self.classifier.landscape(label)
+        return bypass(landscape, start, end, height, target=height - SLACK, scan=scan, **settings)
+
+
+def _known(start: Trace | None) -> dict[str, Tensor]:
+    """The logits (n, k) in a trace by where they were met."""
+    if start is None:
+        return {}
+    known = {"query": start.query}
+    if start.copies is not None:
+        known |= dict(zip(start.names, start.copies.unbind(1), strict=True))
+    if start.midway is not None:
+        known |= {f"half {name}": at for name, at in zip(start.halves, start.midway.unbind(1), strict=True)}
+    return known
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,55 +13,45 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from torch import Tensor
 
 from advconn.attacks import MIXTURE, Attack, parse_all
-from advconn.calibration import Calibration, enough
-from advconn.classifier import Classifier, Cost, counting
+from advconn.calibration import CLEAN, Calibration, enough, needed
+from advconn.classifier import Classifier, counting
+from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
 from advconn.connectivity import Connectivity, as_tensor, native
 from advconn.errors import DataError, FitError
-from advconn.features import table
-from advconn.making import Hits, Maker, features_of
+from advconn.explain import Explanation, Typical, explanation, reason
+from advconn.judgement import Judgement as Judgement  # of the public name
+from advconn.judgement import judgement_of
+from advconn.making import Hits, Maker
 from advconn.progress import Progress, silent
+from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, walks_of
 from advconn.store import Store
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a detector says of n images.
-
-    logits (n, k) of the classifier; score, p_value, adversarial (n,); features (n, d); families: what each adds to
-    an image's score over a typical clean image's (n,); total_cost of all of them together. errors (n,): None, or why an
-    image could not be judged: the classifier gives NaN for it or for a copy of it. Such an image is flagged, with an
-    infinite score and the smallest p-value there is.
-    """
-
-    logits: Tensor
-    score: np.ndarray
-    p_value: np.ndarray
-    adversarial: np.ndarray
-    features: np.ndarray
-    families: dict[str, np.ndarray]
-    total_cost: Cost
-    errors: tuple[str | None, ...] = ()
-
-    def loudest(self, i: int) -> str:
-        """The family that raises image i's score most."""
-        return max(self.families, key=lambda family: float(self.families[family][i]))
+from advconn.teaching import Taught, spoilt, taught, teach
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit was made from: images in each use, of every attack how many were tried and succeeded, and `marks`."""
+    """What a fit was made from: images in each use, of every attack how many were tried and succeeded, and `marks`.
+
+    missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
+    fitted on them; None of one stage.
+    """
 
     train: int
     calibrate: int
     attacks: dict[str, tuple[int, int]]
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
+    missed: Missed | None = None
 
 
 def marks(images: Tensor) -> np.ndarray:
     """A number (n,) for every image (n, c, h, w), uint8 or in [0, 1], that is the same for the same bytes alone."""
-    pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
-    digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in pixels.cpu().contiguous().numpy())
+    digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in as_bytes(images).contiguous().numpy())
     return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images (n, c, h, w), uint8 or in [0, 1], as uint8 on the CPU."""
+    return (images if images.dtype == torch.uint8 else (images * 255).round().byte()).cpu()
 
 
 def default_head(seed: int = 0) -> Any:
@@ -73,34 +63,27 @@ def default_head(seed: int = 0) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
 
 
-def log_odds(head: Any, features: np.ndarray) -> np.ndarray:
-    """Log-odds (n,) of any attack against clean, from a scikit-learn classifier whose first class is clean.
-
-    Of several attacks the probabilities are added up: the score is logsumexp over the attacks minus clean.
-    """
-    if hasattr(head, "decision_function"):
-        values = np.asarray(head.decision_function(features), dtype=np.float64)
-        if values.ndim == 1:
-            return values
-    else:
-        values = np.log(np.asarray(head.predict_proba(features), dtype=np.float64).clip(1e-12))
-    return np.asarray(np.logaddexp.reduce(values[:, 1:], axis=1) - values[:, 0])
-
-
 class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
-    `decision_function > 0`, `predict == 1` and `p_value <= fpr` are the same verdict, at one threshold for all attacks.
-    `predict_proba` is the head's own and knows nothing of the threshold.
+    `decision_function > 0` and `predict == 1` are the verdict, at one threshold for all attacks; so is `p_value <=
+    calibration_.level`, where classes have no thresholds of their own. `predict_proba` is the head's own and knows
+    nothing of the threshold.
 
     Args:
         connectivity: how features are made; its classifier is never copied, not by `clone` either.
-        head: a scikit-learn classifier of features; `default_head` unless given.
+        head: a scikit-learn classifier of features, one of which is fitted for each stage; `default_head` unless given.
         attacks: the mixture that attacked images are made with, where `fit` is given clean ones alone.
         per_attack: at most so many images are attacked by each.
         fpr: false-alarm rate asked for.
         calibrate: share of the clean images kept for calibration.
         seed: of every split and attack.
+        stages: what is walked first, and what only of images still in doubt; None walks all of `connectivity` at once.
+        benign: conditions that count as clean in the fit; every clean image is fitted on once more, under one of them.
+        conditions: benign conditions under each of which the false-alarm rate is promised.
+        confidence: with which it is promised, where the calibration images are enough for one, see Calibration; None
+            promises it on average.
+        by_class: thresholds of their own for predicted classes that have enough calibration images.
     """
 
     fitted_: Fitted
@@ -114,6 +97,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fpr: float = 0.05,
         calibrate: float = 0.4,
         seed: int = 0,
+        stages: Sequence[Stage] | None = STAGES,
+        benign: Sequence[str] = BENIGN,
+        conditions: Sequence[str] = PROMISED,
+        confidence: float | None = 0.95,
+        by_class: bool = False,
     ) -> None:
         self.connectivity = connectivity
         self.head = head
@@ -122,6 +110,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.fpr = fpr
         self.calibrate = calibrate
         self.seed = seed
+        self.stages = stages
+        self.benign = benign
+        self.conditions = conditions
+        self.confidence = confidence
+        self.by_class = by_class
 
     def fit(
         self,
@@ -172,43 +165,117 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
-        maker = Maker(self.connectivity, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress)
+        walks = walks_of(self.connectivity, self.stages)
+        maker = Maker(walks, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress)
         if y is None:
-            features, kinds, attacks = self._attacked(images[train], _maybe(labels, train), maker)
+            rows = self._attacked(images[train], _maybe(labels, train), maker)
         else:
-            features, kinds, attacks = maker.features(images[train], "walk"), kinds[train], {}
-        clean = maker.features(images[kept], "calibrate")
-        sound, whole = np.isfinite(features).all(1), np.isfinite(clean).all(1)
-        self.fit_features(features[sound], kinds[sound], clean[whole], attacks)
+            rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
+        clean = torch.from_numpy(kinds[train] == 0)
+        plain = as_bytes(images[train][clean])
+        rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
+        self.teach(rows.sound())
+        self.calibrate_on(images[kept], progress)
         self.fitted_ = replace(self.fitted_, seen=marks(images))
         return self
 
     def fit_features(
         self,
-        features: np.ndarray,
+        features: np.ndarray | Sequence[np.ndarray],
         kinds: np.ndarray,
-        clean: np.ndarray,
+        clean: np.ndarray | Sequence[np.ndarray],
         attacks: dict[str, tuple[int, int]] | None = None,
+        *,
+        groups: np.ndarray | None = None,
     ) -> Detector:
-        """Fit on features (n, d) that `connectivity` made before, of kinds (n,): 0 clean, 1 and more the attacks.
+        """Fit on features that were made before, of kinds (n,): 0 clean, 1 and more the attacks.
 
-        `clean` (m, d) are those of the clean images to calibrate on; `attacks` tells how many of each attack were tried
-        and succeeded, for the record.
+        With `stages=None` features (n, d) are those of `connectivity`, else one table for each of
+        `walks_of(connectivity, stages)`. `clean` are those of the clean images to calibrate on; `attacks` tells how
+        many of each attack were tried and succeeded, for the record; `groups` which image each row is a copy of.
 
         Raises:
             FitError: no attacked image, or too few clean ones for the false-alarm rate.
         """
-        enough(len(clean), self.fpr)
-        if len(np.unique(kinds)) < 2:
-            raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
-        self.classes_ = np.array([0, 1])
-        self.n_features_in_ = features.shape[1]
-        self.head_ = clone(default_head(self.seed) if self.head is None else self.head).fit(features, kinds)
-        self.typical_ = np.median(features[kinds == 0], axis=0)
-        self.names_ = self.connectivity.get_feature_names_out()
-        self.calibration_ = Calibration(self.score_columns(clean), self.fpr)
-        self.fitted_ = Fitted(int((kinds == 0).sum()), len(clean), attacks or {})
+        tables = (features,) if isinstance(features, np.ndarray) else tuple(features)
+        held = (clean,) if isinstance(clean, np.ndarray) else tuple(clean)
+        enough(len(held[0]), self.fpr)
+        self.teach(taught(tables, kinds, groups, attacks=attacks or {}))
+        self.set_calibration({CLEAN: np.stack([scored(*p) for p in zip(self.cascade_.heads, held, strict=True)], 1)})
         return self
+
+    def teach(self, rows: Taught) -> Detector:
+        """Fit a head for each stage, and where images leave; `calibrate_on` or `set_calibration` makes it whole.
+
+        Raises:
+            FitError: no attacked image.
+        """
+
+        def new_head() -> Any:
+            return clone(default_head(self.seed) if self.head is None else self.head)
+
+        shares = [stage.share for stage in self.stages or ()]
+        walks = walks_of(self.connectivity, self.stages)
+        cascade, missed = teach(walks, rows, new_head, shares, self.fpr, self.seed)
+        typical = np.median(rows.features[-1][rows.plain], axis=0)
+        self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
+        return self
+
+    def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: Fitted) -> None:
+        """Take fitted stages, the median clean image's features (d,) at the last one, and what they were made from."""
+        self.cascade_, self.typical_, self.fitted_ = cascade, typical, fitted
+        self.classes_ = np.array([0, 1])
+        self.head_, self.names_ = cascade.heads[-1], np.asarray(cascade.names[-1], dtype=object)
+        self.n_features_in_ = len(self.names_)
+
+    def calibrate_on(self, images: Tensor, progress: Progress = silent) -> None:
+        """Take the threshold from clean images (n, c, h, w) in no other use, under every condition.
+
+        CLEAN is always one of them.
+        """
+        found: dict[str, np.ndarray] = {}
+        predicted: dict[str, np.ndarray] = {}
+        for name in usable((CLEAN, *self.conditions), images.shape[1]):
+            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
+            parts = list(self._walked(changed, progress, f"calibrate {name}"))
+            found[name] = np.concatenate([p.scores for p in parts])
+            predicted[name] = np.concatenate([p.query.argmax(1).cpu().numpy() for p in parts])
+        self.set_calibration(found, predicted)
+
+    def set_calibration(
+        self, scores: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Take the threshold from scores (n, stages) of clean images by condition, and the classes (n,) they are given.
+
+        Images with a score that is not finite are left out.
+
+        Raises:
+            FitError: too few images for the false-alarm rate.
+        """
+        self.clean_ = {name: np.asarray(values, np.float64) for name, values in scores.items()}
+        self.predicted_ = None if predicted is None else {k: np.asarray(v, np.int64) for k, v in predicted.items()}
+        self.calibration_ = self.calibration()
+        self.fitted_ = replace(self.fitted_, calibrate=len(self.calibration_.scores))
+
+    def calibration(self, most: int | None = None) -> Calibration:
+        """The calibration, of a verdict that walks at most so many stages.
+
+        Raises:
+            FitError: no such stage, or too few images for the false-alarm rate.
+        """
+        count = len(self.cascade_.walks)
+        if most is not None and not 1 <= most <= count:
+            raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most}")
+        names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
+        found = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
+        whole = np.logical_and.reduce([np.isfinite(v) for v in found.values()])
+        classes = {k: self.predicted_[k][whole] for k in found} if self.by_class and self.predicted_ else None
+        if self.by_class and classes is None:
+            raise FitError("this detector's calibration keeps no predicted classes: calibrate it again")
+        n, sure = int(whole.sum()), self.confidence
+        if sure is not None and n < needed(self.fpr, sure):
+            sure = None  # on average only: the card and `fit` say so
+        return Calibration({k: v[whole] for k, v in found.items()}, self.fpr, sure, classes)
 
     def _split(self, kinds: np.ndarray, names: np.ndarray) -> np.ndarray:
         """Rows of the clean images kept for calibration."""
@@ -217,65 +284,90 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
 
-    def _attacked(
-        self, images: Tensor, labels: Tensor | None, maker: Maker
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
+    def _attacked(self, images: Tensor, labels: Tensor | None, maker: Maker) -> Taught:
         """Features of clean images and of their successfully attacked copies, by which attack, and what succeeded."""
         attacks = parse_all(self.attacks)
         for attack in attacks:
             maker.source(attack)
-        rows = [maker.features(images, "walk")]
-        kinds = [np.zeros(len(images), int)]
-        seen: dict[str, tuple[int, int]] = {}
-        for i, (attack, (tried, features)) in enumerate(
-            zip(attacks, maker.walked(images, labels, attacks), strict=True)
-        ):
-            seen[str(attack)] = (tried, len(features))
-            rows.append(features)
-            kinds.append(np.full(len(features), i + 1))
-        return np.concatenate(rows), np.concatenate(kinds), seen
+        tables, groups = [maker.features(images, "walk")], [np.arange(len(images))]
+        kinds, seen = [np.zeros(len(images), int)], {}
+        for i, (attack, made) in enumerate(zip(attacks, maker.walked(images, labels, attacks), strict=True)):
+            seen[str(attack)] = (made.tried, len(made.rows))
+            tables.append(made.features)
+            groups.append(made.rows)
+            kinds.append(np.full(len(made.rows), i + 1))
+        features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
+        return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=seen)
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
         """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""
-        return Maker(self.connectivity, self.per_attack, self.seed).attacked(images, labels, attack, seed=seed)
-
-    def score_columns(self, features: np.ndarray) -> np.ndarray:
-        """Scores (n,) of features (n, d) that `connectivity` made before; infinite where a feature is not finite."""
-        sound = np.isfinite(features).all(1)
-        if sound.all():
-            score = log_odds(self.head_, features)
-        else:
-            score = np.full(len(features), np.inf)
-            score[sound] = log_odds(self.head_, features[sound]) if sound.any() else []
-        return np.where(np.isnan(score), np.inf, score)  # a gate fails closed
+        return Maker((self.connectivity,), self.per_attack, self.seed).attacked(images, labels, attack, seed=seed)
 
     def _fitted(self) -> None:
         if not hasattr(self, "calibration_"):
             raise FitError("the detector has not been fitted: call fit, or load a bundle")
 
-    def judge(self, X: Any) -> Judgement:
-        """Everything the detector says of images (n, c, h, w)."""
+    def _walked(self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any) -> Iterator[Found]:
+        """What the cascade finds for images (n, c, h, w), a block of them at a time."""
+        done = 0
+        for block in self.cascade_.blocks(images):
+            yield self.cascade_.walk(block, **how)
+            done += len(block)
+            progress(told, done, len(images))
+
+    def judge(self, X: Any, *, full: bool = False, max_stage: int | None = None) -> Judgement:
+        """Everything the detector says of images (n, c, h, w).
+
+        Args:
+            full: walk every stage for every image, for what it shows; the verdicts stay the same.
+            max_stage: go no farther than this stage, with a threshold of its own from the same calibration images: it
+                bounds what an image can cost.
+
+        Raises:
+            FitError: no such stage.
+        """
         self._fitted()
+        calibration = self.calibration_ if max_stage is None else self.calibration(max_stage)
+        images = as_tensor(X)
+        if not len(images):
+            raise DataError("no images to judge")
         with counting() as cost:
-            traces = list(self.connectivity.traces(X))
-        features = torch.cat([table(trace)[0] for trace in traces]).double().cpu().numpy()
-        logits = torch.cat([trace.query for trace in traces])
-        score = self.score_columns(features)
-        sound, own = np.isfinite(features).all(1), torch.isfinite(logits).all(1).cpu().numpy()
-        errors = tuple(
-            None if fine else "the classifier gives NaN for it" + " when it is changed a little" * bool(alone)
-            for fine, alone in zip(sound, own, strict=True)
-        )
-        return Judgement(
-            logits,
-            score,
-            self.calibration_.p_value(score),
-            score > self.calibration_.threshold,
-            features,
-            self._families(features, score),
-            cost,
-            errors,
-        )
+            found = list(self._walked(images, full=full, most=max_stage))
+        return judgement_of(self.cascade_, calibration, found, cost, max_stage)
+
+    @property
+    def _typical(self) -> Typical:
+        return Typical(self.cascade_, self.typical_)
+
+    def reasons(self, judgement: Judgement) -> list[str]:
+        """For each image of a judgement what it showed, in words, see explain.reason."""
+        return [reason(self._typical, judgement, i) for i in range(len(judgement.score))]
+
+    def families(self, judgement: Judgement) -> dict[str, np.ndarray]:
+        """By how much each image's log-odds (n,) fall if a family's features are a typical clean image's."""
+        groups = {name: (f"{name}.",) for name in dict.fromkeys(str(n).split(".")[0] for n in self.names_)}
+        found = [self._typical.effects(judgement, i, groups) for i in range(len(judgement.score))]
+        return {name: np.array([f[name] for f in found]) for name in groups}
+
+    def explain(self, image: Any) -> Explanation:
+        """What one image showed, through every stage: votes, barrier, secondary barriers, and a figure of them.
+
+        Args:
+            image: a tensor (c, h, w) or (1, c, h, w) in [0, 1] or uint8, or what `read` takes.
+
+        Raises:
+            DataError: no image, or several.
+        """
+        given = image if isinstance(image, Tensor) else self.read(image)
+        batch = given[None] if given.ndim == 3 else given
+        if len(batch) != 1:
+            raise DataError(f"expected one image to explain, got {len(batch)}")
+        checked = self.connectivity.classifier.check(batch)
+        return self.explain_judged(self.judge(checked, full=True), 0, checked[0])
+
+    def explain_judged(self, judgement: Judgement, i: int, image: Tensor) -> Explanation:
+        """The same of image i, `image` (c, h, w), of a judgement with full=True."""
+        return explanation(self._typical, judgement, i, image)
 
     def read(self, images: Any, reading: str = "plain") -> Tensor:
         """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
@@ -293,31 +385,43 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return read_all(images, classifier.preprocessing, classifier.channels, reading)
 
     def set_params(self, **params: Any) -> Detector:
-        """Set parameters as scikit-learn has it; `fpr` of a fitted detector moves its threshold.
+        """Set parameters as scikit-learn has it.
+
+        `fpr`, `confidence`, `conditions` and `by_class` of a fitted detector move its threshold.
 
         Raises:
-            FitError: too few clean images were calibrated on for that rate.
+            FitError: too few clean images were calibrated on for that rate, or none under such a condition.
         """
-        if "fpr" in params and hasattr(self, "calibration_"):
-            self.calibration_ = Calibration(self.calibration_.scores, float(params["fpr"]))
+        before = {
+            name: getattr(self, name) for name in ("fpr", "confidence", "conditions", "by_class") if name in params
+        }
         super().set_params(**params)
+        if before and hasattr(self, "calibration_"):
+            try:
+                unknown = [name for name in self.conditions if name not in self.clean_]
+                if "conditions" in params and unknown:
+                    raise FitError(
+                        f"not calibrated under {', '.join(unknown)}, only under {', '.join(self.clean_)}: calibrate it "
+                        "anew for others (advconn calibrate --conditions)"
+                    )
+                self.calibration_ = self.calibration()
+                if "confidence" in params:
+                    enough(len(self.calibration_.scores), self.fpr, self.confidence)
+            except FitError:
+                super().set_params(**before)
+                raise
         return self
-
-    def _families(self, features: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
-        """By how much the score falls if a family's features are replaced by a typical clean image's."""
-        family = np.array([str(name).split(".")[0] for name in self.names_])
-        out = {}
-        for name in dict.fromkeys(family.tolist()):
-            typical = np.where(family == name, self.typical_, features)
-            before = self.score_columns(typical)
-            both = np.isfinite(score) & np.isfinite(before)
-            out[name] = np.where(both, np.where(both, score, 0) - np.where(both, before, 0), 0.0)
-        return out
 
     def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
+        return self._ordered(X, progress)[0]
+
+    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and predicted classes (n,)."""
         self._fitted()
-        return self.score_columns(features_of(self.connectivity, as_tensor(X), "score", progress))
+        parts = list(self._walked(as_tensor(X), progress))
+        score, _ = ordered(np.concatenate([p.scores for p in parts]), self.cascade_.exits)
+        return score, np.concatenate([p.query.argmax(1).cpu().numpy() for p in parts])
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
@@ -325,24 +429,32 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n,) over the threshold: positive = flagged."""
-        return np.asarray(self.score_samples(X) - self.calibration_.threshold)
+        score, predicted = self._ordered(X)
+        return np.asarray(score - self.calibration_.thresholds(predicted))
 
     def p_value(self, X: Any) -> np.ndarray:
         """Conformal p-values (n,) in (0, 1]: small = unlike clean images."""
-        return self.calibration_.p_value(self.score_samples(X))
+        return self.calibration_.p_value(*self._ordered(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """1 where an image is flagged, else 0; (n,)."""
         return (self.decision_function(X) > 0).astype(int)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The head's shares (n, 2) of clean and adversarial."""
+        """Shares (n, 2) of clean and adversarial, of the head of the stage that each image leaves at."""
         self._fitted()
-        features = features_of(self.connectivity, as_tensor(X), "walk", silent)
-        sound = np.isfinite(features).all(1)
-        shares = np.asarray(self.head_.predict_proba(np.where(sound[:, None], features, self.typical_)))
-        attacked = np.where(sound, shares[:, 1:].sum(1), 1.0)
-        return np.stack([1 - attacked, attacked], 1)
+        out = []
+        for found in self._walked(as_tensor(X)):
+            _, stage = ordered(found.scores, self.cascade_.exits)
+            attacked = np.ones(len(stage))
+            for k in range(len(self.cascade_.heads)):
+                columns = found.features[:, self.cascade_.places(k)]
+                rows = np.flatnonzero((stage == k + 1) & np.isfinite(columns).all(1))
+                if len(rows):
+                    attacked[rows] = self.cascade_.heads[k].predict_proba(columns[rows])[:, 1:].sum(1)
+            out.append(attacked)
+        shares = np.concatenate(out)
+        return np.stack([1 - shares, shares], 1)
 
 
 def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:

@@ -47,3 +47,7 @@ def line_of(error: BaseException, most: int = 200) -> str:
     """The first line of what an error says, or its type."""
     lines = str(error).strip().splitlines()
     return (" ".join(lines[0].split())[:most] if lines else "") or type(error).__name__
+
+
+class AdvconnWarning(UserWarning):
+    """What a user should know; the command line prints it as a note."""

@@ -7,14 +7,17 @@ own         straight paths to reference images of the predicted class (Vrabel et
 rival       straight paths to reference images of the classes that come next
 self        paths to label-preserving copies of the query, read at their ends and on the way
 latent      own's features on straight paths between a layer's outputs (Gu & Borovykh 2023)
+grain       noise levels of the query's pixels, for what its copies show is to be held against them (Immerkaer 1996)
 complexity  bypass of the own paths' barriers: secondary barriers, bends, length (Vrabel et al. 2025, section 4)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +38,7 @@ class Trace:
     midway: (n, h, k), half-way to the copies in `halves`. own: (n, r, s, k), to r references of the predicted class, at
     positions `t` (s,), both ends included; rival: (n, q, s, k), to one reference of each of the q next classes.
     latent: as own, between the outputs of a layer. detour: bypass of the n * r own paths.
-    What was not asked for is None.
+    grain: (n, 3) noise levels of the query itself. What was not asked for is None.
     """
 
     query: Tensor
@@ -48,12 +51,31 @@ class Trace:
     rival: Tensor | None = None
     rivals: Tensor | None = None
     latent: Tensor | None = None
+    grain: Tensor | None = None
     detour: Detour | None = None
 
     @property
     def predicted(self) -> Tensor:
         """The class that each query is given, (n,)."""
         return self.query.argmax(1)
+
+    def rows(self, index: Tensor) -> Trace:
+        """The traces of these queries, as walked before any bypass."""
+        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("t", "detour")}
+        kept: dict[str, Any] = {k: v[index] for k, v in own.items() if isinstance(v, Tensor)}
+        return replace(self, **kept, detour=None)
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """Traces of consecutive batches as one."""
+    return replace(_joined(list(traces)), t=traces[0].t)
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
+    if is_dataclass(first) and not isinstance(first, type):
+        return type(first)(**{f.name: _joined([getattr(v, f.name) for v in values]) for f in fields(first)})
+    return torch.cat(values) if isinstance(first, Tensor) else first
 
 
 def _spread_of(columns: Columns, name: str, values: Tensor) -> None:
@@ -127,6 +149,33 @@ def own_features(trace: Trace) -> Columns:
     return _to_own_class(trace, trace.own)
 
 
+def grain_features(trace: Trace) -> Columns:
+    """Noise levels of the query, and their logarithms."""
+    if trace.grain is None:
+        return {}
+    columns = dict(zip(("mean", "median", "colour"), trace.grain.unbind(1), strict=True))
+    return columns | {f"log.{name}": values.log1p() for name, values in columns.items()}
+
+
+def grain(images: Tensor) -> Tensor:
+    """Noise levels (n, 3) of images (n, c, h, w) in [0, 1], in steps of 1/255.
+
+    Immerkaer's (1996): sqrt(pi / 2) / 6 times the mean absolute value of the difference of two Laplacians, of the mean
+    of the channels; the same by its median, which edges hardly move; and that of the difference of the first two
+    channels, which grey structure does not move (0 for one channel).
+    """
+    if min(images.shape[2:]) < 3:
+        return images.new_zeros(len(images), 3)
+    grey = images.mean(1, keepdim=True)
+    colour = images[:, :1] - images[:, 1:2] if images.shape[1] > 1 else torch.zeros_like(grey)
+    mask = images.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])[None, None]
+    found = F.conv2d(torch.cat([grey, colour], 1).flatten(0, 1)[:, None], mask).abs().flatten(1)
+    rough, coloured = found.unflatten(0, (len(images), 2)).unbind(1)
+    scale = (math.pi / 2) ** 0.5 / 6 * 255
+    middle = rough.median(1).values / (6 * 0.6745) * 255
+    return torch.stack([scale * rough.mean(1), middle, scale * coloured.mean(1)], 1)
+
+
 def latent_features(trace: Trace) -> Columns:
     """The same along the way between a layer's outputs."""
     return _to_own_class(trace, trace.latent)
@@ -196,6 +245,7 @@ def complexity_features(trace: Trace) -> Columns:
 FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
     {
         "self": self_features,
+        "grain": grain_features,
         "own": own_features,
         "rival": rival_features,
         "latent": latent_features,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 
 from advconn.agreement import checked
 from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all, succeeded, suited
+from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
+from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
 from advconn.connectivity import Connectivity, as_tensor
-from advconn.detector import Detector, as_labels, marks
-from advconn.errors import FitError, ModelError
+from advconn.detector import Detector, as_bytes, as_labels, marks
+from advconn.errors import AdvconnWarning, FitError, ModelError
+from advconn.making import features_of
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent
+from advconn.stages import walks_of
 
 FEW = 20  # attacked images that a head cannot learn much from
+HARMLESS = 0.75  # share of predictions that a benign condition must leave as they are
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
-
-
-class AdvconnWarning(UserWarning):
-    """What a user should know of a fit; the command line prints it as a note."""
 
 
 def warn(text: str) -> None:
@@ -42,6 +43,7 @@ def fit(
     labels: Any = None,
     *,
     fpr: float = 0.05,
+    confidence: float | str | None = None,
     seed: int = 0,
     synthesised: bool = False,
     apart: Any = None,
@@ -63,6 +65,8 @@ def fit(
         classifier: what is to be guarded.
         images, labels: clean images, as tensor or array; true classes (n,) where known (integers or one-hot).
         fpr: false-alarm rate asked for.
+        confidence: with which it is promised, or 'none': it holds on average. Unless told .95 where the images to
+            calibrate on are enough for it, and else none, which `note` tells.
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
@@ -72,7 +76,8 @@ def fit(
         progress, note: told how far it is; told what a user should know (else these are warnings).
         store, jobs: see Detector.fit.
         walk: options of Connectivity.
-        options: of Detector; `attacks` are chosen to suit the classifier where they are not given.
+        options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
+            `conditions` those that leave it its predictions.
 
     Raises:
         FitError: too few images for the false-alarm rate, or no attack succeeded.
@@ -111,6 +116,10 @@ def fit(
     if options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
+    some = images[order[:chosen]] if chosen else images[rest]
+    for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
+        if options.get(option) is None:
+            options[option] = harmless(classifier, some, wanted, note, seed)
     detector = Detector(Connectivity(classifier, references, **(walk or {})), fpr=fpr, seed=seed, **options)
     kept = None
     used, known = images[rest], None if truth is None else truth[rest]
@@ -119,12 +128,34 @@ def fit(
     else:
         _enough(len(images), chosen, detector)
     making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
+    if confidence == "none":
+        detector.confidence = None
+    elif confidence is not None:
+        held = round(detector.calibrate * len(used)) if kept is None else int(kept.sum())
+        enough(held, fpr, float(confidence))
+        detector.confidence = float(confidence)
     detector.fit(used, labels=known, kept=kept, **making)
+    _sure(detector, note)
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
     if hits < max(0.3 * tried, FEW):
         note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
+
+
+def _sure(detector: Detector, note: Callable[[str], None]) -> None:
+    """Say where the promise is weaker, or the verdict dearer, than it would be with more images."""
+    calibration, wanted, missed = detector.calibration_, detector.confidence, detector.fitted_.missed
+    if wanted is not None and calibration.confidence is None:
+        note(
+            f"{len(calibration.scores)} images to calibrate on: the false-alarm rate {calibration.fpr:g} holds on "
+            f"average only ({needed(calibration.fpr, wanted)} are needed for {wanted:.0%} confidence)"
+        )
+    if missed is not None and not np.isfinite(detector.cascade_.exits).all():
+        note(
+            f"{missed.of} attacked images do not show that images may leave early without being missed: some or all "
+            "go through more stages than they would after a fit on more"
+        )
 
 
 def _every_class(order: Tensor, chosen: int, predicted: Tensor, truth: Tensor | None) -> Tensor:
@@ -232,6 +263,20 @@ def mixture_for(
     return found
 
 
+def harmless(
+    classifier: Classifier, images: Tensor, names: Sequence[str], note: Callable[[str], None], seed: int = 0
+) -> tuple[str, ...]:
+    """Those of the benign conditions under which three of four of at most 256 images keep their predicted class."""
+    few = as_bytes(images[:256])
+    wanted = usable(names, classifier.channels)
+    before = _predictions(classifier, few)
+    kept = {n: float((_predictions(classifier, CONDITIONS[n](few, seed)) == before).float().mean()) for n in wanted}
+    lost = [f"{name} ({share:.0%})" for name, share in kept.items() if share < HARMLESS]
+    if lost:
+        note(f"no harmless changes for this classifier, which keeps few of its predictions: {', '.join(lost)}")
+    return tuple(name for name, share in kept.items() if share >= HARMLESS)
+
+
 def falls(
     classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0, most: int = 64
 ) -> float:
@@ -275,7 +320,8 @@ def estimate(detector: Detector, count: int) -> float:
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
     one = _seconds(lambda: classifier.logits(probe)) / len(probe)
-    walk = _seconds(lambda: detector.connectivity.transform(probe)) / len(probe)
+    stages = walks_of(detector.connectivity, detector.stages)
+    walk = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
     return walk * walks * 1.4 + one * (forwards + 4 * gradients)  # own and rival paths are walked too
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from advconn.detector import Detector
-from advconn.errors import ModelError
+from advconn.errors import AdvconnWarning, ModelError
+from advconn.watch import Watch
 
 
 class Verdict(NamedTuple):
@@ -29,14 +31,24 @@ class Guard(nn.Module):
     for which the classifier gives NaN is flagged, with an infinite score: a gate fails closed.
     `guard.detector.read(...)` makes batches of files, PIL pictures and arrays.
 
+    `watch` looks at the scores of all images that come by, see Watch; it says once, as a warning, that they no longer
+    look like those that the threshold was calibrated on.
+
+    Args:
+        detector: fitted.
+        threshold: score above which an image is flagged; the detector's own unless told. p-values do not know of it.
+        max_stage: no image goes farther, see Detector.judge: the most that an image can cost.
+
     Raises:
-        FitError: the detector has not been fitted.
+        FitError: the detector has not been fitted, or has no such stage.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, *, threshold: float | None = None, max_stage: int | None = None) -> None:
         super().__init__()
         detector._fitted()
         self.detector = detector
+        self.threshold, self.max_stage = threshold, max_stage
+        self.watch = Watch(detector.calibration(max_stage))
         super().train(False)
 
     def train(self, mode: bool = True) -> Guard:
@@ -57,11 +69,13 @@ class Guard(nn.Module):
 
     def extra_repr(self) -> str:
         """The classifier, the threshold, and the rate it stands for."""
-        calibration = self.detector.calibration_
-        walked = ", ".join(self.detector.connectivity.walked)
+        calibration = self.detector.calibration(self.max_stage)
+        count = len(self.detector.cascade_.walks)
+        stages = f"{count} stage{'s' * (count > 1)}" + f", at most {self.max_stage}" * (self.max_stage is not None)
+        threshold = calibration.threshold if self.threshold is None else self.threshold
         return (
-            f"{self.detector.connectivity.classifier}, detector({walked}; {len(self.detector.names_)} features), "
-            f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
+            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), "
+            f"threshold={threshold:.3g}, fpr={calibration.fpr:g}"
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -69,9 +83,12 @@ class Guard(nn.Module):
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
         if isinstance(images, Tensor) and images.ndim == 4 and not len(images):
             return self._nothing(images)
-        seen = self.detector.judge(images)
+        seen = self.detector.judge(images, max_stage=self.max_stage)
+        if self.watch.see(seen.score):
+            warnings.warn(self.watch.sentence(), AdvconnWarning, stacklevel=2)
         device = seen.logits.device
-        score, p_value, flag = (torch.from_numpy(v).to(device) for v in (seen.score, seen.p_value, seen.adversarial))
+        flagged = seen.adversarial if self.threshold is None else seen.score > self.threshold
+        score, p_value, flag = (torch.from_numpy(v).to(device) for v in (seen.score, seen.p_value, flagged))
         return Verdict(seen.logits, score, p_value, flag)
 
     def _nothing(self, images: Tensor) -> Verdict:

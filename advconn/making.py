@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from advconn.attacks import Attack, round_to_bytes, succeeded
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.errors import AttackError
-from advconn.features import table
+from advconn.features import Trace, table
 from advconn.progress import Progress, silent
 from advconn.store import Store
 
@@ -29,15 +30,24 @@ class Hits:
 
 
 @dataclass(frozen=True)
+class Made:
+    """Of an attack: how many images were tried; of the copies it succeeded on the features by walk, and rows."""
+
+    tried: int
+    features: tuple[np.ndarray, ...]
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
 class Maker:
     """How attacked copies are made.
 
-    connectivity: whose classifier is attacked, and what makes features. per_attack: at most so many images by each
+    walks: what makes features, one table each; their classifier is attacked. per_attack: at most so many images by each
     attack. seed: of every attack. surrogate: see Detector.fit. store: where what is finished is kept. jobs: processes.
     progress: told (stage, done, total). threads: of torch in each process, 0 for as many as there are.
     """
 
-    connectivity: Connectivity
+    walks: tuple[Connectivity, ...]
     per_attack: int = 1000
     seed: int = 0
     surrogate: Classifier | None = None
@@ -46,10 +56,8 @@ class Maker:
     progress: Progress = silent
     threads: int = 0
 
-    def walked(
-        self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """For each attack how many images were tried, and the features (n, d) of the copies that it succeeded on."""
+    def walked(self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]) -> Iterator[Made]:
+        """What each attack gave."""
         calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
         if self.jobs == 1 or not self._travels():
             yield from (self._one(*call) for call in calls)
@@ -72,38 +80,47 @@ class Maker:
             if name.startswith("advconn_user_"):
                 cloudpickle.register_pickle_by_value(module)
         try:
-            cloudpickle.dumps(self.connectivity.classifier)
+            cloudpickle.dumps(self.classifier)
             return True
         except Exception:  # a module with a lock, a session or a hook in it may raise anything
             return False
 
-    def _one(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> tuple[int, np.ndarray]:
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that is attacked."""
+        return self.walks[0].classifier
+
+    def _one(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
         if self.threads:
             torch.set_num_threads(self.threads)
         seed = self.seed * 1000 + i
 
-        def make() -> tuple[int, np.ndarray]:
+        def make() -> Made:
             hits = self.attacked(images, labels, attack, seed=seed)
-            if not len(hits.images):
-                return hits.tried, np.zeros((0, len(self.connectivity.get_feature_names_out())))
-            return hits.tried, features_of(self.connectivity, hits.images, f"walk {attack}", self.progress)
+            features = features_of(self.walks, hits.images, f"walk {attack}", self.progress)
+            return Made(hits.tried, features, hits.rows.numpy())
 
         if self.store.folder is None:
             return make()
         other = None if self.surrogate is None else self.surrogate.fingerprint
         truth = None if labels is None else labels.cpu().numpy()
-        key = (self.connectivity.key(), images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
+        key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
         return self.store.get("attack", key, make)
 
-    def features(self, images: Tensor, stage: str) -> np.ndarray:
-        """Features (n, d) of images, kept too."""
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the features depend on besides the images."""
+        return tuple(walk.key() for walk in self.walks)
 
-        def make() -> np.ndarray:
-            return features_of(self.connectivity, images, stage, self.progress)
+    def features(self, images: Tensor, stage: str) -> tuple[np.ndarray, ...]:
+        """Features (n, d) of images by each walk, kept too."""
+
+        def make() -> tuple[np.ndarray, ...]:
+            return features_of(self.walks, images, stage, self.progress)
 
         if self.store.folder is None:
             return make()
-        return self.store.get("walk", (self.connectivity.key(), images.cpu().numpy()), make)
+        return self.store.get("walk", (self.key, images.cpu().numpy()), make)
 
     def source(self, attack: Attack) -> Classifier:
         """The classifier that an attack is made on.
@@ -111,7 +128,7 @@ class Maker:
         Raises:
             AttackError: it needs gradients, and neither the classifier nor a surrogate gives any.
         """
-        classifier = self.connectivity.classifier
+        classifier = self.classifier
         if not attack.needs_gradient or classifier.differentiable:
             return classifier
         if self.surrogate is None or not self.surrogate.differentiable:
@@ -127,7 +144,7 @@ class Maker:
 
         Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
         """
-        classifier, source = self.connectivity.classifier, self.source(attack)
+        classifier, source = self.classifier, self.source(attack)
         order = torch.randperm(
             len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
         )
@@ -149,11 +166,21 @@ class Maker:
         return Hits(torch.cat(hits), torch.cat(sources), tried)
 
 
-def features_of(connectivity: Connectivity, images: Tensor, stage: str, progress: Progress) -> np.ndarray:
-    """Features (n, d) of images (n, c, h, w); `progress` is told (stage, done, total)."""
-    rows, done = [], 0
-    for trace in connectivity.traces(images):
-        rows.append(table(trace)[0].double().cpu().numpy())
-        done += len(rows[-1])
+def features_of(
+    walks: Sequence[Connectivity], images: Tensor, stage: str, progress: Progress
+) -> tuple[np.ndarray, ...]:
+    """Features (n, d) of images (n, c, h, w) by each walk, of which every one goes on where the one before it ended.
+
+    `progress` is told (stage, done, total).
+    """
+    rows: list[list[np.ndarray]] = [[] for _ in walks]
+    images, done = images.detach(), 0
+    for chunk in images.split(walks[-1].together(images)) if len(images) else ():
+        trace: Trace | None = None
+        for walk, out in zip(walks, rows, strict=True):
+            trace = walk.trace(chunk, trace)
+            out.append(table(trace)[0].double().cpu().numpy())
+        done += len(chunk)
         progress(stage, done, len(images))
-    return np.concatenate(rows)
+    empty = (np.zeros((0, len(walk.get_feature_names_out()))) for walk in walks) if not len(images) else ()
+    return tuple(empty) or tuple(map(np.concatenate, rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all
-from advconn.calibration import Calibration, enough
+from advconn.calibration import CLEAN, enough
 from advconn.connectivity import as_tensor
 from advconn.detector import Detector, as_labels, marks
 from advconn.errors import FitError
 from advconn.fitting import sound, warn
 from advconn.progress import Progress, silent
+from advconn.stages import ordered
+
+UNTOLD = "as before"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def recalibrated(
     labels: Any = None,
     *,
     fpr: float | None = None,
+    confidence: Any = UNTOLD,
+    conditions: Sequence[str] | None = None,
     least: float = 0.9,
     note: Callable[[str], None] = warn,
     progress: Progress = silent,
@@ -42,6 +47,9 @@ def recalibrated(
 
     One attack (PGD of the mixture it was fitted on, or Square without gradients) is made on up to 100 of the images:
     its AUROC against the clean ones must be `least` or more. Images that the detector was fitted on are left out.
+
+    Args:
+        fpr, confidence, conditions: see Detector; its own where not told.
 
     Raises:
         FitError: too few images, or scores that no longer tell the attack from them.
@@ -56,8 +64,16 @@ def recalibrated(
     images, truth, _ = sound(classifier, images, truth, note)
     rate = detector.fpr if fpr is None else fpr
     enough(len(images), rate)
-    clean = detector.scores(images, progress)
-    calibration = Calibration(clean[np.isfinite(clean)], rate)
+    new = copy.copy(detector)
+    new.fpr = rate
+    if confidence is not UNTOLD:
+        new.confidence = confidence
+    if conditions is not None:
+        new.conditions = tuple(conditions)
+    new.calibrate_on(images, progress)
+    if confidence is not UNTOLD and confidence is not None:
+        enough(len(new.calibration_.scores), rate, confidence)
+    clean = ordered(new.clean_[CLEAN], new.cascade_.exits)[0]
     usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
     attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(
         MIXTURE[0] if classifier.differentiable else BLACK_BOX[0]
@@ -73,10 +89,8 @@ def recalibrated(
             f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
             f"{least:g} or more): fit a new detector"
         )
-    new = copy.copy(detector)
-    new.fpr, new.calibration_ = rate, calibration
     seen = np.union1d(detector.fitted_.seen, marks(images))
-    new.fitted_ = replace(detector.fitted_, calibrate=len(calibration.scores), seen=seen)
+    new.fitted_ = replace(new.fitted_, seen=seen)
     new.figures_ = {}
     return new, order
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from advconn.calibration import Calibration
 from advconn.detector import Detector, Judgement
 from advconn.shown import shown
 
@@ -19,35 +21,55 @@ FAR = 1.5  # a picture so many times larger than what is judged is another one t
 def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
     """One record an image; its keys are those that README lists."""
     names = list(names)
-    predictions = judgement.logits.argmax(1).tolist()
-    class_names = detector.connectivity.classifier.label_names(predictions)
-    n = len(predictions)
-    cost = {
-        "forwards": judgement.total_cost.forwards // n,
-        "gradients": judgement.total_cost.gradients // n,
-        "seconds": round(seconds / n, 4),
-    }
-    return [
-        {
-            "image": name,
-            "prediction": predictions[i],
-            "class_name": class_names[i],
-            "score": float(judgement.score[i]),
-            "p_value": float(judgement.p_value[i]),
-            "adversarial": bool(judgement.adversarial[i]),
-            "loudest": judgement.loudest(i),
-            "families": {family: float(values[i]) for family, values in judgement.families.items()},
-            "features": dict(zip(map(str, detector.names_), map(float, judgement.features[i]), strict=True)),
-            "cost": cost,
-        }
-        if judgement.errors[i] is None
-        else {"image": name, "error": judgement.errors[i]}
-        for i, name in enumerate(names)
-    ]
+    predictions = judgement.predicted.tolist()
+    called = detector.connectivity.classifier.label_names
+    whys, families = detector.reasons(judgement), detector.families(judgement)
+    out: list[dict[str, Any]] = []
+    for i, name in enumerate(names):
+        if judgement.errors[i] is not None:
+            out.append({"image": name, "error": judgement.errors[i]})
+            continue
+        consensus = int(judgement.consensus[i])
+        features = zip(map(str, detector.names_), judgement.features[i].tolist(), strict=True)
+        stand = judgement.secondary_barriers[i]
+        out.append(
+            {
+                "image": name,
+                "prediction": predictions[i],
+                "class_name": called([predictions[i]])[0],
+                "score": float(judgement.score[i]),
+                "p_value": float(judgement.p_value[i]),
+                "adversarial": bool(judgement.adversarial[i]),
+                "why": whys[i],
+                "stage": int(judgement.stage[i]),
+                "consensus": consensus,
+                "consensus_name": called([consensus])[0],
+                "copies": len(judgement.votes[i]),
+                "agreeing": int((judgement.votes[i] == consensus).sum()),
+                "barrier": _known(judgement.barrier[i]),
+                "secondary_barriers": None if np.isnan(stand).any() or not len(stand) else int(stand.sum()),
+                "bends": _known(judgement.bends[i]),
+                "families": {family: float(values[i]) for family, values in families.items()},
+                "features": {k: v for k, v in features if np.isfinite(v)},
+                "cost": {
+                    "forwards": round(float(judgement.forwards[i]), 1),
+                    "gradients": round(float(judgement.gradients[i]), 1),
+                    "seconds": round(seconds / len(names), 4),
+                },
+            }
+        )
+    return out
 
 
-def merged(records: list[dict[str, Any]], fpr: float) -> dict[str, Any]:
-    """One record of an image from those of its readings: of two the smaller p speaks, doubled (Bonferroni)."""
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
+    """One record of an image from those of its readings: of two the smaller p speaks, doubled (Bonferroni).
+
+    Few calibration images may allow no doubled p under their level: then one that is beyond them all is flagged.
+    """
     broken = next((r for r in records if "error" in r), None)
     if broken is not None:
         return broken
@@ -55,7 +77,8 @@ def merged(records: list[dict[str, Any]], fpr: float) -> dict[str, Any]:
     out = first | {"readings": [r["reading"] for r in records]}
     if len(records) > 1:
         out["p_value"] = min(1.0, len(records) * first["p_value"])
-        out["adversarial"] = out["p_value"] <= fpr + 1e-12
+        beyond = first["p_value"] <= 1 / (len(calibration.scores) + 1) and out["p_value"] <= calibration.fpr
+        out["adversarial"] = bool(beyond or out["p_value"] <= calibration.level + 1e-12)
         out["cost"] = {key: sum(r["cost"][key] for r in records) for key in first["cost"]}
     return out
 
@@ -65,17 +88,15 @@ def as_json(row: dict[str, Any]) -> str:
     return json.dumps(row)
 
 
-def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float, view: str = "") -> Table:
-    """A table for the terminal: prediction, score, p-value, verdict, and the family that spoke loudest.
+def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> Table:
+    """A table for the terminal: prediction, verdict, p-value, and why.
 
-    `view`: what is judged of a much larger picture, said in the verdict.
+    `about`: what is flagged. `view`: what is judged of a much larger picture, said in the verdict.
     """
-    title = f"score above {threshold:.2f}, or p-value at most {fpr:g}, is flagged"
-    table = Table(caption=title, caption_justify="left")
-    for name, justify in (("image", "left"), ("prediction", "left"), ("score", "right"), ("p-value", "right")):
+    table = Table(caption=about, caption_justify="left")
+    for name, justify in (("image", "left"), ("prediction", "left"), ("verdict", "left"), ("p-value", "right")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("verdict")
-    table.add_column("loudest")
+    table.add_column("why")
     for r in records:
         style = "bold red" if r["adversarial"] else ""
         seen = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
@@ -83,10 +104,9 @@ def as_table(records: Iterable[dict[str, Any]], threshold: float, fpr: float, vi
         table.add_row(
             escape(shown(r["image"])),
             escape(shown(r["class_name"])),
-            f"{r['score']:.2f}",
-            f"{r['p_value']:.4f}",
             VERDICTS[r["adversarial"]] + spoke + seen,
-            f"{r['loudest']} {r['families'][r['loudest']]:+.1f}",
+            f"{r['p_value']:.4f}",
+            escape(shown(r["why"])),
             style=style,
         )
     return table

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import SEED, attacked, machine, parts, taught, walked
-from detection import auroc, everything, logits_only, name_of, only, stacked
+from cifar10 import SEED, attacked, everything, machine, parts, stacked, taught, walked
+from detection import auroc, logits_only, name_of, only
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -30,8 +30,9 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from advconn import bundle
 from advconn.attacks import MIXTURE
 from advconn.connectivity import Connectivity
-from advconn.detector import Hits, default_head, log_odds
+from advconn.detector import Hits, default_head
 from advconn.features import Trace
+from advconn.stages import log_odds
 
 RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")
 HEADS = {

@@ -26,7 +26,8 @@ from advconn.attacks import Attack
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Hits
-from advconn.features import Trace
+from advconn.features import Trace, joined, table
+from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLEAN = 2000
@@ -104,6 +105,7 @@ def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, l
 def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     """The trace of many images in one."""
     skipped = {"classifier", "references", "batch_size"} | ({"layer"} if walk.layer is None else set())
+    skipped |= set() if walk.nearest else {"nearest"}
     settings = {k: v for k, v in walk.get_params(deep=False).items() if k not in skipped}
     digest = hashlib.sha256(images.contiguous().numpy().tobytes())
     if walk.references is not None:
@@ -113,24 +115,47 @@ def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     def make() -> Trace:
         started = time.time()
         out = joined(list(walk.traces(images)))
+        if out.detour is not None:  # without the detours' paths, which are large
+            out = dataclasses.replace(out, detour=dataclasses.replace(out.detour, path=None))
         print(f"walked from {len(images):5} {name:42} in {time.time() - started:.0f} s", flush=True)
         return out
 
     return kept(cache, key, make)
 
 
-def joined(traces: list[Trace]) -> Trace:
-    """Traces of consecutive batches as one (without the detours' paths, which are large)."""
+def whole(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
+    """All that any stage reads of many images: every copy, noise levels, paths to the nearest references and bypass."""
+    near = Connectivity(walk.classifier, walk.references, families=("grain", "own", "rival", "complexity"), **NEAR)
+    paths = walked(cache, near, name, images)
+    known = {field: getattr(paths, field) for field in ("grain", "t", "own", "rival", "rivals", "detour")}
+    return dataclasses.replace(walked(cache, walk, name, images), **known)
 
-    def join(values: list[object]) -> object:
-        first = values[0]
-        if dataclasses.is_dataclass(first):
-            names = [f.name for f in dataclasses.fields(first)]
-            return type(first)(**{n: None if n == "path" else join([getattr(v, n) for v in values]) for n in names})
-        return torch.cat(values) if isinstance(first, Tensor) else first
 
-    fields = {f.name: join([getattr(t, f.name) for t in traces]) for f in dataclasses.fields(Trace)}
-    return Trace(**fields | {"t": traces[0].t})
+def tables(trace: Trace, walks: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:
+    """Features (n, d) of a whole trace, as each stage sees them."""
+    return tuple(table(cut(trace, walk))[0].double().numpy() for walk in walks)
+
+
+def cut(trace: Trace, walk: Connectivity) -> Trace:
+    """The part of a whole trace that a stage walks."""
+    copies, halves = (
+        [getattr(trace, n).index(c) for c in m] for n, m in (("names", walk.copies), ("halves", walk.halves))
+    )
+    kept = {"names": walk.copies, "copies": trace.copies[:, copies], "halves": walk.halves}
+    kept |= {"midway": trace.midway[:, halves] if halves else None}
+    if "own" not in walk.walked:
+        kept |= dict.fromkeys(("t", "own", "rival", "rivals", "detour"))
+    return dataclasses.replace(trace, **kept)
+
+
+def everything(trace: Trace) -> np.ndarray:
+    """All features of a trace."""
+    return table(trace)[0].double().numpy()
+
+
+def stacked(tables: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of clean images first, then of each attack, and which is which: 0 clean, 1 and more the attacks."""
+    return np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables])
 
 
 def machine() -> dict[str, object]:

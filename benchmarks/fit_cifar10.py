@@ -10,20 +10,56 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import attacked, classifier, kept, machine, parts, taught, walked
-from detection import everything, stacked
+from cifar10 import SEED, Part, attacked, classifier, kept, machine, parts, tables, taught, whole
 from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks import MIXTURE
+from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, marks
 from advconn.modes import synthesise
+from advconn.stages import walks_of
+from advconn.teaching import Taught
+from advconn.teaching import taught as taught_rows
+
+
+def rows(cache: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
+    """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
+    walks, model = walks_of(detector.connectivity, detector.stages), detector.connectivity.classifier
+
+    def features(name: str, images: Tensor) -> tuple[np.ndarray, ...]:
+        return tables(whole(cache, detector.connectivity, name, images), walks)
+
+    n = len(fit.images)
+    parts, kinds, groups, attacks = [features("fit", fit.images)], [np.zeros(n, int)], [np.arange(n)], {}
+    for spec in [spec for spec in MIXTURE if spec not in without]:
+        hits = attacked(cache, model, "fit", fit, spec, taught(spec))
+        attacks[spec] = (hits.tried, len(hits.rows))
+        parts.append(features(spec, hits.images))
+        kinds.append(np.full(len(hits.rows), len(attacks)))
+        groups.append(hits.rows.numpy())
+    found = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
+    spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
+    return found.and_benign(
+        stacked(spoilt), np.concatenate([np.arange(n)[i :: len(BENIGN)] for i in range(len(BENIGN))])
+    )
+
+
+def stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Tables by stage of several sets of images as one of each stage."""
+    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+
+
+def told(stage: str, done: int, total: int) -> None:
+    if done == total:
+        print(stage, total, flush=True)
 
 
 def main() -> None:
@@ -35,16 +71,8 @@ def main() -> None:
     model, groups = classifier(args.weights), parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     detector = Detector(Connectivity(model, references))
-
-    def features(name: str, images: Tensor) -> np.ndarray:
-        return everything(walked(args.cache, detector.connectivity, name, images))
-
-    rows, attacks = [features("fit", groups["fit"].images)], {}
-    for spec in MIXTURE:
-        hits = attacked(args.cache, model, "fit", groups["fit"], spec, taught(spec))
-        attacks[spec] = (hits.tried, len(hits.rows))
-        rows.append(features(spec, hits.images))
-    detector.fit_features(*stacked(rows), features("calibrate", groups["calibrate"].images), attacks)
+    detector.teach(rows(args.cache, detector, groups["fit"]))
+    detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.fitted_ = replace(detector.fitted_, seen=marks(used))
     figures = {

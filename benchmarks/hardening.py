@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import Part, attacked, classifier, machine, parts, taught, walked
-from detection import auroc, only, stacked
+from cifar10 import Part, attacked, classifier, machine, parts, stacked, taught, walked
+from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle, connectivity, copies
@@ -32,6 +32,7 @@ from advconn.detector import Detector
 from advconn.evaluation.adaptive import Evasion, Score, differentiable, evade
 from advconn.features import Trace
 from advconn.modes import synthesise
+from advconn.stages import scored
 
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=50", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/255")
 EPS = (1, 2, 4, 8)
@@ -102,14 +103,16 @@ def variant(
 ) -> Variant:  # fmt: skip
     clean, mixture, ordinary = seen
     rows = [only(prefixes, t) for t in (clean["fit"], *mixture.values())] + (extra or [])
-    detector = Detector(walk).fit_features(*stacked(rows), only(prefixes, clean["calibrate"]))
-    scored = {spec: detector.score_columns(only(prefixes, t)) for spec, t in ordinary.items()}
+    detector = Detector(walk, stages=None).fit_features(*stacked(rows), only(prefixes, clean["calibrate"]))
+    ordinarily = {spec: scored(detector.head_, only(prefixes, t)) for spec, t in ordinary.items()}
     scores = [differentiable(one) for one in surrogates or [detector]]
 
     def follow(images: Tensor) -> Tensor:
         return torch.stack([score(images) for score in scores]).mean(0)
 
-    return Variant(name, detector, follow, detector.score_columns(only(prefixes, clean["clean"])), scored, len(rows[0]))
+    return Variant(
+        name, detector, follow, scored(detector.head_, only(prefixes, clean["clean"])), ordinarily, len(rows[0])
+    )
 
 
 def attack(one: Variant, images: Tensor, labels: Tensor, ways: list[str], steps: int) -> list[dict]:

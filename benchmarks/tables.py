@@ -38,30 +38,130 @@ def figure(value: float | None, digits: int = 3) -> str:
 def detection(record: dict) -> list[str]:
     rows = record["results"]
     names = list(dict.fromkeys(r["detector"] for r in rows))
-    plain = {(r["detector"], r["attack"]): r for r in rows if r["left_out"] is None}
-    first = [r for r in rows if r["detector"] == names[0]]
+    whole = {(r["detector"], r["attack"]): r for r in rows if r["left_out"] is None}
     cells = []
-    for r in [r for r in first if r["left_out"] is None]:
-        shown = [plain.get((n, r["attack"])) for n in names]
-        figures = [f"{figure(s['auroc'])} / {figure(s['tpr'], 2)}" if s else "" for s in shown]
+    for r in [r for r in rows if r["detector"] == names[0] and r["left_out"] is None]:
+        found = [whole[n, r["attack"]] for n in names]
+        figures = [f"{figure(s['auroc'])} / {figure(s['tpr'])}" for s in found]
         span = f"{figure(r['auroc_low'])} to {figure(r['auroc_high'])}"
         cells.append([r["attack"], figure(r["success"], 2), r["n_attacked"], figures[0], span, *figures[1:]])
+    alarms, reached = record["false_alarms"], record["stages_reached"]
     out = [f"## Detection, shipped CIFAR-10 default (`detection.py`, {record['folder']})", ""]
     out += lines(["attack", "success", "n", f"{names[0]}: AUROC / caught", "95 %", *names[1:]], cells)
-    alarms = ", ".join(f"{n} {next(r['fpr'] for r in rows if r['detector'] == n):.3f}" for n in names)
-    out += [f"False alarms on unseen clean images, misclassified ones included ({first[0]['n_clean']}): {alarms}.", ""]
-    left = [r for r in rows if r["left_out"] and r["detector"] == names[0]]
-    out += [f"Left out of training in turn, by name ({names[0]}; logits only beside it):", ""]
-    logits = {(r["left_out"], r["attack"]): r for r in rows if r["left_out"] and r["detector"] == "logits only"}
-    cells = []
-    for r in left:
-        other = logits.get((r["left_out"], r["attack"]))
-        beside = f"{figure(other['auroc'])} / {figure(other['tpr'], 2)}" if other else ""
-        cells.append(
-            [r["left_out"], r["attack"], r["n_attacked"], f"{figure(r['auroc'])} / {figure(r['tpr'], 2)}", beside]
-        )
-    out += lines(["left out", "tested on", "n", "AUROC / caught", "logits only"], cells)
-    return out
+    out += [
+        f"The threshold that ships: p at most {record['level']:.4f}, so that at most {record['fpr']:.0%} are flagged "
+        "with "
+        f"{record['confidence']:.0%} confidence under each of {', '.join(record['conditions'])}. Clean test images "
+        f"flagged: {alarms['all']:.3f} ({alarms['right']:.3f} of those classified right, "
+        f"{alarms['misclassified']:.3f} of the "
+        f"others). Shares that reach each stage: {', '.join(f'{share:.3f}' for share in reached)}. The last stage for "
+        "every image has a threshold at the same share of the same clean images.",
+        "",
+        "What each part tells of the images in doubt alone, those that reach the last stage (AUROC):",
+        "",
+    ]
+    doubt = record["in_doubt"]
+    attacks = list(dict.fromkeys(r["attack"] for r in doubt))
+    at = {(r["what"], r["attack"]): r for r in doubt}
+    counts = ", ".join(f"{a}: {at[doubt[0]['what'], a]['n_attacked']}" for a in attacks)
+    cells = [
+        [what, at[what, attacks[0]]["columns"], *(figure(at[what, a]["auroc"]) for a in attacks)]
+        for what in dict.fromkeys(r["what"] for r in doubt)
+    ]
+    out += lines(["read", "columns", *attacks], cells)
+    out += [f"{doubt[0]['n_clean']} clean images; {counts}.", "", "Left out of training in turn, by name:", ""]
+    left = [r for r in rows if r["left_out"]]
+    pairs = {(r["left_out"], r["attack"], r["detector"]): r for r in left}
+    cells = [
+        [r["left_out"], r["attack"], r["n_attacked"]]
+        + [f"{figure(o['auroc'])} / {figure(o['tpr'])}" for o in (r, pairs[r["left_out"], r["attack"], names[1]])]
+        for r in left
+        if r["detector"] == names[0]
+    ]
+    return out + lines(["left out", "tested on", "n", names[0], names[1]], cells)
+
+
+def stages(record: dict) -> list[str]:
+    out = [f"## Stages (`stages.py`, {record['folder']})", ""]
+    out += [
+        f"Two folds by image of {record['clean']} fitting images and {record['attacked']} attacked copies; no "
+        "calibration or "
+        f"test image. Copies in the order in which they joined: {', '.join(record['first'])}. Copies alone, without "
+        "paths "
+        "and noise levels. Missed: attacked images that leave early though the whole walk catches them.",
+        "",
+    ]
+    shown = [a for a in record["rows"][0]["attacks"] if a in SHOWN]
+    cells = [
+        [r["what"], r["forwards"], r["missed"], r["of"], f"{r['missed_at_most']:.1%}"]
+        + [f"{r['attacks'][a]['auroc']:.4f} / {r['attacks'][a]['caught']:.3f}" for a in shown]
+        for r in record["rows"]
+    ]
+    return out + lines(["", "forwards", "missed", "of", "at most (95 %)", *shown], cells)
+
+
+SHOWN = ("pgd:eps=8/255,steps=10", "cw:kappa=0,steps=100", "fgsm:eps=8/255", "square:eps=8/255,n_queries=500")
+
+
+def conditions(record: dict) -> list[str]:
+    out = [f"## Benign conditions (`conditions.py`, {record['folder']})", ""]
+    out += [
+        f"Clean test images flagged at the threshold that ships (p at most {record['level']:.4f}). A gradient counts "
+        "as three "
+        "forwards. Restored: the class that the copies agree on is the true one.",
+        "",
+    ]
+    shares = ("accuracy", "flagged", "flagged_right", "flagged_misclassified", "flagged_right_clean_only")
+    cells = [
+        [
+            r["condition"],
+            r["use"],
+            r["n"],
+            *(figure(r[k]) for k in shares),
+            figure(r["forwards"], 1),
+            figure(r["last_stage"]),
+            figure(r["consensus_accuracy"]),
+        ]
+        for r in record["rates"]
+    ]
+    head = ["condition", "use", "n", "accuracy", "flagged", "of those classified right", "of the others"]
+    head += ["classified right, clean alone promised", "forwards", "last stage", "restored"]
+    out += lines(head, cells)
+    choices = list(record["catches"][0]["caught"])
+    out += ["The price: caught at the threshold of each promise.", ""]
+    cells = [
+        [
+            r["attack"],
+            r["n"],
+            figure(r["forwards"], 1),
+            figure(r["restored"]),
+            *(figure(r["caught"][c]) for c in choices),
+        ]
+        for r in record["catches"]
+    ]
+    out += lines(["attack", "n", "forwards", "restored", *choices], cells)
+    out += ["Attacked images that are changed afterwards; only those that are still wrong count.", ""]
+    cells = [
+        [r["attack"], r["then"], figure(r["still_wrong"]), r["n"], figure(r["caught"])] for r in record["afterwards"]
+    ]
+    out += lines(["attack", "then", "still wrong", "n", "caught"], cells)
+    watch = record["watch"]
+    out += [
+        f"The watch, {watch['streams']} streams: it spoke in {watch['false_in_1000_clean']} of those of 1,000 clean "
+        "images; "
+        f"when 500 clean ones are followed by noise (8/255) it spoke after {' / '.join(watch['after'])} noisy ones "
+        "(a tenth, "
+        f"the middle, nine tenths of the streams), in {watch['silent']} not within 500.",
+        "",
+        "What noise levels and benign images in the fit bring (all copies at once, threshold at 5 % of clean images):",
+        "",
+    ]
+    fits = record["fits"]
+    cells = [
+        [f"{v[0]:.4f} / {v[1]:.3f}" if isinstance(v, list) else figure(v) if k != "what" else v for k, v in r.items()]
+        for r in fits
+    ]
+    return out + lines(["", *list(fits[0])[1:]], cells)
 
 
 def benchmark(record: dict) -> list[str]:
@@ -277,6 +377,8 @@ def main() -> None:
     out = [INTRO]
     for name, write in (
         ("detection", detection),
+        ("stages", stages),
+        ("conditions", conditions),
         ("benchmark", benchmark),
         ("adaptive", adaptive),
         ("hardening", hardening),

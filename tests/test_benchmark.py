@@ -250,7 +250,7 @@ def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
     clean = walk.transform(small.images)
     hits = walk.transform(Attack.parse("pgd:eps=51/255").run(model, model.check(small.images), small.labels))
     columns = np.concatenate([clean[:150], hits[:150]])
-    trees = Detector(walk, ExtraTreesClassifier(50, random_state=0))
+    trees = Detector(walk, ExtraTreesClassifier(50, random_state=0), stages=None)
     trees.fit_features(columns, np.repeat([0, 1], 150), clean[150:])
     with pytest.raises(AttackError, match="all alike"):
         differentiable(trees, hits[:20])

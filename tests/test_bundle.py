@@ -43,7 +43,9 @@ def test_a_loaded_detector_says_what_the_saved_one_said(saved, detector, classif
     assert again.fitted_ == detector.fitted_
     np.testing.assert_array_equal(again.fitted_.seen, detector.fitted_.seen)
     assert len(again.fitted_.seen) > 0
-    np.testing.assert_allclose(again.judge(images).families["self"], detector.judge(images).families["self"], atol=1e-4)
+    here, there = detector.judge(images), again.judge(images)
+    np.testing.assert_allclose(detector.families(here)["self"], again.families(there)["self"], atol=1e-4)
+    assert detector.reasons(here) == again.reasons(there)
 
 
 def test_a_named_architecture_travels_with_its_weights(net, digits, tmp_path):

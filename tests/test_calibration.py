@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from advconn.calibration import Calibration
+from advconn.calibration import Calibration, needed, upper_share
 from advconn.errors import FitError
 
 
@@ -41,3 +41,57 @@ def test_too_few_images_for_the_rate_are_refused():
 def test_a_rate_outside_0_1_is_refused(bad):
     with pytest.raises(FitError, match="false-alarm rate"):
         Calibration(np.arange(99.0), bad)
+
+
+@pytest.mark.parametrize(("n", "level"), [(2500, 0.0428), (1000, 0.0390), (500, 0.0339)])
+def test_with_confidence_the_level_is_lowered(n, level):
+    """Nominal rates by Beta quantiles, worked out apart with R's qbeta and rounded."""
+    assert Calibration(np.arange(float(n)), 0.05, 0.95).level == pytest.approx(level, abs=5e-4)
+
+
+def test_with_confidence_the_realised_rate_holds_in_95_of_100_draws():
+    """For normal scores the realised rate is known exactly: how many of 1,000 thresholds have one over 5 %."""
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(0)
+    over = [norm.sf(Calibration(rng.normal(size=200), 0.05, 0.95).threshold) > 0.05 for _ in range(1000)]
+    assert 0.02 < np.mean(over) <= 0.065
+
+
+def test_confidence_needs_59_images_for_5_percent():
+    """1 - .95^59 = .951, and 1 - .95^58 = .949."""
+    assert needed(0.05, 0.95) == 59
+    with pytest.raises(FitError, match="95% confidence: at least 59"):
+        Calibration(np.arange(58.0), 0.05, 0.95)
+    assert Calibration(np.arange(59.0), 0.05, 0.95).threshold == 58.0
+
+
+def test_p_is_the_largest_over_the_conditions():
+    """So the threshold is the highest one, and both agree."""
+    clean, jpeg = np.arange(19.0), np.arange(19.0) + 5
+    both = Calibration({"clean": clean, "jpeg75": jpeg}, 0.1)
+    alone = [Calibration(scores, 0.1) for scores in (clean, jpeg)]
+    scores = np.linspace(-1, 30, 63)
+    np.testing.assert_array_equal(both.p_value(scores), np.maximum(*(one.p_value(scores) for one in alone)))
+    assert both.threshold == 22.0
+    assert both.at(conditions=("clean",)).threshold == 17.0
+    assert ((scores > both.threshold) == (both.p_value(scores) <= both.level)).all()
+    with pytest.raises(FitError, match="same images"):
+        Calibration({"clean": clean, "jpeg75": jpeg[:18]}, 0.1)
+
+
+def test_classes_with_enough_images_have_a_threshold_of_their_own():
+    """Class 0 scores 0..99, class 1 scores 1000..1099, class 2 has three images and shares the common one."""
+    scores = np.concatenate([np.arange(100.0), 1000 + np.arange(100.0), [1.0, 2.0, 3.0]])
+    classes = np.repeat([0, 1, 2], [100, 100, 3])
+    seen = Calibration({"clean": scores}, 0.05, None, {"clean": classes})
+    assert sorted(seen.by_class) == [0, 1]
+    np.testing.assert_array_equal(seen.thresholds(np.array([0, 1, 2])), [95.0, 1095.0, seen.threshold])
+    assert seen.p_value(np.array([500.0]), np.array([0]))[0] == pytest.approx(1 / 101)
+    assert seen.p_value(np.array([500.0]), np.array([1]))[0] == 1.0
+
+
+def test_an_upper_bound_on_a_share():
+    """No miss among 149 shows 2 % with 95 % confidence, among 148 not (.98^149 = .0493)."""
+    assert upper_share(0, 149) < 0.02 < upper_share(0, 148)
+    assert upper_share(5, 5) == 1.0

@@ -184,3 +184,19 @@ def test_a_classifier_travels_to_another_process():
     """By pickle, as joblib sends it; it gives the same logits there."""
     made = Classifier(small(), mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.testing.assert_close(pickle.loads(pickle.dumps(made)).logits(images()), made.logits(images()))
+
+
+def test_batches_of_many_sizes_become_few():
+    """Padded to a power of two with the last point, cut off again; never over the largest batch."""
+    from advconn.classifier import few_sizes
+
+    seen = []
+
+    def forward(points):
+        seen.append(len(points))
+        return points.sum(1, keepdim=True)
+
+    points = torch.arange(22.0).view(11, 2)
+    for m, size in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 12), (11, 12), (0, 0)):
+        torch.testing.assert_close(few_sizes(forward, points[:m], 12), points[:m].sum(1, keepdim=True))
+        assert seen.pop() == size

@@ -118,10 +118,10 @@ def test_attack_then_score_raises_the_flag(place):
 
 
 def test_score_as_text_is_a_table(place):
-    """With prediction, verdict and the family that spoke loudest."""
+    """With prediction, verdict and the reason."""
     out = run("score", place / "few.npz", "--detector", place / "detector", "--model", spec(place))
     assert out.exit_code in (0, 1)
-    for word in ("prediction", "p-value", "verdict", "loudest", "clean"):
+    for word in ("prediction", "p-value", "verdict", "why", "copies say", "clean"):
         assert word in out.stdout
 
 
@@ -152,7 +152,9 @@ def test_fit_writes_a_detector_that_scores(place, monkeypatch):
     """Success of every attack is printed; the folder is complete."""
     from advconn import detector
 
-    monkeypatch.setattr(detector.Detector.__init__, "__defaults__", (None, ("fgsm:eps=0.3",), 100, 0.05, 0.4, 0))
+    defaults = detector.Detector.__init__.__defaults__
+    few = (None, ("fgsm:eps=0.3",), 100, *defaults[3:])
+    monkeypatch.setattr(detector.Detector.__init__, "__defaults__", few)
     out = run("fit", "--model", spec(place), "--data", place / "digits.npz", "--out", place / "fitted", "--limit", 300)
     assert out.exit_code == 0, out.output
     assert "fgsm" in out.output
@@ -223,3 +225,93 @@ def test_the_shipped_default_is_what_its_card_says():
     assert card["classifier"]["name"] == "advconn:compact"
     assert card["figures"]["classifier"]["test_accuracy"] >= 0.92
     assert bundle.load(folder).connectivity.references.origin == "synthesised"
+
+
+def scored_by(place, *more):
+    return run("score", place / "few.npz", "--detector", place / "detector", "--model", spec(place), *more)
+
+
+def test_score_writes_a_folder_of_results_and_a_page(place, tmp_path):
+    """A line and a row an image, and a page that says how many are flagged; a folder that is there is refused first."""
+    out = scored_by(place, "--out", tmp_path / "verdicts", "--format", "json")
+    assert out.exit_code in (0, 1), out.output
+    records = [json.loads(line) for line in out.stdout.splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "verdicts" / "results.jsonl").read_text().splitlines()]
+    assert [r["image"] for r in kept] == [r["image"] for r in records]
+    assert len((tmp_path / "verdicts" / "results.csv").read_text().splitlines()) == 31
+    flagged = sum(r["adversarial"] for r in records)
+    html = (tmp_path / "verdicts" / "report.html").read_text()
+    assert f"{flagged} of 30 images flagged" in html
+    assert html.count('data-kind="flagged"') == flagged
+    assert html.count("data:image/png") == 30
+    again = scored_by(place, "--out", tmp_path / "verdicts")
+    assert again.exit_code == 2
+    assert "not empty" in again.output
+
+
+def test_explain_writes_one_page_of_one_image(place, tmp_path, monkeypatch):
+    """Named after the image, in the current folder; for several a folder has to be given."""
+    monkeypatch.chdir(tmp_path)
+    known = ("--detector", place / "detector", "--model", spec(place))
+    out = run("score", "--explain", place / "png" / "0.png", *known)
+    assert out.exit_code in (0, 1), out.output
+    html = (tmp_path / "0.html").read_text()
+    assert "copies say" in html
+    assert "data:image/svg+xml" in html
+    assert run("score", "--explain", place / "png" / "0.png", *known).exit_code == 2
+    several = run("score", "--explain", place / "png", *known)
+    assert several.exit_code == 2
+    assert "--out DIR" in several.output
+
+
+def test_score_takes_another_rate_off_the_stored_table(place):
+    """The header tells the level; a rate that the calibration images are too few for is refused in one line."""
+    levels = {}
+    for asked in ((), ("--fpr", "0.2"), ("--confidence", "none"), ("--conditions", "clean"), ("--by-class",)):
+        out = scored_by(place, "--format", "json", "--header", *asked)
+        assert out.exit_code in (0, 1), out.output
+        levels[asked] = json.loads(out.stdout.splitlines()[0])["header"]
+    assert levels["--fpr", "0.2"]["level"] > levels[()]["level"]
+    assert levels["--confidence", "none"]["level"] > levels[()]["level"]
+    assert levels["--conditions", "clean"]["conditions"] == ["clean"]
+    assert levels["--conditions", "clean"]["threshold"] <= levels[()]["threshold"]
+    for asked, says in (
+        (("--fpr", "0.001"), "at least"),
+        (("--conditions", "fog"), "no condition 'fog'"),
+        (("--conditions", "noise8"), "not calibrated"),
+        (("--confidence", "2"), "expected a share"),
+    ):
+        out = scored_by(place, *asked)
+        assert out.exit_code == 2
+        assert says in out.output
+
+
+def test_full_shows_barriers_of_every_image(place):
+    """Without it an image that leaves early has none: null."""
+    quick, full = (
+        [json.loads(line) for line in scored_by(place, "--format", "json", *more).stdout.splitlines()]
+        for more in ((), ("--full",))
+    )
+    last = max(r["stage"] for r in full)
+    for one, two in zip(quick, full, strict=True):
+        assert (one["p_value"], one["stage"]) == (two["p_value"], two["stage"])
+        assert two["barrier"] >= 0
+        assert two["secondary_barriers"] >= 0
+        assert (one["barrier"] is None) == (one["stage"] < last)
+
+
+def test_calibrate_for_other_conditions_and_another_rate(place, tmp_path):
+    """One command; the new folder promises what was asked for."""
+    known = ("--detector", place / "detector", "--model", spec(place), "--data", place / "digits.npz")
+    out = run("calibrate", *known, "--out", tmp_path / "no")
+    assert out.exit_code == 2  # the detector was fitted on these
+    np.savez(tmp_path / "more.npz", images=np.load(place / "digits.npz")["images"][:, ::-1].copy())
+    out = run(
+        "calibrate", *known[:-1], tmp_path / "more.npz", "--fpr", "0.1", "--conditions", "clean,noise8",
+        "--confidence", "none", "--accept-accuracy", "--out", tmp_path / "new",
+    )  # fmt: skip
+    assert out.exit_code == 0 or "no longer tell" in out.output, out.output
+    if out.exit_code == 0:
+        card = json.loads((tmp_path / "new" / bundle.CARD).read_text())
+        assert card["conditions"]["calibrated"] == ["clean", "noise8"]
+        assert (card["calibration"]["fpr"], card["calibration"]["confidence"]) == (0.1, None)

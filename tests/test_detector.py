@@ -12,8 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack, succeeded
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, log_odds
+from advconn.detector import Detector
 from advconn.errors import FitError
+from advconn.stages import log_odds, scored
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_one_verdict_however_it_is_asked_for(detector, clean, attacked):
     flags = detector.predict(images) == 1
     assert 5 < flags.sum() < 55
     np.testing.assert_array_equal(flags, detector.decision_function(images) > 0)
-    np.testing.assert_array_equal(flags, detector.p_value(images) <= detector.fpr + 1e-12)
+    np.testing.assert_array_equal(flags, detector.p_value(images) <= detector.calibration_.level + 1e-12)
+    assert detector.calibration_.level <= detector.fpr
     np.testing.assert_array_equal(flags, seen.adversarial)
     np.testing.assert_allclose(seen.score, detector.score_samples(images))
     shares = detector.predict_proba(images)
@@ -58,14 +60,19 @@ def test_one_verdict_however_it_is_asked_for(detector, clean, attacked):
     assert shares[30:, 1].mean() > shares[:30, 1].mean()
 
 
-def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detector, clean):
+def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detector, attacked):
     """Each family's part is the score minus that with the family made typical."""
-    seen = detector.judge(clean[:3])
-    assert set(seen.families) == {"self", "own", "rival"}
+    seen = detector.judge(attacked[:5], full=True)
+    last = len(detector.cascade_.walks)
+    assert (seen.stage == last).any()
+    families = detector.families(seen)
+    assert set(families) == {"self", "grain", "own", "rival", "complexity"}
     i = np.array([str(n).startswith("own.") for n in detector.names_])
-    changed = np.where(i, detector.typical_, seen.features)
-    np.testing.assert_allclose(seen.families["own"], seen.score - detector.score_columns(changed))
-    assert seen.loudest(0) == max(seen.families, key=lambda f: seen.families[f][0])
+    rows = seen.stage == last
+    before, after = (
+        scored(detector.head_, f)[rows] for f in (seen.features, np.where(i, detector.typical_, seen.features))
+    )
+    np.testing.assert_allclose(families["own"][rows], before - after)
 
 
 def test_a_fit_is_reproducible(classifier, digits, detector, clean):
@@ -121,7 +128,9 @@ def test_copies_of_a_calibration_image_are_not_trained_on(classifier, clean, att
             return super().fit(X, y)
 
     head = make_pipeline(StandardScaler(), Recorder(max_iter=500))
-    detector = Detector(Connectivity(classifier), head=head, calibrate=0.5).fit(images, kinds, groups=groups)
+    detector = Detector(Connectivity(classifier), head=head, calibrate=0.5, stages=None, benign=()).fit(
+        images, kinds, groups=groups
+    )
     assert (seen["rows"] == 0).sum() == (seen["rows"] == 1).sum() == len(images) // 4
     assert detector.fitted_.calibrate == len(images) // 4
 

@@ -1,5 +1,6 @@
 """The call inside an inference pipeline."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.errors import DataError, FitError
+from advconn.errors import AdvconnWarning, DataError, FitError
 from advconn.guard import Guard
 
 
@@ -89,3 +90,37 @@ def test_it_leaves_torchs_own_state_alone(guard, images):
     guard(images)
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.is_grad_enabled()
+
+
+def test_a_bound_on_the_stages_bounds_the_cost(detector, images):
+    """max_stage=1 asks four forwards of every image, with a threshold of its own; no such stage is refused."""
+    from advconn.classifier import counting
+
+    with counting() as cost:
+        verdict = Guard(detector, max_stage=1)(images)
+    assert (cost.forwards, cost.gradients) == (4 * len(images), 0)
+    assert float(verdict.score.max()) < 1
+    assert "at most 1" in repr(Guard(detector, max_stage=1))
+    with pytest.raises(FitError, match="max_stage"):
+        Guard(detector, max_stage=9)
+
+
+def test_a_threshold_of_ones_own(detector, images):
+    """Above every score nothing is flagged, under them all everything."""
+    assert not Guard(detector, threshold=1e9)(images).flag.any()
+    assert Guard(detector, threshold=-1e9)(images).flag.all()
+
+
+def test_the_watch_warns_once_that_images_changed(detector, images):
+    """Noise for images: flags rise, and the guard says why the rate no longer holds."""
+    guard = Guard(detector)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdvconnWarning)
+        guard(images[:8])
+    noise = torch.rand(200, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    with pytest.warns(AdvconnWarning, match="no longer look like"):
+        guard(noise)
+    assert guard.watch.spoke_at is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdvconnWarning)
+        guard(noise)

@@ -7,7 +7,22 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import PATH, Asked, device_option, model_options, note, place, read, reading_options, vacant
+from advconn.cli.common import (
+    NONE,
+    PATH,
+    Asked,
+    conditions_option,
+    confidence_option,
+    device_option,
+    fpr_option,
+    model_options,
+    note,
+    place,
+    promised,
+    read,
+    reading_options,
+    vacant,
+)
 from advconn.cli.progress import progress_bar
 
 
@@ -15,7 +30,9 @@ from advconn.cli.progress import progress_bar
 @click.option("--detector", type=PATH, required=True, metavar="DIR", help="The fitted detector's folder.")
 @model_options
 @click.option("--data", type=PATH, required=True, metavar="PATH", help="Clean images that it was not fitted on.")
-@click.option("--fpr", type=float, help="False-alarm rate; the detector's own unless told.")
+@fpr_option
+@confidence_option
+@conditions_option
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The new folder.")
 @reading_options
 @device_option
@@ -24,6 +41,8 @@ def calibrate(
     asked: Asked,
     data: Path,
     fpr: float | None,
+    confidence: Any,
+    conditions: tuple[str, ...] | None,
     out: Path,
     how: dict[str, Any],
     labels: str,
@@ -39,6 +58,7 @@ def calibrate(
     Example:
       advconn calibrate --detector detector/ --model new.py:build --data images/ --out calibrated/
       advconn calibrate --detector detector/ --model my_model.py:build --data images/ --fpr 0.01 --out strict/
+      advconn calibrate --detector detector/ --data photos/ --conditions clean,jpeg75,noise4 --out tolerant/
     """
     from advconn import bundle
     from advconn.images import Collection
@@ -55,11 +75,16 @@ def calibrate(
         old = bundle.load(detector, model=asked.load(device, None, **look), same_weights=False)
     images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)
     with progress_bar() as progress:
-        new, order = recalibrated(old, images, truth, fpr=fpr, note=note, progress=progress)
+        asked_for: dict[str, Any] = (
+            {} if confidence is None else {"confidence": None if confidence == NONE else confidence}
+        )
+        new, order = recalibrated(
+            old, images, truth, fpr=fpr, conditions=conditions, note=note, progress=progress, **asked_for
+        )
     bundle.save(new, out)
     calibration = new.calibration_
     click.echo(
-        f"{out}: calibrated on {len(calibration.scores)} clean images; scores still tell {order.attack} from them "
-        f"(AUROC {order.auroc:.3f} on {order.count}): score above {calibration.threshold:.2f} is flagged (it was "
-        f"{old.calibration_.threshold:.2f}; false-alarm rate {calibration.fpr:g})"
+        f"{out}: calibrated on {len(calibration.scores)} clean images ({', '.join(calibration.conditions)}); scores "
+        f"still tell {order.attack} from them (AUROC {order.auroc:.3f} on {order.count}): score above "
+        f"{calibration.threshold:.3f} is flagged (it was {old.calibration_.threshold:.3f}; {promised(calibration)})"
     )

@@ -15,6 +15,7 @@ from advconn.shown import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from advconn.calibration import Calibration
     from advconn.classifier import Classifier
     from advconn.detector import Detector
     from advconn.evaluation.data import Data
@@ -35,6 +36,51 @@ seed_option = click.option(
 )
 accept_option = click.option(
     "--accept-accuracy", "accept", is_flag=True, help="Go on with a classifier that is no better than chance."
+)
+
+
+class _Confidence(click.ParamType):  # type: ignore[type-arg]
+    name = "SHARE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if str(value).lower() == NONE:
+            return NONE
+        try:
+            found = float(value)
+        except ValueError:
+            found = 0.0
+        if not 0 < found < 1:
+            self.fail(f"{value!r}: expected a share such as 0.95, or none", param, ctx)
+        return found
+
+
+class _Names(click.ParamType):  # type: ignore[type-arg]
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        from advconn.conditions import usable
+
+        return (
+            usable((part.strip() for part in value.split(",") if part.strip()), 3) if isinstance(value, str) else value
+        )
+
+
+NONE = "none"
+fpr_option = click.option("--fpr", type=float, help="False-alarm rate; the detector's own unless told.")
+confidence_option = click.option(
+    "--confidence",
+    type=_Confidence(),
+    help="Of the rate, such as 0.95; none: it holds on average [default: as fitted].",
+)
+conditions_option = click.option(
+    "--conditions",
+    type=_Names(),
+    help="Benign changes under each of which the rate is to hold: clean,jpeg75,webp80,...",
+)
+by_class_option = click.option(
+    "--by-class/--no-by-class",
+    default=None,
+    help="A threshold for each predicted class that has enough calibration images.",
 )
 
 
@@ -146,6 +192,12 @@ def complain(message: str) -> None:
 def note(message: str) -> None:
     """What the user should know, on stderr."""
     click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
+
+
+def promised(calibration: Calibration) -> str:
+    """The false-alarm rate, and how sure it is."""
+    sure = "on average" if calibration.confidence is None else f"with {calibration.confidence:.0%} confidence"
+    return f"false-alarm rate {calibration.fpr:g} {sure}"
 
 
 def put(table: Any, width: int) -> None:

@@ -14,9 +14,12 @@ from advconn.cli.common import (
     SPEC,
     Asked,
     classifier_of,
+    conditions_option,
+    confidence_option,
     device_option,
     model_options,
     note,
+    promised,
     read,
     reading_options,
     seed_option,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 @click.option("--calibrate", "apart", type=PATH, metavar="PATH", help="Other clean images, to calibrate on alone.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The detector's folder.")
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate.")
+@confidence_option
+@conditions_option
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
 @click.option(
     "--attack",
@@ -68,6 +73,8 @@ def fit(
     apart: Path | None,
     out: Path,
     fpr: float,
+    confidence: Any,
+    conditions: tuple[str, ...] | None,
     limit: int | None,
     attacks: tuple[str, ...],
     limit_attacked: int | None,
@@ -120,6 +127,8 @@ def fit(
         look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
         stand_in = models.load(surrogate, surrogate_weights, device=str(classifier.device), note=note, **look)
     options: dict[str, Any] = {} if limit_attacked is None else {"per_attack": limit_attacked}
+    if conditions is not None:
+        options["conditions"] = conditions
     if attacks:
         options["attacks"] = _suited(classifier, images, truth, seed) if auto else attacks
     store = Store(cache_folder(cache), note)
@@ -130,6 +139,7 @@ def fit(
             images,
             truth,
             fpr=fpr,
+            confidence=confidence,
             seed=seed,
             synthesised=references == "synthesise",
             apart=other,
@@ -146,10 +156,18 @@ def fit(
     for name, (tried, hits) in fitted.attacks.items():
         low = "   (it rarely changes a prediction of this classifier)" if tried and hits < 0.5 * tried else ""
         click.echo(f"  {name:<32} succeeded on {hits} of {tried}{low}")
+    if fitted.missed is not None:
+        worst = ", ".join(f"{n} of {of} {name}" for name, (n, of) in fitted.missed.by_attack.items() if n)
+        click.echo(
+            f"  attacked images that leave early though the whole walk catches them: {fitted.missed.count} of "
+            f"{fitted.missed.of}, at most {fitted.missed.at_most:.1%} with 95 % confidence"
+            + f" ({worst})"
+            * bool(worst)
+        )
     click.echo(
         f"{out}: fitted on {fitted.train} clean images and their attacked copies, calibrated on {fitted.calibrate} "
-        f"others: "
-        f"score above {calibration.threshold:.2f} is flagged (false-alarm rate {calibration.fpr:g})"
+        f"others ({', '.join(calibration.conditions)}): score above {calibration.threshold:.3f} is flagged "
+        f"({promised(calibration)})"
     )
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.calibration import Calibration
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, default_head
 from advconn.errors import AttackError
@@ -28,6 +27,7 @@ from advconn.evaluation.ours import Shipped
 from advconn.evaluation.protocol import Bench, Frozen, key_of
 from advconn.features import table
 from advconn.progress import Progress, silent
+from advconn.stages import Cascade, cut, scored
 
 WAYS = ("lagrangian", "selective", "orthogonal")
 FOLLOWED = ("energy", "logits-only", "feature-squeezing", "flip-shift", "max-softmax")  # baselines it is run on too
@@ -43,8 +43,12 @@ class Evasion:
     images: Tensor
 
 
-def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Score:
+def differentiable(detector: Detector, columns: np.ndarray | None = None, threshold: float | None = None) -> Score:
     """The detector's score as a differentiable function of images (n, c, h, w) in [0, 1].
+
+    Of several stages it is under `threshold` (the detector's own unless told) exactly where a stage of copies clears
+    the image, and nothing else of it is the detector's score: the attacker goes for the stage that is nearest to
+    letting the image go. The last stage, whose bypass has no gradient, is not followed, but judges in the end.
 
     A pipeline of StandardScaler and LogisticRegression is followed exactly. For any other head a logistic regression is
     fitted to its verdicts on `columns` (n, d), of clean and attacked images, and followed instead: its even odds stand
@@ -53,13 +57,15 @@ def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Sco
     Raises:
         AttackError: another head, and no columns to imitate it on, or none of them flagged, or all.
     """
+    if len(detector.cascade_.walks) > 1:
+        return _of_stages(detector.cascade_, detector.calibration_.threshold if threshold is None else threshold)
     walk = detector.connectivity
     odds = linear_odds(detector.head_, walk.classifier.device)
     if odds is None:
         if columns is None:
             raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
         at = detector.calibration_.threshold
-        flagged = detector.score_columns(columns) > at
+        flagged = scored(detector.head_, columns) > at
         if flagged.all() or not flagged.any():
             raise AttackError("this head has no gradient, and its verdicts on the columns are all alike")
         imitated = linear_odds(default_head().fit(columns, flagged.astype(int)), walk.classifier.device)
@@ -68,6 +74,26 @@ def differentiable(detector: Detector, columns: np.ndarray | None = None) -> Sco
         return lambda images: imitated(table(walk.trace(images))[0]) + at
     follow = odds
     return lambda images: follow(table(walk.trace(images))[0])
+
+
+def _of_stages(cascade: Cascade, threshold: float) -> Score:
+    """How far the nearest stage is from letting an image go, plus the threshold."""
+    followed = []
+    for k, (walk, head) in enumerate(zip(cascade.walks, cascade.heads, strict=True)):
+        odds, at = linear_odds(head, walk.classifier.device), cut(cascade.exits, threshold, k)
+        if odds is not None and at is not None and "complexity" not in walk.walked:
+            followed.append((walk, odds, at))
+    if not followed:
+        raise AttackError("no stage of this detector has a head whose gradient can be followed")
+
+    def score(images: Tensor) -> Tensor:
+        trace, over = None, []
+        for walk, odds, at in followed:
+            trace = walk.trace(images, trace)
+            over.append(odds(table(trace)[0]) - at)
+        return threshold + torch.stack(over).amin(0)
+
+    return score
 
 
 def smooth_score(baseline: Baseline) -> Callable[[Tensor], Tensor]:
@@ -267,8 +293,10 @@ def evasions(
     out: list[dict[str, Any]] = []
     for name in [Shipped.name, *(n for n in fixed if n in FOLLOWED)]:
         one = fixed[name]
-        score: Score = differentiable(detector, columns) if name == Shipped.name else smooth_score(one.baseline)
-        at, loose = (Calibration(one.calibration.scores, rate).threshold for rate in (0.05, 0.5))
+        at, loose = (one.calibration.at(fpr=rate, confidence=None).threshold for rate in (0.05, 0.5))
+        score: Score = (
+            differentiable(detector, columns, min(at, loose)) if name == Shipped.name else smooth_score(one.baseline)
+        )
         key = f"{key_of(one.baseline)} {at!r} {loose!r}"
         tries = [(size, way, chunk) for size in eps for way in WAYS for chunk in rows.split(CHUNK)]
         calls = [

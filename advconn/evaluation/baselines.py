@@ -16,9 +16,10 @@ from torch import Tensor
 from advconn import copies
 from advconn.classifier import Classifier, margin
 from advconn.copies import Copy
-from advconn.detector import default_head, log_odds
+from advconn.detector import default_head
 from advconn.errors import DataError
 from advconn.features import Trace, table
+from advconn.stages import log_odds
 
 
 class Baseline:

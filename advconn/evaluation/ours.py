@@ -7,10 +7,11 @@ from torch import Tensor
 
 from advconn import modes
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, log_odds
+from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.evaluation.baselines import Baseline
 from advconn.modes import References
+from advconn.stages import log_odds, ordered
 
 
 class Advconn(Baseline):
@@ -42,10 +43,18 @@ class Shipped(Advconn):
 
     name, source = "advconn (as given)", "this package, the detector given, at its own threshold"
 
+    def measure(self, images: Tensor) -> np.ndarray:
+        """Scores (n, stages) of the stages, NaN where an image had left."""
+        cascade = self.detector.cascade_
+        return np.concatenate([cascade.walk(block).scores for block in cascade.blocks(images)])
+
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Baseline:
         """Nothing."""
-        self.head = self.detector.head_
         return self
+
+    def score(self, columns: np.ndarray) -> np.ndarray:
+        """Its own score."""
+        return ordered(columns, self.detector.cascade_.exits)[0]
 
 
 class PaperBarrier(Baseline):

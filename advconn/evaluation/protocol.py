@@ -226,7 +226,7 @@ def settled(classifier: Classifier) -> str:
 
 def key_of(baseline: Baseline) -> str:
     """What a detector's columns depend on besides the images."""
-    name = Advconn.name if isinstance(baseline, Advconn) else baseline.name
+    name = baseline.name
     digest = hashlib.sha256(f"{name} {settled(baseline.classifier)}".encode())
     if isinstance(baseline, Advconn):
         walk = baseline.detector.connectivity
@@ -236,6 +236,11 @@ def key_of(baseline: Baseline) -> str:
         digest.update(str(sorted(settings.items())).encode())
         if walk.references is not None:
             digest.update(walk.references.images.cpu().numpy().tobytes())
+        if isinstance(baseline, Shipped):
+            cascade = baseline.detector.cascade_
+            digest.update(f"{[(w.copies, w.halves, w.families) for w in cascade.walks]} {cascade.exits}".encode())
+            for scores in baseline.detector.clean_.values():  # which say what the heads are
+                digest.update(scores.tobytes())
     else:
         digest.update(baseline.clean.numpy().tobytes() + baseline.source.encode())
         digest.update((baseline.second.fingerprint if baseline.second is not None else "").encode())
@@ -268,7 +273,7 @@ def freeze(
     kinds = np.repeat(np.arange(len(tables)), [len(t) for t in tables])
     baseline.fit(np.concatenate(tables), kinds)
     if isinstance(baseline, Shipped):
-        return Frozen(baseline, Calibration(baseline.detector.calibration_.scores, fpr))
+        return Frozen(baseline, baseline.detector.calibration_.at(fpr=fpr))
     return Frozen(baseline, Calibration(baseline.score(calibrate), fpr))
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from advconn.attacks import MIXTURE, parse_all
 from advconn.calibration import enough
 from advconn.classifier import Classifier, margin
+from advconn.conditions import CONDITIONS, noise_of_size, usable
 from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
 from advconn.evaluation.adaptive import evasions
 from advconn.evaluation.baselines import Baseline
 from advconn.evaluation.controls import controls
-from advconn.evaluation.corruptions import corrupted
 from advconn.evaluation.data import Data
 from advconn.evaluation.metrics import share, share_interval
 from advconn.evaluation.ours import Advconn, Shipped
@@ -88,7 +88,7 @@ def run(
         if tested[spec].success < 0.9:
             note(f"{spec} succeeded on {len(tested[spec].rows)} of {tested[spec].tried}: only those count")
     first = next((tested[s] for s in settings.attacks if len(tested[s].rows)), None)
-    spoilt = corrupted(bench.part("test")[: (settings.limit or 1000) // 4], first.l2 if first else 1.0, settings.seed)
+    spoilt = _spoilt(bench.part("test")[: (settings.limit or 1000) // 4], first.l2 if first else 1.0, settings.seed)
     sets = {"train": bench.part("train"), "calibrate": bench.part("calibrate"), "test": bench.part("test")}
     sets |= spoilt
     sets |= {f"train {spec}": hits.images for spec, hits in taught.items()}
@@ -125,7 +125,7 @@ def run(
             bench,
             fixed,
             detector,
-            np.concatenate([c.values for (name, part), c in found.items() if name == Shipped.name and "train" in part]),
+            np.concatenate([c.values for (name, part), c in found.items() if name == Advconn.name and "train" in part]),
             limit=settings.adaptive_limit,
             eps=settings.adaptive_eps,
             steps=settings.adaptive_steps,
@@ -141,6 +141,13 @@ def run(
         scores,
         _shown(bench, fixed, found, tested, settings),
     )
+
+
+def _spoilt(images: Tensor, l2: float, seed: int) -> dict[str, Tensor]:
+    """Clean images changed without an attacker: noise of an attack's L2 size, JPEG, blur, light."""
+    kinds = {f"noise of L2 {l2:.2f}": noise_of_size(l2)}
+    kinds |= {name: CONDITIONS[name] for name in usable(("jpeg75", "blur", "brighter"), images.shape[1])}
+    return {name: change(images, seed) for name, change in kinds.items()}
 
 
 def unseen(data: Data, detector: Detector, note: Callable[[str], None]) -> Data:

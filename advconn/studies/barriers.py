@@ -14,8 +14,8 @@ from torch import Tensor
 
 from advconn.attacks import Attack
 from advconn.classifier import Classifier
+from advconn.conditions import noise_of_size
 from advconn.connection import losses
-from advconn.evaluation.corruptions import corrupted
 from advconn.evaluation.metrics import auroc, interval
 from advconn.paths import straight
 from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class
@@ -77,8 +77,7 @@ def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
             change = float((attacked - images)[rows].flatten(1).norm(dim=1).mean())
     wrong = (~found.right).nonzero()[:count, 0]
     out["real, misclassified"] = to_class(found.images[wrong], found.predicted[wrong], found, seed)
-    noisy = corrupted((images * 255).round().byte().cpu(), change, seed)
-    spoilt = classifier.check(next(iter(noisy.values())))
+    spoilt = classifier.check(noise_of_size(change)((images * 255).round().byte().cpu(), seed))
     out["real, noisy"] = to_class(spoilt, classifier.logits(spoilt).argmax(1), found, seed)
     return out
 

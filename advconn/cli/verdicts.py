@@ -1,0 +1,199 @@
+"""What `advconn score` says while it judges: records, the table, files, and lines on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from advconn.cli.common import complain, note, promised, put
+from advconn.errors import AdvconnError, DataError, line_of
+from advconn.files import replacing, writing
+from advconn.pages import FIGURES, PICTURES, Case, page, write
+from advconn.report import as_json, as_table, merged
+from advconn.report import rows as as_rows
+from advconn.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advconn.detector import Detector
+    from advconn.images import Batch, Collection
+
+
+class Run:
+    """What a run has said so far."""
+
+    def __init__(self, style: str, features: bool, full: bool, explain: bool, kept: bool) -> None:
+        self.style, self.features, self.shipped = style, features, False
+        self.full, self.explain, self.kept = full or explain, explain, kept
+        self.cases: list[Case] = []
+        self.watch: Watch | None = None
+        self.records: list[dict[str, Any]] = []
+        self.failed: list[AdvconnError] = []
+        self.flagged = self.resized = self.twice = False
+        self.done = 0
+
+    def refuse(self, name: str, error: AdvconnError) -> None:
+        """An image that cannot be judged: a record of its own in JSON, and a line on stderr."""
+        self.failed.append(error)
+        if self.kept:
+            self.cases.append(Case({"image": name, "error": str(error)}))
+        if self.style == "json":
+            click.echo(as_json({"image": name, "error": str(error)}))
+
+    def batches(self, collections: list[Collection], detector: Detector) -> Iterator[Batch]:
+        """Batches of all collections, as the classifier takes them."""
+        walk = detector.connectivity
+        look, channels = walk.classifier.preprocessing, walk.classifier.channels
+        for collection in collections:
+            refuse = lambda item, error: self.refuse(item.name, error)  # noqa: E731
+            for batch in collection.batches(look, channels, walk.batch_size, refuse):
+                if any(batch.resized) and not self.resized:
+                    self.resized = True
+                    note(_resize_note(detector))
+                self.done += len(batch.items)
+                yield batch
+
+    def take(self, record: dict[str, Any], detector: Detector, batch: Batch, rows: list[int]) -> None:
+        """A verdict, or why there is none, of an image in these rows of a batch."""
+        if "error" in record:
+            self.refuse(record["image"], DataError(f"{record['image']}: {record['error']}"))
+            return
+        self.flagged |= record["adversarial"]
+        if self.watch is not None and self.watch.see(np.array([record["score"]])):
+            note(self.watch.sentence())
+        if self.kept:
+            row = next(i for i in rows if batch.readings[i] == record["reading"])
+            self.cases.append(self.case(record, detector, batch.images[row]))
+        if len(record["readings"]) > 1 and not self.twice:
+            self.twice = True
+            note(
+                "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, and p is twice "
+                "the smaller; `reading` tells which spoke"
+            )
+        if not self.features:
+            del record["features"]
+        if self.style == "json":
+            click.echo(as_json(record))
+        else:
+            self.records.append({k: v for k, v in record.items() if k != "features"})
+
+    def case(self, record: dict[str, Any], detector: Detector, image: Tensor) -> Case:
+        """What a page shows of it: pictures and paths of the first ones alone, so that it stays a page."""
+        checked = detector.connectivity.classifier.check(image[None])
+        drawn = sum(case.explanation is not None for case in self.cases)
+        told = None
+        if (self.explain or record["adversarial"]) and drawn < FIGURES:
+            told = detector.explain(checked)
+        kept = {k: v for k, v in record.items() if k != "features" or self.features}
+        return Case(kept, checked[0].cpu() if len(self.cases) < PICTURES else None, told)
+
+    def judged(self, detector: Detector, batch: Batch) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """The record of each image of a batch, and its rows."""
+        yield from zip(_judged(detector, batch, self.full), _grouped(batch), strict=True)
+
+    def write(self, detector: Detector, out: Path | None, file: Path | None) -> None:
+        """The folder, or the one page, that was asked for."""
+        if out is not None:
+            with writing(out) as partial:
+                write(self.cases, flagged_where(detector), partial)
+            note(f"{out}: results.jsonl, results.csv and report.html of {len(self.cases)} images")
+        elif file is not None and self.cases:
+            with replacing(file) as partial:
+                partial.write_text(page(self.cases, flagged_where(detector)), encoding="utf-8")
+            note(f"{file}: what the image showed")
+
+    def show(self, detector: Detector) -> None:
+        """The table, if there is one."""
+        if not self.records:
+            return
+        size = detector.connectivity.classifier.preprocessing.size
+        view = f"{size[1]}x{size[0]}" if size is not None and self.shipped else ""
+        put(as_table(self.records, flagged_where(detector), view), 140)
+
+    def close(self) -> None:
+        """Lines on stderr for what was not judged."""
+        for error in self.failed:
+            complain(str(error))
+
+
+def flagged_where(detector: Detector) -> str:
+    """Which images are flagged, and what is promised of it."""
+    calibration = detector.calibration_
+    own = "; classes with enough images have a threshold of their own" if calibration.by_class else ""
+    return (
+        f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
+        f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
+    )
+
+
+def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]]:
+    """Records of a batch; one that fails as a whole is judged again one image at a time."""
+    try:
+        return _records(detector, batch, range(len(batch.items)), full)
+    except Exception:  # the classifier's own code may raise anything at one of the images
+        out = []
+        for rows in _grouped(batch):
+            try:
+                out += _records(detector, batch, rows, full)
+            except Exception as error:  # the same
+                name = batch.items[rows[0]].name
+                out.append({"image": name, "error": f"the classifier fails on it: {line_of(error)}"})
+        return out
+
+
+def _records(detector: Detector, batch: Batch, rows: Any, full: bool) -> list[dict[str, Any]]:
+    from time import perf_counter
+
+    started, index = perf_counter(), list(rows)
+    judgement = detector.judge(batch.images[index], full=full)
+    found = as_rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
+    height, width = batch.images.shape[2:]
+    for record, i in zip(found, index, strict=True):
+        record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
+    groups = _grouped(batch, index)
+    at = {i: n for n, i in enumerate(index)}
+    return [merged([found[at[i]] for i in group], detector.calibration_) for group in groups]
+
+
+def _grouped(batch: Batch, rows: list[int] | None = None) -> list[list[int]]:
+    """Rows of each image: one, or two where it is read in two ways."""
+    groups: list[list[int]] = []
+    for i in range(len(batch.items)) if rows is None else rows:
+        if groups and batch.items[groups[-1][-1]] == batch.items[i]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def header_of(detector: Detector, folder: Path | None) -> str:
+    """A first line of JSON about the detector in a folder, or the shipped one."""
+    from importlib.metadata import version
+
+    classifier, calibration = detector.connectivity.classifier, detector.calibration_
+    about = {
+        "advconn": version("advconn"),
+        "detector": "cifar10 (shipped)" if folder is None else str(folder),
+        "threshold": calibration.threshold,
+        "level": calibration.level,
+        "fpr": calibration.fpr,
+        "confidence": calibration.confidence,
+        "conditions": list(calibration.conditions),
+        "calibrated_on": len(calibration.scores),
+        "classifier": classifier.name,
+        "fingerprint": classifier.fingerprint,
+    }
+    return as_json({"header": about})
+
+
+def _resize_note(detector: Detector) -> str:
+    h, w = detector.connectivity.classifier.preprocessing.size or (0, 0)
+    return (
+        f"images were brought to the classifier's {w}x{h}: what it sees is judged, and a perturbation made at another "
+        "size may not survive the resize"
+    )

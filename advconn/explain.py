@@ -1,0 +1,246 @@
+"""Why: what an image's copies and paths showed, in words, as values and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.bypass import DELTA
+from advconn.classifier import Classifier
+from advconn.features import Trace
+from advconn.judgement import Judgement
+from advconn.paths import Path, profile, straight
+from advconn.stages import Cascade, scored
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCAN = 33  # points on a path that is drawn
+_GROUPS = {  # what is told of columns whose names start with these, and the one whose value is told
+    ("self.move.",): ("self.move.mean", "its copies move the logits by {0:.2g} (clean: {1:.2g})"),
+    ("self.rise.", "self.lean.", "self.fall", "self.climb", "self.share", "self.divergence.", "self.back."): (
+        "self.rise.mean",
+        "at its copies the margin of {label} shifts by {0:+.2g} (clean: {1:+.2g})",
+    ),
+    ("self.half.", "self.bulge."): (
+        "self.half.mean3",
+        "half-way to a smoothed copy its margin has shifted by {0:+.2g} (clean: {1:+.2g})",
+    ),
+    ("self.energy",): ("self.energy", "the logits are of strength {0:.3g} (log-sum-exp; clean: {1:.3g})"),
+    ("self.margin", "self.gap", "self.entropy"): (
+        "self.gap",
+        "its class leads by {0:.2g} over the next (clean: {1:.2g})",
+    ),
+    ("rival.",): (
+        "rival.tips.mean",
+        "on the line to the next classes it tips after {0:.0%} of the way (clean: {1:.0%})",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What a verdict is compared with: a cascade, and a typical clean image's features (d,) at its last stage."""
+
+    cascade: Cascade
+    features: np.ndarray
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that is guarded."""
+        return self.cascade.walks[0].classifier
+
+    def value(self, name: str) -> float:
+        """A typical clean image's feature; NaN where it is not measured."""
+        names = self.cascade.names[-1]
+        return float(self.features[names.index(name)]) if name in names else float("nan")
+
+    def effects(self, judgement: Judgement, i: int, groups: Mapping[Any, tuple[str, ...]]) -> dict[Any, float]:
+        """By how much image i's log-odds, where it left, fall if a group's columns are a typical clean image's."""
+        k = int(judgement.stage[i]) - 1
+        places, names = self.cascade.places(k), self.cascade.names[k]
+        columns, typical = judgement.features[i, places], self.features[places]
+        if not np.isfinite(columns).all():
+            return dict.fromkeys(groups, 0.0)
+        rows = [columns]
+        for prefixes in groups.values():
+            rows.append(np.where([name.startswith(prefixes) for name in names], typical, columns))
+        found = scored(self.cascade.heads[k], np.stack(rows))
+        return {group: float(found[0] - after) for group, after in zip(groups, found[1:], strict=True)}
+
+
+def reason(typical: Typical, judgement: Judgement, i: int) -> str:
+    """What image i showed, in words.
+
+    How many copies say what; where they agree with the prediction though it is flagged, what else weighs most; and, if
+    the stage of paths was reached, the barrier on the line to an image of the predicted class and what it takes to go
+    round it.
+    """
+    error = judgement.errors[i] if judgement.errors else None
+    if error is not None:
+        return error
+    predicted, consensus = int(judgement.predicted[i]), int(judgement.consensus[i])
+    label, other = typical.classifier.label_names([predicted, consensus])
+    votes = judgement.votes[i]
+    parts = []
+    if len(votes):
+        said = int((votes == consensus).sum())
+        parts.append(f"{said} of {len(votes)} copies say {other}" + " too" * (consensus == predicted))
+    if consensus == predicted and judgement.adversarial[i]:
+        parts += _loudest(typical, judgement, i, label)
+    parts += _barrier(typical, judgement, i, label)
+    return "; ".join(parts) or "the classifier's answer alone"
+
+
+def _loudest(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
+    """What raises the score most, but for the votes and the barrier."""
+    effects = typical.effects(judgement, i, {prefixes: prefixes for prefixes in _GROUPS})
+    for prefixes in sorted(effects, key=lambda p: -effects[p]):
+        name, text = _GROUPS[prefixes]
+        value = dict(zip(typical.cascade.names[-1], judgement.features[i], strict=True)).get(name, np.nan)
+        if effects[prefixes] > 0 and np.isfinite(value):
+            return ["but " + text.format(value, typical.value(name), label=label)]
+    return []
+
+
+def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
+    height = float(judgement.barrier[i])
+    if np.isnan(height):
+        return []
+    usual = f" (clean: {_short(typical.value('own.barrier.mean'))})"
+    if height < DELTA:
+        return [f"no barrier on the line to a {label} image"]
+    told = [f"the line to a {label} image has a barrier of {_short(height)}{usual}"]
+    bends = float(judgement.bends[i])
+    if bends > 0:
+        stand = int(judgement.secondary_barriers[i, -1]) if judgement.secondary_barriers.shape[1] else 0
+        told.append(f"{bends:.0f} bend{'s' * (bends != 1)} " + ("do not get round it" if stand else "to get round it"))
+    return told
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value >= DELTA else "0"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one image showed.
+
+    prediction, consensus: class names. flagged, p_value, stage: the verdict. votes: copies by the class they are given.
+    barrier, typical_barrier: cross-entropy on the line to the nearest reference, of this and of a typical clean image.
+    secondary_barriers: how many stand after each level of bypass. bends: points moved to go round them.
+    place: (s,) positions in [0, 1]; line, detour: (s,) cross-entropy there, on the straight path and on the one that
+    goes round the barrier; None where there is no reference, or no gradient.
+    image, reference: (c, h, w) in [0, 1].
+    """
+
+    prediction: str
+    consensus: str
+    flagged: bool
+    p_value: float
+    stage: int
+    reason: str
+    votes: dict[str, int]
+    barrier: float | None
+    typical_barrier: float | None
+    secondary_barriers: tuple[int, ...]
+    bends: int | None
+    place: np.ndarray
+    line: np.ndarray | None
+    detour: np.ndarray | None
+    image: Tensor
+    reference: Tensor | None
+
+    def figure(self) -> Figure:
+        """The image, its copies' votes, and the cross-entropy on the way to a reference, as a matplotlib figure."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        pictures = [self.image] if self.reference is None else [self.image, self.reference]
+        axes = figure.subplots(1, 2 + len(pictures), width_ratios=[1.0] * len(pictures) + [1.2, 2.0])
+        titles = (f"judged as {self.prediction}", f"reference: {self.prediction}")
+        for ax, picture, title in zip(axes, pictures, titles, strict=False):
+            ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+            ax.set_axis_off()
+            ax.set_title(title, fontsize=9)
+        self._bars(axes[len(pictures)])
+        self._curves(axes[-1])
+        return figure
+
+    def _bars(self, ax: Any) -> None:
+        names = list(self.votes)[:6][::-1]
+        colours = ["C0" if name == self.prediction else "C3" for name in names]
+        ax.barh(names, [self.votes[name] for name in names], color=colours)
+        ax.set_title("its copies say", fontsize=9)
+        ax.tick_params(labelsize=8)
+
+    def _curves(self, ax: Any) -> None:
+        ax.set_title("cross-entropy on the way to the reference", fontsize=9)
+        ax.tick_params(labelsize=8)
+        if self.line is None:
+            ax.text(0.5, 0.5, "no reference to walk to", ha="center", transform=ax.transAxes, fontsize=9)
+            return
+        ax.plot(self.place, self.line, color="C3", label="straight line")
+        if self.detour is not None:
+            ax.plot(self.place, self.detour, color="C0", label=f"round it ({self.bends} bends)")
+        if self.typical_barrier is not None:
+            ax.axhline(self.typical_barrier, color="0.5", ls="--", lw=1, label="barrier of a typical clean image")
+        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_ylim(bottom=0)
+        ax.legend(fontsize=8)
+
+
+def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -> Explanation:
+    """Of image i, `image` (c, h, w) in [0, 1], which went through every stage (judge with full=True)."""
+    names = typical.classifier.label_names
+    classes, counts = np.unique(judgement.votes[i], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    votes = dict(zip(names(classes[order].tolist()), counts[order].tolist(), strict=True))
+    prediction, consensus = names([int(judgement.predicted[i]), int(judgement.consensus[i])])
+    reference, line, detour = _drawn(typical, judgement.traces[i], image)
+    known = not np.isnan(judgement.barrier[i])
+    usual = typical.value("own.barrier.mean")
+    return Explanation(
+        prediction,
+        consensus,
+        bool(judgement.adversarial[i]),
+        float(judgement.p_value[i]),
+        int(judgement.stage[i]),
+        reason(typical, judgement, i),
+        votes,
+        float(judgement.barrier[i]) if known else None,
+        usual if known and np.isfinite(usual) else None,
+        tuple(int(n) for n in judgement.secondary_barriers[i] if np.isfinite(n)),
+        int(judgement.bends[i]) if np.isfinite(judgement.bends[i]) else None,
+        np.linspace(0, 1, SCAN),
+        line,
+        detour,
+        image.cpu(),
+        reference,
+    )
+
+
+def _drawn(
+    typical: Typical, where: tuple[Trace, int], image: Tensor
+) -> tuple[Tensor | None, np.ndarray | None, np.ndarray | None]:
+    """The reference (c, h, w), and the cross-entropy (s,) on the straight line to it and on the way round."""
+    trace, row = where
+    walk = typical.cascade.walks[-1]
+    if trace.own is None or walk.references is None:
+        return None, None, None
+    query = typical.classifier.check(image[None])
+    label = trace.query[row : row + 1].argmax(1)
+    nearest = int(walk.anchors(query, label[:, None], 1)[0, 0])
+    reference = walk.references.images[nearest : nearest + 1].to(query)
+    landscape = typical.classifier.landscape(label)
+    line = F.softplus(profile(straight(query, reference), landscape, SCAN).energies)[0].cpu().numpy()
+    detour = None
+    if trace.detour is not None and trace.own.shape[1] == 1 and int(trace.detour.bends[row]):
+        path = Path(trace.detour.path.knots[row : row + 1])
+        detour = F.softplus(profile(path, landscape, SCAN).energies)[0].cpu().numpy()
+    return reference[0].cpu(), line, detour

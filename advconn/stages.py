@@ -1,0 +1,292 @@
+"""Stages: a few copies first, more for the images still in doubt, own and rival paths with bypass last.
+
+An image leaves at the first stage that clears it. The score is ordered by the stage reached and then by that stage's
+own score, so a cascade is one function of the image, and is calibrated as one: split-conformal validity does not depend
+on how many stages there are, nor on where images leave. What depends on it is missed attacks: see `exits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.calibration import upper_share
+from advconn.classifier import counting
+from advconn.connectivity import Connectivity
+from advconn.errors import DataError
+from advconn.features import Trace, joined, table
+
+BLOCK = 256  # images that go through the stages together
+LARGEST = 2**23  # values of those images
+MISSED = 0.02  # of attacked images that the whole walk catches: at most so many may leave early
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage walks beside what those before it did.
+
+    copies: names of copies; None for all that are left. halves: those read half-way; None for all that are left.
+    paths: own and rival paths to the nearest references, and bypass of the barrier on the own one, where the classifier
+    gives gradients. share: of clean images that go on from here to the next stage, in (0, 1]; more if fewer would miss
+    too many attacks.
+    """
+
+    copies: tuple[str, ...] | None = None
+    halves: tuple[str, ...] | None = ()
+    paths: bool = False
+    share: float = 1.0
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(("flip+down1", "zoom92", "right1"), share=0.22),
+    Stage(("aside1b", "noise2", "blur4", "strong+down1"), share=0.09),
+    Stage(None, None, share=0.06),
+    Stage((), (), paths=True),
+)  # as benchmarks/stages.py found
+NEAR: dict[str, Any] = {"per_class": 1, "nearest": True, "levels": 2, "steps": 4}  # at most 5 + 2 x 5 gradients
+
+
+def walks_of(
+    connectivity: Connectivity, stages: Sequence[Stage] | None, bypass: bool | None = None
+) -> tuple[Connectivity, ...]:
+    """What each stage walks, the stages before it included; without stages `connectivity` itself.
+
+    `bypass`: whether barriers are bypassed; unless told they are where the classifier gives gradients.
+
+    Raises:
+        DataError: a stage without anything new, or a share out of range.
+    """
+    if stages is None:
+        return (connectivity,)
+    if not stages:
+        raise DataError("stages: expected one stage or more, or None for the whole walk at once")
+    copies: list[str] = []
+    halves: list[str] = []
+    families: tuple[str, ...] = ("self", "grain")
+    options: dict[str, Any] = {}
+    out: list[Connectivity] = []
+    for stage in stages:
+        if not 0 < stage.share <= 1:
+            raise DataError(f"stages: a share lies in (0, 1], got {stage.share:g}")
+        before = (len(copies), len(halves), families)
+        copies += _more("copies", stage.copies, connectivity.copies, copies)
+        halves += [name for name in _more("halves", stage.halves, connectivity.halves, halves) if name in copies]
+        if stage.paths and connectivity.references is not None:
+            bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
+            families, options = ("self", "grain", "own", "rival", *bend), NEAR
+        if (len(copies), len(halves), families) == before:
+            continue  # no references, or copies that this connectivity does not walk
+        settings = connectivity.get_params(deep=False) | options
+        settings |= {"copies": tuple(copies), "halves": tuple(halves), "families": families}
+        out.append(Connectivity(**settings))
+    if not out:
+        raise DataError("stages: none of their copies is among the connectivity's")
+    return tuple(out)
+
+
+def _more(what: str, wanted: Sequence[str] | None, known: Sequence[str], had: list[str]) -> list[str]:
+    if wanted is None:
+        return [name for name in known if name not in had]
+    return [name for name in wanted if name in known and name not in had]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cascade found for n images.
+
+    scores: (n, stages) log-odds of each stage, NaN where an image had left, infinite where a feature is not finite.
+    features: (n, d) of the last stage's columns, NaN where not walked. query: (n, k) logits. stage: (n,) that an image
+    left at, from 1. traces: for each stage the rows that went through it, and their trace. forwards, gradients: (n,)
+    passes spent on each image; in the last stage, where they differ, their mean.
+    """
+
+    scores: np.ndarray
+    features: np.ndarray
+    query: Tensor
+    stage: np.ndarray
+    traces: tuple[tuple[np.ndarray, Trace], ...]
+    forwards: np.ndarray
+    gradients: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Stages that were fitted: what each walks, the names of its columns, its head, and where images leave.
+
+    exits: of all stages but the last, the largest score that leaves.
+    """
+
+    walks: tuple[Connectivity, ...]
+    names: tuple[tuple[str, ...], ...]
+    heads: tuple[Any, ...]
+    exits: tuple[float, ...]
+
+    def walk(self, images: Tensor, *, full: bool = False, most: int | None = None) -> Found:
+        """Send images (n, c, h, w) through the stages, at most `most` of them.
+
+        `full`: every stage for every image, for what it shows; where an image left and its score stay the same.
+        """
+        count = len(self.walks) if most is None else most
+        n, live = len(images), torch.arange(len(images), dtype=torch.int64, device="cpu")
+        scores = np.full((n, len(self.walks)), np.nan)
+        features = np.full((n, len(self.names[-1])), np.nan)
+        left, spent = np.zeros(n, int), np.zeros((2, n))
+        traces: list[tuple[np.ndarray, Trace]] = []
+        start: Trace | None = None
+        for k, walk in enumerate(self.walks[:count]):
+            with counting() as cost:
+                trace = walked(walk, images[live.to(images.device)], start)
+            columns = table(trace)[0].double().cpu().numpy()
+            rows = live.numpy()
+            spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
+            scores[rows, k] = scored(self.heads[k], columns)
+            features[rows[:, None], self.places(k)] = columns
+            traces.append((rows, trace))
+            done = np.isinf(scores[rows, k]) if k + 1 < count else np.ones(len(rows), bool)
+            if k + 1 < count:
+                done |= scores[rows, k] <= self.exits[k]
+            left[rows[done & (left[rows] == 0)]] = k + 1
+            stay = torch.from_numpy(np.ones(len(rows), bool) if full else ~done).nonzero()[:, 0]
+            live, start = live[stay], trace.rows(stay.to(trace.query.device))
+            if not len(live):
+                break
+        return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
+
+    def places(self, k: int) -> np.ndarray:
+        """Where a stage's columns stand among the last one's."""
+        at = {name: i for i, name in enumerate(self.names[-1])}
+        return np.array([at[name] for name in self.names[k]])
+
+    def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images in the numbers that go through together: memory does not grow with all of them."""
+        return images.split(max(1, min(BLOCK, LARGEST // max(images[:1].numel(), 1))))
+
+
+def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
+    """The trace of images (n, c, h, w), from where `start` ended, walked a few at a time."""
+    images = images.detach()
+    out, at = [], 0
+    for chunk in images.split(walk.together(images)):
+        rows = torch.arange(at, at + len(chunk), dtype=torch.int64, device="cpu")
+        known = None if start is None else start.rows(rows.to(start.query.device))
+        out.append(walk.trace(chunk, known))
+        at += len(chunk)
+    return joined(out)
+
+
+def scored(head: Any, columns: np.ndarray) -> np.ndarray:
+    """Log-odds (n,) of a head on columns (n, d); infinite where one of them is not finite: a gate fails closed."""
+    sound = np.isfinite(columns).all(1)
+    out = np.full(len(columns), np.inf)
+    if sound.any():
+        out[sound] = log_odds(head, columns[sound])
+    return np.where(np.isnan(out), np.inf, out)
+
+
+def log_odds(head: Any, features: np.ndarray) -> np.ndarray:
+    """Log-odds (n,) of any attack against clean, from a scikit-learn classifier whose first class is clean.
+
+    Of several attacks the probabilities are added up: the score is logsumexp over the attacks minus clean.
+    """
+    if hasattr(head, "decision_function"):
+        values = np.asarray(head.decision_function(features), dtype=np.float64)
+        if values.ndim == 1:
+            return values
+    else:
+        values = np.log(np.asarray(head.predict_proba(features), dtype=np.float64).clip(1e-12))
+    return np.asarray(np.logaddexp.reduce(values[:, 1:], axis=1) - values[:, 0])
+
+
+def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One score (n,) from those of the stages (n, stages), and the stage (n,) that each image left at, from 1.
+
+    Of one stage it is that stage's own. Of several its whole part is the number of stages passed, and the rest s / (1 +
+    |s|) of the log-odds s of the stage left at, brought to (0, 1). What was not walked (NaN) does not matter.
+
+    Args:
+        exits: of all stages but the last, the largest score that leaves.
+        most: no image goes farther than this stage.
+    """
+    if scores.shape[1] == 1:
+        return scores[:, 0], np.ones(len(scores), int)
+    count = scores.shape[1] if most is None else min(most, scores.shape[1])
+    stage = np.full(len(scores), count)
+    for k in reversed(range(count - 1)):
+        stage[(scores[:, k] <= exits[k]) | np.isposinf(scores[:, k])] = k + 1
+    last = scores[np.arange(len(scores)), stage - 1]
+    with np.errstate(invalid="ignore"):
+        part = np.where(np.isposinf(last), np.inf, (1 + last / (1 + np.abs(last))) / 2)
+    return stage - 1 + part, stage
+
+
+def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
+    """The largest log-odds at stage k (from 0) with which the ordered score stays at `threshold` or under.
+
+    None where no image that comes so far stays under it.
+    """
+    if not exits:
+        return threshold
+    place = threshold - k
+    if place >= 1:
+        return exits[k] if k < len(exits) else float("inf")
+    if place <= 0:
+        return None
+    part = 2 * place - 1
+    within = part / (1 - abs(part))
+    return min(within, exits[k]) if k < len(exits) else within
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Attacked images that left early though the whole walk catches them: how many of how many, all and by attack."""
+
+    count: int
+    of: int
+    by_attack: dict[str, tuple[int, int]]
+
+    @property
+    def at_most(self) -> float:
+        """Their share is at most this, with 95 % confidence (Clopper & Pearson 1934)."""
+        return upper_share(self.count, self.of)
+
+
+def exits(
+    clean: np.ndarray, attacked: np.ndarray, kinds: Sequence[str], shares: Sequence[float], fpr: float
+) -> tuple[tuple[float, ...], Missed]:
+    """Where images leave, from scores (n, stages) that heads gave to images they were not fitted on.
+
+    The shares of clean images that go on are those wanted, raised together until attacked images that leave early,
+    though the last stage alone would catch them at `fpr`, are at most MISSED of all with 95 % confidence; to 1 if need
+    be.
+
+    Args:
+        clean, attacked: scores of all stages. kinds: (m,) the attack of each attacked image.
+        shares: for all stages but the last.
+    """
+    caught = attacked[:, -1] > np.quantile(clean[:, -1], 1 - fpr)
+    factor = 1.0
+    while True:
+        at = _at(clean, [min(1.0, factor * share) for share in shares])
+        _, stage = ordered(attacked, at)
+        missed = caught & (stage < clean.shape[1])
+        names = np.asarray(kinds)
+        each = {str(k): (int(missed[names == k].sum()), int((names == k).sum())) for k in dict.fromkeys(kinds)}
+        found = Missed(int(missed.sum()), len(attacked), each)
+        if found.at_most <= MISSED or all(np.isneginf(at)):
+            return at, found
+        factor *= 1.25
+
+
+def _at(clean: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
+    live, out = np.ones(len(clean), bool), []
+    for k, share in enumerate(shares):
+        scores, count = np.sort(clean[live, k]), round(share * len(clean))
+        at = -np.inf if share >= 1 or count >= len(scores) else float(scores[len(scores) - count - 1])
+        out.append(at)
+        live = live & (clean[:, k] > at)
+    return tuple(out)

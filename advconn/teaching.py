@@ -1,0 +1,129 @@
+"""What the heads of a cascade are taught on, and teaching them: one head a stage, and where images leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from advconn.conditions import CONDITIONS, usable
+from advconn.connectivity import Connectivity
+from advconn.errors import FitError
+from advconn.making import Maker
+from advconn.stages import Cascade, Missed, exits, scored
+
+FOLDS = 3
+Tables = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Rows to learn from.
+
+    features: (n, d) for each stage. kinds: (n,) 0 clean, 1 and more the attacks. groups: (n,) which image each is a
+    copy of. benign: (n,) clean but changed by a benign condition. attacks: how many of each were tried and succeeded.
+    """
+
+    features: Tables
+    kinds: np.ndarray
+    groups: np.ndarray
+    benign: np.ndarray
+    attacks: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> np.ndarray:
+        """(n,) clean and unchanged."""
+        return (self.kinds == 0) & ~self.benign
+
+    def and_benign(self, features: Tables, groups: np.ndarray) -> Taught:
+        """With these clean rows under benign conditions."""
+        if not features:
+            return self
+        return replace(
+            self,
+            features=tuple(np.concatenate(pair) for pair in zip(self.features, features, strict=True)),
+            kinds=np.concatenate([self.kinds, np.zeros(len(groups), int)]),
+            groups=np.concatenate([self.groups, groups]),
+            benign=np.concatenate([self.benign, np.ones(len(groups), bool)]),
+        )
+
+    def sound(self) -> Taught:
+        """Without the rows that have a feature which is not finite."""
+        rows = np.logical_and.reduce([np.isfinite(table).all(1) for table in self.features])
+        return Taught(
+            tuple(table[rows] for table in self.features),
+            self.kinds[rows],
+            self.groups[rows],
+            self.benign[rows],
+            self.attacks,
+        )
+
+
+def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **known: Any) -> Taught:
+    """Rows of which none is under a benign condition; every one an image of its own unless told."""
+    names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
+    return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **known)
+
+
+def spoilt(
+    images: Tensor, groups: np.ndarray, names: Sequence[str], maker: Maker, seed: int
+) -> tuple[Tables, np.ndarray]:
+    """Features of images (n, c, h, w) uint8, each under one of the benign conditions in turn, and their groups."""
+    kinds = usable(names, images.shape[1])
+    parts = [np.arange(len(images))[i :: len(kinds)] for i in range(min(len(kinds), len(images)))]
+    if not parts:
+        return (), groups[:0]
+    made = [
+        maker.features(CONDITIONS[kind](images[part], seed), f"walk {kind}")
+        for kind, part in zip(kinds, parts, strict=False)
+    ]
+    return tuple(np.concatenate(tables) for tables in zip(*made, strict=True)), groups[np.concatenate(parts)]
+
+
+def teach(
+    walks: tuple[Connectivity, ...],
+    rows: Taught,
+    new_head: Callable[[], Any],
+    shares: Sequence[float],
+    fpr: float,
+    seed: int,
+) -> tuple[Cascade, Missed | None]:
+    """A cascade, and of several stages which attacked images leave it early.
+
+    Args:
+        new_head: an unfitted head. shares: of clean images that go on, for all stages but the last. fpr: see `exits`.
+
+    Raises:
+        FitError: no attacked image.
+    """
+    if len(np.unique(rows.kinds)) < 2:
+        raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
+    names = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    heads = tuple(new_head().fit(table, rows.kinds) for table in rows.features)
+    if len(walks) == 1:
+        return Cascade(walks, names, heads, ()), None
+    scores = _held_out(rows, new_head, seed)
+    known = ~np.isnan(scores).any(1)
+    clean, attacked = known & rows.plain, known & (rows.kinds > 0)
+    if not clean.any() or not attacked.any():  # too few to tell who may leave: everyone goes on
+        return Cascade(walks, names, heads, (-np.inf,) * (len(walks) - 1)), Missed(0, 0, {})
+    called = list(rows.attacks) or [str(kind) for kind in range(1, int(rows.kinds.max()) + 1)]
+    kinds = [called[kind - 1] for kind in rows.kinds[attacked]]
+    at, missed = exits(scores[clean], scores[attacked], kinds, shares[: len(walks) - 1], fpr)
+    return Cascade(walks, names, heads, at), missed
+
+
+def _held_out(rows: Taught, new_head: Callable[[], Any], seed: int) -> np.ndarray:
+    """Scores (n, stages) by heads that were fitted on other images than those they judge; NaN where none could be."""
+    groups, at = np.unique(rows.groups, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(len(groups))[at] % FOLDS
+    scores = np.full((len(rows.kinds), len(rows.features)), np.nan)
+    for part in range(FOLDS):
+        mine, others = fold == part, fold != part
+        if mine.any() and (rows.kinds[others] == 0).any() and (rows.kinds[others] > 0).any():
+            for k, table in enumerate(rows.features):
+                scores[mine, k] = scored(new_head().fit(table[others], rows.kinds[others]), table[mine])
+    return scores

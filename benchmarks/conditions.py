@@ -1,0 +1,198 @@
+"""What the promise is worth: clean images flagged under every benign condition, its price in catches, and the watch.
+
+    python benchmarks/conditions.py --data DIR --cache DIR [--detector models/cifar10] [--limit 2000] [--out DIR]
+
+Claim: at the threshold that ships, the shares of clean test images flagged, cost and catches in README. A third of the
+conditions was in no fit and no calibration. Beside it: catches for each choice of conditions; attacked images that are
+saved or made noisy afterwards; the true class given back by the copies' consensus; what noise levels and benign images
+in the fit each bring; and after how many noisy images the watch speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from cifar10 import SEED, attacked, kept, machine, parts, tables, whole
+from detection import ATTACKS, SQUARE, auroc
+from fit_cifar10 import rows
+from torch import Tensor
+
+from advconn import bundle
+from advconn.conditions import CONDITIONS, PROMISED, USES
+from advconn.connectivity import Connectivity
+from advconn.detector import Detector, default_head
+from advconn.judgement import Judgement
+from advconn.stages import scored
+from advconn.watch import Watch
+
+HARD = ("noise8", "signs8", "sharpen")
+FEW = 600  # images of a condition in the comparison of fits
+AFTER = ("jpeg75", "noise8", "resize")  # what may happen to an attacked image on its way
+
+
+def judged(cache: Path, detector: Detector, name: str, images: Tensor) -> dict[str, np.ndarray]:
+    """What the detector says of many images, kept."""
+
+    def make() -> dict[str, np.ndarray]:
+        found = [detector.judge(block) for block in detector.cascade_.blocks(images)]
+        print(name, len(images), flush=True)
+        return {key: np.concatenate([np.asarray(getattr(one, key)) for one in found]) for key in KEPT}
+
+    mark = hash(tuple(detector.calibration_.scores.tolist()))
+    return kept(cache, f"judged {mark} {name} {len(images)} {float(images.double().sum())}", make)
+
+
+KEPT = ("score", "predicted", "consensus", "stage", "forwards", "gradients", "adversarial")
+assert set(KEPT) <= set(Judgement.__dataclass_fields__) | {"predicted"}
+
+
+def alarms(found: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -> dict[str, float]:
+    flagged, right = found["score"] > threshold, found["predicted"] == labels
+    cost = found["forwards"] + 3 * found["gradients"]
+    return {
+        "n": len(flagged),
+        "accuracy": float(right.mean()),
+        "flagged": float(flagged.mean()),
+        "flagged_right": float(flagged[right].mean()),
+        "flagged_misclassified": float(flagged[~right].mean()),
+        "forwards": float(cost.mean()),
+        "forwards_median": float(np.median(cost)),
+        "forwards_largest": float(cost.max()),
+        "last_stage": float((found["stage"] == found["stage"].max()).mean()),
+        "consensus_accuracy": float((found["consensus"] == labels).mean()),
+    }
+
+
+def fits(cache: Path, detector: Detector, groups: dict, spoilt: dict[str, Tensor]) -> list[dict[str, object]]:
+    """All copies at once, with and without noise levels and benign images in the fit."""
+    fit = rows(cache, detector, groups["fit"])
+    k = len(detector.cascade_.walks) - 2  # the last stage of copies
+    names = detector.cascade_.names[k]
+    walk = detector.connectivity
+    alone = Connectivity(walk.classifier, families=("self", "grain"), copies=walk.copies, halves=walk.halves)
+
+    def table(name: str, images: Tensor) -> np.ndarray:
+        found = kept(cache, f"copies {name} {len(images)}", lambda: alone.transform(images))
+        order = [list(alone.get_feature_names_out()).index(n) for n in names]
+        return found[:, order]
+
+    held = tables(whole(cache, walk, "calibrate", groups["calibrate"].images), detector.cascade_.walks)[k]
+    out = []
+    for what, levels, benign in (
+        ("neither", False, False),
+        ("benign images in the fit", False, True),
+        ("noise levels as features", True, False),
+        ("both: the default", True, True),
+    ):
+        keep = [i for i, name in enumerate(names) if levels or not name.startswith("grain.")]
+        used = np.ones(len(fit.kinds), bool) if benign else ~fit.benign
+        head = default_head().fit(fit.features[k][used][:, keep], fit.kinds[used])
+        at = float(np.quantile(scored(head, held[:, keep]), 0.95))
+        labels = groups["clean"].labels.numpy()
+        clean = tables(whole(cache, walk, "clean", groups["clean"].images), detector.cascade_.walks)[k]
+        base = scored(head, clean[:, keep])
+        row: dict[str, object] = {"what": what, "clean": float((base > at).mean())}
+        for name, images in spoilt.items():
+            said = walk.classifier.logits(walk.classifier.check(images)).argmax(1).numpy() == labels[: len(images)]
+            row[name] = float((scored(head, table(name, images)[:, keep])[said] > at).mean())
+        for spec in (*ATTACKS, SQUARE):
+            hits = attacked(cache, walk.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600)
+            found = tables(whole(cache, walk, spec, hits.images), detector.cascade_.walks)[k]
+            score = scored(head, found[:, keep])
+            row[spec] = [round(auroc(base, score), 4), round(float((score > at).mean()), 4)]
+        print(row, flush=True)
+        out.append(row)
+    return out
+
+
+def streams(detector: Detector, clean: np.ndarray, noisy: np.ndarray, count: int = 100) -> dict[str, object]:
+    """Streams of 500 clean scores, and such that turn noisy after them."""
+    random, false, after = np.random.default_rng(SEED), 0, []
+    for i in range(count):
+        quiet = random.permutation(clean)
+        watch = Watch(detector.calibration_, seed=i)
+        false += watch.see(quiet[:1000])
+        watch = Watch(detector.calibration_, seed=i)
+        if not watch.see(quiet[:500]):
+            watch.see(random.permutation(noisy)[:500])
+            after.append(np.inf if watch.spoke_at is None else watch.spoke_at - 500)
+    low, middle, high = np.percentile(after, [10, 50, 90], method="nearest")
+    return {
+        "streams": count,
+        "false_in_1000_clean": false,
+        "after": [str(v) for v in (low, middle, high)],
+        "silent": int(np.isinf(after).sum()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--detector", type=Path, default=bundle.default())
+    parser.add_argument("--limit", type=int, default=2000, help="clean images")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    detector, groups = bundle.load(args.detector), parts(args.data)
+    calibration, model = detector.calibration_, detector.connectivity.classifier
+    images, labels = groups["clean"].images[: args.limit], groups["clean"].labels[: args.limit].numpy()
+    clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in CONDITIONS}
+    rates = [
+        {"condition": name, "use": USES[name]}
+        | alarms(found, labels, calibration.threshold)
+        | {
+            "flagged_right_clean_only": alarms(found, labels, calibration.at(conditions=("clean",)).threshold)[
+                "flagged_right"
+            ]
+        }
+        for name, found in clean.items()
+    ]
+    choices = {"clean, on average": calibration.at(conditions=("clean",), confidence=None)}
+    choices |= {"clean": calibration.at(conditions=("clean",))}
+    choices |= {f"clean, {name}": calibration.at(conditions=("clean", name)) for name in PROMISED[1:]}
+    choices |= {"all seven: the default": calibration}
+    catches, later = [], []
+    for spec in (*ATTACKS, SQUARE):
+        hits = attacked(args.cache, model, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600)
+        truth = groups["attack"].labels[hits.rows].numpy()
+        found = judged(args.cache, detector, spec, hits.images)
+        catches.append(
+            {"attack": spec, "n": len(truth), "forwards": float((found["forwards"] + 3 * found["gradients"]).mean())}
+            | {"restored": float((found["consensus"] == truth).mean())}
+            | {"caught": {what: float((found["score"] > one.threshold).mean()) for what, one in choices.items()}}
+        )
+        for name in AFTER:
+            changed = CONDITIONS[name]((hits.images * 255).round().to(torch.uint8), SEED)
+            after = judged(args.cache, detector, f"{spec} {name}", changed)
+            wrong = after["predicted"] != truth
+            later.append(
+                {"attack": spec, "then": name, "still_wrong": float(wrong.mean()), "n": int(wrong.sum())}
+                | {"caught": float(after["adversarial"][wrong].mean()) if wrong.any() else None}
+            )
+    record = {
+        "claim": __doc__.strip().split("\n")[0],
+        "machine": machine(),
+        "seed": SEED,
+        "fpr": calibration.fpr,
+        "confidence": calibration.confidence,
+        "level": calibration.level,
+        "rates": rates,
+        "catches": catches,
+        "afterwards": later,
+        "watch": streams(detector, clean["clean"]["score"], clean["noise8"]["score"]),
+        "fits": fits(args.cache, detector, groups, {n: CONDITIONS[n](images[:FEW], SEED + 1) for n in HARD}),
+    }
+    for row in (*rates, *catches, *later, record["watch"]):
+        print(row, flush=True)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
