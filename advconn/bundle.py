@@ -292,7 +292,7 @@ def _load(
         _array(tensors, "typical", (len(names),))[places],
         Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"])),
     )
-    scores, classes = _calibration(tensors, detector.conditions, len(card["exits"]) + 1)
+    scores, classes = _calibration(tensors, detector.conditions, len(card["exits"]) + 1, card["format"])
     detector.set_calibration({name: values[:, :count] for name, values in scores.items()}, classes)
     if not cut and not np.isclose(detector.calibration_.threshold, known["threshold"], rtol=1e-9, atol=1e-9):
         raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
@@ -309,12 +309,12 @@ def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) ->
 
 
 def _calibration(
-    tensors: dict[str, np.ndarray], conditions: Sequence[str], stages: int
+    tensors: dict[str, np.ndarray], conditions: Sequence[str], stages: int, number: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Scores (n, stages) by condition, and the classes (n,) that the images are given, if they are kept."""
-    if "calibration" in tensors:  # formats 1 and 2
+    if number < 3:
         return {CLEAN: _array(tensors, "calibration", (len(tensors["calibration"]),))[:, None]}, None
-    n = len(tensors[f"calibration.{CLEAN}"])
+    n = len(tensors.get(f"calibration.{conditions[0]}", ()))
     scores: dict[str, np.ndarray] = {}
     for name in conditions:
         key = f"calibration.{name}"

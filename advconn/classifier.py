@@ -63,6 +63,7 @@ def level(delta: Tensor | float) -> Tensor:
 
 
 Forward = Callable[[Tensor], Tensor]
+LARGEST = 3 * 2**17  # values in a batch on a CPU
 
 
 class MarginLandscape:
@@ -137,8 +138,8 @@ class Classifier:
         class_names: one for each class, or a dict from index to name.
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
-        batch_size: largest batch handed to the module at once; unless told 256 on a GPU, and 32 on a CPU, whose caches
-            hold no more.
+        batch_size: largest batch handed to the module at once; unless told 256 on a GPU, and on a CPU 32 small images
+            or 2 of 224 x 224 pixels: more do not fit its caches, and fresh memory for them costs more than they save.
         name: the specification it was made from, kept in a bundle.
         output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.
 
@@ -182,13 +183,19 @@ class Classifier:
         with torch.inference_mode(False), torch.no_grad():
             home = next((p.device for p in module.parameters()), torch.device("cpu"))
             self.device = torch.device(device) if device is not None else home
-            self.batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
+            self.batch_size = batch_size or self._usual_batch()
             self._probe = probe_images(3, self.channels, *(self.preprocessing.size or (32, 32))).to(self.device)
             self.adapter = Adapter(module, self.device, output, self.prepare(self._probe))
             self.num_classes = classes_of(self._forward, self._probe, self.network, self.adapter.dtype, output)
         if num_classes is not None and num_classes != self.num_classes:
             raise ModelError(f"the model has {self.num_classes} classes, expected {num_classes}")
         self.class_names = names_of(class_names, self.num_classes)
+
+    def _usual_batch(self) -> int:
+        if self.device.type != "cpu":
+            return 256
+        h, w = self.preprocessing.size or (32, 32)
+        return max(1, min(32, LARGEST // (self.channels * h * w)))
 
     @classmethod
     def from_callable(cls, f: Callable[[Any], Any], *, num_classes: int, **options: Any) -> Classifier:

@@ -61,12 +61,18 @@ class Typical:
         return float(self.features[names.index(name)]) if name in names else float("nan")
 
     def effects(self, judgement: Judgement, i: int, groups: Mapping[Any, tuple[str, ...]]) -> dict[Any, float]:
-        """By how much image i's log-odds, where it left, fall if a group's columns are a typical clean image's."""
-        k = int(judgement.stage[i]) - 1
+        """By how much image i's log-odds fall if a group's columns are a typical clean image's.
+
+        By the head of the last stage that it went through.
+        """
+        whole = [
+            np.isfinite(judgement.features[i, self.cascade.places(k)]).all() for k in range(len(self.cascade.heads))
+        ]
+        if not any(whole):
+            return dict.fromkeys(groups, 0.0)
+        k = int(np.flatnonzero(whole)[-1])
         places, names = self.cascade.places(k), self.cascade.names[k]
         columns, typical = judgement.features[i, places], self.features[places]
-        if not np.isfinite(columns).all():
-            return dict.fromkeys(groups, 0.0)
         rows = [columns]
         for prefixes in groups.values():
             rows.append(np.where([name.startswith(prefixes) for name in names], typical, columns))
@@ -87,11 +93,12 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
     predicted, consensus = int(judgement.predicted[i]), int(judgement.consensus[i])
     label, other = typical.classifier.label_names([predicted, consensus])
     votes = judgement.votes[i]
+    same = consensus == predicted and bool(judgement.adversarial[i])
     parts = []
     if len(votes):
         said = int((votes == consensus).sum())
-        parts.append(f"{said} of {len(votes)} copies say {other}" + " too" * (consensus == predicted))
-    if consensus == predicted and judgement.adversarial[i]:
+        parts.append(f"{said} of {len(votes)} copies say {other}" + " too" * same)
+    if same:
         parts += _loudest(typical, judgement, i, label)
     parts += _barrier(typical, judgement, i, label)
     return "; ".join(parts) or "the classifier's answer alone"
@@ -135,7 +142,8 @@ class Explanation:
     barrier, typical_barrier: cross-entropy on the line to the nearest reference, of this and of a typical clean image.
     secondary_barriers: how many stand after each level of bypass. bends: points moved to go round them.
     place: (s,) positions in [0, 1]; line, detour: (s,) cross-entropy there, on the straight path and on the one that
-    goes round the barrier; None where there is no reference, or no gradient.
+    goes round the barrier; None where there is no reference, or no gradient. typical_line: (m, 2) positions and the
+    cross-entropy of a typical clean image there.
     image, reference: (c, h, w) in [0, 1].
     """
 
@@ -153,22 +161,25 @@ class Explanation:
     place: np.ndarray
     line: np.ndarray | None
     detour: np.ndarray | None
+    typical_line: np.ndarray
     image: Tensor
     reference: Tensor | None
 
-    def figure(self) -> Figure:
+    def figure(self, votes: bool = True) -> Figure:
         """The image, its copies' votes, and the cross-entropy on the way to a reference, as a matplotlib figure."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        figure = Figure(figsize=(10, 2.8) if votes else (8, 2.6), layout="constrained")
         pictures = [self.image] if self.reference is None else [self.image, self.reference]
-        axes = figure.subplots(1, 2 + len(pictures), width_ratios=[1.0] * len(pictures) + [1.2, 2.0])
+        shares = [1.0] * len(pictures) + [1.2] * votes + [2.0]
+        axes = np.atleast_1d(figure.subplots(1, len(shares), width_ratios=shares))
         titles = (f"judged as {self.prediction}", f"reference: {self.prediction}")
         for ax, picture, title in zip(axes, pictures, titles, strict=False):
             ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             ax.set_title(title, fontsize=9)
-        self._bars(axes[len(pictures)])
+        if votes:
+            self._bars(axes[len(pictures)])
         self._curves(axes[-1])
         return figure
 
@@ -188,8 +199,8 @@ class Explanation:
         ax.plot(self.place, self.line, color="C3", label="straight line")
         if self.detour is not None:
             ax.plot(self.place, self.detour, color="C0", label=f"round it ({self.bends} bends)")
-        if self.typical_barrier is not None:
-            ax.axhline(self.typical_barrier, color="0.5", ls="--", lw=1, label="barrier of a typical clean image")
+        if len(self.typical_line):
+            ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
@@ -220,9 +231,19 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
         np.linspace(0, 1, SCAN),
         line,
         detour,
+        _usual_line(typical),
         image.cpu(),
         reference,
     )
+
+
+def _usual_line(typical: Typical) -> np.ndarray:
+    """Positions and cross-entropy (m, 2) of a typical clean image, at its start and where its path is read."""
+    samples = typical.cascade.walks[-1].samples
+    rise = [0.0, *(typical.value(f"own.curve.{i}") for i in range(1, samples - 1))]
+    margins = typical.value("own.margin") + np.array(rise)
+    places = np.arange(samples - 1) / (samples - 1)
+    return np.stack([places, np.logaddexp(0, margins)], 1)[np.isfinite(margins)]
 
 
 def _drawn(

@@ -28,7 +28,7 @@ from advconn.progress import Progress, silent
 from advconn.stages import walks_of
 
 FEW = 20  # attacked images that a head cannot learn much from
-HARMLESS = 0.75  # share of predictions that a benign condition must leave as they are
+HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -266,7 +266,7 @@ def mixture_for(
 def harmless(
     classifier: Classifier, images: Tensor, names: Sequence[str], note: Callable[[str], None], seed: int = 0
 ) -> tuple[str, ...]:
-    """Those of the benign conditions under which three of four of at most 256 images keep their predicted class."""
+    """Those of the benign conditions under which four of five of at most 256 images keep their predicted class."""
     few = as_bytes(images[:256])
     wanted = usable(names, classifier.channels)
     before = _predictions(classifier, few)

@@ -116,5 +116,5 @@ def _png(image: Tensor) -> str:
 
 def _svg(told: Explanation) -> str:
     buffer = io.BytesIO()
-    told.figure().savefig(buffer, format="svg")
+    told.figure(votes=False).savefig(buffer, format="svg")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -65,6 +65,7 @@ def walks_of(
         return (connectivity,)
     if not stages:
         raise DataError("stages: expected one stage or more, or None for the whole walk at once")
+    paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.walked)
     copies: list[str] = []
     halves: list[str] = []
     families: tuple[str, ...] = ("self", "grain")
@@ -76,7 +77,7 @@ def walks_of(
         before = (len(copies), len(halves), families)
         copies += _more("copies", stage.copies, connectivity.copies, copies)
         halves += [name for name in _more("halves", stage.halves, connectivity.halves, halves) if name in copies]
-        if stage.paths and connectivity.references is not None:
+        if stage.paths and paths:
             bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
             families, options = ("self", "grain", "own", "rival", *bend), NEAR
         if (len(copies), len(halves), families) == before:

@@ -136,12 +136,27 @@ def test_finished_work_is_not_done_again(tmp_path):
 
 def test_the_differentiable_score_is_the_detectors_own(shipped, images):
     """The attack that knows it follows the real thing."""
-    clean = shipped.connectivity.classifier.check(images.images[:20])
+    clean = shipped.connectivity.classifier.check(images.images[:60])
     leaf = clean.clone().requires_grad_()
     score = differentiable(shipped)(leaf)
-    np.testing.assert_allclose(score.detach().numpy(), shipped.score_samples(clean), rtol=1e-3, atol=1e-3)
     (slope,) = torch.autograd.grad(score.sum(), leaf)
     assert float(slope.abs().amax((1, 2, 3)).min()) > 0
+    seen, over = shipped.judge(clean), score.detach().numpy() > shipped.calibration_.threshold
+    assert over[seen.adversarial].all()
+    assert not over[seen.stage < len(shipped.cascade_.walks)].any()
+
+
+def test_the_differentiable_score_of_one_stage_is_the_score_itself(images, shipped):
+    """Without stages there is nothing else to it."""
+    walk, rows = shipped.connectivity, images.images[:150]
+    model = walk.classifier
+    hits = Attack.parse("pgd:eps=51/255").run(model, model.check(rows), images.labels[:150])
+    columns = np.concatenate([walk.transform(rows), walk.transform(hits)])
+    whole = Detector(walk, stages=None).fit_features(
+        columns, np.repeat([0, 1], 150), walk.transform(images.images[150:300])
+    )
+    found = differentiable(whole)(model.check(images.images[300:320])).detach().numpy()
+    np.testing.assert_allclose(found, whole.score_samples(images.images[300:320]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)

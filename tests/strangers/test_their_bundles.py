@@ -10,12 +10,13 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
-from brought import run
+from brought import fit, mixed, run, trained
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+import advconn
 from advconn import bundle
+from advconn.card import LATER
 from advconn.errors import BundleError
 
 
@@ -118,9 +119,13 @@ def test_a_card_that_is_none(forge):
     [
         lambda t: t.update(typical=t["typical"][:5]),
         lambda t: t.update(typical=np.full_like(t["typical"], np.nan)),
-        lambda t: t.update(calibration=t["calibration"] * np.inf),
-        lambda t: t.update(calibration=np.zeros(0)),
-        lambda t: t.pop("calibration"),
+        lambda t: t.update({"calibration.clean": t["calibration.clean"] * np.inf}),
+        lambda t: t.update({"calibration.clean": t["calibration.clean"][:, :1]}),
+        lambda t: t.update({"calibration.clean": t["calibration.clean"][:5]}),
+        lambda t: t.update({"calibration.clean": t["calibration.clean"].astype(np.float32)}),
+        lambda t: t.pop("calibration.clean"),
+        lambda t: t.pop("calibration.jpeg75"),
+        lambda t: t.update({"predicted.clean": t["predicted.clean"][:5]}),
         lambda t: t.update(references=np.zeros((5, 3, 8, 8), np.uint8)),
         lambda t: t.update(references=np.zeros((5, 1, 9, 9), np.uint8)),
         lambda t: t.update(references=t["references"].astype(np.float32)),
@@ -270,18 +275,39 @@ def test_a_giant_architecture_is_refused_without_its_memory(forge):
     assert grown < 900
 
 
-def test_format_1_and_2_say_the_same(tmp_path):
-    """The shipped folder, and the same saved again by this version."""
-    first = bundle.load(bundle.default("digits"))
-    again = bundle.load(bundle.save(first, tmp_path / "again"))
-    card = json.loads((tmp_path / "again" / bundle.CARD).read_text())
-    assert (json.loads((bundle.default("digits") / bundle.CARD).read_text())["format"], card["format"]) == (1, 3)
-    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    one, two = first.judge(x), again.judge(x)
-    np.testing.assert_array_equal(one.score, two.score)
-    np.testing.assert_array_equal(one.p_value, two.p_value)
-    assert card["figures"] == json.loads((bundle.default("digits") / bundle.CARD).read_text())["figures"]
-    assert again.attacks == first.attacks != ()
+@pytest.mark.parametrize("number", [1, 2])
+def test_format_1_and_2_say_the_same(number, tmp_path):
+    """A folder as those formats had it, of a detector without stages: loaded, judged, and saved again."""
+    detector = fit(advconn.Classifier(trained(), size=16), stages=None, conditions=("clean",), benign=())
+    folder = bundle.save(detector, tmp_path / "old")
+    tensors = load_file(folder / bundle.TENSORS)
+    scores = tensors.pop("calibration.clean")[:, 0]
+    old = {k: v for k, v in tensors.items() if not k.startswith("predicted.")} | {"calibration": scores}
+    save_file(old, folder / bundle.TENSORS)
+    card = json.loads((folder / bundle.CARD).read_text()) | {"format": number}
+    for *most, last in LATER:
+        inner = card
+        for key in most:
+            inner = inner[key]
+        if number == 1 or last not in ("dtype", "kind", "crop"):
+            del inner[last]
+    detector.set_params(confidence=None)  # of which those formats knew nothing
+    card["calibration"]["threshold"] = detector.calibration_.threshold
+    card["files"] = {p.name: bundle._sha256(p) for p in folder.iterdir() if p.name != bundle.CARD}
+    card["card"] = bundle._digest(card)
+    (folder / bundle.CARD).write_text(json.dumps(card))
+    model = advconn.Classifier(trained(), size=16)
+    first = bundle.load(folder, model=model)
+    again = bundle.load(bundle.save(first, tmp_path / "again"), model=model)
+    assert json.loads((tmp_path / "again" / bundle.CARD).read_text())["format"] == 3
+    known = detector.judge(mixed())
+    for one in (first, again):
+        seen = one.judge(mixed())
+        np.testing.assert_allclose(seen.score, known.score, atol=1e-5)
+        np.testing.assert_array_equal(seen.p_value, known.p_value)
+        np.testing.assert_array_equal(seen.adversarial, known.adversarial)
+        assert one.attacks == detector.attacks != ()
+        assert one.stages is None
 
 
 def test_a_picture_takes_no_more_memory_than_itself(tmp_path):
