@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector, Judgement
     from advconn.errors import AdvconnError
+    from advconn.explain import Explanation
     from advconn.fitting import fit
     from advconn.guard import Guard, Verdict
     from advconn.modes import References, choose, synthesise
     from advconn.paths import Path, Profile, profile, straight
+    from advconn.stages import Stage
+    from advconn.watch import Watch
 
 _WHERE = {
     "AdvconnError": "errors",
@@ -28,12 +31,15 @@ _WHERE = {
     "Connectivity": "connectivity",
     "Detector": "detector",
     "Detour": "bypass",
+    "Explanation": "explain",
     "Guard": "guard",
     "Judgement": "detector",
     "Path": "paths",
     "Profile": "paths",
     "References": "modes",
+    "Stage": "stages",
     "Verdict": "guard",
+    "Watch": "watch",
     "choose": "modes",
     "fit": "fitting",
     "load": "bundle",
@@ -48,12 +54,15 @@ __all__ = [
     "Connectivity",
     "Detector",
     "Detour",
+    "Explanation",
     "Guard",
     "Judgement",
     "Path",
     "Profile",
     "References",
+    "Stage",
     "Verdict",
+    "Watch",
     "choose",
     "fit",
     "load",

@@ -25,7 +25,7 @@ from advconn.making import Hits, Maker
 from advconn.progress import Progress, silent
 from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, walks_of
 from advconn.store import Store
-from advconn.teaching import Taught, spoilt, taught, teach
+from advconn.teaching import Taught, attacked_rows, spoilt, taught, teach
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         walks = walks_of(self.connectivity, self.stages)
         maker = Maker(walks, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress)
         if y is None:
-            rows = self._attacked(images[train], _maybe(labels, train), maker)
+            rows = attacked_rows(images[train], _maybe(labels, train), parse_all(self.attacks), maker)
         else:
             rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
-        clean = torch.from_numpy(kinds[train] == 0)
-        plain = as_bytes(images[train][clean])
+        clean = kinds[train] == 0
+        plain = as_bytes(images[train][torch.from_numpy(clean)])
         rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
         self.teach(rows.sound())
         self.calibrate_on(images[kept], progress)
@@ -283,21 +283,6 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         count = round(self.calibrate * len(clean))
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
-
-    def _attacked(self, images: Tensor, labels: Tensor | None, maker: Maker) -> Taught:
-        """Features of clean images and of their successfully attacked copies, by which attack, and what succeeded."""
-        attacks = parse_all(self.attacks)
-        for attack in attacks:
-            maker.source(attack)
-        tables, groups = [maker.features(images, "walk")], [np.arange(len(images))]
-        kinds, seen = [np.zeros(len(images), int)], {}
-        for i, (attack, made) in enumerate(zip(attacks, maker.walked(images, labels, attacks), strict=True)):
-            seen[str(attack)] = (made.tried, len(made.rows))
-            tables.append(made.features)
-            groups.append(made.rows)
-            kinds.append(np.full(len(made.rows), i + 1))
-        features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
-        return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=seen)
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
         """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""

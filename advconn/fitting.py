@@ -311,7 +311,8 @@ def estimate(detector: Detector, count: int) -> float:
     classifier = detector.connectivity.classifier
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
     tried = min(detector.per_attack, train)
-    walks, forwards, gradients = float(count), 0.0, 0.0
+    held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
+    walks, forwards, gradients = 2 * train + held / 4, 0.0, 0.0  # clean and benign; calibration leaves early
     for attack in parse_all(detector.attacks):
         steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
         walks += tried
@@ -322,7 +323,7 @@ def estimate(detector: Detector, count: int) -> float:
     one = _seconds(lambda: classifier.logits(probe)) / len(probe)
     stages = walks_of(detector.connectivity, detector.stages)
     walk = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
-    return walk * walks * 1.4 + one * (forwards + 4 * gradients)  # own and rival paths are walked too
+    return walk * walks * 1.6 + one * (forwards + 4 * gradients)  # own and rival paths are walked too
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from advconn.attacks import Attack
 from advconn.conditions import CONDITIONS, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
@@ -66,6 +67,25 @@ def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None
     """Rows of which none is under a benign condition; every one an image of its own unless told."""
     names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
     return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **known)
+
+
+def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attack], maker: Maker) -> Taught:
+    """Clean images and their successfully attacked copies, by which attack, and what succeeded.
+
+    Raises:
+        AttackError: an attack needs a gradient that nothing gives.
+    """
+    for attack in attacks:
+        maker.source(attack)
+    tables, groups = [maker.features(images, "walk")], [np.arange(len(images))]
+    kinds, seen = [np.zeros(len(images), int)], {}
+    for i, (attack, made) in enumerate(zip(attacks, maker.walked(images, labels, attacks), strict=True)):
+        seen[str(attack)] = (made.tried, len(made.rows))
+        tables.append(made.features)
+        groups.append(made.rows)
+        kinds.append(np.full(len(made.rows), i + 1))
+    features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=seen)
 
 
 def spoilt(

@@ -22,6 +22,7 @@ from detection import auroc, interval
 
 from advconn.attacks import Attack, round_to_bytes, succeeded
 from advconn.classifier import Classifier
+from advconn.conditions import CONDITIONS
 from advconn.fitting import fit
 from advconn.images import Collection
 
@@ -33,6 +34,7 @@ MIXTURE = (
     "fgsm:eps=8/255",
 )
 CLASSES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # ImageNet's indices of the sub-folders, sorted by name
+FEW, ALONE = 60, 20  # clean photographs under each condition; judged one at a time
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20", "cw:c=1,kappa=0,steps=40")
 
 
@@ -67,13 +69,34 @@ def main() -> None:
     detector = fit(
         model, images[order[:half]], truth[order[:half]], attacks=MIXTURE, per_attack=args.per_attack, note=print
     )
-    figures = {"fit_seconds": time.perf_counter() - started, "families": list(detector.connectivity.walked)}
+    figures = {"fit_seconds": time.perf_counter() - started, "families": list(detector.cascade_.walks[-1].walked)}
     rest, labels = images[order[half:]], truth[order[half:]]
     cut = len(rest) // 2
     clean = detector.judge(rest[:cut])
-    one = time.perf_counter()
-    cost = detector.judge(rest[:1]).total_cost
-    figures |= {"seconds_one_image": time.perf_counter() - one, "forwards": cost.forwards, "gradients": cost.gradients}
+    taken = []
+    for image in rest[:ALONE].split(1):
+        one = time.perf_counter()
+        detector.judge(image)
+        taken.append(time.perf_counter() - one)
+    figures |= {
+        "seconds_one_image_median": float(np.median(taken)),
+        "seconds_one_image_largest": max(taken),
+        "forwards": float((clean.forwards + 3 * clean.gradients).mean()),
+        "stages_reached": [float((clean.stage >= k + 1).mean()) for k in range(len(detector.cascade_.walks))],
+        "missed": detector.fitted_.missed.by_attack,
+        "level": detector.calibration_.level,
+        "confidence": detector.calibration_.confidence,
+        "promised": detector.calibration_.conditions,
+    }
+    spoilt = {}
+    for name, change in CONDITIONS.items():
+        found = detector.judge(change(rest[:FEW], 1))
+        spoilt[name] = {
+            "flagged": float(found.adversarial.mean()),
+            "forwards": float((found.forwards + 3 * found.gradients).mean()),
+        }
+        print(name, spoilt[name], flush=True)
+    figures |= {"conditions": spoilt, "n_conditions": FEW}
     predicted = torch.cat([model.logits(model.check(x)) for x in rest.split(32)]).argmax(1)
     figures["accuracy"] = float((predicted == labels).float().mean())
     right = (predicted[cut:] == labels[cut:]).nonzero()[: args.limit, 0] + cut
@@ -84,10 +107,12 @@ def main() -> None:
         out[1::2] = round_to_bytes(out[1::2])  # half as files hold them, half as a pipeline does
         hits = out[succeeded(model, out, labels)]
         score = detector.score_samples(hits)
-        print(f"{spec}: scores {np.sort(score)[:5].round(1)}, threshold {detector.calibration_.threshold:.2f}")
         low, high = interval(clean.score, score)
+        seen = detector.judge(hits)
         row = {
             "attack": spec,
+            "restored": float((seen.consensus == labels[succeeded(model, out, labels)].cpu().numpy()).mean()),
+            "forwards": float((seen.forwards + 3 * seen.gradients).mean()),
             "auroc": auroc(clean.score, score),
             "auroc_low": low,
             "auroc_high": high,
