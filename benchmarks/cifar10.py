@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -160,7 +161,10 @@ def stacked(tables: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def machine() -> dict[str, object]:
     """Where and with what a record was made."""
+    run = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
     return {
+        "commit": commit or None,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
