@@ -23,7 +23,7 @@ from advconn.judgement import Judgement as Judgement  # of the public name
 from advconn.judgement import judgement_of
 from advconn.making import Hits, Maker
 from advconn.progress import Progress, silent
-from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, walks_of
+from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, shares_of, walks_of
 from advconn.store import Store
 from advconn.teaching import Taught, attacked_rows, spoilt, taught, teach
 
@@ -214,8 +214,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         def new_head() -> Any:
             return clone(default_head(self.seed) if self.head is None else self.head)
 
-        shares = [stage.share for stage in self.stages or ()]
-        walks = walks_of(self.connectivity, self.stages)
+        walks, shares = walks_of(self.connectivity, self.stages), shares_of(self.connectivity, self.stages)
         cascade, missed = teach(walks, rows, new_head, shares, self.fpr, self.seed)
         typical = np.median(rows.features[-1][rows.plain], axis=0)
         self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
@@ -237,9 +236,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted: dict[str, np.ndarray] = {}
         for name in usable((CLEAN, *self.conditions), images.shape[1]):
             changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
-            parts = list(self._walked(changed, progress, f"calibrate {name}"))
-            found[name] = np.concatenate([p.scores for p in parts])
-            predicted[name] = np.concatenate([p.query.argmax(1).cpu().numpy() for p in parts])
+            found[name], predicted[name] = self._scored(changed, progress, f"calibrate {name}")
         self.set_calibration(found, predicted)
 
     def set_calibration(
@@ -404,9 +401,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n,) and predicted classes (n,)."""
         self._fitted()
-        parts = list(self._walked(as_tensor(X), progress))
-        score, _ = ordered(np.concatenate([p.scores for p in parts]), self.cascade_.exits)
-        return score, np.concatenate([p.query.argmax(1).cpu().numpy() for p in parts])
+        scores, predicted = self._scored(as_tensor(X), progress, "score")
+        return ordered(scores, self.cascade_.exits)[0], predicted
+
+    def _scored(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n, stages) and predicted classes (n,)."""
+        parts = [(f.scores, f.query.argmax(1).cpu().numpy()) for f in self._walked(images, progress, told)]
+        scores, predicted = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(predicted)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""

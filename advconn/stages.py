@@ -8,7 +8,7 @@ on how many stages there are, nor on where images leave. What depends on it is m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,26 @@ def walks_of(
 ) -> tuple[Connectivity, ...]:
     """What each stage walks, the stages before it included; without stages `connectivity` itself.
 
-    `bypass`: whether barriers are bypassed; unless told they are where the classifier gives gradients.
+    A stage that brings nothing new, for want of references or of its copies in `connectivity`, is left out.
+
+    Args:
+        bypass: whether barriers are bypassed; unless told they are where the classifier gives gradients.
 
     Raises:
-        DataError: a stage without anything new, or a share out of range.
+        DataError: no stage, or a share out of range.
     """
-    if stages is None:
-        return (connectivity,)
+    return (connectivity,) if stages is None else tuple(walk for walk, _ in _planned(connectivity, stages, bypass))
+
+
+def shares_of(connectivity: Connectivity, stages: Sequence[Stage] | None) -> tuple[float, ...]:
+    """The shares of clean images that go on from each stage of `walks_of` but the last."""
+    return () if stages is None else tuple(share for _, share in _planned(connectivity, stages, None))[:-1]
+
+
+def _planned(
+    connectivity: Connectivity, stages: Sequence[Stage], bypass: bool | None
+) -> list[tuple[Connectivity, float]]:
+    """What each stage walks, and the share of clean images that go on from it."""
     if not stages:
         raise DataError("stages: expected one stage or more, or None for the whole walk at once")
     paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.walked)
@@ -70,27 +83,27 @@ def walks_of(
     halves: list[str] = []
     families: tuple[str, ...] = ("self", "grain")
     options: dict[str, Any] = {}
-    out: list[Connectivity] = []
+    out: list[tuple[Connectivity, float]] = []
     for stage in stages:
         if not 0 < stage.share <= 1:
             raise DataError(f"stages: a share lies in (0, 1], got {stage.share:g}")
         before = (len(copies), len(halves), families)
-        copies += _more("copies", stage.copies, connectivity.copies, copies)
-        halves += [name for name in _more("halves", stage.halves, connectivity.halves, halves) if name in copies]
+        copies += _more(stage.copies, connectivity.copies, copies)
+        halves += [name for name in _more(stage.halves, connectivity.halves, halves) if name in copies]
         if stage.paths and paths:
             bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
             families, options = ("self", "grain", "own", "rival", *bend), NEAR
         if (len(copies), len(halves), families) == before:
-            continue  # no references, or copies that this connectivity does not walk
+            continue
         settings = connectivity.get_params(deep=False) | options
         settings |= {"copies": tuple(copies), "halves": tuple(halves), "families": families}
-        out.append(Connectivity(**settings))
+        out.append((Connectivity(**settings), stage.share))
     if not out:
         raise DataError("stages: none of their copies is among the connectivity's")
-    return tuple(out)
+    return out
 
 
-def _more(what: str, wanted: Sequence[str] | None, known: Sequence[str], had: list[str]) -> list[str]:
+def _more(wanted: Sequence[str] | None, known: Sequence[str], had: list[str]) -> list[str]:
     if wanted is None:
         return [name for name in known if name not in had]
     return [name for name in wanted if name in known and name not in had]
@@ -147,7 +160,7 @@ class Cascade:
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
             scores[rows, k] = scored(self.heads[k], columns)
             features[rows[:, None], self.places(k)] = columns
-            traces.append((rows, trace))
+            traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
             done = np.isinf(scores[rows, k]) if k + 1 < count else np.ones(len(rows), bool)
             if k + 1 < count:
                 done |= scores[rows, k] <= self.exits[k]

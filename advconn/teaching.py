@@ -132,7 +132,7 @@ def teach(
         return Cascade(walks, names, heads, (-np.inf,) * (len(walks) - 1)), Missed(0, 0, {})
     called = list(rows.attacks) or [str(kind) for kind in range(1, int(rows.kinds.max()) + 1)]
     kinds = [called[kind - 1] for kind in rows.kinds[attacked]]
-    at, missed = exits(scores[clean], scores[attacked], kinds, shares[: len(walks) - 1], fpr)
+    at, missed = exits(scores[clean], scores[attacked], kinds, shares, fpr)
     return Cascade(walks, names, heads, at), missed
 
 

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import advconn
-from advconn import bundle, calibration, models
+from advconn import bundle, calibration, models, stages
 from advconn.fingerprint import fingerprint
 
 Rng = random.Random
@@ -212,7 +213,7 @@ def image_seeds() -> dict[str, bytes]:
 
 
 def bundle_seeds(folder: Path) -> list[dict[str, bytes]]:
-    """The shipped bundle of format 1, the same in format 2, and a small one whose head is a network."""
+    """The shipped bundle, the same saved anew, and a small one of one stage whose head is a network."""
     shipped = bundle.default("digits")
     advconn.save(advconn.load(shipped), folder / "anew")
     digits = torch.from_numpy(load_digits().images[:160] / 16).float()[:, None]
@@ -228,7 +229,9 @@ def forged(rng: Rng, part: str, seeds: list[dict[str, bytes]]) -> dict[str, byte
     files, other = dict(rng.choice(seeds)), rng.choice(seeds)
     names = {"card": [bundle.CARD], "head": [bundle.HEAD], "tensors": [bundle.TENSORS], "classifier": [bundle.WEIGHTS]}
     for name in names.get(part) or rng.sample(list(files), 1 if part == "bytes" else 2):
-        files[name] = mutated(rng, files[name], other[name], Path(name).suffix if part != "bytes" else "")
+        files[name] = mutated(
+            rng, files[name], other.get(name, files[name]), Path(name).suffix if part != "bytes" else ""
+        )
     with contextlib.suppress(Exception):  # a card that is no longer one
         card = json.loads(files[bundle.CARD])
         if part != "card":
@@ -237,8 +240,11 @@ def forged(rng: Rng, part: str, seeds: list[dict[str, bytes]]) -> dict[str, byte
                 module = types.SimpleNamespace(state_dict=lambda: weights)
                 card["classifier"]["fingerprint"] = fingerprint(module)  # type: ignore[arg-type]
             with contextlib.suppress(Exception):
-                scores = safetensors.numpy.load(files[bundle.TENSORS])["calibration"]
-                card["calibration"]["threshold"] = calibration.Calibration(scores, card["calibration"]["fpr"]).threshold
+                tensors, known = safetensors.numpy.load(files[bundle.TENSORS]), card["calibration"]
+                at = [-math.inf if v is None else v for v in card["exits"]]
+                names = card["conditions"]["calibrated"]
+                scores = {name: stages.ordered(tensors[f"calibration.{name}"], at)[0] for name in names}
+                known["threshold"] = calibration.Calibration(scores, known["fpr"], known["confidence"]).threshold
         with contextlib.suppress(Exception):
             card["files"] |= {k: hashlib.sha256(files[k]).hexdigest() for k in set(card["files"]) & set(files)}
         card["card"] = bundle._digest(card)

@@ -9,7 +9,7 @@ from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.features import table
-from advconn.stages import NEAR, STAGES, Stage, exits, ordered, walked, walks_of
+from advconn.stages import NEAR, STAGES, Stage, exits, ordered, shares_of, walked, walks_of
 
 
 def test_each_stage_goes_on_where_the_one_before_it_ended(detector, classifier, digits):
@@ -133,3 +133,12 @@ def test_without_stages_it_is_one_walk(classifier, digits):
     assert list(one.names_) == list(one.connectivity.get_feature_names_out())
     np.testing.assert_allclose(seen.forwards, 1 + 30 + 5 + 5 * 3, atol=1e-9)
     assert isinstance(one, Detector)
+
+
+def test_shares_go_with_the_stages_that_are_walked(classifier, detector):
+    """The first two stages bring nothing new here: the share of the third is that of the first that is left."""
+    walk = Connectivity(classifier, detector.connectivity.references, copies=("flip", "mean3"), halves=())
+    assert len(walks_of(walk, STAGES)) == 2
+    assert shares_of(walk, STAGES) == (STAGES[2].share,)
+    assert shares_of(walk, None) == ()
+    assert shares_of(detector.connectivity, STAGES) == tuple(stage.share for stage in STAGES[:-1])
