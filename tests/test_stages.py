@@ -106,6 +106,9 @@ def test_verdicts_are_the_same_in_full_and_cheap_images_are_cheap(detector, clas
     if early.any():
         np.testing.assert_allclose(quick.forwards[early], 4)
     assert quick.total_cost.forwards == pytest.approx(quick.forwards.sum())
+    # 36 of copies, 3 and 6 on the paths, scans of two and of four segments; a top point and two of the next level
+    assert full.total_cost.forwards <= (36 + 9 + 2 * 5 + 4 * 5) * len(images)
+    assert full.total_cost.gradients <= (5 + 2 * 5) * len(images)
 
 
 def test_a_bound_on_the_stages_has_a_threshold_of_its_own(detector, classifier, digits):
