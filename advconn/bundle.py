@@ -32,6 +32,7 @@ from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
 from advconn.files import writing
 from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
 from advconn.modes import References
+from advconn.preprocessing import names_of
 from advconn.probing import probe_images
 from advconn.stages import Cascade, Missed, Stage, walks_of
 
@@ -236,6 +237,8 @@ def _load(
     if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
         raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
     classifier = _classifier(folder, card, device) if model is None else model
+    if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
+        classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
     _same_input(folder, classifier, card["classifier"])
     names: list[str] = card["features"]
     walk: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items()}

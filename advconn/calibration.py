@@ -130,7 +130,14 @@ def _allowed(n: int, fpr: float, confidence: float | None) -> int:
 
 
 def needed(fpr: float, confidence: float | None = None) -> int:
-    """How many clean images a rate needs at least."""
+    """How many clean images a rate needs at least.
+
+    Raises:
+        FitError: a rate or a confidence that is none.
+    """
+    for name, value in (("false-alarm rate", fpr), ("confidence", 0.5 if confidence is None else confidence)):
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise FitError(f"the {name} must be a number in (0, 1), got {value!r}")
     if confidence is None:
         return math.ceil(1 / fpr - 1e-9) - 1
     return math.ceil(math.log(1 - confidence) / math.log(1 - fpr) - 1e-9)
@@ -138,10 +145,6 @@ def needed(fpr: float, confidence: float | None = None) -> int:
 
 def enough(count: int, fpr: float, confidence: float | None = None) -> None:
     """Raise FitError if `count` clean images cannot calibrate a false-alarm rate of `fpr`, or if that is no rate."""
-    if not 0 < fpr < 1:
-        raise FitError(f"the false-alarm rate must lie in (0, 1), got {fpr:g}")
-    if confidence is not None and not 0 < confidence < 1:
-        raise FitError(f"the confidence must lie in (0, 1), got {confidence:g}")
     least = needed(fpr, confidence)
     if count < least:
         sure = "" if confidence is None else f" with {confidence:.0%} confidence"

@@ -175,7 +175,7 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
         "palette64": _pictured(lambda picture: picture.quantize(64)),
     }
 )
-BENIGN = ("noise4", "noise8", "sharpen")
+BENIGN = ("noise4", "noise8", "sharpen", "jpeg50")
 PROMISED = (CLEAN, "jpeg75", "webp80", "resize", "blur", "brighter", "gamma")
 USES: Mapping[str, str] = MappingProxyType(
     {name: FITTED if name in BENIGN else CALIBRATED if name in PROMISED else MEASURED for name in CONDITIONS}

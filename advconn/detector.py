@@ -79,7 +79,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         calibrate: share of the clean images kept for calibration.
         seed: of every split and attack.
         stages: what is walked first, and what only of images still in doubt; None walks all of `connectivity` at once.
-        benign: conditions that count as clean in the fit; every clean image is fitted on once more, under one of them.
+        benign: conditions that change no verdict: every clean image is fitted on once more under one of them in turn,
+            as clean, and every third attacked one, if it is still misclassified, as attacked.
         conditions: benign conditions under each of which the false-alarm rate is promised.
         confidence: with which it is promised, where the calibration images are enough for one, see Calibration; None
             promises it on average.
@@ -166,7 +167,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
         walks = walks_of(self.connectivity, self.stages)
-        maker = Maker(walks, self.per_attack, self.seed, surrogate, store or Store(None), jobs, progress)
+        benign = usable(self.benign, images.shape[1])
+        maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, store or Store(None), jobs, progress)
         if y is None:
             rows = attacked_rows(images[train], _maybe(labels, train), parse_all(self.attacks), maker)
         else:
@@ -261,8 +263,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             FitError: no such stage, or too few images for the false-alarm rate.
         """
         count = len(self.cascade_.walks)
-        if most is not None and not 1 <= most <= count:
-            raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most}")
+        if most is not None and (not isinstance(most, int) or not 1 <= most <= count):
+            raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most!r}")
         names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
         found = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
         whole = np.logical_and.reduce([np.isfinite(v) for v in found.values()])
@@ -283,7 +285,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
         """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""
-        return Maker((self.connectivity,), self.per_attack, self.seed).attacked(images, labels, attack, seed=seed)
+        return Maker((self.connectivity,), self.per_attack, seed=self.seed).attacked(images, labels, attack, seed=seed)
 
     def _fitted(self) -> None:
         if not hasattr(self, "calibration_"):
@@ -374,25 +376,38 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             FitError: too few clean images were calibrated on for that rate, or none under such a condition.
         """
-        before = {
-            name: getattr(self, name) for name in ("fpr", "confidence", "conditions", "by_class") if name in params
-        }
+        moving = ("fpr", "confidence", "conditions", "by_class")
+        before = {name: getattr(self, name) for name in moving if name in params}
         super().set_params(**params)
         if before and hasattr(self, "calibration_"):
             try:
-                unknown = [name for name in self.conditions if name not in self.clean_]
-                if "conditions" in params and unknown:
-                    raise FitError(
-                        f"not calibrated under {', '.join(unknown)}, only under {', '.join(self.clean_)}: calibrate it "
-                        "anew for others (advconn calibrate --conditions)"
-                    )
-                self.calibration_ = self.calibration()
-                if "confidence" in params:
-                    enough(len(self.calibration_.scores), self.fpr, self.confidence)
+                self.calibration_ = self._moved("conditions" in params, "confidence" in params)
             except FitError:
                 super().set_params(**before)
                 raise
         return self
+
+    def _moved(self, conditions: bool, confidence: bool) -> Calibration:
+        """The calibration at parameters that were set anew; `conditions`, `confidence`: whether these were.
+
+        Raises:
+            FitError: what was asked for cannot be had: nothing is weaker without a word.
+        """
+        if isinstance(self.conditions, str) or not len(self.conditions):
+            raise FitError(f"conditions: expected a sequence of one name or more, got {self.conditions!r}")
+        unknown = [name for name in self.conditions if name not in self.clean_]
+        if conditions and unknown:
+            raise FitError(
+                f"not calibrated under {', '.join(unknown)}, only under {', '.join(self.clean_)}: calibrate it anew "
+                "for others (advconn calibrate --conditions)"
+            )
+        found = self.calibration()
+        if confidence or self.calibration_.confidence is not None:
+            enough(len(found.scores), self.fpr, self.confidence)
+        if self.by_class and not found.by_class:
+            least = needed(self.fpr, found.confidence)
+            raise FitError(f"no class has {least} calibration images, which a threshold of its own needs")
+        return found
 
     def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""

@@ -101,6 +101,8 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
     if same:
         parts += _loudest(typical, judgement, i, label)
     parts += _barrier(typical, judgement, i, label)
+    if parts and consensus != predicted and not judgement.adversarial[i]:
+        parts.append("not unusual enough to flag")
     return "; ".join(parts) or "the classifier's answer alone"
 
 
@@ -122,6 +124,9 @@ def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list
     usual = f" (clean: {_short(typical.value('own.barrier.mean'))})"
     if height < DELTA:
         return [f"no barrier on the line to a {label} image"]
+    names = typical.cascade.names[-1]
+    if "own.gap.mean" in names and judgement.features[i, names.index("own.gap.mean")] < DELTA:
+        return [f"its cross-entropy as {label} is {_short(height)}{usual}, and no barrier stands on the line to one"]
     told = [f"the line to a {label} image has a barrier of {_short(height)}{usual}"]
     bends = float(judgement.bends[i])
     if bends > 0:
@@ -139,7 +144,8 @@ class Explanation:
     """What one image showed.
 
     prediction, consensus: class names. flagged, p_value, stage: the verdict. votes: copies by the class they are given.
-    barrier, typical_barrier: cross-entropy on the line to the nearest reference, of this and of a typical clean image.
+    barrier, typical_barrier: largest cross-entropy on the line to the nearest reference, of this and of a typical clean
+    image, as the detector reads it: at five points.
     secondary_barriers: how many stand after each level of bypass. bends: points moved to go round them.
     place: (s,) positions in [0, 1]; line, detour: (s,) cross-entropy there, on the straight path and on the one that
     goes round the barrier; None where there is no reference, or no gradient. typical_line: (m, 2) positions and the
@@ -196,12 +202,13 @@ class Explanation:
         if self.line is None:
             ax.text(0.5, 0.5, "no reference to walk to", ha="center", transform=ax.transAxes, fontsize=9)
             return
-        ax.plot(self.place, self.line, color="C3", label="straight line")
+        read = slice(None, None, (SCAN - 1) // 4)
+        ax.plot(self.place, self.line, color="C3", label="straight line, read at the dots")
+        ax.plot(self.place[read], self.line[read], "o", color="C3", ms=4)
         if self.detour is not None:
-            ax.plot(self.place, self.detour, color="C0", label=f"round it ({self.bends} bends)")
+            ax.plot(self.place, self.detour, color="C0", label=f"after {self.bends} bends")
         if len(self.typical_line):
             ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
-        ax.set_yscale("symlog", linthresh=0.1)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advconn.detector import Detector
-from advconn.errors import AdvconnWarning, ModelError
+from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.watch import Watch
 
 
@@ -40,13 +40,15 @@ class Guard(nn.Module):
         max_stage: no image goes farther, see Detector.judge: the most that an image can cost.
 
     Raises:
-        FitError: the detector has not been fitted, or has no such stage.
+        FitError: the detector has not been fitted, has no such stage, or the threshold is no number.
     """
 
     def __init__(self, detector: Detector, *, threshold: float | None = None, max_stage: int | None = None) -> None:
         super().__init__()
         detector._fitted()
         self.detector = detector
+        if threshold is not None and (not isinstance(threshold, int | float) or threshold != threshold):
+            raise FitError(f"threshold: expected a number, got {threshold!r}")
         self.threshold, self.max_stage = threshold, max_stage
         self.watch = Watch(detector.calibration(max_stage))
         super().train(False)
@@ -72,10 +74,10 @@ class Guard(nn.Module):
         calibration = self.detector.calibration(self.max_stage)
         count = len(self.detector.cascade_.walks)
         stages = f"{count} stage{'s' * (count > 1)}" + f", at most {self.max_stage}" * (self.max_stage is not None)
-        threshold = calibration.threshold if self.threshold is None else self.threshold
+        at = f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
+        at = at if self.threshold is None else f"threshold={self.threshold:.3g} (given)"
         return (
-            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), "
-            f"threshold={threshold:.3g}, fpr={calibration.fpr:g}"
+            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), {at}"
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,17 +41,17 @@ class Judgement:
     p_value: np.ndarray
     adversarial: np.ndarray
     stage: np.ndarray
-    votes: tuple[np.ndarray, ...]
+    votes: tuple[np.ndarray, ...] = field(repr=False)
     consensus: np.ndarray
     barrier: np.ndarray
     secondary_barriers: np.ndarray
     bends: np.ndarray
-    features: np.ndarray
+    features: np.ndarray = field(repr=False)
     forwards: np.ndarray
     gradients: np.ndarray
     total_cost: Cost
     errors: tuple[str | None, ...] = ()
-    traces: tuple[tuple[Trace, int], ...] = ()
+    traces: tuple[tuple[Trace, int], ...] = field(default=(), repr=False)
 
     @property
     def predicted(self) -> np.ndarray:

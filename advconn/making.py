@@ -13,11 +13,14 @@ from torch import Tensor
 
 from advconn.attacks import Attack, round_to_bytes, succeeded
 from advconn.classifier import Classifier
+from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.errors import AttackError
 from advconn.features import Trace, table
 from advconn.progress import Progress, silent
 from advconn.store import Store
+
+SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,13 @@ class Hits:
 
 @dataclass(frozen=True)
 class Made:
-    """Of an attack: how many images were tried; of the copies it succeeded on the features by walk, and rows."""
+    """Of an attack: how many images were tried, on how many it succeeded; features by walk, and the rows they are of.
+
+    The features are of the copies it succeeded on, and of some of these under benign conditions.
+    """
 
     tried: int
+    succeeded: int
     features: tuple[np.ndarray, ...]
     rows: np.ndarray
 
@@ -43,12 +50,14 @@ class Maker:
     """How attacked copies are made.
 
     walks: what makes features, one table each; their classifier is attacked. per_attack: at most so many images by each
-    attack. seed: of every attack. surrogate: see Detector.fit. store: where what is finished is kept. jobs: processes.
+    attack. benign: conditions that some attacked copies are put under, so that these do not hide them. seed: of every
+    attack. surrogate: see Detector.fit. store: where what is finished is kept. jobs: processes.
     progress: told (stage, done, total). threads: of torch in each process, 0 for as many as there are.
     """
 
     walks: tuple[Connectivity, ...]
     per_attack: int = 1000
+    benign: tuple[str, ...] = ()
     seed: int = 0
     surrogate: Classifier | None = None
     store: Store = field(default_factory=lambda: Store(None))
@@ -97,15 +106,23 @@ class Maker:
 
         def make() -> Made:
             hits = self.attacked(images, labels, attack, seed=seed)
-            features = features_of(self.walks, hits.images, f"walk {attack}", self.progress)
-            return Made(hits.tried, features, hits.rows.numpy())
+            truth = self.predicted(images[hits.rows]) if labels is None else labels[hits.rows]
+            changed, kept = still_wrong(self.classifier, hits.images, truth, self.benign, seed)
+            every = torch.cat([hits.images, changed])
+            features = features_of(self.walks, every, f"walk {attack}", self.progress)
+            return Made(hits.tried, len(hits.rows), features, torch.cat([hits.rows, hits.rows[kept]]).numpy())
 
         if self.store.folder is None:
             return make()
         other = None if self.surrogate is None else self.surrogate.fingerprint
         truth = None if labels is None else labels.cpu().numpy()
-        key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, other)
+        key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, self.benign, other)
         return self.store.get("attack", key, make)
+
+    def predicted(self, images: Tensor) -> Tensor:
+        """The class (n,) that the classifier gives each of images (n, c, h, w)."""
+        found = [self.classifier.logits(self.classifier.check(x)).argmax(1).cpu() for x in images.split(64)]
+        return torch.cat(found) if len(images) else torch.zeros(0, dtype=torch.int64, device="cpu")
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -164,6 +181,26 @@ class Maker:
                 tried += int(right.sum())
             self.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
         return Hits(torch.cat(hits), torch.cat(sources), tried)
+
+
+def still_wrong(
+    classifier: Classifier, images: Tensor, truth: Tensor, names: Sequence[str], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Every third attacked image (n, c, h, w), under one benign condition in turn, if it is still misclassified.
+
+    And the rows that these are of. `truth`: (n,).
+    """
+    third = torch.arange(0, len(images), SHARE, dtype=torch.int64, device="cpu")
+    out, rows = [images[:0]], [third[:0]]
+    for i, name in enumerate(names):
+        part = third[i :: len(names)]
+        if len(part):
+            changed = CONDITIONS[name]((images[part] * 255).round().to(torch.uint8), seed).to(images.dtype) / 255
+            pairs = zip(changed.split(64), truth[part].to(classifier.device).split(64), strict=True)
+            wrong = torch.cat([succeeded(classifier, classifier.check(x), y).cpu() for x, y in pairs])
+            out.append(changed[wrong])
+            rows.append(part[wrong])
+    return torch.cat(out), torch.cat(rows)
 
 
 def features_of(

@@ -21,7 +21,7 @@ PICTURES = 1000  # images shown on a page; the others stand there without their 
 FIGURES = 100  # images whose path is drawn
 _COLUMNS = (
     "image", "prediction", "class_name", "adversarial", "p_value", "score", "stage", "consensus_name", "agreeing",
-    "copies", "barrier", "secondary_barriers", "bends", "why", "error",
+    "copies", "barrier", "secondary_barriers", "bends", "reading", "why", "error",
 )  # fmt: skip
 
 

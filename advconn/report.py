@@ -24,6 +24,8 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
     predictions = judgement.predicted.tolist()
     called = detector.connectivity.classifier.label_names
     whys, families = detector.reasons(judgement), detector.families(judgement)
+    columns = {f: [str(n).startswith(f"{f}.") for n in detector.names_] for f in families}
+    met = {f: np.isfinite(judgement.features[:, at]).any(1) for f, at in columns.items()}
     out: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         if judgement.errors[i] is not None:
@@ -49,7 +51,7 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
                 "barrier": _known(judgement.barrier[i]),
                 "secondary_barriers": None if np.isnan(stand).any() or not len(stand) else int(stand.sum()),
                 "bends": _known(judgement.bends[i]),
-                "families": {family: float(values[i]) for family, values in families.items()},
+                "families": {family: float(v[i]) if met[family][i] else None for family, v in families.items()},
                 "features": {k: v for k, v in features if np.isfinite(v)},
                 "cost": {
                     "forwards": round(float(judgement.forwards[i]), 1),

@@ -80,7 +80,7 @@ def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attac
     tables, groups = [maker.features(images, "walk")], [np.arange(len(images))]
     kinds, seen = [np.zeros(len(images), int)], {}
     for i, (attack, made) in enumerate(zip(attacks, maker.walked(images, labels, attacks), strict=True)):
-        seen[str(attack)] = (made.tried, len(made.rows))
+        seen[str(attack)] = (made.tried, made.succeeded)
         tables.append(made.features)
         groups.append(made.rows)
         kinds.append(np.full(len(made.rows), i + 1))

@@ -24,6 +24,7 @@ from advconn.attacks import MIXTURE
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, marks
+from advconn.making import still_wrong
 from advconn.modes import synthesise
 from advconn.stages import walks_of
 from advconn.teaching import Taught
@@ -42,9 +43,10 @@ def rows(cache: Path, detector: Detector, fit: Part, without: Container[str] = (
     for spec in [spec for spec in MIXTURE if spec not in without]:
         hits = attacked(cache, model, "fit", fit, spec, taught(spec))
         attacks[spec] = (hits.tried, len(hits.rows))
-        parts.append(features(spec, hits.images))
-        kinds.append(np.full(len(hits.rows), len(attacks)))
-        groups.append(hits.rows.numpy())
+        changed, kept_rows = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+        parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
+        kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
+        groups += [hits.rows.numpy(), hits.rows[kept_rows].numpy()]
     found = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
     spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
     return found.and_benign(

@@ -177,3 +177,50 @@ def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
     assert set(found.predict(images)) == {0, 1}
     assert found.predict_proba(images).shape == (len(images), 2)
     np.testing.assert_allclose(found.predict_proba(images).sum(1), 1)
+
+
+def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, digits):
+    """Every third, in turn noise and light; those that are put right again are left out."""
+    from advconn.conditions import CONDITIONS
+    from advconn.making import still_wrong
+
+    images, labels = classifier.check(digits[0][1400:1520]), digits[1][1400:1520]
+    out = Attack.parse("pgd:eps=0.2").run(classifier, images, labels)
+    hit = succeeded(classifier, out, labels)
+    out, truth = out[hit], labels[hit]
+    changed, rows = still_wrong(classifier, out, truth, ("noise8", "brighter"), 0)
+    assert len(changed) == len(rows) > 10
+    assert set((rows % 3).tolist()) == {0}
+    assert (classifier.logits(classifier.check(changed)).argmax(1) != truth[rows]).all()
+    first = CONDITIONS["noise8"]((out[0::6] * 255).round().to(torch.uint8), 0).float() / 255
+    assert torch.equal(changed[0], first[int(rows[0]) // 6])
+    none, nothing = still_wrong(classifier, out[:0], truth[:0], ("noise8",), 0)
+    assert len(none) == len(nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"fpr": 2}, "false-alarm rate"),
+        ({"fpr": float("nan")}, "false-alarm rate"),
+        ({"fpr": 0.001}, "at least"),
+        ({"confidence": "none"}, "confidence"),
+        ({"conditions": "clean,jpeg75"}, "a sequence"),
+        ({"conditions": ()}, "a sequence"),
+        ({"conditions": ("noise8",)}, "not calibrated under noise8"),
+        ({"fpr": 0.01, "by_class": True}, "at least"),
+        ({"by_class": True, "confidence": 0.999}, "calibration images"),
+    ],
+)
+def test_a_promise_that_cannot_be_kept_is_refused_and_nothing_changes(detector, params, says):
+    """No rate, no confidence and no condition is weakened without a word."""
+    before = detector.get_params(deep=False), detector.calibration_
+    with pytest.raises(FitError, match=says):
+        detector.set_params(**params)
+    assert detector.get_params(deep=False) == before[0]
+    assert detector.calibration_ is before[1]
+
+
+def test_a_judgement_prints_in_a_few_lines(detector, clean):
+    """Features, votes and traces are not for the eye."""
+    assert len(repr(detector.judge(clean[:30]))) < 20_000

@@ -55,7 +55,7 @@ def test_the_reason_counts_the_copies_and_tells_the_barrier(detector, seen):
         assert text.startswith(f"{said} of {len(seen.votes[i])} copies say {seen.consensus[i]}")
         height = float(seen.barrier[i])
         if height >= 1e-3:
-            assert f"has a barrier of {height:.2g} (clean: " in text
+            assert f"{height:.2g} (clean: " in text
         else:
             assert "no barrier on the line" in text
 
@@ -146,3 +146,15 @@ document.title="READ "+JSON.stringify(out)+" READ";
     ).stdout  # fmt: skip
     found = json.loads(dump.split("READ ")[1].split(" READ")[0].replace("&quot;", '"'))
     assert found == {"all": 40, "flagged": flagged, "names": ["0.png", "1.png", "2.png"], "found": ["12.png"]}
+
+
+def test_a_sentence_fits_what_the_line_shows(detector, seen):
+    """A barrier is one that exceeds both ends; an image that is cleared in doubt is said to be not unusual enough."""
+    names = list(detector.cascade_.names[-1])
+    gap = seen.features[:, names.index("own.gap.mean")]
+    whys = detector.reasons(seen)
+    for i, text in enumerate(whys):
+        if seen.barrier[i] >= 1e-3:
+            assert ("no barrier stands" in text) == (gap[i] < 1e-3)
+        assert ("not unusual enough" in text) == (seen.consensus[i] != seen.predicted[i] and not seen.adversarial[i])
+    assert (gap < 1e-3).any()

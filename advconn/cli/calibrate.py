@@ -61,9 +61,12 @@ def calibrate(
       advconn calibrate --detector detector/ --data photos/ --conditions clean,jpeg75,noise4 --out tolerant/
     """
     from advconn import bundle
+    from advconn.calibration import enough
     from advconn.images import Collection
     from advconn.recalibration import recalibrated
 
+    if fpr is not None:
+        enough(10**9, fpr)
     vacant(out)
     collection = Collection(data, **how)
     if asked.model is None:

@@ -111,7 +111,8 @@ def score(
         if len(images) != 1 or images[0].is_dir():
             raise click.UsageError("--explain writes one page of one image; for more give a folder for it: --out DIR")
         page = Path(f"{images[0].stem}.html")
-        vacant(page)
+        if page.exists():
+            raise DataError(f"{page}: is there already; remove it, or name a folder for the page: --out DIR")
     if out is not None:
         vacant(out)
     run = Run(style, features, full, explain, out is not None or explain)

@@ -184,6 +184,7 @@ def header_of(detector: Detector, folder: Path | None) -> str:
         "fpr": calibration.fpr,
         "confidence": calibration.confidence,
         "conditions": list(calibration.conditions),
+        "by_class": {str(k): v.threshold for k, v in calibration.by_class.items()} or None,
         "calibrated_on": len(calibration.scores),
         "classifier": classifier.name,
         "fingerprint": classifier.fingerprint,
