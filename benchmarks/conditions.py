@@ -32,7 +32,7 @@ from advconn.watch import Watch
 HARD = ("noise8", "signs8", "sharpen")
 FEW = 600  # images of a condition in the comparison of fits
 AFTER = ("jpeg75", "noise8")  # what may happen to attacked images on their way
-LATER = 200  # of each attack
+LATER = 100  # of each attack
 
 
 def judged(cache: Path, detector: Detector, name: str, images: Tensor) -> dict[str, np.ndarray]:
