@@ -137,7 +137,7 @@ def needed(fpr: float, confidence: float | None = None) -> int:
     """
     for name, value in (("false-alarm rate", fpr), ("confidence", 0.5 if confidence is None else confidence)):
         if not isinstance(value, int | float) or not 0 < value < 1:
-            raise FitError(f"the {name} must be a number in (0, 1), got {value!r}")
+            raise FitError(f"the {name} must lie in (0, 1), got {value!r}")
     if confidence is None:
         return math.ceil(1 / fpr - 1e-9) - 1
     return math.ceil(math.log(1 - confidence) / math.log(1 - fpr) - 1e-9)

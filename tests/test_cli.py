@@ -264,10 +264,13 @@ def test_explain_writes_one_page_of_one_image(place, tmp_path, monkeypatch):
     assert "--out DIR" in several.output
 
 
+BY_CLASS = ("--by-class", "--fpr", "0.2", "--confidence", "none")
+
+
 def test_score_takes_another_rate_off_the_stored_table(place):
     """The header tells the level; a rate that the calibration images are too few for is refused in one line."""
     levels = {}
-    for asked in ((), ("--fpr", "0.2"), ("--confidence", "none"), ("--conditions", "clean"), ("--by-class",)):
+    for asked in ((), ("--fpr", "0.2"), ("--confidence", "none"), ("--conditions", "clean"), BY_CLASS):
         out = scored_by(place, "--format", "json", "--header", *asked)
         assert out.exit_code in (0, 1), out.output
         levels[asked] = json.loads(out.stdout.splitlines()[0])["header"]
@@ -275,8 +278,12 @@ def test_score_takes_another_rate_off_the_stored_table(place):
     assert levels["--confidence", "none"]["level"] > levels[()]["level"]
     assert levels["--conditions", "clean"]["conditions"] == ["clean"]
     assert levels["--conditions", "clean"]["threshold"] <= levels[()]["threshold"]
+    assert levels[BY_CLASS]["by_class"]
+    assert levels[()]["by_class"] is None
     for asked, says in (
         (("--fpr", "0.001"), "at least"),
+        (("--fpr", "5"), "must lie in (0, 1)"),
+        (("--by-class",), "no class has 59"),
         (("--conditions", "fog"), "no condition 'fog'"),
         (("--conditions", "noise8"), "not calibrated"),
         (("--confidence", "2"), "expected a share"),
