@@ -34,7 +34,7 @@ MIXTURE = (
     "fgsm:eps=8/255",
 )
 CLASSES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # ImageNet's indices of the sub-folders, sorted by name
-FEW, ALONE = 60, 20  # clean photographs under each condition; judged one at a time
+FEW, ALONE = 40, 20  # clean photographs under each condition; judged one at a time
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20", "cw:c=1,kappa=0,steps=40")
 
 
@@ -53,7 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=48, help="images attacked by each, in the measured half")
-    parser.add_argument("--per-attack", type=int, default=40)
+    parser.add_argument("--per-attack", type=int, default=60)
+    parser.add_argument("--images", type=int, default=600, help="photographs in all uses")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -64,7 +65,8 @@ def main() -> None:
     names = sorted(set(folders))
     truth = torch.tensor([CLASSES[names.index(name)] for name in folders])
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    half = len(images) // 2
+    order = order[: args.images]
+    half = len(order) // 2
     started = time.perf_counter()
     detector = fit(
         model, images[order[:half]], truth[order[:half]], attacks=MIXTURE, per_attack=args.per_attack, note=print
