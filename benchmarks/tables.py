@@ -219,6 +219,28 @@ def benchmark(record: dict) -> list[str]:
     return out
 
 
+def evasion(record: dict) -> list[str]:
+    out = [f"## The attack that knows the stages (`adaptive.py --alone`, {record['folder']})", ""]
+    out += [
+        f"{record['way']}, {record['steps']} steps: misclassified and not flagged at the threshold that ships, and "
+        "the stage "
+        "that those images left at.",
+        "",
+    ]
+    cells = [
+        [
+            r["eps"],
+            r["n"],
+            figure(r["misclassified"], 2),
+            figure(r["evaded"], 2),
+            f"{figure(r['low'], 2)} to {figure(r['high'], 2)}",
+            ", ".join(map(str, r["left_at"])),
+        ]
+        for r in record["results"]
+    ]
+    return out + lines(["eps", "n", "misclassified", "evaded", "95 %", "left at stage 1, 2, 3, 4"], cells)
+
+
 def adaptive(record: dict) -> list[str]:
     rows, settings = [r for r in record["rows"] if "sr5" in r], record["settings"]
     out = [f"## The attack that knows the detector (`adaptive.py`, {record['folder']})", ""]
@@ -258,6 +280,14 @@ def hardening(record: dict) -> list[str]:
     ]
     head = ["variant", "clean images fitted on", "accuracy", *attacks, "false alarms", *(f"eps {e}" for e in eps)]
     return out + lines(head, cells)
+
+
+def photographs(record: dict) -> list[str]:
+    spoilt = record.pop("conditions", {})
+    out = plain("EfficientNet-Lite0, ImageNet photographs (`imagenette.py`)", record)
+    out += [f"Clean photographs flagged under each condition ({record.get('n_conditions')} of each):", ""]
+    cells = [[name, figure(r["flagged"]), figure(r["forwards"], 1)] for name, r in spoilt.items()]
+    return out + lines(["condition", "flagged", "forwards"], cells)
 
 
 def hard_pairs(record: dict) -> list[str]:
@@ -363,6 +393,12 @@ def fuzz(record: dict) -> list[str]:
     return out + lines(["kind", "judged", "refused in one line", "failed"], [*rows, ["all", *total]])
 
 
+def flat(record: dict) -> dict:
+    """Figures of a part under 'part: figure'."""
+    parts = {k: v for k, v in record.items() if isinstance(v, dict) and k != "machine"}
+    return record | {f"{name}: {k}": v for name, part in parts.items() for k, v in part.items()}
+
+
 def plain(title: str, record: dict) -> list[str]:
     cells = [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in record.items() if isinstance(v, int | float)]
     out = [f"## {title} ({record['folder']})", "", *lines(["", ""], cells)]
@@ -380,13 +416,14 @@ def main() -> None:
         ("stages", stages),
         ("conditions", conditions),
         ("benchmark", benchmark),
+        ("evasion", evasion),
         ("adaptive", adaptive),
         ("hardening", hardening),
         ("ablation", ablation),
         ("hard-pairs", hard_pairs),
         ("jobs", jobs),
-        ("speed", lambda r: plain("Speed (`speed.py`)", r)),
-        ("imagenette", lambda r: plain("EfficientNet-Lite0, ImageNet photographs (`imagenette.py`)", r)),
+        ("speed", lambda r: plain("Speed (`speed.py`)", flat(r))),
+        ("imagenette", photographs),
     ):
         record = latest(name)
         if record is not None:
