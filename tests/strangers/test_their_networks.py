@@ -83,7 +83,7 @@ def test_one_logit_stands_for_two_classes(how):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "agree"), [(torch.float64, 1.0), (torch.float16, 0.98), (torch.bfloat16, 0.98)], ids=str
+    ("dtype", "agree"), [(torch.float64, 1.0), (torch.float16, 0.98), (torch.bfloat16, 0.96)], ids=str
 )
 def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
     """In their own dtype, with gradients; the detector fitted for float32 is loaded for them by their answers."""
