@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from brought import NET, fitted, folder, images, mixed, one_line, run, trained
+from brought import NET, fitted, folder, images, one_line, run, trained
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
