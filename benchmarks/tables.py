@@ -147,12 +147,16 @@ def conditions(record: dict) -> list[str]:
     out += lines(["attack", "then", "still wrong", "n", "caught"], cells)
     watch = record["watch"]
     out += [
-        f"The watch, {watch['streams']} streams: it spoke in {watch['false_in_1000_clean']} of those of 1,000 clean "
-        "images; "
-        f"when 500 clean ones are followed by noise (8/255) it spoke after {' / '.join(watch['after'])} noisy ones "
-        "(a tenth, "
-        f"the middle, nine tenths of the streams), in {watch['silent']} not within 500.",
+        f"The watch spoke in {watch['false_in_1000_clean']} of {watch['streams']} streams of 1,000 clean images. "
+        "Streams of 500 "
+        "clean images that turn: after how many more images it spoke (a tenth, half, nine tenths of the streams), "
+        "and in "
+        "how many not within 400.",
         "",
+    ]
+    cells = [[name, " / ".join(r["after"]), f"{r['silent']} of {r['streams']}"] for name, r in watch["turns"].items()]
+    out += lines(["turn to", "after", "silent"], cells)
+    out += [
         "What noise levels and benign images in the fit bring (all copies at once, threshold at 5 % of clean images):",
         "",
     ]
