@@ -38,7 +38,8 @@ from advconn.stages import Cascade, Missed, Stage, walks_of
 
 FORMAT = 3
 CARD = "card.json"
-WEIGHTS, TENSORS, HEAD = "classifier.safetensors", "detector.safetensors", "head.skops"
+WEIGHTS, TENSORS = "classifier.safetensors", "detector.safetensors"
+HEAD = cards.head_files(1)[0]  # the last stage's
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps", "nearest")
@@ -233,32 +234,10 @@ def _load(
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / TENSORS)
-    size = card["classifier"]["preprocessing"]["size"]
-    if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
-        raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
-    classifier = _classifier(folder, card, device) if model is None else model
-    if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
-        classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
-    _same_input(folder, classifier, card["classifier"])
-    names: list[str] = card["features"]
-    walk: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["connectivity"].items()}
-    references = _references(tensors, card, classifier)
-    told = classifier.fingerprint == card["classifier"]["fingerprint"]
-    if not told or classifier.fingerprint.startswith(
-        ("function", "endpoint:", "onnx:")
-    ):  # which say nothing of weights
-        if not same_weights:
-            references = references and References(
-                references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
-            )
-        elif not alike(classifier, card["classifier"], tensors, references):
-            raise BundleError(
-                f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
-                f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
-            )
+    classifier, references = _given(folder, card, tensors, model, device, same_weights)
     known, fitted = card["calibration"], card["fitted"]
     detector = Detector(
-        Connectivity(classifier, references, **walk),
+        Connectivity(classifier, references, **_tuples(card["connectivity"])),
         attacks=tuple(fitted["attacks"]) or MIXTURE,
         fpr=known["fpr"],
         seed=fitted["seed"],
@@ -268,39 +247,82 @@ def _load(
         confidence=known["confidence"],
         by_class=known["by_class"],
     )
-    count = len(card["exits"]) + 1
-    files, exits = cards.head_files(count), [-math.inf if at is None else float(at) for at in card["exits"]]
-    bent = any(name.startswith("complexity.") for name in names)
-    if bent and detector.stages is not None and not classifier.differentiable and count > 1:
-        detector.stages = tuple(stage for stage in detector.stages if not stage.paths)
-        files, exits, count = files[:-1], exits[:-1], count - 1
-        warnings.warn(
-            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
-            AdvconnWarning,
-            stacklevel=3,
-        )
-    walks = walks_of(detector.connectivity, detector.stages, bypass=bent)
-    if len(walks) != count:
-        raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
-    columns = tuple(tuple(map(str, stage.get_feature_names_out())) for stage in walks)
-    cut = count <= len(card["exits"])
-    if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
-        raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
-    places = [names.index(name) for name in columns[-1]]
-    found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
+    cascade, typical = _cascade(folder, card, tensors, detector)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
-    detector.set_cascade(
-        Cascade(walks, columns, found, tuple(exits)),
-        _array(tensors, "typical", (len(names),))[places],
-        Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"])),
-    )
-    scores, classes = _calibration(tensors, detector.conditions, len(card["exits"]) + 1, card["format"])
+    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]))
+    detector.set_cascade(cascade, typical, made)
+    stages, count = len(card["exits"]) + 1, len(cascade.walks)
+    scores, classes = _calibration(tensors, detector.conditions, stages, card["format"])
     detector.set_calibration({name: values[:, :count] for name, values in scores.items()}, classes)
-    if not cut and not np.isclose(detector.calibration_.threshold, known["threshold"], rtol=1e-9, atol=1e-9):
+    at = detector.calibration_.threshold
+    if count == stages and not np.isclose(at, known["threshold"], rtol=1e-9, atol=1e-9):
         raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     detector.figures_ = card["figures"]
     return detector
+
+
+def _given(
+    folder: Path,
+    card: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    model: Classifier | None,
+    device: str | None,
+    same_weights: bool,
+) -> tuple[Classifier, References | None]:
+    """The classifier, given or held, if it is the one that was fitted for, and the references."""
+    size = card["classifier"]["preprocessing"]["size"]
+    if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
+        raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
+    classifier = _classifier(folder, card, device) if model is None else model
+    if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
+        classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
+    _same_input(folder, classifier, card["classifier"])
+    references = _references(tensors, card, classifier)
+    told = classifier.fingerprint == card["classifier"]["fingerprint"]
+    mute = classifier.fingerprint.startswith(("function", "endpoint:", "onnx:"))  # which say nothing of weights
+    if told and not mute:
+        return classifier, references
+    if not same_weights:
+        return classifier, references and References(
+            references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
+        )
+    if not alike(classifier, card["classifier"], tensors, references):
+        raise BundleError(
+            f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
+            f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
+        )
+    return classifier, references
+
+
+def _cascade(
+    folder: Path, card: dict[str, Any], tensors: dict[str, np.ndarray], detector: Detector
+) -> tuple[Cascade, np.ndarray]:
+    """The stages that this classifier can walk, and a typical clean image's features (d,) at the last one.
+
+    One that gives no gradient is judged by those before bypass: their scores are calibrated too.
+    """
+    names, count = list(card["features"]), len(card["exits"]) + 1
+    bypass = any(name.startswith("complexity.") for name in names)
+    cut = bypass and detector.stages is not None and not detector.connectivity.classifier.differentiable and count > 1
+    if cut and detector.stages is not None:
+        detector.stages, count = tuple(stage for stage in detector.stages if not stage.paths), count - 1
+        warnings.warn(
+            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
+            AdvconnWarning,
+            stacklevel=4,
+        )
+    walks = walks_of(detector.connectivity, detector.stages, bypass=bypass)
+    if len(walks) != count:
+        raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
+    columns = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
+        raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
+    files = cards.head_files(len(card["exits"]) + 1)[:count]
+    found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
+    exits = tuple(-math.inf if at is None else float(at) for at in card["exits"][: count - 1])
+    typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
+    return Cascade(walks, columns, found, exits), typical
 
 
 def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -360,7 +382,7 @@ def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier
 
 def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:
     """The same weights behind another normalisation are another classifier."""
-    look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+    look = _tuples(card["preprocessing"])
     found = vars(classifier.preprocessing) | {"channels": classifier.channels, "num_classes": classifier.num_classes}
     expected = look | {"channels": card["channels"], "num_classes": card["num_classes"]}
     for name in ("mean", "std", "size", "channels", "num_classes"):
@@ -383,9 +405,7 @@ def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Class
         raise BundleError(f"{folder}: holds no classifier; give the one it was fitted for (--model SPEC)")
     if models.architecture(name) is None or WEIGHTS not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the classifier (--model SPEC)")
-    look: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in card["classifier"]["preprocessing"].items()
-    }
+    look = _tuples(card["classifier"]["preprocessing"])
     try:
         return models.load(
             name,

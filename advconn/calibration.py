@@ -53,10 +53,12 @@ class Calibration:
         enough(sizes.pop(), self.fpr, self.confidence)
         if not all(np.isfinite(values).all() for values in given.values()):
             raise FitError("the clean images have scores that are not finite")
-        if self.predicted is None:
-            given = {name: np.sort(np.asarray(values, np.float64)) for name, values in given.items()}
-        object.__setattr__(self, "tables", dict(given))
+        object.__setattr__(self, "tables", {name: np.asarray(values, np.float64) for name, values in given.items()})
         object.__setattr__(self, "scores", next(iter(self.tables.values())))
+
+    @cached_property
+    def _sorted(self) -> list[np.ndarray]:
+        return [np.sort(values) for values in self.tables.values()]
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -69,16 +71,16 @@ class Calibration:
         kept = {k: v for k, v in self.tables.items() if names is None or k in names}  # type: ignore[operator]
         return replace(self, scores=kept, **changes)  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def level(self) -> float:
         """The largest p-value that is flagged."""
         return _allowed(len(self.scores), self.fpr, self.confidence) / (len(self.scores) + 1)
 
-    @property
+    @cached_property
     def threshold(self) -> float:
         """The largest score that is not flagged (where classes have thresholds of their own: that of the others)."""
         at = _allowed(len(self.scores), self.fpr, self.confidence)
-        return max(float(np.partition(values, -at)[-at]) for values in self.tables.values())
+        return max(float(values[-at]) for values in self._sorted)
 
     @cached_property
     def by_class(self) -> dict[int, Calibration]:
@@ -105,7 +107,7 @@ class Calibration:
 
     def p_value(self, scores: np.ndarray, predicted: np.ndarray | None = None) -> np.ndarray:
         """p-values (m,) in (0, 1] of scores (m,), of images that are given the classes `predicted` (m,)."""
-        out = np.max([_p_value(values, scores) for values in self.tables.values()], axis=0)
+        out = np.max([_p_value(values, scores) for values in self._sorted], axis=0)
         if predicted is not None:
             for label, part in self.by_class.items():
                 rows = predicted == label
@@ -114,8 +116,9 @@ class Calibration:
 
 
 def _p_value(clean: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """p-values (m,) of scores (m,) among clean ones (n,) in rising order."""
     n = len(clean)
-    return (1 + n - np.searchsorted(np.sort(clean), scores, side="left")) / (n + 1)
+    return (1 + n - np.searchsorted(clean, scores, side="left")) / (n + 1)
 
 
 def _allowed(n: int, fpr: float, confidence: float | None) -> int:

@@ -105,8 +105,8 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
         return found
     with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
         points = points.clone() if points.is_inference() else points
-        few = few_sizes if points.is_cuda else lambda run, chunk, most: run(chunk)
-        out = [few(forward, chunk, batch_size) for chunk in points.split(batch_size)]
+        chunks = points.split(batch_size)
+        out = [few_sizes(forward, c, batch_size) if c.is_cuda else forward(c) for c in chunks]
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -294,11 +294,16 @@ class Classifier:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) in [0, 1] with mean and std applied."""
+        known = self._normal(images)
+        return images if known is None else (images - known[0]) / known[1]
+
+    def _normal(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation (1, c, 1, 1), if there are any."""
         p = self.preprocessing
         if p.mean is None or p.std is None:
-            return images
-        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (p.mean, p.std))
-        return (images - mean) / std
+            return None
+        mean, std = (like.new_tensor(v).view(1, -1, 1, 1) for v in (p.mean, p.std))
+        return mean, std
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) in [0, 1] as the network takes them, in memory of their own: it may write into them."""
@@ -306,11 +311,8 @@ class Classifier:
             batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
             return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
         batch = torch.empty_like(images, memory_format=torch.channels_last)  # the only copy that is made
-        p = self.preprocessing
-        if p.mean is None or p.std is None:
-            return batch.copy_(images)
-        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (p.mean, p.std))
-        return torch.sub(images, mean, out=batch).div_(std)
+        known = self._normal(images)
+        return batch.copy_(images) if known is None else torch.sub(images, known[0], out=batch).div_(known[1])
 
     def check(self, images: Tensor) -> Tensor:
         """The same images on the classifier's device in float32, clamped to [0, 1].
@@ -353,6 +355,11 @@ class Classifier:
                 "forward is detached): use attacks that need none, such as square, or a surrogate"
             )
         return spend(self._forward, images, self.batch_size)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The class (n,) given to each of images (n, c, h, w), as they are given to `check`; on the CPU."""
+        found = [self.logits(self.check(x)).argmax(1).cpu() for x in images.split(64)]
+        return torch.cat(found) if len(images) else torch.zeros(0, dtype=torch.int64, device="cpu")
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

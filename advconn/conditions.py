@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advconn.calibration import CLEAN
 from advconn.errors import DataError
 
 Condition = Callable[[Tensor, int], Tensor]
 FITTED, CALIBRATED, MEASURED = "fitted", "calibrated", "measured"
-CLEAN = "clean"
 
 
 def _as_bytes(floats: Tensor) -> Tensor:

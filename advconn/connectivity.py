@@ -153,11 +153,13 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         grey = torch.full((1, self.classifier.channels, *size), 0.5, dtype=torch.float32, device="cpu")
         return np.asarray(table(self.trace(grey))[1], dtype=object)
 
-    def traces(self, X: Any) -> Iterator[Trace]:
-        """The traces of images, `batch_size` at a time; no gradient leads back to the images."""
+    def traces(self, X: Any, start: Trace | None = None) -> Iterator[Trace]:
+        """The traces of images, `batch_size` at a time; no gradient leads back to the images. `start`: see `trace`."""
         images = as_tensor(X).detach()
-        for chunk in images.split(self.together(images)):
-            yield self.trace(chunk)
+        rows = torch.arange(len(images), dtype=torch.int64, device="cpu" if start is None else start.query.device)
+        size = self.together(images)
+        for chunk, at in zip(images.split(size), rows.split(size), strict=True):
+            yield self.trace(chunk, None if start is None else start.rows(at))
 
     def together(self, images: Tensor) -> int:
         """How many of the images (n, c, h, w) are walked from at once."""
@@ -218,9 +220,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _walks(self, images: Tensor, query: Tensor, walked: tuple[str, ...]) -> dict[str, Any]:
         """Own and rival paths in one batch; the logits at the queries and at the references are not asked for again."""
-        if self.references is None:
-            raise DataError("own and rival paths need references")
-        anchors, ends = self.references.images.to(images), self.references.logits.to(query)
+        references = self._references()
+        anchors, ends = references.images.to(images), references.logits.to(query)
         order = query.topk(min(self.rivals + 1, query.shape[1]), dim=1).indices
         same = self.anchors(images, order[:, :1], self.per_class)
         own = same if {"own", "complexity"} & set(walked) else same[:, :0]
@@ -248,12 +249,17 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             parts["detour"] = self._detour(path.start[rows], path.end[rows], label, scan)
         return parts
 
+    def _references(self) -> References:
+        if self.references is None:
+            raise DataError("own and rival paths need references: choose or synthesise them")
+        return self.references
+
     def anchors(self, images: Tensor, classes: Tensor, count: int) -> Tensor:
         """Indices (n, q * count) of references of classes (n, q): the first of each class, or the nearest in pixels."""
-        assert self.references is not None
-        index = self.references.by_class.to(images.device)[classes]
+        references = self._references()
+        index = references.by_class.to(images.device)[classes]
         if self.nearest:
-            anchors = self.references.images.to(images).flatten(1)
+            anchors = references.images.to(images).flatten(1)
             distance = torch.cdist(images.flatten(1), anchors).gather(1, index.flatten(1)).view(index.shape)
             index = index.gather(2, distance.argsort(dim=2, stable=True))
         return index[:, :, :count].flatten(1)

@@ -251,6 +251,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             FitError: too few images for the false-alarm rate.
         """
+        self._calibrations: dict[int | None, Calibration] = {}
         self.clean_ = {name: np.asarray(values, np.float64) for name, values in scores.items()}
         self.predicted_ = None if predicted is None else {k: np.asarray(v, np.int64) for k, v in predicted.items()}
         self.calibration_ = self.calibration()
@@ -265,6 +266,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         count = len(self.cascade_.walks)
         if most is not None and (not isinstance(most, int) or not 1 <= most <= count):
             raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most!r}")
+        if most not in self._calibrations:
+            self._calibrations[most] = self._calibration(most)
+        return self._calibrations[most]
+
+    def _calibration(self, most: int | None) -> Calibration:
         names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
         found = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
         whole = np.logical_and.reduce([np.isfinite(v) for v in found.values()])
@@ -330,8 +336,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def families(self, judgement: Judgement) -> dict[str, np.ndarray]:
         """By how much each image's log-odds (n,) fall if a family's features are a typical clean image's."""
         groups = {name: (f"{name}.",) for name in dict.fromkeys(str(n).split(".")[0] for n in self.names_)}
-        found = [self._typical.effects(judgement, i, groups) for i in range(len(judgement.score))]
-        return {name: np.array([f[name] for f in found]) for name in groups}
+        return self._typical.effects(judgement, np.arange(len(judgement.score)), groups)
 
     def explain(self, image: Any) -> Explanation:
         """What one image showed, through every stage: votes, barrier, secondary barriers, and a figure of them.
@@ -347,11 +352,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(batch) != 1:
             raise DataError(f"expected one image to explain, got {len(batch)}")
         checked = self.connectivity.classifier.check(batch)
-        return self.explain_judged(self.judge(checked, full=True), 0, checked[0])
-
-    def explain_judged(self, judgement: Judgement, i: int, image: Tensor) -> Explanation:
-        """The same of image i, `image` (c, h, w), of a judgement with full=True."""
-        return explanation(self._typical, judgement, i, image)
+        return explanation(self._typical, self.judge(checked, full=True), 0, checked[0])
 
     def read(self, images: Any, reading: str = "plain") -> Tensor:
         """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
@@ -380,9 +381,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         before = {name: getattr(self, name) for name in moving if name in params}
         super().set_params(**params)
         if before and hasattr(self, "calibration_"):
+            self._calibrations = {}
             try:
                 self.calibration_ = self._moved("conditions" in params, "confidence" in params)
             except FitError:
+                self._calibrations = {}
                 super().set_params(**before)
                 raise
         return self
@@ -450,7 +453,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             _, stage = ordered(found.scores, self.cascade_.exits)
             attacked = np.ones(len(stage))
             for k in range(len(self.cascade_.heads)):
-                columns = found.features[:, self.cascade_.places(k)]
+                columns = found.features[:, self.cascade_.places[k]]
                 rows = np.flatnonzero((stage == k + 1) & np.isfinite(columns).all(1))
                 if len(rows):
                     attacked[rows] = self.cascade_.heads[k].predict_proba(columns[rows])[:, 1:].sum(1)

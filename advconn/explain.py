@@ -60,24 +60,26 @@ class Typical:
         names = self.cascade.names[-1]
         return float(self.features[names.index(name)]) if name in names else float("nan")
 
-    def effects(self, judgement: Judgement, i: int, groups: Mapping[Any, tuple[str, ...]]) -> dict[Any, float]:
-        """By how much image i's log-odds fall if a group's columns are a typical clean image's.
+    def effects(
+        self, judgement: Judgement, rows: np.ndarray, groups: Mapping[Any, tuple[str, ...]]
+    ) -> dict[Any, np.ndarray]:
+        """By how much these images' log-odds (n,) fall if a group's columns are a typical clean image's.
 
-        By the head of the last stage that it went through.
+        By the head of the last stage that each went through; 0 where a feature is not finite.
         """
-        whole = [
-            np.isfinite(judgement.features[i, self.cascade.places(k)]).all() for k in range(len(self.cascade.heads))
-        ]
-        if not any(whole):
-            return dict.fromkeys(groups, 0.0)
-        k = int(np.flatnonzero(whole)[-1])
-        places, names = self.cascade.places(k), self.cascade.names[k]
-        columns, typical = judgement.features[i, places], self.features[places]
-        rows = [columns]
-        for prefixes in groups.values():
-            rows.append(np.where([name.startswith(prefixes) for name in names], typical, columns))
-        found = scored(self.cascade.heads[k], np.stack(rows))
-        return {group: float(found[0] - after) for group, after in zip(groups, found[1:], strict=True)}
+        out = {group: np.zeros(len(rows)) for group in groups}
+        left = np.ones(len(rows), bool)
+        for k in reversed(range(len(self.cascade.heads))):
+            places, names = self.cascade.places[k], self.cascade.names[k]
+            columns, typical = judgement.features[rows][:, places], self.features[places]
+            here = left & np.isfinite(columns).all(1)
+            left &= ~here
+            if here.any():
+                before = scored(self.cascade.heads[k], columns[here])
+                for group, prefixes in groups.items():
+                    changed = np.where([name.startswith(prefixes) for name in names], typical, columns[here])
+                    out[group][here] = before - scored(self.cascade.heads[k], changed)
+        return out
 
 
 def reason(typical: Typical, judgement: Judgement, i: int) -> str:
@@ -108,7 +110,8 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
 
 def _loudest(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
     """What raises the score most, but for the votes and the barrier."""
-    effects = typical.effects(judgement, i, {prefixes: prefixes for prefixes in _GROUPS})
+    found = typical.effects(judgement, np.array([i]), {prefixes: prefixes for prefixes in _GROUPS})
+    effects = {prefixes: float(values[0]) for prefixes, values in found.items()}
     for prefixes in sorted(effects, key=lambda p: -effects[p]):
         name, text = _GROUPS[prefixes]
         value = dict(zip(typical.cascade.names[-1], judgement.features[i], strict=True)).get(name, np.nan)
@@ -145,7 +148,7 @@ class Explanation:
 
     prediction, consensus: class names. flagged, p_value, stage: the verdict. votes: copies by the class they are given.
     barrier, typical_barrier: largest cross-entropy on the line to the nearest reference, of this and of a typical clean
-    image, as the detector reads it: at five points.
+    image, as the detector reads it: at `samples` points.
     secondary_barriers: how many stand after each level of bypass. bends: points moved to go round them.
     place: (s,) positions in [0, 1]; line, detour: (s,) cross-entropy there, on the straight path and on the one that
     goes round the barrier; None where there is no reference, or no gradient. typical_line: (m, 2) positions and the
@@ -168,6 +171,7 @@ class Explanation:
     line: np.ndarray | None
     detour: np.ndarray | None
     typical_line: np.ndarray
+    samples: int
     image: Tensor
     reference: Tensor | None
 
@@ -202,9 +206,9 @@ class Explanation:
         if self.line is None:
             ax.text(0.5, 0.5, "no reference to walk to", ha="center", transform=ax.transAxes, fontsize=9)
             return
-        read = slice(None, None, (SCAN - 1) // 4)
         ax.plot(self.place, self.line, color="C3", label="straight line, read at the dots")
-        ax.plot(self.place[read], self.line[read], "o", color="C3", ms=4)
+        read = np.linspace(0, 1, self.samples)
+        ax.plot(read, np.interp(read, self.place, self.line), "o", color="C3", ms=4)
         if self.detour is not None:
             ax.plot(self.place, self.detour, color="C0", label=f"after {self.bends} bends")
         if len(self.typical_line):
@@ -239,6 +243,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
         line,
         detour,
         _usual_line(typical),
+        typical.cascade.walks[-1].samples,
         image.cpu(),
         reference,
     )

@@ -135,7 +135,8 @@ def fit(
         enough(held, fpr, float(confidence))
         detector.confidence = float(confidence)
     detector.fit(used, labels=known, kept=kept, **making)
-    _sure(detector, note)
+    tell_promise(detector, note)
+    _tell_exits(detector, note)
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
     if hits < max(0.3 * tried, FEW):
         note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
@@ -143,14 +144,19 @@ def fit(
     return detector
 
 
-def _sure(detector: Detector, note: Callable[[str], None]) -> None:
-    """Say where the promise is weaker, or the verdict dearer, than it would be with more images."""
-    calibration, wanted, missed = detector.calibration_, detector.confidence, detector.fitted_.missed
+def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
+    """Say where the promise is weaker than it would be with more images."""
+    calibration, wanted = detector.calibration_, detector.confidence
     if wanted is not None and calibration.confidence is None:
         note(
             f"{len(calibration.scores)} images to calibrate on: the false-alarm rate {calibration.fpr:g} holds on "
             f"average only ({needed(calibration.fpr, wanted)} are needed for {wanted:.0%} confidence)"
         )
+
+
+def _tell_exits(detector: Detector, note: Callable[[str], None]) -> None:
+    """Say where the verdict is dearer than it would be with more images."""
+    missed = detector.fitted_.missed
     if missed is not None and not np.isfinite(detector.cascade_.exits).all():
         note(
             f"{missed.of} attacked images do not show that images may leave early without being missed: some or all "
@@ -188,11 +194,6 @@ def _enough(count: int, chosen: int, detector: Detector) -> None:
             f"{count} images leave {left} to calibrate on, and a false-alarm rate of {detector.fpr:g} needs at least "
             f"{needed}: give {math.ceil(needed / share) + 1} images or more, or a higher rate"
         )
-
-
-def _predictions(classifier: Classifier, images: Tensor) -> Tensor:
-    parts = [classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 def sound(
@@ -269,8 +270,8 @@ def harmless(
     """Those of the benign conditions under which four of five of at most 256 images keep their predicted class."""
     few = as_bytes(images[:256])
     wanted = usable(names, classifier.channels)
-    before = _predictions(classifier, few)
-    kept = {n: float((_predictions(classifier, CONDITIONS[n](few, seed)) == before).float().mean()) for n in wanted}
+    before = classifier.predict(few)
+    kept = {n: float((classifier.predict(CONDITIONS[n](few, seed)) == before).float().mean()) for n in wanted}
     lost = [f"{name} ({share:.0%})" for name, share in kept.items() if share < HARMLESS]
     if lost:
         note(f"no harmless changes for this classifier, which keeps few of its predictions: {', '.join(lost)}")
@@ -282,7 +283,7 @@ def falls(
 ) -> float:
     """Share of at most `most` images that the classifier gets right whose prediction an attack changes."""
     few = images[: 4 * most]
-    right = (_predictions(classifier, few) == labels[: 4 * most].cpu()).nonzero()[:most, 0]
+    right = (classifier.predict(few) == labels[: 4 * most].cpu()).nonzero()[:most, 0]
     if not len(right):
         return 1.0
     clean, truth = classifier.check(few[right]), labels[right].to(classifier.device)

@@ -106,7 +106,7 @@ class Maker:
 
         def make() -> Made:
             hits = self.attacked(images, labels, attack, seed=seed)
-            truth = self.predicted(images[hits.rows]) if labels is None else labels[hits.rows]
+            truth = self.classifier.predict(images[hits.rows]) if labels is None else labels[hits.rows]
             changed, kept = still_wrong(self.classifier, hits.images, truth, self.benign, seed)
             every = torch.cat([hits.images, changed])
             features = features_of(self.walks, every, f"walk {attack}", self.progress)
@@ -118,11 +118,6 @@ class Maker:
         truth = None if labels is None else labels.cpu().numpy()
         key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, self.benign, other)
         return self.store.get("attack", key, make)
-
-    def predicted(self, images: Tensor) -> Tensor:
-        """The class (n,) that the classifier gives each of images (n, c, h, w)."""
-        found = [self.classifier.logits(self.classifier.check(x)).argmax(1).cpu() for x in images.split(64)]
-        return torch.cat(found) if len(images) else torch.zeros(0, dtype=torch.int64, device="cpu")
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -196,8 +191,7 @@ def still_wrong(
         part = third[i :: len(names)]
         if len(part):
             changed = CONDITIONS[name]((images[part] * 255).round().to(torch.uint8), seed).to(images.dtype) / 255
-            pairs = zip(changed.split(64), truth[part].to(classifier.device).split(64), strict=True)
-            wrong = torch.cat([succeeded(classifier, classifier.check(x), y).cpu() for x, y in pairs])
+            wrong = classifier.predict(changed) != truth[part].cpu()
             out.append(changed[wrong])
             rows.append(part[wrong])
     return torch.cat(out), torch.cat(rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from advconn.explain import Explanation
+from advconn.report import as_json
 from advconn.shown import shown
 
 PICTURES = 1000  # images shown on a page; the others stand there without their picture
@@ -36,7 +36,7 @@ class Case:
 
 def write(cases: Sequence[Case], about: str, folder: Path) -> None:
     """Write the three files into a folder that is there."""
-    lines = (json.dumps(case.record) + "\n" for case in cases)
+    lines = (as_json(case.record) + "\n" for case in cases)
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")

@@ -15,7 +15,7 @@ from advconn.calibration import CLEAN, enough
 from advconn.connectivity import as_tensor
 from advconn.detector import Detector, as_labels, marks
 from advconn.errors import FitError
-from advconn.fitting import sound, warn
+from advconn.fitting import sound, tell_promise, warn
 from advconn.progress import Progress, silent
 from advconn.stages import ordered
 
@@ -73,6 +73,7 @@ def recalibrated(
     new.calibrate_on(images, progress)
     if confidence is not UNTOLD and confidence is not None:
         enough(len(new.calibration_.scores), rate, confidence)
+    tell_promise(new, note)
     clean = ordered(new.clean_[CLEAN], new.cascade_.exits)[0]
     usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
     attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ class Cascade:
             rows = live.numpy()
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
             scores[rows, k] = scored(self.heads[k], columns)
-            features[rows[:, None], self.places(k)] = columns
+            features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
             done = np.isinf(scores[rows, k]) if k + 1 < count else np.ones(len(rows), bool)
             if k + 1 < count:
@@ -171,10 +172,11 @@ class Cascade:
                 break
         return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
 
-    def places(self, k: int) -> np.ndarray:
-        """Where a stage's columns stand among the last one's."""
+    @cached_property
+    def places(self) -> tuple[np.ndarray, ...]:
+        """Where each stage's columns stand among the last one's."""
         at = {name: i for i, name in enumerate(self.names[-1])}
-        return np.array([at[name] for name in self.names[k]])
+        return tuple(np.array([at[name] for name in names]) for names in self.names)
 
     def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images in the numbers that go through together: memory does not grow with all of them."""
@@ -183,14 +185,7 @@ class Cascade:
 
 def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
     """The trace of images (n, c, h, w), from where `start` ended, walked a few at a time."""
-    images = images.detach()
-    out, at = [], 0
-    for chunk in images.split(walk.together(images)):
-        rows = torch.arange(at, at + len(chunk), dtype=torch.int64, device="cpu")
-        known = None if start is None else start.rows(rows.to(start.query.device))
-        out.append(walk.trace(chunk, known))
-        at += len(chunk)
-    return joined(out)
+    return joined(list(walk.traces(images, start)))
 
 
 def scored(head: Any, columns: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ _BETS = np.array([0.2, 0.4, 0.6, 0.8])  # of the betting functions b * p^(b - 1)
 class Watch:
     """Fortunes of gamblers who bet that a stream's scores rise, one for each benign condition of a calibration.
 
-    It speaks where all of them are rich: under each condition the stream is then unlike the calibration's images. Half
-    of a condition's scores make a grid, the others stand for the past, so that the p-values are exact.
+    It speaks once, where all of them are rich: under each condition the stream is then unlike the calibration's images.
+    Half of a condition's scores make a grid, the others stand for the past, so that the p-values are exact.
 
     Args:
         calibration: of the detector whose scores are watched.
@@ -52,11 +52,13 @@ class Watch:
     def see(self, scores: np.ndarray) -> bool:
         """Look at the next scores (n,) of the stream; whether it speaks now, which it does once."""
         with self._lock:
+            if self.spoke_at is not None:
+                return False
             for score in np.asarray(scores, np.float64):
                 draw, self.count = self._random.random(), self.count + 1
                 for gambler in self._gamblers:
                     gambler.bet(float(score), draw)
-                if self.spoke_at is None and self.fortune >= RICH:
+                if self.fortune >= RICH:
                     self.spoke_at = self.count
                     return True
         return False

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from advconn.conditions import BENIGN, CLEAN, CONDITIONS, MEASURED, PROMISED, USES, usable
+from advconn.calibration import CLEAN
+from advconn.conditions import BENIGN, CONDITIONS, MEASURED, PROMISED, USES, usable
 from advconn.errors import DataError
 
 

@@ -14,6 +14,7 @@ from advconn.attacks import Attack
 from advconn.errors import DataError
 from advconn.explain import Typical, reason
 from advconn.pages import Case, page, write
+from advconn.stages import scored
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,24 @@ def test_an_image_that_cannot_be_judged_has_its_error_as_reason(detector, seen):
     """No votes are made up for it."""
     errors = ("the classifier gives NaN for it", *seen.errors[1:])
     assert reason(typical(detector), replace(seen, errors=errors), 0) == errors[0]
+
+
+def test_what_weighs_is_the_same_for_one_image_and_for_many(detector, classifier, digits, attacked):
+    """Images that left at different stages, each by the head of its last one."""
+    judged = detector.judge(torch.cat([attacked[:8], classifier.check(digits[0][1500:1530])]))
+    assert len(set(judged.stage.tolist())) > 2
+    groups, known = {"all": ("",), "self": ("self.",)}, typical(detector)
+    whole = known.effects(judged, np.arange(38), groups)
+    for i in range(38):
+        alone = known.effects(judged, np.array([i]), groups)
+        assert {name: float(values[0]) for name, values in alone.items()} == pytest.approx(
+            {name: float(values[i]) for name, values in whole.items()}
+        )
+        k = judged.stage[i] - 1
+        places = detector.cascade_.places[k]
+        rows = np.stack([judged.features[i, places], detector.typical_[places]])
+        before, after = scored(detector.cascade_.heads[k], rows)
+        assert float(whole["all"][i]) == pytest.approx(before - after)
 
 
 def test_an_early_leaver_has_its_votes_alone(detector, classifier, digits):

@@ -26,7 +26,9 @@ def test_it_speaks_once_when_the_scores_rise():
     assert not watch.see(rng.normal(size=500))
     assert watch.see(rng.normal(size=60) + 2)
     assert 500 < watch.spoke_at < 560
+    spoke, count = watch.spoke_at, watch.count
     assert not watch.see(rng.normal(size=60) + 2)
+    assert (watch.spoke_at, watch.count) == (spoke, count)
     assert f"after {watch.spoke_at} images" in watch.sentence()
 
 

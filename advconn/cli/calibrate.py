@@ -13,11 +13,11 @@ from advconn.cli.common import (
     Asked,
     conditions_option,
     confidence_option,
+    detector_of,
     device_option,
     fpr_option,
     model_options,
     note,
-    place,
     promised,
     read,
     reading_options,
@@ -69,13 +69,7 @@ def calibrate(
         enough(10**9, fpr)
     vacant(out)
     collection = Collection(data, **how)
-    if asked.model is None:
-        old = bundle.load(detector, device=place(device))
-    else:
-        card = bundle.read_card(detector)["classifier"]
-        look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
-        look |= {"channels": card["channels"], "class_names": card["class_names"]}
-        old = bundle.load(detector, model=asked.load(device, None, **look), same_weights=False)
+    old = detector_of(detector, asked, device, same_weights=False)
     images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)
     with progress_bar() as progress:
         asked_for: dict[str, Any] = (

@@ -220,8 +220,24 @@ def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifi
     return found
 
 
-def detector_of(detector: Path | None, asked: Asked, device: str) -> Detector:
-    """The detector named on the command line; the shipped one where none is."""
+def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weights: bool = True) -> Detector:
+    """The detector named on the command line; the shipped one where none is. `same_weights`: see bundle.load."""
+    import warnings
+
+    from advconn.errors import AdvconnWarning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", AdvconnWarning)
+        found = _loaded(detector, asked, device, same_weights)
+    for warning in said:
+        if issubclass(warning.category, AdvconnWarning):
+            note(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return found
+
+
+def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:
     from advconn import bundle
 
     if asked.model is None:
@@ -231,7 +247,7 @@ def detector_of(detector: Path | None, asked: Asked, device: str) -> Detector:
     card = bundle.read_card(detector)["classifier"]
     look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
     look |= {"channels": card["channels"], "class_names": card["class_names"]}
-    return bundle.load(detector, model=asked.load(device, None, **look))
+    return bundle.load(detector, model=asked.load(device, None, **look), same_weights=same_weights)
 
 
 def unasked(device: str) -> tuple[Detector, Data]:
@@ -337,7 +353,7 @@ def read(
         note("images of another size were brought to the classifier's own, as its preprocessing does it")
     items = [item for b in batches for item in b.items]
     images = torch.cat([b.images for b in batches])
-    predicted = torch.cat([classifier.logits(classifier.check(x)).argmax(1).cpu() for x in images.split(256)])
+    predicted = classifier.predict(images)
     truth = chosen(items, classifier, predicted, labels, note)
     note(checked(predicted, truth, classifier.num_classes, accept=accept))
     return images, truth, [item.path.stem for item in items]

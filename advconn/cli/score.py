@@ -138,13 +138,13 @@ def score(
                 for record, rows in run.judged(found, batch):
                     run.take(record, found, batch, rows)
                 progress("score", run.done, sum(map(len, collections)))
-    finally:  # what was judged is shown, also when it is interrupted
+    finally:  # what was judged is shown and written, also when it is interrupted
+        for failure in (failure for collection in collections for failure in collection.failed):
+            run.refuse(str(failure).partition(": ")[0], failure)
         run.show(found)
-    run.write(found, out, page)
+        run.write(found, out, page)
     for collection in collections:
         tell_skipped(collection)
-        for failure in collection.failed:
-            run.refuse(str(failure).partition(": ")[0], failure)
     skipped = any(collection.skipped for collection in collections)
     run.close()
     status = FAILED if run.failed or (strict and skipped) else FLAGGED if run.flagged else CLEAN

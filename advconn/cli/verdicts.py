@@ -35,7 +35,7 @@ class Run:
         self.records: list[dict[str, Any]] = []
         self.failed: list[AdvconnError] = []
         self.flagged = self.resized = self.twice = False
-        self.done = 0
+        self.done = self.drawn = 0
 
     def refuse(self, name: str, error: AdvconnError) -> None:
         """An image that cannot be judged: a record of its own in JSON, and a line on stderr."""
@@ -85,9 +85,9 @@ class Run:
     def case(self, record: dict[str, Any], detector: Detector, image: Tensor) -> Case:
         """What a page shows of it: pictures and paths of the first ones alone, so that it stays a page."""
         checked = detector.connectivity.classifier.check(image[None])
-        drawn = sum(case.explanation is not None for case in self.cases)
         told = None
-        if (self.explain or record["adversarial"]) and drawn < FIGURES:
+        if (self.explain or record["adversarial"]) and self.drawn < FIGURES:
+            self.drawn += 1
             told = detector.explain(checked)
         kept = {k: v for k, v in record.items() if k != "features" or self.features}
         return Case(kept, checked[0].cpu() if len(self.cases) < PICTURES else None, told)

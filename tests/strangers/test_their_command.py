@@ -367,12 +367,24 @@ def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
         return judge(self, batch, **how)
 
     monkeypatch.setattr(Detector, "judge", interrupted)
-    folder(tmp_path, images(n=40)[0])
-    out = run("score", tmp_path, *known(place))
+    folder(tmp_path / "in", images(n=40)[0])
+    out = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "out")
     assert out.exit_code == 130
     assert out.stdout.count("copies say") == 32
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 32
     assert "verdict" in out.stdout
     assert one_line(out) == "advconn: interrupted"
+
+
+def test_what_a_folder_cannot_show_is_in_its_results_too(place, tmp_path):
+    """A pipe with an image's name is a line of the results, beside the verdicts."""
+    folder(tmp_path / "in", images(n=3)[0])
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    out = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "out")
+    assert out.exit_code == 2
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [("error" in line, "pipe" in line["image"]) for line in lines] == [(False, False)] * 3 + [(True, True)]
+    assert "1 could not be judged" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_interrupt_at_the_start_is_one_line():

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from brought import fit, fitted, images, mixed, trained, without_paths
+from brought import fit, fitted, images, mixed, run, trained, without_paths
+from PIL import Image
 
 import advconn
 from advconn import Classifier, models
@@ -67,6 +68,12 @@ def test_an_onnx_file_is_scored_by_its_twins_detector(file, tmp_path):
     np.testing.assert_allclose(seen.p_value, without_paths(mixed()[:40]).p_value, atol=0.03)
     np.testing.assert_array_equal(seen.adversarial, without_paths(mixed()[:40]).adversarial)
     torch.testing.assert_close(pickle.loads(pickle.dumps(c)).logits(X), c.logits(X))
+    Image.fromarray(images(n=1)[0][0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    out = run("score", "--detector", tmp_path / "d", "--model", f"onnx:{file}", tmp_path / "a.png")
+    assert out.exit_code in (0, 1), out.output
+    assert "note: " in out.stderr
+    assert "gives no gradient" in out.stderr
+    assert "Warning" not in out.stderr
 
 
 def test_an_onnx_file_is_fitted_itself(file, tmp_path):
