@@ -83,18 +83,24 @@ def test_one_logit_stands_for_two_classes(how):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "agree"), [(torch.float64, 1.0), (torch.float16, 0.98), (torch.bfloat16, 0.96)], ids=str
+    ("dtype", "agree"), [(torch.float64, 1.0), (torch.float16, 0.98), (torch.bfloat16, 0.98)], ids=str
 )
 def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
-    """In their own dtype, with gradients; the detector fitted for float32 is loaded for them by their answers."""
+    """In their own dtype, with gradients; the detector fitted for float32 is loaded for them by their answers.
+
+    Bypass takes steps along gradients, and in bfloat16 they end elsewhere: there one more flag in fifty may differ.
+    """
     x = mixed()
-    plain = fitted().judge(x)
+    plain, copies = fitted().judge(x), without_paths(x)
     other = Classifier(trained().to(dtype), size=16)
     assert other.adapter.dtype == dtype
     assert other.differentiable
     advconn.save(fitted(), tmp_path / "d")
-    seen = advconn.load(tmp_path / "d", model=other).judge(x)
-    assert (seen.adversarial == plain.adversarial).mean() >= agree
+    detector = advconn.load(tmp_path / "d", model=other)
+    seen = detector.judge(x)
+    alone = detector.judge(x, max_stage=len(detector.cascade_.walks) - 1)
+    assert (alone.adversarial == copies.adversarial).mean() >= agree
+    assert (seen.adversarial == plain.adversarial).mean() >= agree - 0.02 * (dtype == torch.bfloat16)
     if dtype == torch.float64:
         np.testing.assert_allclose(seen.score, plain.score, atol=1e-3)
     assert len(Attack.parse("fgsm").run(other, X, trained()(X).argmax(1))) == len(X)
