@@ -1,55 +1,177 @@
-"""Attacks by name, made with torchattacks, and the mixture that a detector is fitted on.
+"""Attacks by name and family, and the mixture that a detector is fitted on.
 
-torchattacks is imported only where an attack is made, so that scoring works where it is not installed.
+What torchattacks has is made with it, some with foolbox (extra `attacks`), the rest in `perturb`. No library is
+imported before an attack of its own is made, so that scoring works where none is installed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier, margin
-from advconn.errors import AttackError
+from advconn import models, perturb
+from advconn.classifier import Classifier
+from advconn.errors import AdvconnError, AttackError, line_of
+from advconn.imitation import imitate
+from advconn.toolboxes import LIBRARIES
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "linf": "gradient steps within a largest change of every pixel",
+        "l2": "gradient steps within a Euclidean length",
+        "minimum": "the smallest change that is enough",
+        "single": "one step",
+        "sparse": "few pixels, or a small sum of changes",
+        "score": "queries for the classifier's scores alone",
+        "decision": "queries for the predicted class alone",
+        "transfer": "made on another network",
+        "smooth": "low frequencies",
+        "universal": "one change for many images",
+        "patch": "a square of any content",
+        "spatial": "turned and shifted",
+        "colour": "other light and colours",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A torchattacks class, what its parameters are unless told, and where it comes from."""
+    """An attack's family, what makes it, its parameters unless told, and where it comes from.
 
-    cls: str
+    made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
+    renamed: parameters that the library calls otherwise. fixed: further arguments of the class.
+    gradient: whether it needs one.
+    """
+
+    family: str
+    made_by: str
     defaults: Mapping[str, float]
     source: str
     fixed: Mapping[str, object] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    gradient: bool = True
 
 
 _LINF = {"eps": 8 / 255, "steps": 10}
+_MADRY, _FMN = "Madry et al. 2018", "Pintor et al. 2021"
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "fgsm": Kind("FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
-        "ffgsm": Kind("FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
-        "bim": Kind("BIM", _LINF, "Kurakin et al. 2017"),
-        "pgd": Kind("PGD", _LINF, "Madry et al. 2018"),
-        "pgd-l2": Kind("PGDL2", {"eps": 0.5, "steps": 10}, "Madry et al. 2018"),
-        "pgd-stop": Kind("", _LINF, "PGD that stops at a clean image's confidence"),
-        "jitter": Kind("Jitter", _LINF, "Schwinn et al. 2021"),
-        "cw": Kind("CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"),
-        "deepfool": Kind("DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"),
-        "noise": Kind("", {"eps": 16 / 255, "tries": 20}, "random signs, the first of several tries that succeeds"),
-        "square": Kind("Square", {"eps": 8 / 255, "n_queries": 1000}, "Andriushchenko et al. 2020", {"norm": "Linf"}),
+        "fgsm": Kind("single", "torchattacks:FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
+        "ffgsm": Kind("single", "torchattacks:FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
+        "bim": Kind("linf", "torchattacks:BIM", _LINF, "Kurakin et al. 2017"),
+        "pgd": Kind("linf", "torchattacks:PGD", _LINF, _MADRY),
+        "mifgsm": Kind("linf", "torchattacks:MIFGSM", _LINF, "Dong et al. 2018"),
+        "apgd": Kind("linf", "torchattacks:APGD", _LINF, "Croce & Hein 2020", {"norm": "Linf"}),
+        "pgd-stop": Kind("linf", "stopped", _LINF, "PGD that stops at a clean image's confidence"),
+        "jitter": Kind("linf", "torchattacks:Jitter", _LINF, "Schwinn et al. 2021"),
         "autoattack": Kind(
-            "AutoAttack", {"eps": 8 / 255}, "Croce & Hein 2020", {"norm": "Linf", "version": "standard"}
+            "linf",
+            "torchattacks:AutoAttack",
+            {"eps": 8 / 255},
+            "Croce & Hein 2020",
+            {"norm": "Linf", "version": "standard"},
         ),
+        "pgd-l2": Kind("l2", "torchattacks:PGDL2", {"eps": 0.5, "steps": 10}, _MADRY),
+        "cw": Kind(
+            "minimum", "torchattacks:CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"
+        ),
+        "deepfool": Kind(
+            "minimum", "torchattacks:DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"
+        ),
+        "ddn": Kind("minimum", "foolbox:DDNAttack", {"steps": 50}, "Rony et al. 2019"),
+        "fmn-l2": Kind("minimum", "foolbox:L2FMNAttack", {"steps": 50}, _FMN),
+        "fmn-linf": Kind("minimum", "foolbox:LInfFMNAttack", {"steps": 50}, _FMN),
+        "ead": Kind(
+            "sparse",
+            "torchattacks:EADL1",
+            {"kappa": 0.0, "steps": 50, "searches": 4},
+            "Chen et al. 2018",
+            renamed={"steps": "max_iterations", "searches": "binary_search_steps"},
+        ),
+        "fmn-l0": Kind("sparse", "foolbox:L0FMNAttack", {"steps": 50}, _FMN),
+        "onepixel": Kind(
+            "sparse",
+            "torchattacks:OnePixel",
+            {"pixels": 5, "steps": 10, "popsize": 20},
+            "Su et al. 2019",
+            gradient=False,
+        ),
+        "pixle": Kind("sparse", "torchattacks:Pixle", {"restarts": 20}, "Pomponi et al. 2022", gradient=False),
+        "saltpepper": Kind(
+            "sparse", "foolbox:SaltAndPepperNoiseAttack", {"steps": 200}, "Rauber et al. 2017", gradient=False
+        ),
+        "square": Kind(
+            "score",
+            "torchattacks:Square",
+            {"eps": 8 / 255, "n_queries": 1000},
+            "Andriushchenko et al. 2020",
+            {"norm": "Linf"},
+            gradient=False,
+        ),
+        "spsa": Kind(
+            "score",
+            "torchattacks:SPSA",
+            {"eps": 8 / 255, "steps": 10, "samples": 64},
+            "Uesato et al. 2018",
+            renamed={"steps": "nb_iter", "samples": "nb_sample"},
+            gradient=False,
+        ),
+        "noise": Kind(
+            "decision",
+            "noise",
+            {"eps": 16 / 255, "tries": 20},
+            "random signs, the first of several tries that succeeds",
+            gradient=False,
+        ),
+        "boundary": Kind("decision", "foolbox:BoundaryAttack", {"steps": 1000}, "Brendel et al. 2018", gradient=False),
+        "hopskipjump": Kind(
+            "decision",
+            "foolbox:HopSkipJumpAttack",
+            {"steps": 10},
+            "Chen et al. 2020",
+            {"max_gradient_eval_steps": 200, "initial_gradient_eval_steps": 50},
+            gradient=False,
+        ),
+        "transfer": Kind(
+            "transfer", "momentum", _LINF, "MI-FGSM on a network that imitates this one, or on surrogate=SPEC"
+        ),
+        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019"),
+        "low-frequency": Kind(
+            "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
+        ),
+        "universal": Kind("universal", "universal", {"eps": 10 / 255, "steps": 40}, "Moosavi-Dezfooli et al. 2017"),
+        "patch": Kind("patch", "patch", {"side": 8, "alpha": 0.1, "steps": 40}, "Brown et al. 2017"),
+        "spatial": Kind(
+            "spatial",
+            "foolbox:SpatialAttack",
+            {"rotation": 30, "shift": 3},
+            "Engstrom et al. 2019",
+            renamed={"rotation": "max_rotation", "shift": "max_translation"},
+            gradient=False,
+        ),
+        "colour": Kind("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
     }
 )
-_STEPS = {"ffgsm": 1.25} | dict.fromkeys(("bim", "pgd", "pgd-l2", "pgd-stop", "jitter"), 0.25)  # of eps
-_INTEGERS = {"steps", "n_queries", "tries"}
-GRADIENT_FREE = ("square", "noise")
+_STEPS: Mapping[str, float] = {  # step size as a share of the largest change, unless alpha is given
+    "ffgsm": 1.25,
+    "universal": 0.1,
+    "colour": 0.15,
+    "low-frequency": 0.2,
+} | dict.fromkeys(("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer"), 0.25)
+_INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid"}
+_INTEGERS |= {"side"}
+_TEXTS = {"transfer": ("surrogate", "weights")}
+GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
 
 MIXTURE: tuple[str, ...] = (
     "pgd:eps=8/255,steps=10",
@@ -93,7 +215,7 @@ class Attack:
     """A named attack with its parameters; `Attack.parse("pgd:eps=2/255,steps=50")`."""
 
     name: str
-    params: tuple[tuple[str, float], ...] = ()
+    params: tuple[tuple[str, float | str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Attack:
@@ -106,122 +228,158 @@ class Attack:
         if name not in KINDS:
             raise AttackError(f"no attack named {name!r}: expected one of {', '.join(KINDS)}")
         known = set(KINDS[name].defaults) | ({"alpha"} if name in _STEPS else set())
-        params = {}
+        texts = _TEXTS.get(name, ())
+        params: dict[str, float | str] = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
-            if not equals or key not in known:
-                raise AttackError(f"{name} has no parameter {part!r}: expected {', '.join(sorted(known))} as key=value")
-            params[key] = _number(value)
-            if params[key] < 0 or (key in _INTEGERS and params[key] < 1):
-                raise AttackError(f"{name}: {key} must be positive, got {value}")
-            if key in _INTEGERS and params[key] % 1:
-                raise AttackError(f"{name}: {key} must be a whole number, got {value}")
-            if key == "eps" and name != "pgd-l2" and params[key] > 1:
-                raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {value} (8/255, perhaps?)")
+            if not equals or key not in known | set(texts):
+                expected = ", ".join(sorted(known | set(texts)))
+                raise AttackError(f"{name} has no parameter {part!r}: expected {expected} as key=value")
+            params[key] = value if key in texts else _checked(name, key, value)
+        if "weights" in params and "surrogate" not in params:
+            raise AttackError(f"{name}: weights go with surrogate=SPEC")
         return cls(name, tuple(sorted(params.items())))
 
     def __str__(self) -> str:
-        shown = [f"{k}={v:g}" if k not in ("eps", "alpha") else f"{k}={_fraction(v)}" for k, v in self.params]
+        shown = [f"{k}={v if isinstance(v, str) else _shown(k, v)}" for k, v in self.params]
         return self.name + (":" + ",".join(shown) if shown else "")
 
     @property
     def settings(self) -> dict[str, float]:
-        """Every parameter, the defaults included; the step size alpha, if not given, is a share of eps."""
-        values = dict(KINDS[self.name].defaults) | dict(self.params)
+        """Every number, the defaults included; the step size alpha, if not given, is a share of the largest change."""
+        given = {k: v for k, v in self.params if not isinstance(v, str)}
+        values = dict(KINDS[self.name].defaults) | given
         if self.name in _STEPS:
-            values.setdefault("alpha", values["eps"] * _STEPS[self.name])
+            values.setdefault("alpha", values.get("eps", values.get("size", 1.0)) * _STEPS[self.name])
         return values
 
+    @property
+    def family(self) -> str:
+        """Its family, one of FAMILIES."""
+        return KINDS[self.name].family
+
     def run(
-        self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, batch_size: int = 128
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        seed: int = 0,
+        batch_size: int = 128,
+        source: Classifier | None = None,
     ) -> Tensor:
         """Attacked copies (n, c, h, w) in [0, 1] of images (n, c, h, w) with labels (n,), untargeted.
 
         Whether they succeeded is for the caller to see: predictions that differ from `labels`.
+
+        Args:
+            source: what it is made on; `self.source(classifier, images)` unless given.
         """
-        return torch.cat(list(self.batches(classifier, images, labels, seed=seed, batch_size=batch_size)))
+        batches = self.batches(classifier, images, labels, seed=seed, batch_size=batch_size, source=source)
+        return torch.cat(list(batches))
 
     def batches(
-        self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, batch_size: int = 128
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        seed: int = 0,
+        batch_size: int = 128,
+        source: Classifier | None = None,
     ) -> Iterator[Tensor]:
         """The same, a batch at a time."""
+        source = self.source(classifier, images, seed=seed) if source is None else source
         for i, (x, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
-            devices: list[torch.device] = [classifier.device] if classifier.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-                torch.manual_seed(seed * 1_000_003 + i)
-                out = self._attack(classifier, classifier.check(x.clone()), y.clone().to(classifier.device))
+            devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
+            with _seeded(seed * 1_000_003 + i, devices), torch.inference_mode(False), torch.enable_grad():
+                out = self._attack(source, source.check(x.clone()), y.clone().to(source.device))
             yield out.detach().clamp(0, 1)
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it can be made only on a classifier that gives one."""
-        return self.name not in GRADIENT_FREE
+        """Whether it can be made only on a classifier that gives one; `transfer` makes or is given one of its own."""
+        return KINDS[self.name].gradient and self.name != "transfer"
+
+    def source(self, classifier: Classifier, images: Tensor, *, seed: int = 0) -> Classifier:
+        """The classifier that it is made on: of `transfer` its surrogate, or a network that imitates `classifier`.
+
+        Args:
+            images: (n, c, h, w) what the imitation is trained on, with the classifier's answers.
+        """
+        if self.name != "transfer":
+            return classifier
+        given = dict(self.params)
+        if "surrogate" not in given:
+            return imitate(classifier, images, seed=seed)
+        look = classifier.preprocessing
+        return models.load(
+            str(given["surrogate"]),
+            None if "weights" not in given else Path(str(given["weights"])),
+            size=look.size,
+            channels=classifier.channels,
+            device=str(classifier.device),
+        )
 
     def _attack(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-        settings: dict[str, object] = {k: int(v) if k in _INTEGERS else v for k, v in self.settings.items()}
-        if self.needs_gradient and not classifier.differentiable:
+        settings: dict[str, Any] = {k: int(v) if k in _INTEGERS else v for k, v in self.settings.items()}
+        if (self.needs_gradient or self.name == "transfer") and not classifier.differentiable:
             raise AttackError(
                 f"{self.name} needs gradients, and this classifier gives none: use {' or '.join(GRADIENT_FREE)}, or "
                 "make it on a surrogate"
             )
-        if self.name == "pgd-stop":
-            return _stopped(classifier, images, labels, **self.settings)
-        if self.name == "noise":
-            return _noise(classifier, images, labels, **self.settings)
-        try:
-            import torchattacks
-        except ImportError:
-            raise AttackError("attacks need torchattacks: pip install torchattacks") from None
         kind = KINDS[self.name]
+        library, _, cls = kind.made_by.rpartition(":")
+        if not library:
+            out: Tensor = getattr(perturb, cls)(classifier, images, labels, **settings)
+            return out
         if self.name == "autoattack" and classifier.num_classes < 4:
             raise AttackError("autoattack needs four classes or more: its targeted part aims at three wrong ones")
         extra = {"n_classes": classifier.num_classes} if self.name == "autoattack" else {}
-        attack = getattr(torchattacks, kind.cls)(classifier.module, **settings, **kind.fixed, **extra)
-        attack.set_device(classifier.device)
-        out: Tensor = attack(images, labels)
-        return out
+        options = {kind.renamed.get(k, k): v for k, v in settings.items()} | dict(kind.fixed) | extra
+        try:
+            return LIBRARIES[library](cls, classifier, images, labels, options)
+        except AdvconnError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # of images that the library's cannot
+            shape = " x ".join(map(str, images.shape[1:]))
+            raise AttackError(
+                f"{self.name}: {library} fails on this classifier's images of {shape} ({line_of(error, 100)}): use "
+                "another attack"
+            ) from error
+
+
+@contextmanager
+def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    """torch's and NumPy's global generators at a seed, and afterwards as they were."""
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def _checked(name: str, key: str, text: str) -> float:
+    value = _number(text)
+    if value < 0 or (key in _INTEGERS and value < 1):
+        raise AttackError(f"{name}: {key} must be positive, got {text}")
+    if key in _INTEGERS and value % 1:
+        raise AttackError(f"{name}: {key} must be a whole number, got {text}")
+    if key == "eps" and name != "pgd-l2" and value > 1:
+        raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {text} (8/255, perhaps?)")
+    return value
+
+
+def _shown(key: str, value: float) -> str:
+    return _fraction(value) if key in ("eps", "alpha") else f"{value:g}"
 
 
 def _fraction(value: float) -> str:
     whole = value * 255
     return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-9 and value < 1 else f"{value:.4g}"
-
-
-def _stopped(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
-) -> Tensor:
-    """PGD (Linf) in which every image stops once it is misclassified as confidently as another clean image is right."""
-    with torch.no_grad():
-        goal = margin(classifier.logits(images), labels).roll(1).clamp(max=0)
-    point = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
-    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
-    for step in range(int(steps) + 1):
-        leaf = point[live].requires_grad_()
-        logits = classifier.logits(leaf)
-        predicted = logits.argmax(1)
-        confident = margin(logits, predicted) <= goal[live]
-        going = (predicted == labels[live]) | ~confident
-        if step == int(steps) or not bool(going.any()):
-            break
-        (slope,) = torch.autograd.grad(margin(logits, labels[live]).sum(), leaf)
-        origin = images[live]
-        moved = (leaf.detach() + alpha * slope.sign()).clamp(origin - eps, origin + eps).clamp(0, 1)
-        point[live[going]] = moved[going]
-        live = live[going]
-    return point
-
-
-def _noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, tries: float) -> Tensor:
-    """Random signs of size eps, drawn anew for each image until it is misclassified."""
-    out = images.clone()
-    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
-    for _ in range(int(tries)):
-        signs = torch.randint(0, 2, images[live].shape, dtype=torch.float32, device="cpu").to(images.device) * 2 - 1
-        out[live] = (images[live] + eps * signs).clamp(0, 1)
-        live = live[classifier.logits(out[live]).argmax(1) == labels[live]]
-        if not len(live):
-            break
-    return out
 
 
 def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, most: int = 64) -> tuple[str, ...]:

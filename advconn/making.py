@@ -156,11 +156,12 @@ class Maker:
 
         Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
         """
-        classifier, source = self.classifier, self.source(attack)
+        classifier = self.classifier
         order = torch.randperm(
             len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
         )
         chosen, size, tried = order[: self.per_attack], 64, 0
+        source = attack.source(self.source(attack), classifier.check(images[chosen]), seed=seed)
         hits, sources = [images[:0].float().cpu()], [order[:0]]
         for i, rows in enumerate(chosen.split(size)):
             clean = classifier.check(images[rows])
@@ -168,7 +169,7 @@ class Maker:
             truth = predicted if labels is None else labels[rows].to(predicted)
             right = predicted == truth
             if bool(right.any()):
-                out = attack.run(source, clean[right], truth[right], seed=seed + i).to(clean)
+                out = attack.run(classifier, clean[right], truth[right], seed=seed + i, source=source).to(clean)
                 out[1::2] = round_to_bytes(out[1::2])
                 hit = succeeded(classifier, out, truth[right])
                 hits.append(out[hit].cpu())

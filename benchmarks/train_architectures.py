@@ -6,8 +6,10 @@
         --model benchmarks/train_architectures.py:googlenet --weights googlenet.safetensors
 
 torchvision's ResNet-18 and GoogLeNet as they are (made for 224 pixels, so they keep little resolution of 32), a small
-vision transformer, and `compact`, the network that advconn ships. Each is made for images in [0, 1]. Trained on the
-same images as train_cifar10.py's.
+vision transformer, and `compact`, the network that advconn ships. For what carries over from one network to another:
+ResNet-18 of half the width at CIFAR-10's resolution (He et al. 2016), a vision transformer of six layers
+(both of timm's parts), and plain convolutions without any normalisation. Each is made for images in [0, 1]. Trained on
+the same images as train_cifar10.py's.
 """
 
 from __future__ import annotations
@@ -58,8 +60,32 @@ def vit() -> nn.Module:
     return Normalised(tv.VisionTransformer(32, 4, 4, 4, 96, 192, num_classes=10)).eval()
 
 
-FACTORIES = {f.__name__: f for f in (compact, resnet18, googlenet, vit)}
-RATES = {"compact": 2e-3, "resnet18": 2e-3, "googlenet": 2e-3, "vit": 1e-3}
+def half18() -> nn.Module:
+    from timm.models.resnet import BasicBlock, ResNet
+
+    net = ResNet(BasicBlock, (2, 2, 2, 2), num_classes=10, channels=(32, 64, 128, 256), stem_width=32)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return Normalised(net).eval()
+
+
+def vit6() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return Normalised(
+        VisionTransformer(img_size=32, patch_size=4, num_classes=10, embed_dim=192, depth=6, num_heads=3, mlp_ratio=2.0)
+    ).eval()
+
+
+def plain() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inside, out in ((3, 48), (48, 48), (48, 96), (96, 96), (96, 192), (192, 192)):
+        layers += [nn.Conv2d(inside, out, 3, padding=1), nn.ReLU(), *[nn.MaxPool2d(2)] * (inside == out)]
+    head = (nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, 128), nn.ReLU(), nn.Linear(128, 10))
+    return Normalised(*layers, *head).eval()
+
+
+FACTORIES = {f.__name__: f for f in (compact, resnet18, googlenet, vit, half18, vit6, plain)}
+RATES = dict.fromkeys(FACTORIES, 2e-3) | {"vit": 1e-3, "vit6": 1e-3, "plain": 1e-3}
 
 
 def main() -> None:

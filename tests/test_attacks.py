@@ -36,7 +36,11 @@ def test_what_is_no_attack_is_refused(text, message):
         Attack.parse(text)
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n != "autoattack"])
+LOW = {"transfer": 0.1, "colour": 0.05, "spsa": 0.3}  # weak on these few pixels
+COLOURED = ("autoattack", "tifgsm")  # of four classes, and of three channels: tested elsewhere
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n not in COLOURED])
 def test_every_attack_stays_in_its_bounds_and_mostly_succeeds(name, classifier, digits):
     """On digits, at a strength that suits them; the networks of the user are left alone."""
     images, labels = classifier.check(digits[0][900:916]), digits[1][900:916]
@@ -45,8 +49,18 @@ def test_every_attack_stays_in_its_bounds_and_mostly_succeeds(name, classifier, 
         "cw": ":steps=40,lr=0.05,c=5",
         "pgd-l2": ":eps=2",
         "square": ":eps=0.3,n_queries=100",
+        "low-frequency": ":eps=0.3,grid=4",
+        "patch": ":side=4",
+        "colour": ":size=0.6",
+        "onepixel": ":pixels=6,steps=5",
+        "pixle": ":restarts=3",
+        "spsa": ":eps=0.3,steps=20,samples=16",
+        "spatial": ":rotation=40,shift=3",
+        "hopskipjump": ":steps=1",
+        "boundary": ":steps=30",
     }
-    attack = Attack.parse(name + sizes.get(name, ":eps=0.3"))
+    plain = () if "eps" in KINDS[name].defaults else (name,)
+    attack = Attack.parse(name + sizes.get(name, "" if plain else ":eps=0.3"))
     out = attack.run(classifier, images, labels)
     change = out - images
     assert out.shape == images.shape
@@ -54,7 +68,7 @@ def test_every_attack_stays_in_its_bounds_and_mostly_succeeds(name, classifier, 
     if "eps" in attack.settings:
         size = change.flatten(1).norm(dim=1) if name == "pgd-l2" else change.abs().flatten(1).amax(1)
         assert float(size.max()) <= attack.settings["eps"] + 1e-5
-    assert float(succeeded(classifier, out, labels).float().mean()) > 0.4
+    assert float(succeeded(classifier, out, labels).float().mean()) > LOW.get(name, 0.4)
 
 
 def test_an_attack_is_seeded_and_leaves_the_global_generator_alone(classifier, digits):

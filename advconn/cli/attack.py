@@ -15,6 +15,7 @@ from advconn.cli.common import (
     detector_of,
     detector_option,
     device_option,
+    list_attacks_option,
     model_options,
     note,
     read,
@@ -33,6 +34,7 @@ from advconn.cli.progress import progress_bar
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Where the attacked images go.")
 @click.option("--limit", type=click.IntRange(min=1), help="Attack at most so many images.")
 @click.option("--float", "floats", is_flag=True, help="Write floats, which bytes would round: images.npz alone.")
+@list_attacks_option
 @reading_options
 @seed_option
 @device_option

@@ -17,6 +17,7 @@ from advconn.cli.common import (
     detector_of,
     detector_option,
     device_option,
+    list_attacks_option,
     model_options,
     note,
     put,
@@ -72,7 +73,7 @@ EVERY = (
 @click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
 @click.option("--cache", type=PATH, help="Folder for finished work [default: ~/.cache/advconn].")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv and report.html.")
-@click.option("--list-attacks", is_flag=True, help="Show attacks and their parameters, and exit.")
+@list_attacks_option
 @reading_options
 @seed_option
 @device_option
@@ -92,7 +93,6 @@ def benchmark(
     backend: str,
     cache: Path | None,
     out: Path | None,
-    list_attacks: bool,
     how: dict[str, Any],
     labels: str,
     max_bad: float,
@@ -119,9 +119,6 @@ def benchmark(
     from advconn.evaluation.runner import Runner
     from advconn.files import cache_folder
 
-    if list_attacks:
-        _list()
-        return
     if out is not None:
         vacant(out)
     unknown = sorted(set(baselines) - set(BASELINES))
@@ -239,14 +236,6 @@ def _cluster(name: str, jobs: int) -> Iterator[None]:
     except ImportError:
         raise DataError(f"--backend {name} needs its package: pip install 'advconn[{name}]'") from None
     yield
-
-
-def _list() -> None:
-    from advconn.attacks import KINDS, Attack
-
-    for name, kind in KINDS.items():
-        settings = ", ".join(f"{k}={v:.4g}" for k, v in Attack(name).settings.items())
-        click.echo(f"{name:<12} {settings:<44} {kind.source}")
 
 
 def _show(report: Report) -> None:

