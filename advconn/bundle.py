@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from advconn import card as cards
-from advconn import heads, models
+from advconn import heads, models, zoo
 from advconn.attacks import MIXTURE
 from advconn.calibration import CLEAN
 from advconn.classifier import Classifier
@@ -46,7 +46,7 @@ _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "laye
 
 
 def default(name: str = "cifar10") -> Path:
-    """The folder of a detector that advconn ships: 'cifar10' or 'digits'."""
+    """The folder of a detector that advconn ships: 'cifar10', 'digits' or, for photographs, 'imagenet'."""
     installed = Path(__file__).parent / "_models"
     return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
 
@@ -97,7 +97,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
         "classifier": {
-            "name": classifier.name if classifier.state is not None else None,
+            "name": classifier.name if classifier.state is not None or classifier.name in zoo.NETWORKS else None,
             "fingerprint": classifier.fingerprint,
             "num_classes": classifier.num_classes,
             "class_names": classifier.class_names,
@@ -109,7 +109,8 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         "connectivity": {name: _plain(getattr(walk, name)) for name in _WALK},
         "references": walk.references.origin if walk.references is not None else None,
         "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
-        | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}},
+        | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
+        | {"pretrained": fitted.pretrained},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(at) for at in detector.cascade_.exits],
         "missed": None
@@ -250,7 +251,7 @@ def _load(
     cascade, typical = _cascade(folder, card, tensors, detector)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
-    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]))
+    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]), fitted["pretrained"])
     detector.set_cascade(cascade, typical, made)
     stages, count = len(card["exits"]) + 1, len(cascade.walks)
     scores, classes = _calibration(tensors, detector.conditions, stages, card["format"])
@@ -403,6 +404,8 @@ def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Class
     name = card["classifier"]["name"]
     if name is None:
         raise BundleError(f"{folder}: holds no classifier; give the one it was fitted for (--model SPEC)")
+    if name in zoo.NETWORKS:
+        return zoo.NETWORKS[name](device)
     if models.architecture(name) is None or WEIGHTS not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the classifier (--model SPEC)")
     look = _tuples(card["classifier"]["preprocessing"])

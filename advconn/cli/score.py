@@ -23,6 +23,7 @@ from advconn.cli.common import (
     frames_option,
     model_options,
     note,
+    shipped_for,
     tell_skipped,
     vacant,
 )
@@ -123,14 +124,16 @@ def score(
         except DataError as error:
             run.refuse(str(path), error)
     collections = joined(collections)
-    found = detector_of(detector, asked, device)
+    folder = detector
+    if detector is None and asked.model is None:
+        folder, said = shipped_for(collections)
+        note(said)
+    found = detector_of(folder, asked, device)
     if threshold:
         found.set_params(**threshold)
     run.watch = Watch(found.calibration_)
-    if detector is None:
-        note("no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image")
     if header:
-        click.echo(header_of(found, detector))
+        click.echo(header_of(found, folder, shipped=detector is None))
     run.shipped = detector is None
     try:
         with progress_bar() as progress:

@@ -171,14 +171,14 @@ def _grouped(batch: Batch, rows: list[int] | None = None) -> list[list[int]]:
     return groups
 
 
-def header_of(detector: Detector, folder: Path | None) -> str:
-    """A first line of JSON about the detector in a folder, or the shipped one."""
+def header_of(detector: Detector, folder: Path | None, *, shipped: bool) -> str:
+    """A first line of JSON about the detector in a folder, which is a shipped one or not."""
     from importlib.metadata import version
 
     classifier, calibration = detector.connectivity.classifier, detector.calibration_
     about = {
         "advconn": version("advconn"),
-        "detector": "cifar10 (shipped)" if folder is None else str(folder),
+        "detector": f"{folder.name} (shipped)" if shipped and folder is not None else str(folder),
         "threshold": calibration.threshold,
         "level": calibration.level,
         "fpr": calibration.fpr,

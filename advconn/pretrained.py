@@ -1,0 +1,106 @@
+"""Heads that were taught on other networks' clean and attacked images, and serve a network that they have never seen.
+
+What carries them over is the standardisation: every feature is held against the network's own clean images, as their
+median and spread have it. So no attack is made on it, no gradient is asked for, and a few hundred clean images are
+enough. How they were taught is in benchmarks/teach.py, what they reach on networks left out in README.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advconn.connectivity import Connectivity
+from advconn.errors import BundleError, FitError
+from advconn.heads import load as load_head
+from advconn.stages import Cascade, exits_at, scored
+
+CARD = "card.json"
+LEAST = 20  # clean images that a median and a spread are taken of
+INNER = (0.16, 0.84)  # quantiles that are two standard deviations apart where values are Gaussian
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A head for each stage, of standardised features, and the names (d,) of the columns that it takes.
+
+    networks, attacks: what they were taught on.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    heads: tuple[Any, ...]
+    networks: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+
+    def serve(self, walks: Sequence[Connectivity]) -> int:
+        """For how many of these stages, from the first on, there is a head."""
+        columns = [tuple(map(str, walk.get_feature_names_out())) for walk in walks]
+        same = [mine == theirs for mine, theirs in zip(self.names, columns, strict=False)]
+        return (*same, False).index(False)
+
+    def cascade(self, walks: tuple[Connectivity, ...], clean: Sequence[np.ndarray], shares: Sequence[float]) -> Cascade:
+        """The stages of a classifier, standardised by features (n, d) of its clean images at each.
+
+        Args:
+            shares: of clean images that go on, for all stages but the last.
+
+        Raises:
+            FitError: too few images, or stages that no head was taught for.
+        """
+        if self.serve(walks) < len(walks):
+            raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
+        if len(clean[0]) < LEAST:
+            raise FitError(f"{len(clean[0])} clean images to standardise by: expected {LEAST} or more")
+        heads = tuple(with_standard(table, head) for table, head in zip(clean, self.heads, strict=False))
+        scores = np.stack([scored(head, table) for head, table in zip(heads, clean, strict=True)], 1)
+        return Cascade(walks, self.names[: len(walks)], heads, exits_at(scores, shares))
+
+
+def standard(clean: np.ndarray) -> Any:
+    """A fitted StandardScaler that subtracts the medians of features (n, d) and divides by their spread.
+
+    The spread is half the distance of their 16th and 84th percentiles; where that is next to nothing, the standard
+    deviation; where that is nothing, 1.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(clean)
+    low, high = np.quantile(clean, INNER, axis=0)
+    deviation, spread = clean.std(0), (high - low) / 2
+    scaler.mean_ = np.median(clean, axis=0)
+    scaler.scale_ = np.where(spread > 1e-3 * deviation, spread, np.where(deviation > 0, deviation, 1.0))
+    scaler.var_ = scaler.scale_**2
+    return scaler
+
+
+def with_standard(clean: np.ndarray, head: Any) -> Any:
+    """A head of standardised features as one of features themselves, standardised by clean ones (n, d)."""
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(standard(clean), head)
+
+
+def load(folder: Path | None = None) -> Pretrained:
+    """The heads in a folder, those that ship unless told.
+
+    Raises:
+        BundleError: missing or damaged files.
+    """
+    if folder is None:
+        installed = Path(__file__).parent / "_models"
+        folder = (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / "pretrained"
+    try:
+        card = json.loads((folder / CARD).read_text())
+        names = tuple(tuple(map(str, columns)) for columns in card["names"])
+        networks, attacks = (tuple(map(str, card[key])) for key in ("networks", "attacks"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{folder}: no readable heads here ({type(error).__name__}); install advconn again"
+        ) from error
+    heads = tuple(load_head(folder / f"head-{k + 1}.skops", len(columns)) for k, columns in enumerate(names))
+    return Pretrained(names, heads, networks, attacks)

@@ -1,0 +1,165 @@
+"""Heads that serve networks they have never seen: taught here once, shipped in models/pretrained.
+
+    python benchmarks/teach.py --data DIR --cache DIR --nets DIR [--photographs] --out models/pretrained
+
+Lessons come from benchmarks/lessons.py: CIFAR-10 networks at 32 pixels (families.py makes their images), two networks
+of digits at 8 pixels, and EfficientNet-Lite0 on photographs at 224 (photographs.py). Every table of a lesson is
+standardised by that network's own clean images, and one head a stage is fitted on all of them. Claim: a head taught on
+the other networks serves the one left out, at a threshold from its clean images alone; no attack is made on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cifar10 import SEED, machine
+from detection import auroc
+from lessons import NETWORKS, TOY, Lesson, cifar, photographs, toy
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from advconn.attacks import Attack
+from advconn.calibration import Calibration
+from advconn.heads import save as save_head
+from advconn.pretrained import standard, with_standard
+from advconn.stages import STAGES, exits_at, ordered, scored
+
+SHARES = tuple(stage.share for stage in STAGES[:-1])
+FPR = 0.05
+LARGEST = 50.0  # of a standardised feature while heads are taught
+
+
+def family(spec: str) -> str:
+    """Of a specification; what is made on another network is of the family transfer, whatever it is."""
+    return "transfer" if " from " in spec else Attack.parse(spec).family
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Standardised rows of all lessons at one stage: features (n, d), the family (n,) of each, "" where clean."""
+
+    features: np.ndarray
+    families: np.ndarray
+
+
+def rows(lessons: Sequence[Lesson], k: int, without: str | None = None) -> Rows:
+    """Of these lessons at stage k, those that walk so far; without a family."""
+    tables, kinds = [], []
+    for lesson in lessons:
+        if k >= len(lesson.learn.features):
+            continue
+        learn, table = lesson.learn, lesson.learn.features[k]
+        names = np.array(["", *map(family, learn.attacks)])[learn.kinds]
+        keep = names != without if without else np.ones(len(names), bool)
+        tables.append(standard(table[learn.plain]).transform(table)[keep])
+        kinds.append(names[keep])
+    return Rows(np.concatenate(tables), np.concatenate(kinds))
+
+
+def head(found: Rows) -> LogisticRegression:
+    """A linear head of standardised features: one class a family; columns weigh alike while it is fitted."""
+    features = found.features.clip(-LARGEST, LARGEST)
+    scale = StandardScaler().fit(features)
+    fitted = LogisticRegression(C=0.03, max_iter=300)
+    names, kinds = np.unique(found.families, return_inverse=True)  # "" comes first: clean is class 0
+    assert names[0] == ""
+    fitted.fit(scale.transform(features), kinds)
+    fitted.coef_ = fitted.coef_ / scale.scale_
+    fitted.intercept_ = fitted.intercept_ - fitted.coef_ @ scale.mean_
+    return fitted
+
+
+def taught(lessons: Sequence[Lesson], count: int, without: str | None = None) -> tuple[Any, ...]:
+    """A head for each of `count` stages."""
+    return tuple(head(rows(lessons, k, without)) for k in range(count))
+
+
+def judged(lesson: Lesson, heads: tuple[Any, ...], own: bool = False) -> dict[str, Any]:
+    """AUROC and catch rate of every attack on a network, by heads that are standardised by its clean images.
+
+    own: heads that were fitted on the network itself and take plain features.
+    """
+    plain = [table[lesson.learn.plain] for table in lesson.learn.features]
+    made = heads if own else tuple(with_standard(t, h) for t, h in zip(plain, heads, strict=False))
+
+    def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([scored(h, t) for h, t in zip(made, tables, strict=False)], 1)
+
+    at = exits_at(scores(plain), SHARES[: len(made) - 1])
+    clean = scores(lesson.clean)
+    half = len(clean) // 2  # one half calibrates, the other counts
+    threshold = Calibration(ordered(clean[:half], at)[0], FPR, None).threshold
+    base, reached = ordered(clean[half:], at)
+    out: dict[str, Any] = {"fpr": round(float((base > threshold).mean()), 4), "n_clean": len(base), "attacks": {}}
+    out["reached"] = [round(float((reached > k).mean()), 3) for k in range(len(made))]
+    for spec, tables in lesson.attacked.items():
+        score = ordered(scores(tables), at)[0]
+        out["attacks"][spec] = {
+            "family": family(spec),
+            "auroc": round(auroc(base, score), 4),
+            "caught": round(float((score > threshold).mean()), 4),
+            "n": len(score),
+        }
+    return out
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    cells = " ".join(
+        f"{spec.split(':')[0]}{' from another' * (' from ' in spec)} {value['auroc']:.3f}/{value['caught']:.2f}"
+        for spec, value in found["attacks"].items()
+    )
+    print(f"{name}: false alarms {found['fpr']:.3f} {cells}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "cache", "nets"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", default=(*NETWORKS, *TOY, "photographs"))
+    parser.add_argument("--strict", action="store_true", help="also leave out each family beside each network")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--record", type=Path)
+    args = parser.parse_args()
+    lessons: dict[str, Lesson] = {}
+    for name in args.networks:
+        if name in TOY:
+            lessons[name] = toy(args.cache, name)
+        elif name == "photographs":
+            lessons[name] = photographs(args.cache)
+        else:
+            lessons[name] = cifar(args.cache, args.data, args.nets, name)
+        print(name, [t.shape for t in lessons[name].learn.features], len(lessons[name].attacked), flush=True)
+    record: dict[str, Any] = {"machine": machine(), "seed": SEED, "fpr": FPR, "left_out": {}, "strict": {}}
+    for name, lesson in lessons.items():
+        others = [found for other, found in lessons.items() if other != name]
+        record["left_out"][name] = judged(lesson, taught(others, len(lesson.names)))
+        show(f"taught on the others, used on {name}", record["left_out"][name])
+        if not args.strict:
+            continue
+        found: dict[str, Any] = {}
+        for left in dict.fromkeys(map(family, lesson.attacked)):
+            part = judged(lesson, taught(others, len(lesson.names), left))
+            found |= {s: v for s, v in part["attacks"].items() if v["family"] == left}
+        record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": found}
+        show(f"  and its family left out, used on {name}", record["strict"][name])
+    if args.record:
+        args.record.mkdir(parents=True, exist_ok=True)
+        (args.record / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    if args.out:
+        names = max((lesson.names for lesson in lessons.values()), key=len)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for k, fitted in enumerate(taught(list(lessons.values()), len(names))):
+            save_head(fitted, args.out / f"head-{k + 1}.skops")
+        specs = sorted({spec for lesson in lessons.values() for spec in lesson.learn.attacks})
+        card = {"names": names, "networks": list(lessons), "attacks": specs, "machine": machine()}
+        (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Heads that were taught on other networks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advconn import bundle, pretrained
+from advconn.attacks import Attack, succeeded
+from advconn.classifier import Classifier, counting
+from advconn.detector import Detector
+from advconn.errors import BundleError, FitError
+from advconn.fitting import fit
+
+
+def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):
+    """It tells attacked images, on a network that the heads have never seen, and flags few clean ones."""
+    images, labels = digits
+    with counting() as cost:
+        detector = fit(classifier, images[900:1300], labels[900:1300], quick=True, note=lambda text: None)
+    assert detector.fitted_.pretrained
+    assert detector.fitted_.attacks == {}
+    assert cost.gradients <= 15 * 400  # bypass alone
+    clean, truth = classifier.check(images[1300:1700]), labels[1300:1700]
+    out = Attack.parse("cw:lr=0.05,steps=40,c=5").run(classifier, clean, truth)
+    hits = succeeded(classifier, out, truth) & (classifier.predict(clean) == truth)
+    assert float(detector.predict(clean).mean()) < 0.12
+    assert float(detector.predict(out[hits]).mean()) > 0.6
+
+
+def test_a_function_without_gradients_is_fitted_too(classifier, digits):
+    """By the stages of copies alone."""
+    blind = Classifier.from_callable(lambda x: classifier.logits(x).detach(), num_classes=10, size=(8, 8), channels=1)
+    with counting() as cost:
+        detector = fit(blind, digits[0][900:1300], digits[1][900:1300], quick=True, note=lambda text: None)
+    assert cost.gradients == 0
+    assert len(detector.cascade_.walks) == 3
+    assert 0 <= float(detector.predict(digits[0][1300:1400]).mean()) < 0.2
+
+
+def test_two_classes_have_no_third_one_to_walk_to(digits):
+    """The stage of paths is left out, and that is said."""
+    torch.manual_seed(0)
+    images, labels = digits[0], (digits[1] > 4).long()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images[:900].float() / 255), labels[:900]).backward()
+        optimizer.step()
+    said = []
+    two = Classifier(net.eval(), size=(8, 8), channels=1)
+    detector = fit(two, images[900:1300], labels[900:1300], quick=True, note=said.append)
+    assert len(detector.cascade_.walks) == 3
+    assert any("no head was taught" in text for text in said)
+
+
+def test_it_is_saved_and_loaded_and_says_the_same(classifier, digits, tmp_path):
+    """With the mark that its heads are of other networks."""
+    detector = fit(classifier, digits[0][900:1300], digits[1][900:1300], quick=True, note=lambda text: None)
+    bundle.save(detector, tmp_path / "d")
+    other = bundle.load(tmp_path / "d", model=classifier)
+    assert other.fitted_.pretrained
+    np.testing.assert_array_equal(other.scores(digits[0][:40]), detector.scores(digits[0][:40]))
+    assert json.loads((tmp_path / "d" / "card.json").read_text())["fitted"]["pretrained"] is True
+
+
+def test_standardised_columns_have_median_zero_and_spread_one():
+    """A column that hardly moves is divided by its deviation, one that does not at all by 1."""
+    rng = np.random.default_rng(0)
+    table = np.stack([5 + 3 * rng.standard_normal(4000), np.r_[np.zeros(3900), np.ones(100)], np.full(4000, 2.0)], 1)
+    found = pretrained.standard(table).transform(table)
+    np.testing.assert_allclose(np.median(found, 0), 0, atol=1e-12)
+    low, high = np.quantile(found[:, 0], (0.16, 0.84))
+    assert abs((high - low) / 2 - 1) < 1e-9
+    assert abs(found[:, 1].std() - 1) < 1e-9
+    assert (found[:, 2] == 0).all()
+
+
+def test_what_no_head_was_taught_for_is_refused(classifier, digits):
+    """Other copies, too few images, a folder without heads: each in one line."""
+    with pytest.raises(FitError, match="no head was taught"):
+        fit(classifier, digits[0][900:1300], digits[1][900:1300], quick=True, walk={"copies": ("flip",)})
+    heads = pretrained.load()
+    with pytest.raises(FitError, match="to standardise by"):
+        Detector(fit_walk(classifier), pretrained=heads, stages=stages_of_copies(), fpr=0.2, calibrate=0.8).fit(
+            digits[0][900:940]
+        )
+
+
+def test_damaged_heads_are_told(tmp_path):
+    with pytest.raises(BundleError, match="no readable heads"):
+        pretrained.load(tmp_path)
+
+
+def fit_walk(classifier):
+    from advconn.connectivity import Connectivity
+
+    return Connectivity(classifier)
+
+
+def stages_of_copies():
+    from advconn.stages import STAGES
+
+    return STAGES[:-1]
