@@ -30,6 +30,7 @@ from advconn.stages import walks_of
 
 FEW = 20  # attacked images that a head cannot learn much from
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
+QUICK_SHARE = 0.5  # of the images that a quick fit calibrates on
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -118,7 +119,7 @@ def fit(
     rest = order[chosen:]
     other = None if quick else _surrogate(surrogate, classifier)
     if quick:
-        options |= {"pretrained": pretrained.load()} | ({} if "calibrate" in options else {"calibrate": 0.5})
+        options |= {"pretrained": pretrained.load()} | ({} if "calibrate" in options else {"calibrate": QUICK_SHARE})
     elif options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)

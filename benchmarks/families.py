@@ -40,11 +40,9 @@ CHEAP = (
     "saltpepper",
     "colour",
     "transfer:eps=8/255",
-    "ddn",
     "spatial",
-    "onepixel:pixels=5",
 )
-DEAR = ("hopskipjump",)
+DEAR = ("onepixel:pixels=5", "ddn", "hopskipjump")  # tested on, never fitted on
 WIDE = (*MIXTURE, *CHEAP)  # what a head is taught on
 NAMED = (
     "pgd:eps=8/255,steps=10",

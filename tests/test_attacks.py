@@ -1,11 +1,13 @@
 """Attacks by name."""
 
+import numpy as np
 import pytest
 import torch
 
-from advconn.attacks import KINDS, MIXTURE, Attack, parse_all, succeeded
-from advconn.classifier import Classifier, margin
+from advconn.attacks import FAMILIES, KINDS, MIXTURE, Attack, parse_all, succeeded
+from advconn.classifier import Classifier, counting, margin
 from advconn.errors import AttackError
+from advconn.imitation import imitate
 from advconn.nets import compact
 
 
@@ -101,3 +103,88 @@ def test_autoattack_of_two_classes_is_refused():
         two = Classifier(compact(2, widths=(4, 8)).eval())
     with pytest.raises(AttackError, match="four classes"):
         Attack.parse("autoattack").run(two, torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["onepixel:pixels=3,steps=2", "pixle:restarts=2", "saltpepper:steps=20"])
+def test_an_attack_that_draws_with_numpy_is_seeded_too(name, classifier, digits):
+    """The same seed gives the same images, and NumPy's own generator goes on as if nothing had been drawn."""
+    images, labels = classifier.check(digits[0][900:908]), digits[1][900:908]
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    first = Attack.parse(name).run(classifier, images, labels, seed=3)
+    assert (np.random.get_state()[1] == before).all()
+    assert torch.equal(Attack.parse(name).run(classifier, images, labels, seed=3), first)
+
+
+def test_every_attack_has_a_family_and_every_family_an_attack():
+    assert {kind.family for kind in KINDS.values()} == set(FAMILIES)
+    assert Attack.parse("square:eps=4/255").family == "score"
+
+
+SURROGATE = """
+import torch
+from torch import nn
+
+def factory():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_transfer_takes_another_network(classifier, digits, tmp_path):
+    """Its gradients are the surrogate's: the guarded classifier is not asked for one."""
+    (tmp_path / "other.py").write_text(SURROGATE)
+    attack = Attack.parse(f"transfer:eps=0.2,surrogate={tmp_path}/other.py:factory")
+    assert Attack.parse(str(attack)) == attack
+    images, labels = classifier.check(digits[0][900:916]), digits[1][900:916]
+    with counting() as cost:
+        source = attack.source(classifier, images)
+        assert cost.forwards == cost.gradients == 0
+    assert source.num_classes == 10
+    out = attack.run(classifier, images, labels)
+    assert float((out - images).abs().max()) <= 0.2 + 1e-6
+    blind = Classifier.from_callable(lambda x: classifier.logits(x).detach(), num_classes=10, size=(8, 8), channels=1)
+    assert torch.equal(attack.run(blind, images, labels), out)
+
+
+def test_weights_need_a_surrogate():
+    with pytest.raises(AttackError, match="weights go with surrogate"):
+        Attack.parse("transfer:weights=a.pt")
+
+
+def test_an_imitation_answers_as_the_classifier_does(classifier, digits):
+    """On images that it was not trained on, far more often than by chance; it asks for each image once."""
+    images = classifier.check(digits[0][900:1300])
+    with counting() as cost:
+        made = imitate(classifier, images, steps=120)
+        assert cost.forwards == len(images)
+        assert cost.gradients == 0
+    other = classifier.check(digits[0][1300:1500])
+    assert float((made.predict(other) == classifier.predict(other)).float().mean()) > 0.6
+
+
+def test_what_a_library_cannot_attack_is_told_in_one_line(classifier, digits):
+    """torchattacks' TI-FGSM is made for three channels."""
+    with pytest.raises(AttackError, match="tifgsm: torchattacks fails on this classifier's images of 1 x 8 x 8"):
+        Attack.parse("tifgsm").run(classifier, classifier.check(digits[0][:4]), digits[1][:4])
+
+
+def test_smooth_and_coloured_perturbations_are_what_they_say(classifier, digits):
+    """A grid of one value moves every pixel alike; a colour change of one channel is a gain and a shift."""
+    images, labels = classifier.check(digits[0][900:904] // 2 + 60), digits[1][900:904]
+    change = Attack.parse("low-frequency:eps=0.1,grid=1").run(classifier, images, labels) - images
+    assert float((change.flatten(1).amax(1) - change.flatten(1).amin(1)).max()) < 1e-5
+    out = Attack.parse("colour:size=0.1").run(classifier, images, labels)
+    for x, y in zip(images.flatten(1), out.flatten(1), strict=True):
+        fit = torch.stack([x, torch.ones_like(x)], 1)
+        left = torch.linalg.lstsq(fit, y[:, None]).solution
+        assert float((fit @ left - y[:, None]).abs().max()) < 1e-4
+
+
+def test_a_patch_changes_a_square_alone(classifier, digits):
+    images, labels = classifier.check(digits[0][900:904]), digits[1][900:904]
+    change = (Attack.parse("patch:side=3").run(classifier, images, labels) - images).abs().amax(1) > 1e-6
+    for moved in change:
+        rows, columns = moved.nonzero(as_tuple=True)
+        assert int(rows.max() - rows.min()) < 3
+        assert int(columns.max() - columns.min()) < 3

@@ -46,6 +46,13 @@ if TYPE_CHECKING:
 @conditions_option
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
 @click.option(
+    "--quick/--full",
+    "quick",
+    default=None,
+    help="Take heads that were taught on other networks, and make no attack; or attack this classifier and fit heads "
+    "of its own, which takes twenty times as long [default: --quick; --full with an option of attacks].",
+)
+@click.option(
     "--attack",
     "attacks",
     multiple=True,
@@ -78,6 +85,7 @@ def fit(
     confidence: Any,
     conditions: tuple[str, ...] | None,
     limit: int | None,
+    quick: bool | None,
     attacks: tuple[str, ...],
     limit_attacked: int | None,
     surrogate: str | None,
@@ -94,13 +102,14 @@ def fit(
 ) -> None:
     """Fit a detector for a classifier on clean images, which it was not trained on if possible.
 
-    The attacked images are made here, over a mixture of attacks and strengths. Finished attacks are kept: the same
-    command goes on where it was interrupted.
+    Clean images are enough: the detector's heads were taught on other networks, and are held against what this one
+    shows of them. With --full it is attacked here, over a mixture of attacks and strengths, and heads are fitted to
+    it; finished attacks are kept, and the same command goes on where it was interrupted.
 
     \b
     Example:
       advconn fit --model my_model.py:build --data images/ --out detector/
-      advconn fit --model timm:efficientnet_lite0 --weights w.safetensors --data images/ --out detector/
+      advconn fit --full --model timm:efficientnet_lite0 --weights w.safetensors --data images/ --out detector/
     """
     from advconn import bundle, models
     from advconn.attacks import parse_all
@@ -113,6 +122,11 @@ def fit(
     if asked.model is None:
         raise click.UsageError("Missing option '--model'.")
     enough(10**9, fpr)
+    made = {"--attack": attacks, "--limit-attacked": limit_attacked, "--surrogate": surrogate}
+    given = [name for name, value in made.items() if value]
+    if quick and given:
+        raise click.UsageError(f"{given[0]} goes with --full: a quick fit makes no attack")
+    quick = not given if quick is None else quick
     auto = "auto" in attacks
     if auto and len(attacks) > 1:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
@@ -134,8 +148,9 @@ def fit(
     if attacks:
         options["attacks"] = _suited(classifier, images, truth, seed) if auto else attacks
     store = Store(cache_folder(cache), note)
-    _tell(classifier, len(images), jobs, options, store)
-    with progress_bar(_expected(classifier, len(images), options)) as progress, _going_on(store):
+    seconds = _expected(classifier, len(images), options, quick)
+    _tell(seconds, len(images), 1 if quick else jobs, store)
+    with progress_bar(seconds) as progress, _going_on(store):
         detector = fit_detector(
             classifier,
             images,
@@ -145,6 +160,7 @@ def fit(
             seed=seed,
             synthesised=references == "synthesise",
             apart=other,
+            quick=quick,
             surrogate=stand_in,
             accept_accuracy=True,  # looked at while reading
             progress=progress,
@@ -166,10 +182,11 @@ def fit(
             + f" ({worst})"
             * bool(worst)
         )
+    images_of = f"{fitted.train} clean images"
+    made_of = f"standardised by {images_of}" if quick else f"fitted on {images_of} and their attacked copies"
     click.echo(
-        f"{out}: fitted on {fitted.train} clean images and their attacked copies, calibrated on {fitted.calibrate} "
-        f"others ({', '.join(calibration.conditions)}): score above {calibration.threshold:.3f} is flagged "
-        f"({promised(calibration)})"
+        f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
+        f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
     )
 
 
@@ -204,20 +221,22 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
     return found
 
 
-def _expected(classifier: Classifier, count: int, options: dict[str, Any]) -> float:
+def _expected(classifier: Classifier, count: int, options: dict[str, Any], quick: bool) -> float:
     """Seconds that a fit is thought to take."""
+    from advconn import pretrained
     from advconn.attacks import BLACK_BOX
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
-    from advconn.fitting import estimate
+    from advconn.fitting import QUICK_SHARE, estimate
 
-    if not classifier.differentiable and "attacks" not in options:
+    if quick:
+        options = options | {"pretrained": pretrained.load(), "calibrate": QUICK_SHARE}
+    elif not classifier.differentiable and "attacks" not in options:
         options = options | {"attacks": BLACK_BOX}
     return estimate(Detector(Connectivity(classifier), **options), count)
 
 
-def _tell(classifier: Classifier, count: int, jobs: int, options: dict[str, Any], store: Store) -> None:
-    seconds = _expected(classifier, count, options)
+def _tell(seconds: float, count: int, jobs: int, store: Store) -> None:
     kept = "; what is finished is kept" if store.folder is not None else ""
     many = f" with {jobs} processes sharing it" if jobs > 1 else ""
     note(f"fitting on {count} images takes about {span(seconds)} here{many}{kept}")
