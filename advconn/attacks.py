@@ -7,7 +7,7 @@ imported before an attack of its own is made, so that scoring works where none i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -190,7 +190,10 @@ MIXTURE: tuple[str, ...] = (
     "fgsm:eps=4/255",
     "fgsm:eps=2/255",
     "square:eps=8/255,n_queries=500",
-)
+    "tifgsm:eps=8/255",
+    "low-frequency:eps=16/255",
+    "pixle",
+)  # as benchmarks/mixture.py found
 BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
     "square:eps=8/255,n_queries=500",
     "square:eps=4/255,n_queries=500",
@@ -418,8 +421,16 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
         *(f"cw:kappa={k},lr={max(0.01, eps / 4):.2g},steps=100" for k in (0, 3)),
         *(f"fgsm:eps={_fraction(e)}" for e in (strong, eps, eps / 2)),
         f"square:eps={_fraction(strong)},n_queries=500",
+        f"tifgsm:eps={_fraction(strong)}",
+        f"low-frequency:eps={_fraction(min(2 * strong, 1.0))}",
+        "pixle",
     ]
-    return tuple(dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
+    return made_for(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
+
+
+def made_for(classifier: Classifier, specs: Iterable[str]) -> tuple[str, ...]:
+    """Those of the attacks that are made for images of so many channels: TI-FGSM wants three."""
+    return tuple(spec for spec in specs if classifier.channels == 3 or not spec.startswith("tifgsm"))
 
 
 def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:

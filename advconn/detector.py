@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from torch import Tensor
 
-from advconn.attacks import MIXTURE, Attack, parse_all
+from advconn.attacks import MIXTURE, Attack, made_for, parse_all
 from advconn.calibration import CLEAN, Calibration, enough, needed
 from advconn.classifier import Classifier, counting
 from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
@@ -176,10 +176,12 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         benign = usable(self.benign, images.shape[1])
         maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, store or Store(None), jobs, progress)
         if y is None and self.pretrained is not None:
-            self._take(self.pretrained, walks, maker.features(images[train], "walk"))
+            self.take(self.pretrained, maker.features(images[train], "walk"))
             return self._calibrated(images, kept, progress)
         if y is None:
-            rows = attacked_rows(images[train], _maybe(labels, train), parse_all(self.attacks), maker)
+            usual = tuple(self.attacks) == MIXTURE
+            mixture = made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks
+            rows = attacked_rows(images[train], _maybe(labels, train), parse_all(mixture), maker)
         else:
             rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
         clean = kinds[train] == 0
@@ -193,12 +195,20 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_ = replace(self.fitted_, seen=marks(images))
         return self
 
-    def _take(self, heads: Pretrained, walks: tuple[Connectivity, ...], clean: tuple[np.ndarray, ...]) -> None:
-        """Take heads that were taught on other networks, standardised by features (n, d) of clean images."""
+    def take(self, heads: Pretrained, clean: Sequence[np.ndarray]) -> Detector:
+        """Take heads that were taught on other networks, standardised by features (n, d) of clean images at each stage.
+
+        `calibrate_on` or `set_calibration` makes it whole.
+
+        Raises:
+            FitError: too few images, or stages that no head was taught for.
+        """
+        walks = walks_of(self.connectivity, self.stages)
         sound = np.logical_and.reduce([np.isfinite(table).all(1) for table in clean])
         found = [table[sound] for table in clean]
         cascade = heads.cascade(walks, found, shares_of(self.connectivity, self.stages))
         self.set_cascade(cascade, np.median(found[-1], axis=0), Fitted(int(sound.sum()), 0, {}, pretrained=True))
+        return self
 
     def fit_features(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advconn import pretrained
 from advconn.agreement import checked
-from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all, succeeded, suited
+from advconn.attacks import BLACK_BOX, MIXTURE, Attack, made_for, parse_all, succeeded, suited
 from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
@@ -282,7 +282,7 @@ def mixture_for(
         return (*own, *(spec for spec in found if not spec.startswith("square")))
     share = falls(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
     if share >= 0.9:
-        return MIXTURE
+        return made_for(classifier, MIXTURE)
     found = suited(classifier, images, labels, seed=seed)
     note(
         f"{MIXTURE[0]} changes only {share:.0%} of its predictions: attacks are made at strengths that suit it, up to "

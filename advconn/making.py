@@ -161,7 +161,7 @@ class Maker:
             len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
         )
         chosen, size, tried = order[: self.per_attack], 64, 0
-        source = attack.source(self.source(attack), classifier.check(images[chosen]), seed=seed)
+        source = attack.source(self.source(attack), images[chosen], seed=seed)
         hits, sources = [images[:0].float().cpu()], [order[:0]]
         for i, rows in enumerate(chosen.split(size)):
             clean = classifier.check(images[rows])

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import SEED, attacked, everything, machine, parts, stacked, taught, walked
-from detection import auroc, logits_only, name_of, only
+from detection import auroc, logits_only, only
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -84,6 +84,10 @@ class Folds:
             for spec, x in hits.items():
                 found[spec][where[spec] == k] = log_odds(fitted, x[where[spec] == k]) - threshold
         return {spec: (round(auroc(base, s), 4), round(float((s > 0).mean()), 4)) for spec, s in found.items()}
+
+
+def name_of(spec: str) -> str:
+    return spec.split(":")[0]
 
 
 def thinned(

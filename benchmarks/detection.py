@@ -1,12 +1,13 @@
 """How well the shipped detector does: AUROC and catch rate at one frozen threshold, false alarms, and leave-one-out.
 
-    python benchmarks/detection.py --data DIR --cache DIR [--detector models/cifar10] [--limit 600] [--out DIR]
+    python benchmarks/detection.py --data DIR --cache DIR --nets DIR [--detector models/cifar10] [--out DIR]
 
 Claim: on test images in no other use, at the threshold that ships, the figures in README. Beside the detector stand its
 last stage for every image (the whole walk, at the same share of the same clean images flagged), a logits-only head and
 the paper's own features (own-class cross-entropy barrier and path complexity), fitted and calibrated on the same
-images. Only successful attacks count; their number is shown. What bypass adds is told on the images in doubt: those
-that reach the last stage.
+images. Only successful attacks count; their number is shown. Then attacks of every family, by the detector that ships
+and by one that was fitted without that family. What bypass adds is told on the images in doubt: those that reach the
+last stage. NETS: see families.py.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import SEED, Part, attacked, machine, parts, tables, taught, whole
+from families import TEST, hits_of, tried
 from fit_cifar10 import rows
 from sklearn.metrics import roc_auc_score
 
 from advconn import bundle
-from advconn.attacks import MIXTURE
+from advconn.attacks import MIXTURE, Attack
 from advconn.calibration import Calibration
 from advconn.detector import Detector, Hits, default_head
 from advconn.features import Trace, table
@@ -92,22 +94,22 @@ def row(name: str, attack: str, clean: np.ndarray, hits: np.ndarray, threshold: 
         "success": round(len(hits) / tried, 4),
         "n_clean": len(clean),
         "n_attacked": len(hits),
+        "family": family(attack),
     }
 
 
-def name_of(spec: str) -> str:
-    return spec.split(":")[0]
-
-
-def single(spec: str) -> str:
-    return "single steps" if name_of(spec) == "fgsm" or spec.endswith("steps=1") else ""
+def family(spec: str) -> str:
+    """Its family; what is made on another network is of the family transfer, and every single step of that one."""
+    if " from " in spec:
+        return "transfer"
+    return "single" if spec.endswith("steps=1") else Attack.parse(spec).family
 
 
 class Images:
     """What is measured: traces of clean test images, of calibration images and of attacked ones, made once."""
 
-    def __init__(self, cache: Path, detector: Detector, groups: dict[str, Part], limits: dict[str, int]) -> None:
-        self.cache, self.detector, self.groups, self.limits = cache, detector, groups, limits
+    def __init__(self, cache: Path, nets: Path, detector: Detector, groups: dict[str, Part]) -> None:
+        self.cache, self.nets, self.detector, self.groups = cache, nets, detector, groups
         self.model = detector.connectivity.classifier
 
     def trace(self, name: str) -> Trace:
@@ -116,7 +118,8 @@ class Images:
         return whole(self.cache, self.detector.connectivity, name, images)
 
     def hits(self, spec: str) -> Hits:
-        return attacked(self.cache, self.model, "attack", self.groups["attack"], spec, self.limits.get(spec, 300))
+        count = tried("shipped", spec, 100)
+        return hits_of(self.cache, self.nets, "shipped", "attack", self.groups["attack"], spec, count)
 
     def scores(self, detector: Detector, name: str) -> np.ndarray:
         """Scores (n, stages) of every stage for every image."""
@@ -166,18 +169,17 @@ def doubt(images: Images, detector: Detector) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    for name in ("data", "cache", "nets"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--limit", type=int, default=600, help="images attacked by each")
-    parser.add_argument("--left-limit", type=int, default=300, help="the same, where an attack is only left out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
     detector = bundle.load(args.detector)
     groups = parts(args.data)
-    images = Images(args.cache, detector, groups, dict.fromkeys(ATTACKS, args.limit) | {SQUARE: args.left_limit})
-    results = staged(images, detector, detector.calibration_.threshold, None, (*ATTACKS, SQUARE))
+    images = Images(args.cache, args.nets, detector, groups)
+    others = [spec for spec in TEST if spec not in (*ATTACKS, SQUARE)]
+    results = staged(images, detector, detector.calibration_.threshold, None, (*ATTACKS, SQUARE, *others))
     fit = rows(args.cache, detector, groups["fit"])
     for name in (LOGITS, PAPER_LABEL):
         features = logits_only if name == LOGITS else lambda t: only(PAPER, t)
@@ -190,14 +192,14 @@ def main() -> None:
         head = default_head().fit(np.concatenate(found), np.repeat(np.arange(len(found)), list(map(len, found))))
         base = log_odds(head, features(images.trace("clean")))
         at = Calibration(log_odds(head, features(images.trace("calibrate"))), FPR, CONFIDENCE).threshold
-        for spec in (*ATTACKS, SQUARE):
+        for spec in (*ATTACKS, SQUARE, *others):
             score = log_odds(head, features(images.trace(spec)))
             results.append(row(name, spec, base, score, at, images.hits(spec).tried) | {"left_out": None})
-    for left in (*dict.fromkeys(map(name_of, MIXTURE)), "single steps"):
-        out = [spec for spec in MIXTURE if left in (name_of(spec), single(spec))]
+    for left in dict.fromkeys(map(family, MIXTURE)):
+        out = [spec for spec in MIXTURE if family(spec) == left]
         other = Detector(detector.connectivity).teach(rows(args.cache, detector, groups["fit"], out))
         other.set_calibration({"clean": images.scores(other, "calibrate")})
-        specs = [s for s in (*ATTACKS, SQUARE) if left in (name_of(s), single(s))]
+        specs = [spec for spec in TEST if family(spec) == left]
         results += staged(images, other, other.calibration_.threshold, left, specs)
     for result in results:
         print(result, flush=True)

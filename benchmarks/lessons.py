@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cifar10 import SEED, kept, parts, tables, taught, whole
-from families import NETWORKS, TEST, WIDE, hits_of, network, walk_of
+from families import NETWORKS, TEST, WIDE, hits_of, network, tried, walk_of
 from torch import Tensor, nn
 
 from advconn import bundle
@@ -168,7 +168,9 @@ def cifar(
     learn = learn.and_benign(_stacked(changed), order).sound()
     attacked = {}
     for spec in TEST if test else ():
-        hits = hits_of(cache, nets, name, "attack", groups["attack"], spec, test)
+        if spec.endswith(f" from {name}") or (spec.endswith(" from half18") and not (nets / "half18.json").exists()):
+            continue
+        hits = hits_of(cache, nets, name, "attack", groups["attack"], spec, tried(name, spec, test))
         if len(hits.rows):
             attacked[spec] = features(spec, hits.images)
     plain = features("clean", groups["clean"].images[: 2000 if name == "shipped" else 300])

@@ -44,10 +44,12 @@ def detection(record: dict) -> list[str]:
         found = [whole[n, r["attack"]] for n in names]
         figures = [f"{figure(s['auroc'])} / {figure(s['tpr'])}" for s in found]
         span = f"{figure(r['auroc_low'])} to {figure(r['auroc_high'])}"
-        cells.append([r["attack"], figure(r["success"], 2), r["n_attacked"], figures[0], span, *figures[1:]])
+        cells.append(
+            [r["attack"], r["family"], figure(r["success"], 2), r["n_attacked"], figures[0], span, *figures[1:]]
+        )
     alarms, reached = record["false_alarms"], record["stages_reached"]
     out = [f"## Detection, shipped CIFAR-10 default (`detection.py`, {record['folder']})", ""]
-    out += lines(["attack", "success", "n", f"{names[0]}: AUROC / caught", "95 %", *names[1:]], cells)
+    out += lines(["attack", "family", "success", "n", f"{names[0]}: AUROC / caught", "95 %", *names[1:]], cells)
     out += [
         f"The threshold that ships: p at most {record['level']:.4f}, so that at most {record['fpr']:.0%} are flagged "
         "with "
@@ -69,7 +71,12 @@ def detection(record: dict) -> list[str]:
         for what in dict.fromkeys(r["what"] for r in doubt)
     ]
     out += lines(["read", "columns", *attacks], cells)
-    out += [f"{doubt[0]['n_clean']} clean images; {counts}.", "", "Left out of training in turn, by name:", ""]
+    out += [
+        f"{doubt[0]['n_clean']} clean images; {counts}.",
+        "",
+        "Families left out of training in turn (a single step of any kind is of the family `single`):",
+        "",
+    ]
     left = [r for r in rows if r["left_out"]]
     pairs = {(r["left_out"], r["attack"], r["detector"]): r for r in left}
     cells = [
@@ -397,6 +404,62 @@ def fuzz(record: dict) -> list[str]:
     return out + lines(["kind", "judged", "refused in one line", "failed"], [*rows, ["all", *total]])
 
 
+def pair(found: dict) -> str:
+    return f"{figure(found['auroc'])} / {figure(found['caught'], 2)} ({found['n']})"
+
+
+def pretrained(record: dict) -> list[str]:
+    out = [f"## Pretrained heads (`teach.py`, {record['folder']})", ""]
+    out += [
+        "Taught on all networks but the one that they are used on, of which they see clean images alone. AUROC / "
+        "caught at a threshold from half of its clean test images (n). In the second table the attack's family is left out of "
+        "all lessons too.",
+        "",
+    ]
+    for title, key in (("network left out", "left_out"), ("network and family left out", "strict")):
+        if not record[key]:
+            continue
+        specs = list(dict.fromkeys(spec for found in record[key].values() for spec in found["attacks"]))
+        cells = [["false alarms", *(figure(found["fpr"]) for found in record[key].values())]]
+        cells += [
+            [spec, *(pair(f["attacks"][spec]) if spec in f["attacks"] else "" for f in record[key].values())]
+            for spec in specs
+        ]
+        out += lines([title, *record[key]], cells)
+    return out
+
+
+def default_photographs(record: dict) -> list[str]:
+    out = [f"## The shipped detector of photographs (`fit_photographs.py`, {record['folder']})", ""]
+    out += lines(["attack", "AUROC / caught (n)"], [[spec, pair(found)] for spec, found in record["attacks"].items()])
+    cells = [[name, figure(v["flagged"]), figure(v["flagged_same_class"])] for name, v in record["conditions"].items()]
+    out += lines(["photographs under", f"flagged of {record['conditions']['clean']['n']}", "whose class stays"], cells)
+    cells = [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in record.items() if isinstance(v, int | float)]
+    return out + lines(["", ""], cells)
+
+
+def mixture(record: dict) -> list[str]:
+    out = [f"## The mixture (`mixture.py`, {record['folder']})", "", "Fitting images alone, copies alone.", ""]
+    steps = [step for step in record["log"] if "views" not in step["what"]]
+    specs = list(record["log"][0]["found"])
+    cells = [
+        [spec, *(f"{figure(s['found'][spec][0])} / {figure(s['found'][spec][1], 2)}" for s in steps)] for spec in specs
+    ]
+    return out + lines(["attack", *(step["what"] for step in steps)], cells)
+
+
+def copies_tried(record: dict) -> list[str]:
+    out = [f"## Other copies (`copies.py`, {record['folder']})", "", "AUROC gained on fitting images.", ""]
+    base, specs = record["found"]["none"], list(record["found"]["none"])
+    cells = [["none", *(figure(base[spec][0], 4) for spec in specs)]]
+    cells += [
+        [name, *(f"{found[spec][0] - base[spec][0]:+.4f}" for spec in specs)]
+        for name, found in record["found"].items()
+        if name != "none"
+    ]
+    return out + lines(["copy", *specs], cells)
+
+
 def flat(record: dict) -> dict:
     """Figures of a part under 'part: figure'."""
     parts = {k: v for k, v in record.items() if isinstance(v, dict) and k != "machine"}
@@ -417,6 +480,10 @@ def main() -> None:
     out = [INTRO]
     for name, write in (
         ("detection", detection),
+        ("mixture", mixture),
+        ("copies", copies_tried),
+        ("pretrained", pretrained),
+        ("photographs", default_photographs),
         ("stages", stages),
         ("conditions", conditions),
         ("benchmark", benchmark),

@@ -122,6 +122,11 @@ def main() -> None:
     for name in ("data", "cache", "nets"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=(*NETWORKS, *TOY, "photographs"))
+    parser.add_argument("--few", type=int, default=24, help="attacked images of each attack and network to learn from")
+    parser.add_argument("--clean", type=int, default=250, help="clean images of each network")
+    parser.add_argument(
+        "--test", type=int, default=60, help="images attacked by each to test on, but on the shipped one"
+    )
     parser.add_argument("--strict", action="store_true", help="also leave out each family beside each network")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--record", type=Path)
@@ -133,7 +138,7 @@ def main() -> None:
         elif name == "photographs":
             lessons[name] = photographs(args.cache)
         else:
-            lessons[name] = cifar(args.cache, args.data, args.nets, name)
+            lessons[name] = cifar(args.cache, args.data, args.nets, name, args.few, args.clean, args.test)
         print(name, [t.shape for t in lessons[name].learn.features], len(lessons[name].attacked), flush=True)
     record: dict[str, Any] = {"machine": machine(), "seed": SEED, "fpr": FPR, "left_out": {}, "strict": {}}
     for name, lesson in lessons.items():

@@ -111,7 +111,7 @@ def benchmark(
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
     """
     from advconn import models
-    from advconn.attacks import MIXTURE, parse_all
+    from advconn.attacks import MIXTURE, made_for, parse_all
     from advconn.evaluation import run as runs
     from advconn.evaluation.data import DIGIT_MIXTURE
     from advconn.evaluation.record import save
@@ -131,7 +131,7 @@ def benchmark(
         settings = runs.Settings(
             attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
             baselines=baselines or tuple(BASELINES),
-            mixture=DIGIT_MIXTURE if images.attacks else MIXTURE,
+            mixture=DIGIT_MIXTURE if images.attacks else made_for(found.connectivity.classifier, MIXTURE),
             limit=limit,
             fpr=fpr,
             seed=seed,
