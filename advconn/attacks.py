@@ -143,7 +143,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             gradient=False,
         ),
         "transfer": Kind(
-            "transfer", "momentum", _LINF, "MI-FGSM on a network that imitates this one, or on surrogate=SPEC"
+            "transfer",
+            "torchattacks:MIFGSM",
+            _LINF,
+            "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
         ),
         "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019"),
         "low-frequency": Kind(
@@ -193,6 +196,8 @@ MIXTURE: tuple[str, ...] = (
     "tifgsm:eps=8/255",
     "low-frequency:eps=16/255",
     "pixle",
+    "noise:eps=16/255,tries=20",
+    "transfer:eps=8/255",
 )  # as benchmarks/mixture.py found
 BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
     "square:eps=8/255,n_queries=500",
@@ -424,6 +429,8 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
         f"tifgsm:eps={_fraction(strong)}",
         f"low-frequency:eps={_fraction(min(2 * strong, 1.0))}",
         "pixle",
+        f"noise:eps={_fraction(min(2 * strong, 1.0))},tries=20",
+        f"transfer:eps={_fraction(strong)}",
     ]
     return made_for(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
 

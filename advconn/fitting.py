@@ -26,10 +26,12 @@ from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.making import features_of
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent
-from advconn.stages import walks_of
+from advconn.stages import STAGES, Stage, walks_of
 
 FEW = 20  # attacked images that a head cannot learn much from
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
+OF_ATTACKS = {"attacks", "per_attack", "head", "stages", "benign"}  # options of the whole fit
+FINE = 16  # pixels of a side: in fewer a copy shifted by one is far away, and a few copies clear too much
 QUICK_SHARE = 0.5  # of the images that a quick fit calibrates on
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
@@ -49,7 +51,7 @@ def fit(
     seed: int = 0,
     synthesised: bool = False,
     apart: Any = None,
-    quick: bool = False,
+    quick: bool | None = None,
     surrogate: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
     progress: Progress = silent,
@@ -75,6 +77,7 @@ def fit(
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack:
             it takes a twentieth of the time, and no gradient is needed. Half of the images are calibrated on then.
+            Unless told, quick where no option says how attacks are made or heads fitted (OF_ATTACKS, surrogate, walk).
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
             made on it.
         accept_accuracy: go on with a classifier that is no better than chance.
@@ -88,6 +91,8 @@ def fit(
         FitError: too few images for the false-alarm rate, or no attack succeeded.
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
     """
+    if quick is None:
+        quick = surrogate is None and walk is None and not OF_ATTACKS & set(options)
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
     if truth is not None and len(truth) and int(truth.max()) >= classifier.num_classes:
@@ -119,7 +124,9 @@ def fit(
     rest = order[chosen:]
     other = None if quick else _surrogate(surrogate, classifier)
     if quick:
+        small = min(images.shape[2:]) < FINE and "stages" not in options
         options |= {"pretrained": pretrained.load()} | ({} if "calibrate" in options else {"calibrate": QUICK_SHARE})
+        options |= {"stages": all_at_once(classifier)} if small else {}
     elif options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
@@ -163,6 +170,12 @@ def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
         )
 
 
+def all_at_once(classifier: Classifier) -> tuple[Stage, ...]:
+    """STAGES with all copies in the first."""
+    whole = walks_of(Connectivity(classifier), STAGES[:-1])[-1]
+    return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share), STAGES[-1]
+
+
 def _served(detector: Detector, note: Callable[[str], None]) -> None:
     """Leave out the last stages as long as no pretrained head serves them.
 
@@ -171,7 +184,7 @@ def _served(detector: Detector, note: Callable[[str], None]) -> None:
     """
     heads, stages = detector.pretrained, tuple(detector.stages or ())
     walks = walks_of(detector.connectivity, detector.stages)
-    served = 0 if heads is None or not stages else heads.serve(walks)
+    served = 0 if heads is None or not stages else len(heads.serving(walks))
     if not served:
         raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
     while len(walks_of(detector.connectivity, stages)) > served:

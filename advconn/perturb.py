@@ -139,23 +139,3 @@ def noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float,
         if not len(live):
             break
     return out
-
-
-def momentum(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
-) -> Tensor:
-    """MI-FGSM (Dong et al. 2018) that also steps from shifted copies: made to carry over to another network.
-
-    The gradient is that of the cross-entropy at the image shifted by up to an eighth of its side, another shift at
-    every step (in the spirit of Xie et al. 2019), with momentum 1.
-    """
-    h, w = images.shape[2:]
-    point, gathered = images + eps / 2 * _signs(images, tuple(images.shape)), torch.zeros_like(images)
-    for _ in range(int(steps)):
-        leaf = point.clamp(0, 1).detach().requires_grad_()
-        dy, dx = (int(torch.randint(-(s // 8), s // 8 + 1, (), dtype=torch.int64, device="cpu")) for s in (h, w))
-        loss = F.cross_entropy(classifier.logits(leaf.roll((dy, dx), (2, 3))), labels, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, leaf)
-        gathered = gathered + slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        point = (leaf.detach() + alpha * gathered.sign()).clamp(images - eps, images + eps)
-    return point.clamp(0, 1)

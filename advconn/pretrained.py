@@ -37,11 +37,15 @@ class Pretrained:
     networks: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
 
-    def serve(self, walks: Sequence[Connectivity]) -> int:
-        """For how many of these stages, from the first on, there is a head."""
-        columns = [tuple(map(str, walk.get_feature_names_out())) for walk in walks]
-        same = [mine == theirs for mine, theirs in zip(self.names, columns, strict=False)]
-        return (*same, False).index(False)
+    def serving(self, walks: Sequence[Connectivity]) -> tuple[int, ...]:
+        """Which head serves each of these stages, up to the first that none was taught for."""
+        out: list[int] = []
+        for walk in walks:
+            columns = tuple(map(str, walk.get_feature_names_out()))
+            if columns not in self.names:
+                break
+            out.append(self.names.index(columns))
+        return tuple(out)
 
     def cascade(self, walks: tuple[Connectivity, ...], clean: Sequence[np.ndarray], shares: Sequence[float]) -> Cascade:
         """The stages of a classifier, standardised by features (n, d) of its clean images at each.
@@ -52,13 +56,14 @@ class Pretrained:
         Raises:
             FitError: too few images, or stages that no head was taught for.
         """
-        if self.serve(walks) < len(walks):
+        chosen = self.serving(walks)
+        if len(chosen) < len(walks):
             raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
         if len(clean[0]) < LEAST:
             raise FitError(f"{len(clean[0])} clean images to standardise by: expected {LEAST} or more")
-        heads = tuple(with_standard(table, head) for table, head in zip(clean, self.heads, strict=False))
+        heads = tuple(with_standard(table, self.heads[k]) for table, k in zip(clean, chosen, strict=True))
         scores = np.stack([scored(head, table) for head, table in zip(heads, clean, strict=True)], 1)
-        return Cascade(walks, self.names[: len(walks)], heads, exits_at(scores, shares))
+        return Cascade(walks, tuple(self.names[k] for k in chosen), heads, exits_at(scores, shares))
 
 
 def standard(clean: np.ndarray) -> Any:

@@ -33,7 +33,9 @@ from advconn.stages import NEAR
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLEAN = 2000
 TAUGHT = {"cw:kappa=0,steps=100": 1200, "square:eps=8/255,n_queries=500": 1200}  # images attacked by each; others 400
-TAUGHT |= dict.fromkeys(("tifgsm:eps=8/255", "low-frequency:eps=16/255", "pixle"), 250)
+TAUGHT |= dict.fromkeys(
+    ("tifgsm:eps=8/255", "low-frequency:eps=16/255", "pixle", "noise:eps=16/255,tries=20", "transfer:eps=8/255"), 250
+)
 T = TypeVar("T")
 SEED = 0
 

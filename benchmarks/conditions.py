@@ -1,6 +1,6 @@
 """What the promise is worth: clean images flagged under every benign condition, its price in catches, and the watch.
 
-    python benchmarks/conditions.py --data DIR --cache DIR [--detector models/cifar10] [--limit 2000] [--out DIR]
+    python benchmarks/conditions.py --data DIR --cache DIR --nets DIR [--limit 2000] [--out DIR]
 
 Claim: at the threshold that ships, the shares of clean test images flagged, cost and catches in README. A third of the
 conditions was in no fit and no calibration. Beside it: catches for each choice of conditions; attacked images that are
@@ -68,9 +68,11 @@ def alarms(found: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -
     }
 
 
-def fits(cache: Path, detector: Detector, groups: dict, spoilt: dict[str, Tensor]) -> list[dict[str, object]]:
+def fits(
+    cache: Path, nets: Path, detector: Detector, groups: dict, spoilt: dict[str, Tensor]
+) -> list[dict[str, object]]:
     """All copies at once, with and without noise levels and benign images in the fit."""
-    fit = rows(cache, detector, groups["fit"])
+    fit = rows(cache, nets, detector, groups["fit"])
     k = len(detector.cascade_.walks) - 2  # the last stage of copies
     names = detector.cascade_.names[k]
     walk = detector.connectivity
@@ -132,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--nets", type=Path, required=True, help="see families.py")
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument("--limit", type=int, default=2000, help="clean images")
     parser.add_argument("--out", type=Path)
@@ -192,7 +195,7 @@ def main() -> None:
         "catches": catches,
         "afterwards": later,
         "watch": streams(detector, clean["clean"]["score"], turns),
-        "fits": fits(args.cache, detector, groups, {n: CONDITIONS[n](images[:FEW], SEED + 1) for n in HARD}),
+        "fits": fits(args.cache, args.nets, detector, groups, {n: CONDITIONS[n](images[:FEW], SEED + 1) for n in HARD}),
     }
     for row in (*rates, *catches, *later, record["watch"]):
         print(row, flush=True)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from cifar10 import SEED, Part, attacked, machine, parts, tables, taught, whole
 from families import TEST, hits_of, tried
-from fit_cifar10 import rows
+from fit_cifar10 import FITTED_ON, rows
 from sklearn.metrics import roc_auc_score
 
 from advconn import bundle
@@ -145,7 +145,7 @@ def staged(images: Images, detector: Detector, threshold: float, left: str | Non
 
 def doubt(images: Images, detector: Detector) -> list[dict[str, object]]:
     """What own and rival paths and bypass add to the copies, on the images that reach the last stage alone."""
-    fit = rows(images.cache, detector, images.groups["fit"])
+    fit = rows(images.cache, images.nets, detector, images.groups["fit"])
     names = detector.cascade_.names[-1]
     out = []
     for what, prefixes in DOUBT.items():
@@ -180,7 +180,7 @@ def main() -> None:
     images = Images(args.cache, args.nets, detector, groups)
     others = [spec for spec in TEST if spec not in (*ATTACKS, SQUARE)]
     results = staged(images, detector, detector.calibration_.threshold, None, (*ATTACKS, SQUARE, *others))
-    fit = rows(args.cache, detector, groups["fit"])
+    fit = rows(args.cache, args.nets, detector, groups["fit"])
     for name in (LOGITS, PAPER_LABEL):
         features = logits_only if name == LOGITS else lambda t: only(PAPER, t)
         made = [attacked(args.cache, images.model, "fit", groups["fit"], spec, taught(spec)).images for spec in MIXTURE]
@@ -195,9 +195,9 @@ def main() -> None:
         for spec in (*ATTACKS, SQUARE, *others):
             score = log_odds(head, features(images.trace(spec)))
             results.append(row(name, spec, base, score, at, images.hits(spec).tried) | {"left_out": None})
-    for left in dict.fromkeys(map(family, MIXTURE)):
-        out = [spec for spec in MIXTURE if family(spec) == left]
-        other = Detector(detector.connectivity).teach(rows(args.cache, detector, groups["fit"], out))
+    for left in dict.fromkeys(map(family, FITTED_ON)):
+        out = [spec for spec in FITTED_ON if family(spec) == left]
+        other = Detector(detector.connectivity).teach(rows(args.cache, args.nets, detector, groups["fit"], out))
         other.set_calibration({"clean": images.scores(other, "calibrate")})
         specs = [spec for spec in TEST if family(spec) == left]
         results += staged(images, other, other.calibration_.threshold, left, specs)

@@ -68,6 +68,15 @@ TEST = (
     "onepixel:pixels=5",
     "ead",
 )
+BRIEF = (  # on the other networks
+    *NAMED,
+    "pgd:eps=8/255,steps=10 from plain",
+    "tifgsm:eps=8/255",
+    "low-frequency:eps=16/255",
+    "universal:eps=10/255",
+    "patch:side=8",
+    "pixle",
+)
 LIMITS = dict.fromkeys(NAMED, 600) | {NAMED[-1]: 300}  # images that the shipped network is attacked on by each
 
 
@@ -100,7 +109,7 @@ def hits_of(cache: Path, nets: Path, name: str, where: str, part: Part, spec: st
         for chosen in order.split(64):
             clean, truth = model.check(part.images[chosen]), part.labels[chosen]
             right = model.predict(clean) == truth
-            out = Attack.parse(spec).run(source, clean[right], truth[right], seed=SEED)
+            out = Attack.parse(spec).run(model, clean[right], truth[right], seed=SEED, source=source)
             out[1::2] = round_to_bytes(out[1::2])
             hit = succeeded(model, out, truth[right])
             found.append(out[hit])
@@ -140,7 +149,7 @@ def main() -> None:
     if fitted:
         for i, kind in enumerate(BENIGN):
             whole(args.cache, walk, kind, CONDITIONS[kind](clean.images[i :: len(BENIGN)], SEED))
-    for spec in args.attacks or (WIDE if fitted else TEST):
+    for spec in args.attacks or (WIDE if fitted else TEST if args.network == "shipped" else BRIEF):
         if spec.endswith(f" from {args.network}"):
             continue
         part, limit = groups[args.part], args.limit if fitted else tried(args.network, spec, args.limit)

@@ -1,9 +1,10 @@
 """Fit the CIFAR-10 detector that advconn ships, on training images that its classifier was not trained on.
 
-    python benchmarks/fit_cifar10.py --data DIR --cache DIR --weights models/classifier.safetensors --out models/cifar10
+    python benchmarks/fit_cifar10.py --data DIR --cache DIR --nets DIR --weights FILE --out models/cifar10
 
 References are synthesised: no CIFAR-10 image is in the bundle. Attacked images are kept in the cache, so that an
-interrupted run goes on and benchmarks/detection.py uses the same ones.
+interrupted run goes on and benchmarks/detection.py uses the same ones. Beside the mixture it is fitted on attacks made
+on another network, `plain` of train_architectures.py, whose weights are in NETS.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import SEED, Part, attacked, classifier, kept, machine, parts, tables, taught, whole
+from cifar10 import SEED, Part, classifier, kept, machine, parts, tables, taught, whole
+from families import hits_of
 from torch import Tensor
 
 from advconn import bundle
@@ -30,8 +32,12 @@ from advconn.stages import walks_of
 from advconn.teaching import Taught
 from advconn.teaching import taught as taught_rows
 
+TRANSFERRED = "transfer:eps=8/255 from plain"
+NAMES = {TRANSFERRED: "transfer:eps=8/255,surrogate=benchmarks/train_architectures.py:plain"}
+FITTED_ON = (*MIXTURE, TRANSFERRED)
 
-def rows(cache: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
+
+def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
     """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
     walks, model = walks_of(detector.connectivity, detector.stages), detector.connectivity.classifier
 
@@ -40,9 +46,9 @@ def rows(cache: Path, detector: Detector, fit: Part, without: Container[str] = (
 
     n = len(fit.images)
     parts, kinds, groups, attacks = [features("fit", fit.images)], [np.zeros(n, int)], [np.arange(n)], {}
-    for spec in [spec for spec in MIXTURE if spec not in without]:
-        hits = attacked(cache, model, "fit", fit, spec, taught(spec))
-        attacks[spec] = (hits.tried, len(hits.rows))
+    for spec in [spec for spec in FITTED_ON if spec not in without]:
+        hits = hits_of(cache, nets, "shipped", "fit", fit, spec, 250 if spec == TRANSFERRED else taught(spec))
+        attacks[NAMES.get(spec, spec)] = (hits.tried, len(hits.rows))
         changed, kept_rows = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
         parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
@@ -66,14 +72,14 @@ def told(stage: str, done: int, total: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "weights", "out"):
+    for name in ("data", "cache", "nets", "weights", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
 
     model, groups = classifier(args.weights), parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     detector = Detector(Connectivity(model, references))
-    detector.teach(rows(args.cache, detector, groups["fit"]))
+    detector.teach(rows(args.cache, args.nets, detector, groups["fit"]))
     detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.fitted_ = replace(detector.fitted_, seen=marks(used))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cifar10 import SEED, kept, parts, tables, taught, whole
-from families import NETWORKS, TEST, WIDE, hits_of, network, tried, walk_of
+from families import BRIEF, NETWORKS, TEST, WIDE, hits_of, network, tried, walk_of
 from torch import Tensor, nn
 
 from advconn import bundle
@@ -59,13 +59,14 @@ class Lesson:
     """Of a network: what to learn from, by stage (three without references), and clean and attacked test images.
 
     learn: rows to learn from, of which `attacks` names the kinds. clean: features (n, d) by stage of test images.
-    attacked: the same of each attack. standard: of clean images that the standardisation may use.
+    attacked: the same of each attack. first: stage that a quick fit begins with, from 0.
     """
 
     learn: Taught
     clean: tuple[np.ndarray, ...]
     attacked: dict[str, tuple[np.ndarray, ...]]
     names: tuple[tuple[str, ...], ...]
+    first: int = 0
 
 
 def mlp() -> nn.Module:
@@ -111,7 +112,7 @@ def toy(cache: Path, name: str) -> Lesson:
         return walked(images[FITTED:1400]), found
 
     clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST}", test)
-    return Lesson(kept(cache, f"learn {model.fingerprint} {DIGITS}", learn), clean, attacked, _names(walks))
+    return Lesson(kept(cache, f"learn {model.fingerprint} {DIGITS}", learn), clean, attacked, _names(walks), first=2)
 
 
 def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
@@ -167,7 +168,7 @@ def cifar(
     order = np.concatenate(parts_of)
     learn = learn.and_benign(_stacked(changed), order).sound()
     attacked = {}
-    for spec in TEST if test else ():
+    for spec in (TEST if shipped else BRIEF) if test else ():
         if spec.endswith(f" from {name}") or (spec.endswith(" from half18") and not (nets / "half18.json").exists()):
             continue
         hits = hits_of(cache, nets, name, "attack", groups["attack"], spec, tried(name, spec, test))

@@ -3,7 +3,7 @@
     python benchmarks/mixture.py --data DIR --cache DIR --nets DIR [--steps 4] [--out DIR]
 
 No calibration or test image is used. In two folds by image, a head of the whole walk of copies is fitted on one fold's
-clean images and their attacked copies, without a family, and asked about that family's images of the other fold.
+clean images, benign changes and attacked copies, without a family, and asked about that family in the other fold.
 Compared are the mixture before (BEFORE), that with every candidate that it catches too little of and that needs neither
 another package nor a gradient of every class, and that with all candidates. Spatial and colour changes stand apart:
 another view of the same thing need not be an attack.
@@ -27,6 +27,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack
+from advconn.conditions import BENIGN, CONDITIONS
+from advconn.making import SHARE, still_wrong
 from advconn.stages import STAGES, scored, walks_of
 
 APART = ("spatial", "colour")
@@ -66,19 +68,30 @@ class Folds:
         walks = walks_of(walk, STAGES)[:3]
         self.clean = tables(whole(cache, walk, "fit", fit.images), walks)[2]
         self.fold = np.arange(len(self.clean)) % 2
+        made = [
+            tables(whole(cache, walk, kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)), walks)[2]
+            for i, kind in enumerate(BENIGN)
+        ]
+        order = [np.arange(len(fit.images))[i :: len(BENIGN)] for i in range(len(BENIGN))]
+        self.benign, self.benign_fold = np.concatenate(made), np.concatenate(order) % 2
         self.hits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.changed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for spec in dict.fromkeys((*BEFORE, *CHEAP)):
             hits = hits_of(cache, nets, "shipped", "fit", fit, spec, taught(spec) if spec in BEFORE else 250)
             self.hits[spec] = (tables(whole(cache, walk, spec, hits.images), walks)[2], hits.rows.numpy())
+            changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+            table = tables(whole(cache, walk, f"{spec}, changed", changed), walks)[2]
+            self.changed[spec] = (table, hits.rows[index].numpy())
         self._heads: dict[tuple[tuple[str, ...], int], Any] = {}
 
     def head(self, specs: tuple[str, ...], part: int) -> Any:
         """Fitted on one fold."""
         if (specs, part) not in self._heads:
-            found = [self.clean[self.fold == part]]
+            found = [np.concatenate([self.clean[self.fold == part], self.benign[self.benign_fold == part]])]
             for spec in specs:
-                table, rows = self.hits[spec]
-                found.append(table[self.fold[rows] == part][:MOST])
+                (table, rows), (other, others) = self.hits[spec], self.changed[spec]
+                mine, more = table[self.fold[rows] == part][:MOST], other[self.fold[others] == part][: MOST // SHARE]
+                found.append(np.concatenate([mine, more]))
             made = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=150, tol=1e-3))
             kinds = np.repeat(np.arange(len(found)), [len(table) for table in found])
             self._heads[specs, part] = made.fit(np.concatenate(found), kinds)

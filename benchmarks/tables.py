@@ -412,11 +412,16 @@ def pretrained(record: dict) -> list[str]:
     out = [f"## Pretrained heads (`teach.py`, {record['folder']})", ""]
     out += [
         "Taught on all networks but the one that they are used on, of which they see clean images alone. AUROC / "
-        "caught at a threshold from half of its clean test images (n). In the second table the attack's family is left out of "
-        "all lessons too.",
+        "caught (n) at a threshold from half of its clean test images. The second table has heads that were fitted on "
+        "the lesson of the network itself; in the third the attack's family is left out of all lessons too.",
         "",
     ]
-    for title, key in (("network left out", "left_out"), ("network and family left out", "strict")):
+    titles = {
+        "left_out": "network left out",
+        "own": "fitted on the network itself",
+        "strict": "network and family left out",
+    }
+    for key, title in titles.items():
         if not record[key]:
             continue
         specs = list(dict.fromkeys(spec for found in record[key].values() for spec in found["attacks"]))

