@@ -4,7 +4,7 @@
 
 Occluded quarters, low-passed and high-passed copies, other colours, farther shifts, turns and zooms: of each the same
 four columns as of any copy (rise, lean, energy, move) join those of the whole walk. In two folds by image a head is
-fitted on MIXTURE and asked about families that it has not seen (smooth, transfer), and about three that it has.
+fitted on the mixture and asked about smooth and transferred attacks, and about three others.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def main() -> None:
             "claim": __doc__.strip().split("\n")[0],
             "machine": machine(),
             "seed": SEED,
-            "auroc and caught": found,
+            "found": found,
         }
         (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
 
