@@ -50,7 +50,7 @@ class Kind:
 
     made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
     renamed: parameters that the library calls otherwise. fixed: further arguments of the class.
-    gradient: whether it needs one.
+    gradient: whether it needs one. channels: that it is made for; 0 for any number.
     """
 
     family: str
@@ -60,6 +60,7 @@ class Kind:
     fixed: Mapping[str, object] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     gradient: bool = True
+    channels: int = 0
 
 
 _LINF = {"eps": 8 / 255, "steps": 10}
@@ -148,7 +149,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             _LINF,
             "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
         ),
-        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019"),
+        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
         "low-frequency": Kind(
             "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
         ),
@@ -171,8 +172,7 @@ _STEPS: Mapping[str, float] = {  # step size as a share of the largest change, u
     "colour": 0.15,
     "low-frequency": 0.2,
 } | dict.fromkeys(("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer"), 0.25)
-_INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid"}
-_INTEGERS |= {"side"}
+_INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side"}
 _TEXTS = {"transfer": ("surrogate", "weights")}
 GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
 
@@ -314,29 +314,37 @@ class Attack:
 
         Args:
             images: (n, c, h, w) what the imitation is trained on, with the classifier's answers.
+
+        Raises:
+            AttackError: a surrogate of other classes. ModelError: none that can be loaded.
         """
         if self.name != "transfer":
             return classifier
         given = dict(self.params)
         if "surrogate" not in given:
             return imitate(classifier, images, seed=seed)
-        look = classifier.preprocessing
-        return models.load(
+        found = models.load(
             str(given["surrogate"]),
             None if "weights" not in given else Path(str(given["weights"])),
-            size=look.size,
+            size=classifier.preprocessing.size,
             channels=classifier.channels,
             device=str(classifier.device),
         )
+        if found.num_classes != classifier.num_classes:
+            raise AttackError(
+                f"{self}: the surrogate has {found.num_classes} classes, the classifier {classifier.num_classes}: give "
+                "a network of the same classes"
+            )
+        return found
 
     def _attack(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         settings: dict[str, Any] = {k: int(v) if k in _INTEGERS else v for k, v in self.settings.items()}
-        if (self.needs_gradient or self.name == "transfer") and not classifier.differentiable:
+        kind = KINDS[self.name]
+        if kind.gradient and not classifier.differentiable:
             raise AttackError(
                 f"{self.name} needs gradients, and this classifier gives none: use {' or '.join(GRADIENT_FREE)}, or "
                 "make it on a surrogate"
             )
-        kind = KINDS[self.name]
         library, _, cls = kind.made_by.rpartition(":")
         if not library:
             out: Tensor = getattr(perturb, cls)(classifier, images, labels, **settings)
@@ -436,8 +444,8 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
 
 
 def made_for(classifier: Classifier, specs: Iterable[str]) -> tuple[str, ...]:
-    """Those of the attacks that are made for images of so many channels: TI-FGSM wants three."""
-    return tuple(spec for spec in specs if classifier.channels == 3 or not spec.startswith("tifgsm"))
+    """Those of the attacks that are made for images of so many channels."""
+    return tuple(spec for spec in specs if KINDS[Attack.parse(spec).name].channels in (0, classifier.channels))
 
 
 def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from advconn.conditions import MEASURED, USES, usable
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
-from advconn.files import writing
+from advconn.files import shipped, writing
 from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
 from advconn.modes import References
 from advconn.preprocessing import names_of
@@ -47,8 +47,7 @@ _WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "laye
 
 def default(name: str = "cifar10") -> Path:
     """The folder of a detector that advconn ships: 'cifar10', 'digits' or, for photographs, 'imagenet'."""
-    installed = Path(__file__).parent / "_models"
-    return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
+    return shipped(name)
 
 
 def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:

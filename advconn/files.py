@@ -14,6 +14,12 @@ from advconn.errors import DataError, line_of
 PREFIX, SUFFIX = ".advconn-", ".partial"
 
 
+def shipped(name: str) -> Path:
+    """A folder of models/, where advconn is installed or checked out."""
+    installed = Path(__file__).parent / "_models"
+    return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
+
+
 def cache_folder(given: Path | None = None) -> Path | None:
     """Where finished work is kept: `given`, else ADVCONN_CACHE, else advconn in XDG_CACHE_HOME or ~/.cache.
 

@@ -30,7 +30,7 @@ from advconn.stages import STAGES, Stage, walks_of
 
 FEW = 20  # attacked images that a head cannot learn much from
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
-OF_ATTACKS = {"attacks", "per_attack", "head", "stages", "benign"}  # options of the whole fit
+OF_ATTACKS = {"attacks", "per_attack", "head", "surrogate"}  # options that a quick fit has no use for
 FINE = 16  # pixels of a side: in fewer a copy shifted by one is far away, and a few copies clear too much
 QUICK_SHARE = 0.5  # of the images that a quick fit calibrates on
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
@@ -76,8 +76,8 @@ def fit(
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack:
-            it takes a twentieth of the time, and no gradient is needed. Half of the images are calibrated on then.
-            Unless told, quick where no option says how attacks are made or heads fitted (OF_ATTACKS, surrogate, walk).
+            no gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option
+            says how attacks are made, images walked or heads fitted (OF_ATTACKS, walk, stages, benign).
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
             made on it.
         accept_accuracy: go on with a classifier that is no better than chance.
@@ -88,11 +88,15 @@ def fit(
             `conditions` those that leave it its predictions.
 
     Raises:
-        FitError: too few images for the false-alarm rate, or no attack succeeded.
+        FitError: too few images for the false-alarm rate, no attack succeeded, or options that a quick fit has no use
+            for.
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
     """
-    if quick is None:
-        quick = surrogate is None and walk is None and not OF_ATTACKS & set(options)
+    told = {name for name, value in (options | {"surrogate": surrogate, "walk": walk}).items() if value is not None}
+    given = OF_ATTACKS & told
+    if quick and given:
+        raise FitError(f"{', '.join(sorted(given))}: a quick fit makes no attack and fits no head; give quick=False")
+    quick = not told & {*OF_ATTACKS, "walk", "stages", "benign"} if quick is None else quick
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
     if truth is not None and len(truth) and int(truth.max()) >= classifier.num_classes:
@@ -124,9 +128,9 @@ def fit(
     rest = order[chosen:]
     other = None if quick else _surrogate(surrogate, classifier)
     if quick:
-        small = min(images.shape[2:]) < FINE and "stages" not in options
-        options |= {"pretrained": pretrained.load()} | ({} if "calibrate" in options else {"calibrate": QUICK_SHARE})
-        options |= {"stages": all_at_once(classifier)} if small else {}
+        small = min(images.shape[2:]) < FINE
+        options = {"calibrate": QUICK_SHARE, "stages": all_at_once(classifier) if small else STAGES} | options
+        options |= {"pretrained": pretrained.load(), "benign": BENIGN}  # under which the heads were taught
     elif options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
@@ -186,7 +190,7 @@ def _served(detector: Detector, note: Callable[[str], None]) -> None:
     walks = walks_of(detector.connectivity, detector.stages)
     served = 0 if heads is None or not stages else len(heads.serving(walks))
     if not served:
-        raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
+        raise FitError(pretrained.UNTAUGHT)
     while len(walks_of(detector.connectivity, stages)) > served:
         stages = stages[:-1]
     if len(stages) < len(detector.stages or ()) and detector.connectivity.references is not None:

@@ -17,10 +17,12 @@ import numpy as np
 
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, FitError
+from advconn.files import shipped
 from advconn.heads import load as load_head
 from advconn.stages import Cascade, exits_at, scored
 
 CARD = "card.json"
+UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
 LEAST = 20  # clean images that a median and a spread are taken of
 INNER = (0.16, 0.84)  # quantiles that are two standard deviations apart where values are Gaussian
 
@@ -58,7 +60,7 @@ class Pretrained:
         """
         chosen = self.serving(walks)
         if len(chosen) < len(walks):
-            raise FitError("no head was taught for these copies and stages: make the whole fit (full=True, --full)")
+            raise FitError(UNTAUGHT)
         if len(clean[0]) < LEAST:
             raise FitError(f"{len(clean[0])} clean images to standardise by: expected {LEAST} or more")
         heads = tuple(with_standard(table, self.heads[k]) for table, k in zip(clean, chosen, strict=True))
@@ -96,9 +98,7 @@ def load(folder: Path | None = None) -> Pretrained:
     Raises:
         BundleError: missing or damaged files.
     """
-    if folder is None:
-        installed = Path(__file__).parent / "_models"
-        folder = (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / "pretrained"
+    folder = shipped("pretrained") if folder is None else folder
     try:
         card = json.loads((folder / CARD).read_text())
         names = tuple(tuple(map(str, columns)) for columns in card["names"])

@@ -9,7 +9,6 @@ fitted on the mixture and asked about smooth and transferred attacks, and about 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from cifar10 import SEED, machine, parts, tables, taught, whole
 from detection import auroc
-from families import hits_of, network, walk_of
+from families import arguments, hits_of, network, walk_of
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -104,9 +103,7 @@ def columns(model: Classifier, copy: Callable[[Tensor], Tensor], images: Tensor,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "nets"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, fit = network("shipped", args.nets), parts(args.data)["fit"]

@@ -26,23 +26,16 @@ from advconn.modes import synthesise
 
 HERE = Path(__file__).parent
 NETWORKS = ("shipped", "robust", "plain", "half18", "vit6")
-CHEAP = (
-    "deepfool:steps=50",
-    "mifgsm:eps=4/255,steps=10",
+SHAPED = (
     "tifgsm:eps=8/255",
     "low-frequency:eps=16/255",
-    "noise:eps=16/255,tries=20",
     "universal:eps=10/255",
     "patch:side=8",
     "pixle",
-    "ead",
-    "fmn-l0",
-    "saltpepper",
-    "colour",
-    "transfer:eps=8/255",
-    "spatial",
 )
-WIDE = (*MIXTURE, *CHEAP)  # what a head is taught on
+OTHERS = ("noise:eps=16/255,tries=20", "fmn-l0", "saltpepper", "colour", "spatial", "ead")
+CHEAP = ("deepfool:steps=50", "mifgsm:eps=4/255,steps=10", "transfer:eps=8/255", *SHAPED, *OTHERS)
+WIDE = tuple(dict.fromkeys((*MIXTURE, *CHEAP)))  # what a head is taught on
 NAMED = (
     "pgd:eps=8/255,steps=10",
     "pgd:eps=2/255,steps=50",
@@ -51,32 +44,9 @@ NAMED = (
     "fgsm:eps=8/255",
     "square:eps=8/255,n_queries=500",
 )
-TEST = (
-    *NAMED,
-    "pgd:eps=8/255,steps=10 from plain",
-    "pgd:eps=8/255,steps=10 from half18",
-    "tifgsm:eps=8/255",
-    "low-frequency:eps=16/255",
-    "noise:eps=16/255,tries=20",
-    "universal:eps=10/255",
-    "patch:side=8",
-    "pixle",
-    "fmn-l0",
-    "saltpepper",
-    "colour",
-    "spatial",
-    "onepixel:pixels=5",
-    "ead",
-)
-BRIEF = (  # on the other networks
-    *NAMED,
-    "pgd:eps=8/255,steps=10 from plain",
-    "tifgsm:eps=8/255",
-    "low-frequency:eps=16/255",
-    "universal:eps=10/255",
-    "patch:side=8",
-    "pixle",
-)
+FROM = "pgd:eps=8/255,steps=10 from"
+BRIEF = (*NAMED, f"{FROM} plain", *SHAPED)  # on the networks beside the shipped one
+TEST = (*BRIEF, f"{FROM} half18", *OTHERS, "onepixel:pixels=5")
 LIMITS = dict.fromkeys(NAMED, 600) | {NAMED[-1]: 300}  # images that the shipped network is attacked on by each
 
 
@@ -125,15 +95,16 @@ def walk_of(cache: Path, model: Classifier) -> Connectivity:
     return Connectivity(model, kept(cache, f"references {model.fingerprint}", lambda: synthesise(model)))
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str) -> argparse.ArgumentParser:
+    """What all scripts on these networks are told: the data, the cache and the networks' weights."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "cache", "nets"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser
 
 
 def main() -> None:
-    parser = arguments()
+    parser = arguments(__doc__)
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--part", choices=("fit", "attack"), required=True)
     parser.add_argument("--clean", type=int, default=300, help="clean images walked from")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cifar10 import SEED, kept, parts, tables, taught, whole
-from families import BRIEF, NETWORKS, TEST, WIDE, hits_of, network, tried, walk_of
+from families import BRIEF, TEST, WIDE, hits_of, network, tried, walk_of
 from torch import Tensor, nn
 
 from advconn import bundle
@@ -157,7 +157,7 @@ def cifar(
         for table, which in zip(taken, (few, few // 3), strict=False):
             found.append(_first(table[0], which))
             rows.append(table[1].numpy()[:which])
-            kinds.append(np.full(len(rows[-1]), len(attacks)))
+            kinds.append(np.full(len(rows[-1]), list(attacks).index(spec) + 1))
     learn = Taught(_stacked(found), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
     learn = replace(learn, benign=np.zeros(len(learn.kinds), bool))
     share = -(-clean // len(BENIGN))
@@ -190,6 +190,3 @@ def _first(found: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
 
 def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
-
-
-__all__ = ["NETWORKS", "TOY", "Lesson", "cifar", "photographs", "toy"]

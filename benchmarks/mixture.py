@@ -11,7 +11,6 @@ another view of the same thing need not be an attack.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ from typing import Any
 import numpy as np
 from cifar10 import SEED, machine, parts, tables, taught, whole
 from detection import auroc
-from families import CHEAP, hits_of, network, walk_of
+from families import CHEAP, arguments, hits_of, network, walk_of
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks import Attack
+from advconn.attacks import MIXTURE, Attack
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.making import SHARE, still_wrong
 from advconn.stages import STAGES, scored, walks_of
@@ -34,24 +33,7 @@ from advconn.stages import STAGES, scored, walks_of
 APART = ("spatial", "colour")
 HEAVY = ("fmn-l0", "saltpepper", "deepfool")  # that want foolbox, or a gradient of every class
 GOOD = (0.99, 0.95)  # AUROC and share caught at 5 % that make a candidate needless
-BEFORE = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:alpha=6/255,eps=8/255,steps=2",
-    "pgd:eps=4/255,steps=3",
-    "pgd:eps=2/255,steps=20",
-    "pgd:eps=1/255,steps=10",
-    "pgd-l2:eps=1,steps=10",
-    "pgd-l2:eps=0.25,steps=10",
-    "pgd-l2:alpha=1.5,eps=1.5,steps=1",
-    "pgd-stop:eps=8/255,steps=20",
-    "pgd-stop:eps=2/255,steps=20",
-    "cw:kappa=0,steps=100",
-    "cw:kappa=3,steps=60",
-    "fgsm:eps=8/255",
-    "fgsm:eps=4/255",
-    "fgsm:eps=2/255",
-    "square:eps=8/255,n_queries=500",
-)
+BEFORE = MIXTURE[: MIXTURE.index("tifgsm:eps=8/255")]
 MOST = 120  # attacked images of each attack that a head is fitted on
 
 
@@ -122,9 +104,7 @@ def left_out(folds: Folds, specs: Sequence[str], names: Sequence[str]) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "nets"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folds, started = Folds(args.cache, args.data, args.nets), time.time()

@@ -10,7 +10,6 @@ the other networks serves the one left out, at a threshold from its clean images
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 from cifar10 import SEED, machine
 from detection import auroc
-from families import WIDE
-from lessons import NETWORKS, TOY, Lesson, cifar, photographs, toy
+from families import NETWORKS, WIDE, arguments
+from lessons import TOY, Lesson, cifar, photographs, toy
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -122,9 +121,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "nets"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--networks", nargs="+", default=(*NETWORKS, *TOY, "photographs"))
     parser.add_argument("--few", type=int, default=24, help="attacked images of each attack and network to learn from")
     parser.add_argument("--clean", type=int, default=250, help="clean images of each network")

@@ -147,6 +147,14 @@ def test_transfer_takes_another_network(classifier, digits, tmp_path):
     assert torch.equal(attack.run(blind, images, labels), out)
 
 
+def test_a_surrogate_of_other_classes_is_refused(classifier, digits, tmp_path):
+    """Before anything is attacked, with both numbers."""
+    (tmp_path / "other.py").write_text(SURROGATE.replace("Linear(64, 10)", "Linear(64, 3)"))
+    attack = Attack.parse(f"transfer:surrogate={tmp_path}/other.py:factory")
+    with pytest.raises(AttackError, match="the surrogate has 3 classes, the classifier 10"):
+        attack.run(classifier, classifier.check(digits[0][:4]), digits[1][:4])
+
+
 def test_weights_need_a_surrogate():
     with pytest.raises(AttackError, match="weights go with surrogate"):
         Attack.parse("transfer:weights=a.pt")

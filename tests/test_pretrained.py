@@ -92,6 +92,12 @@ def test_what_no_head_was_taught_for_is_refused(classifier, digits):
         few.fit(digits[0][900:940])
 
 
+def test_options_of_attacks_are_refused_where_none_is_made(classifier, digits):
+    """Not dropped without a word."""
+    with pytest.raises(FitError, match="attacks, head: a quick fit makes no attack"):
+        fit(classifier, digits[0][900:1300], quick=True, attacks=("fgsm",), head=object())
+
+
 def test_damaged_heads_are_told(tmp_path):
     with pytest.raises(BundleError, match="no readable heads"):
         pretrained.load(tmp_path)

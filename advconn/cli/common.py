@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -262,25 +261,6 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return found
-
-
-SMALL = 64  # pixels of the shorter side: more is a photograph
-
-
-def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
-    """The shipped detector that suits these images, and what to say of it: photographs have one of their own."""
-    from advconn import bundle, zoo
-
-    large = False
-    for collection in collections:
-        with suppress(DataError):
-            large = large or min(collection.sample(1).size()) > SMALL
-    if large and zoo.installed(zoo.IMAGENET):
-        return bundle.default("imagenet"), (
-            "no --detector given: the one for photographs judges what EfficientNet-Lite0 (ImageNet) sees at 224x224"
-        )
-    said = "no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image"
-    return bundle.default(), said + f"; for photographs there is another: {zoo.EXTRA}" * large
 
 
 def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "quick",
     default=None,
     help="Take heads that were taught on other networks, and make no attack; or attack this classifier and fit heads "
-    "of its own, which takes twenty times as long [default: --quick; --full with an option of attacks].",
+    "of its own, which takes many times as long [default: --quick; --full with an option of attacks].",
 )
 @click.option(
     "--attack",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,14 +25,17 @@ from advconn.cli.common import (
     frames_option,
     model_options,
     note,
-    shipped_for,
     tell_skipped,
     vacant,
 )
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
+if TYPE_CHECKING:
+    from advconn.images import Collection
+
 CLEAN, FLAGGED, FAILED = 0, 1, 2
+SMALL = 64  # pixels of the shorter side: more is a photograph
 
 
 def threshold_options(function: F) -> F:
@@ -152,3 +157,19 @@ def score(
     run.close()
     status = FAILED if run.failed or (strict and skipped) else FLAGGED if run.flagged else CLEAN
     click.get_current_context().exit(status)
+
+
+def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
+    """The shipped detector that suits these images, and what to say of it: photographs have one of their own."""
+    from advconn import bundle, zoo
+
+    large = False
+    for collection in collections:
+        with suppress(DataError):
+            large = large or min(collection.sample(1).size()) > SMALL
+    if large and zoo.installed(zoo.IMAGENET):
+        return bundle.default("imagenet"), (
+            "no --detector given: the one for photographs judges what EfficientNet-Lite0 (ImageNet) sees at 224x224"
+        )
+    said = "no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image"
+    return bundle.default(), said + f"; for photographs there is another: {zoo.EXTRA}" * large
