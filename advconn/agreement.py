@@ -14,6 +14,7 @@ from advconn.images import Item, labels
 
 ENOUGH = 20  # images before anything is said of an accuracy
 LEVEL = 0.05
+FLAWLESS = 100  # images without a mistake that an honest classifier seldom shows
 
 
 def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
@@ -89,6 +90,29 @@ def above_chance(right: int, count: int, classes: int) -> bool:
     from scipy.stats import binom
 
     return count < ENOUGH or float(binom.sf(right - 1, count, 1 / classes)) < LEVEL
+
+
+def trained_on(right: int, count: int, accuracy: float | None = None) -> str | None:
+    """One line where so many right answers of a classifier look as if it had been trained on the images, else None.
+
+    Args:
+        accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: significantly more
+            (binomial, one-sided, 95 %) tells. Where it is not, no mistake in 100 images or more does.
+    """
+    from scipy.stats import binom
+
+    if accuracy is None:
+        told = count >= FLAWLESS and right == count
+        against = "without a mistake"
+    else:
+        told = count >= ENOUGH and float(binom.sf(right - 1, count, accuracy)) < LEVEL
+        against = f"where {accuracy:.1%} were to be expected"
+    if not told:
+        return None
+    return (
+        f"the classifier gets {right} of {count} images right, {against}: it may have been trained on them, and the "
+        "promised false-alarm rate then holds for such images alone; give images that it was not trained on"
+    )
 
 
 def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bool = False) -> str:

@@ -89,6 +89,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         by_class: thresholds of their own for predicted classes that have enough calibration images.
         pretrained: heads that were taught on other networks; where `fit` is given clean images alone it takes these,
             and makes no attack.
+        refine: with pretrained heads, so many images are attacked after all, by `attacks` in turn, and move the heads.
     """
 
     fitted_: Fitted
@@ -108,6 +109,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         confidence: float | None = 0.95,
         by_class: bool = False,
         pretrained: Pretrained | None = None,
+        refine: int = 0,
     ) -> None:
         self.connectivity = connectivity
         self.head = head
@@ -122,6 +124,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.confidence = confidence
         self.by_class = by_class
         self.pretrained = pretrained
+        self.refine = refine
 
     def fit(
         self,
@@ -175,13 +178,15 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         walks = walks_of(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
         maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, store or Store(None), jobs, progress)
+        usual = tuple(self.attacks) == MIXTURE
+        mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
-            self.take(self.pretrained, maker.features(images[train], "walk"))
+            few = replace(maker, per_attack=-(-self.refine // len(mixture)))
+            found = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
+            self.take(self.pretrained, found.sound())
             return self._calibrated(images, kept, progress)
         if y is None:
-            usual = tuple(self.attacks) == MIXTURE
-            mixture = made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks
-            rows = attacked_rows(images[train], _maybe(labels, train), parse_all(mixture), maker)
+            rows = attacked_rows(images[train], _maybe(labels, train), mixture, maker)
         else:
             rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
         clean = kinds[train] == 0
@@ -195,19 +200,20 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_ = replace(self.fitted_, seen=marks(images))
         return self
 
-    def take(self, heads: Pretrained, clean: Sequence[np.ndarray]) -> Detector:
-        """Take heads that were taught on other networks, standardised by features (n, d) of clean images at each stage.
+    def take(self, heads: Pretrained, rows: Taught) -> Detector:
+        """Take heads that were taught on other networks, standardised by clean images, moved by attacked ones if any.
 
         `calibrate_on` or `set_calibration` makes it whole.
 
         Raises:
             FitError: too few images, or stages that no head was taught for.
         """
-        walks = walks_of(self.connectivity, self.stages)
-        sound = np.logical_and.reduce([np.isfinite(table).all(1) for table in clean])
-        found = [table[sound] for table in clean]
-        cascade = heads.cascade(walks, found, shares_of(self.connectivity, self.stages))
-        self.set_cascade(cascade, np.median(found[-1], axis=0), Fitted(int(sound.sum()), 0, {}, pretrained=True))
+        walks, shares = walks_of(self.connectivity, self.stages), shares_of(self.connectivity, self.stages)
+        clean, hits = rows.only(rows.plain).features, rows.only(rows.kinds > 0)
+        attacked = hits.features if len(hits.kinds) else ()
+        cascade = heads.cascade(walks, clean, shares, attacked)
+        fitted = Fitted(int(rows.plain.sum()), 0, rows.attacks, pretrained=True)
+        self.set_cascade(cascade, np.median(clean[-1], axis=0), fitted)
         return self
 
     def fit_features(

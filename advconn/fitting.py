@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advconn import pretrained
-from advconn.agreement import checked
+from advconn.agreement import checked, trained_on
 from advconn.attacks import BLACK_BOX, MIXTURE, Attack, made_for, parse_all, succeeded, suited
 from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
@@ -52,8 +52,10 @@ def fit(
     synthesised: bool = False,
     apart: Any = None,
     quick: bool | None = None,
+    refine: int = 0,
     surrogate: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
+    accuracy: float | None = None,
     progress: Progress = silent,
     note: Callable[[str], None] = warn,
     store: Any = None,
@@ -78,9 +80,13 @@ def fit(
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack:
             no gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option
             says how attacks are made, images walked or heads fitted (OF_ATTACKS, walk, stages, benign).
+        refine: of a quick fit, so many images are attacked after all, by the mixture or `attacks` in turn, and move the
+            heads towards this classifier.
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
             made on it.
         accept_accuracy: go on with a classifier that is no better than chance.
+        accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: `note` is told where
+            it gets significantly more of these right, and without one where it gets all of them right.
         progress, note: told how far it is; told what a user should know (else these are warnings).
         store, jobs: see Detector.fit.
         walk: options of Connectivity.
@@ -93,10 +99,12 @@ def fit(
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
     """
     told = {name for name, value in (options | {"surrogate": surrogate, "walk": walk}).items() if value is not None}
-    given = OF_ATTACKS & told
-    if quick and given:
+    given = told & OF_ATTACKS - ({"attacks", "surrogate"} if refine else set())
+    if refine and quick is False:
+        raise FitError("refine moves the heads of a quick fit: give no quick=False with it")
+    if (quick or refine) and given:
         raise FitError(f"{', '.join(sorted(given))}: a quick fit makes no attack and fits no head; give quick=False")
-    quick = not told & {*OF_ATTACKS, "walk", "stages", "benign"} if quick is None else quick
+    quick = bool(refine) or not told & {*OF_ATTACKS, "walk", "stages", "benign"} if quick is None else quick
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
     if truth is not None and len(truth) and int(truth.max()) >= classifier.num_classes:
@@ -105,6 +113,9 @@ def fit(
         )
     images, truth, predicted = sound(classifier, images, truth, note)
     checked(predicted, truth, classifier.num_classes, accept=accept_accuracy)
+    memorised = None if truth is None else trained_on(int((predicted == truth).sum()), len(truth), accuracy)
+    if memorised:
+        note(memorised)
     _twice(images, note)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     chosen = 0 if synthesised else round(FOR_REFERENCES * len(images))
@@ -126,12 +137,13 @@ def fit(
         )
         references, chosen = None, 0
     rest = order[chosen:]
-    other = None if quick else _surrogate(surrogate, classifier)
+    other = _surrogate(surrogate, classifier) if refine or not quick else None
     if quick:
         small = min(images.shape[2:]) < FINE
         options = {"calibrate": QUICK_SHARE, "stages": all_at_once(classifier) if small else STAGES} | options
         options |= {"pretrained": pretrained.load(), "benign": BENIGN}  # under which the heads were taught
-    elif options.get("attacks") is None:
+        options["refine"] = refine
+    if (refine or not quick) and options.get("attacks") is None:
         stand = predicted if truth is None else truth
         options["attacks"] = mixture_for(classifier, images[rest], stand[rest], other, note, seed)
     some = images[order[:chosen]] if chosen else images[rest]
@@ -359,7 +371,9 @@ def estimate(detector: Detector, count: int) -> float:
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
     quick = detector.pretrained is not None
     walks, forwards, gradients = (2 - quick) * train + held / 4, 0.0, 0.0  # benign ones too; calibration leaves early
-    for attack in () if quick else parse_all(detector.attacks):
+    attacks = parse_all(detector.attacks) if detector.refine or not quick else ()
+    tried = min(tried, -(-detector.refine // len(attacks))) if quick and attacks else tried
+    for attack in attacks:
         steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
         walks += tried
         forwards += 0 if attack.needs_gradient else tried * steps / 2

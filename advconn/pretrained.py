@@ -7,6 +7,7 @@ enough. How they were taught is in benchmarks/teach.py, what they reach on netwo
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, FitError
@@ -24,6 +27,9 @@ from advconn.stages import Cascade, exits_at, scored
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
 LEAST = 20  # clean images that a median and a spread are taken of
+PULL = 30.0  # towards what was taught, as benchmarks/refine.py found
+LARGEST = 3.0  # of a standardised feature while heads are taught: what is far out weighs no more
+FAR = 10.0  # the same while they are moved
 INNER = (0.16, 0.84)  # quantiles that are two standard deviations apart where values are Gaussian
 
 
@@ -49,11 +55,18 @@ class Pretrained:
             out.append(self.names.index(columns))
         return tuple(out)
 
-    def cascade(self, walks: tuple[Connectivity, ...], clean: Sequence[np.ndarray], shares: Sequence[float]) -> Cascade:
+    def cascade(
+        self,
+        walks: tuple[Connectivity, ...],
+        clean: Sequence[np.ndarray],
+        shares: Sequence[float],
+        attacked: Sequence[np.ndarray] = (),
+    ) -> Cascade:
         """The stages of a classifier, standardised by features (n, d) of its clean images at each.
 
         Args:
             shares: of clean images that go on, for all stages but the last.
+            attacked: features (m, d) at each stage of its attacked images, which move the heads, see `moved`.
 
         Raises:
             FitError: too few images, or stages that no head was taught for.
@@ -63,9 +76,16 @@ class Pretrained:
             raise FitError(UNTAUGHT)
         if len(clean[0]) < LEAST:
             raise FitError(f"{len(clean[0])} clean images to standardise by: expected {LEAST} or more")
-        heads = tuple(with_standard(table, self.heads[k]) for table, k in zip(clean, chosen, strict=True))
+        from sklearn.pipeline import make_pipeline
+
+        heads = []
+        for stage, k in enumerate(chosen):
+            scale, head = standard(clean[stage]), self.heads[k]
+            if len(attacked):
+                head = moved(head, *(scale.transform(table[stage]) for table in (clean, attacked)))
+            heads.append(make_pipeline(scale, head))
         scores = np.stack([scored(head, table) for head, table in zip(heads, clean, strict=True)], 1)
-        return Cascade(walks, tuple(self.names[k] for k in chosen), heads, exits_at(scores, shares))
+        return Cascade(walks, tuple(self.names[k] for k in chosen), tuple(heads), exits_at(scores, shares))
 
 
 def standard(clean: np.ndarray) -> Any:
@@ -85,11 +105,34 @@ def standard(clean: np.ndarray) -> Any:
     return scaler
 
 
-def with_standard(clean: np.ndarray, head: Any) -> Any:
-    """A head of standardised features as one of features themselves, standardised by clean ones (n, d)."""
-    from sklearn.pipeline import make_pipeline
+def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
+    """A taught head that was moved by standardised features of clean (n, d) and attacked images (m, d).
 
-    return make_pipeline(standard(clean), head)
+    It has the largest likelihood of which is which, less PULL / 2 times the squared distance of its weights, in
+    deviations of their features, from those that were taught: the fewer images, the less it moves.
+    """
+    features = np.concatenate([clean, attacked]).clip(-FAR, FAR)
+    rows = torch.from_numpy(features)
+    kinds = torch.from_numpy(np.repeat([0.0, 1.0], [len(clean), len(attacked)]))
+    spread = torch.from_numpy(features.clip(-LARGEST, LARGEST).std(0))
+    start = [torch.from_numpy(np.ascontiguousarray(values)) for values in (head.coef_, head.intercept_)]
+    weight, bias = (values.clone().requires_grad_() for values in start)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Any:
+        optimizer.zero_grad()
+        logits = rows @ weight.T + bias
+        odds = logits[:, 1:].logsumexp(1) - logits[:, 0]
+        value = F.binary_cross_entropy_with_logits(odds, kinds, reduction="sum")
+        value = value + PULL / 2 * ((weight - start[0]) * spread).square().sum()
+        value.backward()
+        return value
+
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer.step(loss)
+    out = copy.deepcopy(head)
+    out.coef_, out.intercept_ = weight.detach().numpy(), bias.detach().numpy()
+    return out
 
 
 def load(folder: Path | None = None) -> Pretrained:

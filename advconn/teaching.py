@@ -53,14 +53,12 @@ class Taught:
 
     def sound(self) -> Taught:
         """Without the rows that have a feature which is not finite."""
-        rows = np.logical_and.reduce([np.isfinite(table).all(1) for table in self.features])
-        return Taught(
-            tuple(table[rows] for table in self.features),
-            self.kinds[rows],
-            self.groups[rows],
-            self.benign[rows],
-            self.attacks,
-        )
+        return self.only(np.logical_and.reduce([np.isfinite(table).all(1) for table in self.features]))
+
+    def only(self, rows: np.ndarray) -> Taught:
+        """These rows of it."""
+        features = tuple(table[rows] for table in self.features)
+        return Taught(features, self.kinds[rows], self.groups[rows], self.benign[rows], self.attacks)
 
 
 def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **known: Any) -> Taught:

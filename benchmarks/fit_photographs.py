@@ -85,7 +85,7 @@ def main() -> None:
     if args.heads == "own":
         detector.teach(lesson.learn)
     else:
-        detector.take(pretrained.load(), [table[lesson.learn.plain] for table in lesson.learn.features])
+        detector.take(pretrained.load(), lesson.learn.only(lesson.learn.plain))
     detector.calibrate_on(learn.images[order[USED:]], lambda stage, done, total: print(stage, done, total, flush=True))
     detector.fitted_ = replace(detector.fitted_, seen=marks(learn.images))
     figures = figures_of(detector, test, args.cache, list(lesson.attacked), args.test)

@@ -22,18 +22,18 @@ from detection import auroc
 from families import NETWORKS, WIDE, arguments
 from lessons import TOY, Lesson, cifar, photographs, toy
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack
 from advconn.calibration import Calibration
 from advconn.detector import default_head
 from advconn.heads import save as save_head
-from advconn.pretrained import standard, with_standard
+from advconn.pretrained import LARGEST, standard
 from advconn.stages import STAGES, exits_at, ordered, scored
 
 SHARES = tuple(stage.share for stage in STAGES[:-1])
 FPR = 0.05
-LARGEST = 3.0  # of a standardised feature while heads are taught: what is far out weighs no more
 
 
 def family(spec: str) -> str:
@@ -81,31 +81,31 @@ def taught(lessons: Sequence[Lesson], count: int, without: str | None = None) ->
     return tuple(head(rows(lessons, k, without)) for k in range(count))
 
 
-def judged(lesson: Lesson, heads: tuple[Any, ...], own: bool = False) -> dict[str, Any]:
+def judged(lesson: Lesson, heads: tuple[Any, ...], plain: bool = False) -> dict[str, Any]:
     """AUROC and catch rate of every attack on a network, by heads that are standardised by its clean images.
 
-    own: heads that were fitted on the network itself and take plain features.
+    plain: of heads that take features which are not standardised.
     """
     first = lesson.first
-    plain = [table[lesson.learn.plain] for table in lesson.learn.features]
-    made = heads if own else tuple(with_standard(t, h) for t, h in zip(plain, heads, strict=False))
+    base = [table[lesson.learn.plain] for table in lesson.learn.features]
+    made = heads if plain else tuple(make_pipeline(standard(t), h) for t, h in zip(base, heads, strict=False))
     made = made[first:]
 
     def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([scored(h, t) for h, t in zip(made, tables[first:], strict=False)], 1)
 
-    at = exits_at(scores(plain), SHARES[first : first + len(made) - 1])
+    at = exits_at(scores(base), SHARES[first : first + len(made) - 1])
     clean = scores(lesson.clean)
     half = len(clean) // 2  # one half calibrates, the other counts
     threshold = Calibration(ordered(clean[:half], at)[0], FPR, None).threshold
-    base, reached = ordered(clean[half:], at)
-    out: dict[str, Any] = {"fpr": round(float((base > threshold).mean()), 4), "n_clean": len(base), "attacks": {}}
+    rest, reached = ordered(clean[half:], at)
+    out: dict[str, Any] = {"fpr": round(float((rest > threshold).mean()), 4), "n_clean": len(rest), "attacks": {}}
     out["reached"] = [round(float((reached > k).mean()), 3) for k in range(len(made))]
     for spec, tables in lesson.attacked.items():
         score = ordered(scores(tables), at)[0]
         out["attacks"][spec] = {
             "family": family(spec),
-            "auroc": round(auroc(base, score), 4),
+            "auroc": round(auroc(rest, score), 4),
             "caught": round(float((score > threshold).mean()), 4),
             "n": len(score),
         }
@@ -155,7 +155,7 @@ def main() -> None:
         show(f"taught on the others, used on {name}", record["left_out"][name])
         if lesson.learn.attacks:  # the full fit, on as many attacked images as the lesson has
             fitted = tuple(default_head(SEED).fit(table, lesson.learn.kinds) for table in lesson.learn.features)
-            record["own"][name] = judged(lesson, fitted, own=True)
+            record["own"][name] = judged(lesson, fitted, plain=True)
             show(f"  fitted on {name} itself", record["own"][name])
         if not args.strict:
             continue

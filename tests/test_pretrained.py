@@ -5,17 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from advconn import bundle, pretrained
+from advconn.agreement import trained_on
 from advconn.attacks import Attack, succeeded
 from advconn.classifier import Classifier, counting
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
-from advconn.stages import STAGES
+from advconn.stages import STAGES, log_odds
 
 
 def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):
@@ -112,3 +114,35 @@ def test_pictures_of_ordinary_size_leave_early():
     detector = fit(model, images, quick=True, fpr=0.1, note=lambda text: None)
     assert [len(walk.copies) for walk in detector.cascade_.walks][:3] == [3, 7, 30]
     assert np.isfinite(detector.cascade_.exits).all()
+
+
+def test_a_few_attacked_images_move_the_heads(classifier, digits):
+    """Towards this classifier; many more of them move them farther, and none not at all."""
+    rng = np.random.default_rng(0)
+    taught = LogisticRegression().fit(rng.normal(size=(300, 4)) + np.eye(4)[0], np.repeat([0, 1, 2], 100))
+    clean, attacked = rng.normal(size=(400, 4)), rng.normal(size=(400, 4)) + 2 * np.eye(4)[3]
+
+    def far(count: int) -> float:
+        return float(np.abs(pretrained.moved(taught, clean[:count], attacked[:count]).coef_ - taught.coef_).max())
+
+    assert 0 < far(4) < far(40) < far(400)
+    odds = log_odds(pretrained.moved(taught, clean, attacked), np.concatenate([clean, attacked]))
+    assert roc_auc_score(np.repeat([0, 1], 400), odds) > 0.85
+    images, labels = digits
+    said = {"note": lambda text: None, "attacks": ("fgsm:eps=51/255", "pgd:eps=51/255,steps=5")}
+    detector = fit(classifier, images[900:1200], labels[900:1200], refine=30, **said)
+    assert detector.fitted_.pretrained
+    assert [tried for tried, _ in detector.fitted_.attacks.values()] == [15, 15]
+    with pytest.raises(FitError, match="give no quick=False"):
+        fit(classifier, images[900:1200], labels[900:1200], refine=30, quick=False)
+
+
+def test_images_that_look_like_training_images_are_told(classifier, digits):
+    """Where the accuracy is known, and where there is no mistake at all."""
+    assert trained_on(99, 100) is None
+    assert "may have been trained on them" in trained_on(100, 100)
+    assert trained_on(85, 100, 0.8) is None
+    assert "80.0% were to be expected" in trained_on(92, 100, 0.8)
+    said = []
+    fit(classifier, digits[0][:300], digits[1][:300], accuracy=0.9, note=said.append)
+    assert any("trained on them" in line for line in said)

@@ -44,13 +44,26 @@ if TYPE_CHECKING:
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate.")
 @confidence_option
 @conditions_option
+@click.option(
+    "--accuracy",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Of the classifier on images that it was not trained on: a warning tells where it gets more of these right.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
 @click.option(
     "--quick/--full",
     "quick",
     default=None,
     help="Take heads that were taught on other networks, and make no attack; or attack this classifier and fit heads "
-    "of its own, which takes many times as long [default: --quick; --full with an option of attacks].",
+    "of its own, which takes many times as long [default: --quick; --full with an option of attacks but --refine].",
+)
+@click.option(
+    "--refine",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="Attack N of the images after all, by the mixture in turn: the taught heads move towards this classifier.",
 )
 @click.option(
     "--attack",
@@ -84,8 +97,10 @@ def fit(
     fpr: float,
     confidence: Any,
     conditions: tuple[str, ...] | None,
+    accuracy: float | None,
     limit: int | None,
     quick: bool | None,
+    refine: int | None,
     attacks: tuple[str, ...],
     limit_attacked: int | None,
     surrogate: str | None,
@@ -122,8 +137,11 @@ def fit(
     if asked.model is None:
         raise click.UsageError("Missing option '--model'.")
     enough(10**9, fpr)
-    made = {"--attack": attacks, "--limit-attacked": limit_attacked, "--surrogate": surrogate}
+    made: dict[str, Any] = {"--limit-attacked": limit_attacked}
+    made |= {} if refine else {"--attack": attacks, "--surrogate": surrogate}
     given = [name for name, value in made.items() if value]
+    if refine and (quick is False or given):
+        raise click.UsageError(f"--refine goes with --quick, not with {given[0] if given else '--full'}")
     if quick and given:
         raise click.UsageError(f"{given[0]} goes with --full: a quick fit makes no attack")
     quick = not given if quick is None else quick
@@ -143,6 +161,7 @@ def fit(
         look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
         stand_in = models.load(surrogate, surrogate_weights, device=str(classifier.device), note=note, **look)
     options: dict[str, Any] = {} if limit_attacked is None else {"per_attack": limit_attacked}
+    options |= {} if refine is None else {"refine": refine}
     if conditions is not None:
         options["conditions"] = conditions
     if attacks:
@@ -163,6 +182,7 @@ def fit(
             quick=quick,
             surrogate=stand_in,
             accept_accuracy=True,  # looked at while reading
+            accuracy=accuracy,
             progress=progress,
             note=note,
             store=store,
@@ -183,7 +203,9 @@ def fit(
             * bool(worst)
         )
     images_of = f"{fitted.train} clean images"
-    made_of = f"standardised by {images_of}" if quick else f"fitted on {images_of} and their attacked copies"
+    refined = f" and moved by {sum(n for _, n in fitted.attacks.values())} attacked ones" if refine else ""
+    whole = f"fitted on {images_of} and their attacked copies"
+    made_of = f"standardised by {images_of}{refined}" if quick else whole
     click.echo(
         f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
         f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
