@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import clone
 
 from advconn import card as cards
-from advconn import heads, models, zoo
+from advconn import heads, models, pretrained, zoo
 from advconn.attacks import MIXTURE
 from advconn.calibration import CLEAN
 from advconn.classifier import Classifier
@@ -42,7 +43,6 @@ WEIGHTS, TENSORS = "classifier.safetensors", "detector.safetensors"
 HEAD = cards.head_files(1)[0]  # the last stage's
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
-_WALK = ("families", "copies", "halves", "per_class", "rivals", "samples", "layer", "levels", "steps", "nearest")
 
 
 def default(name: str = "cifar10") -> Path:
@@ -105,11 +105,13 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
             "kind": "module" if plain_module(classifier) else "other",
             "preprocessing": vars(look) | {},
         },
-        "connectivity": {name: _plain(getattr(walk, name)) for name in _WALK},
+        "connectivity": {name: _plain(value) for name, value in walk.settings().items()},
         "references": walk.references.origin if walk.references is not None else None,
         "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
-        | {"pretrained": fitted.pretrained},
+        | {"pretrained": fitted.pretrained}
+        | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
+        | {"held_out": detector.calibrate, "refine": detector.refine},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(at) for at in detector.cascade_.exits],
         "missed": None
@@ -238,20 +240,25 @@ def _load(
     known, fitted = card["calibration"], card["fitted"]
     detector = Detector(
         Connectivity(classifier, references, **_tuples(card["connectivity"])),
-        attacks=tuple(fitted["attacks"]) or MIXTURE,
+        attacks=tuple(fitted["mixture"] or fitted["attacks"] or MIXTURE),
+        per_attack=fitted["per_attack"],
         fpr=known["fpr"],
+        calibrate=fitted["held_out"],
         seed=fitted["seed"],
         stages=None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"]),
         benign=tuple(card["conditions"]["fitted"]),
         conditions=tuple(card["conditions"]["calibrated"]),
         confidence=known["confidence"],
         by_class=known["by_class"],
+        pretrained=pretrained.load() if fitted["pretrained"] else None,
+        refine=fitted["refine"],
     )
     cascade, typical = _cascade(folder, card, tensors, detector)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]), fitted["pretrained"])
     detector.set_cascade(cascade, typical, made)
+    detector.head = None if fitted["pretrained"] else clone(cascade.heads[-1])
     stages, count = len(card["exits"]) + 1, len(cascade.walks)
     scores, classes = _calibration(tensors, detector.conditions, stages, card["format"])
     detector.set_calibration({name: values[:, :count] for name, values in scores.items()}, classes)

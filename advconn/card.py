@@ -109,6 +109,10 @@ SCHEMA: Schema = {
         "seed": whole(0, 2**63),
         "attacks": table(_NAME, _COUNTS),
         "pretrained": flag,
+        "mixture": several(_NAME, 0, 200),
+        "per_attack": whole(1, 10**9),
+        "held_out": number(1e-9, 1 - 1e-9),
+        "refine": whole(0, 10**9),
     },
     "stages": maybe(several(_stage, 1, MOST_STAGES)),
     "exits": several(maybe(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
@@ -133,12 +137,16 @@ SCHEMA: Schema = {
     ),
     "card": _HASH,
 }
-LATER: dict[tuple[str, ...], Any] = {  # what formats 1 and 2 did not say
+LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("classifier", "dtype"): "float32",
     ("classifier", "kind"): "module",
     ("classifier", "preprocessing", "crop"): "center",
     ("connectivity", "nearest"): False,
     ("fitted", "pretrained"): False,
+    ("fitted", "mixture"): [],
+    ("fitted", "per_attack"): 1000,
+    ("fitted", "held_out"): 0.4,
+    ("fitted", "refine"): 0,
     ("stages",): None,
     ("exits",): [],
     ("missed",): None,

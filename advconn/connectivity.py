@@ -133,13 +133,16 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError("the family latent needs a layer to walk after: give its name in the module")
         return tuple(f for f in FEATURES if f in self.families)
 
+    def settings(self) -> dict[str, Any]:
+        """What a walk depends on besides its classifier and its references; how many at once is no part of that."""
+        apart = ("classifier", "references", "batch_size")
+        return {name: value for name, value in self.get_params(deep=False).items() if name not in apart}
+
     def key(self) -> tuple[Any, ...]:
         """What the features of an image depend on besides the image: weights, preprocessing, references, settings."""
-        params = {
-            k: v for k, v in self.get_params(deep=False).items() if k not in ("classifier", "references", "batch_size")
-        }
         images = None if self.references is None else self.references.images.cpu().numpy()
-        return self.classifier.fingerprint, str(self.classifier.preprocessing), images, sorted(map(str, params.items()))
+        settings = sorted(map(str, self.settings().items()))
+        return self.classifier.fingerprint, str(self.classifier.preprocessing), images, settings
 
     def transform(self, X: Any) -> np.ndarray:
         """Features (n, d) of images (n, c, h, w): a float tensor or array in [0, 1], or uint8."""

@@ -108,9 +108,8 @@ def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, l
 
 def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     """The trace of many images in one."""
-    skipped = {"classifier", "references", "batch_size"} | ({"layer"} if walk.layer is None else set())
-    skipped |= set() if walk.nearest else {"nearest"}
-    settings = {k: v for k, v in walk.get_params(deep=False).items() if k not in skipped}
+    plain = {"layer": None, "nearest": False}  # as they always were, until they were options
+    settings = {k: v for k, v in walk.settings().items() if k not in plain or v != plain[k]}
     digest = hashlib.sha256(images.contiguous().numpy().tobytes())
     if walk.references is not None:
         digest.update(walk.references.images.numpy().tobytes())

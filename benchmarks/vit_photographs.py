@@ -109,10 +109,10 @@ def classifier(cache: Path, images: Tensor, labels: Tensor) -> Classifier:
 
     def make() -> tuple[np.ndarray, np.ndarray]:
         tokens = torch.cat([plain.logits(plain.check(x)) for x in images.split(16)]).double().numpy()
-        fitted = LogisticRegression(C=0.01, max_iter=500).fit(tokens, labels.numpy())
+        fitted = LogisticRegression(C=1.0, max_iter=2000).fit(tokens, labels.numpy())
         return fitted.coef_, fitted.intercept_
 
-    weight, bias = kept(cache, f"dinov2 head {len(images)} {float(images.double().mean())}", make)
+    weight, bias = kept(cache, f"dinov2 head C 1 {len(images)} {float(images.double().mean())}", make)
     return Classifier(WithHead(body, weight, bias).eval(), size=(224, 224), resize=256, mean=MEAN, std=STD)
 
 

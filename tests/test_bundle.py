@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
 from advconn.classifier import Classifier
-from advconn.detector import Detector
+from advconn.connectivity import Connectivity
+from advconn.detector import Detector, default_head
 from advconn.errors import BundleError, DataError, FitError
 from advconn.nets import compact
 
@@ -183,3 +185,22 @@ def test_another_normalisation_is_another_classifier(saved, net):
     """The same weights behind another mean and deviation are refused, for the scores would be of other inputs."""
     with pytest.raises(BundleError, match="fitted with mean"):
         bundle.load(saved, model=Classifier(net, size=(8, 8), channels=1, mean=(0.1,), std=(0.3,)))
+
+
+def test_a_loaded_detector_was_made_with_the_same_arguments(classifier, digits, tmp_path):
+    """All of them, so that refitting a clone of it is the same fit."""
+    images, labels = digits
+    given = {"attacks": ("fgsm:eps=51/255", "pgd:eps=51/255,steps=5"), "per_attack": 70, "calibrate": 0.45, "seed": 3}
+    given |= {"fpr": 0.1, "benign": ("sharpen",), "conditions": ("clean", "gamma"), "confidence": 0.8, "by_class": True}
+    made = Detector(Connectivity(classifier), stages=None, head=default_head(7), **given)
+    made.fit(images[900:1300], labels=labels[900:1300])
+    loaded = bundle.load(bundle.save(made, tmp_path / "detector"), model=classifier)
+    for name, value in made.get_params(deep=False).items():
+        if name == "connectivity":
+            assert loaded.connectivity.settings() == value.settings()
+        elif name == "head":
+            assert str(loaded.head) == str(value)
+        else:
+            assert getattr(loaded, name) == value, name
+    again = clone(loaded).fit(images[900:1300], labels=labels[900:1300])
+    assert again.calibration_.threshold == made.calibration_.threshold
