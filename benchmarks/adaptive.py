@@ -16,12 +16,12 @@ import numpy as np
 from cifar10 import Part, machine, parts
 
 from advconn import bundle
+from advconn.benchmark.adaptive import differentiable, evade
+from advconn.benchmark.run import Settings, run
+from advconn.benchmark.runner import Runner
+from advconn.datasets import Data
 from advconn.detector import Detector
-from advconn.evaluation.adaptive import differentiable, evade
-from advconn.evaluation.data import Data
-from advconn.evaluation.metrics import share_interval
-from advconn.evaluation.run import Settings, run
-from advconn.evaluation.runner import Runner
+from advconn.metrics import share_interval
 
 
 def alone(detector: Detector, part: Part, args: argparse.Namespace) -> None:

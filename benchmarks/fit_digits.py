@@ -18,7 +18,7 @@ from cifar10 import machine
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.evaluation.data import DIGIT_MIXTURE, FITTED, TAUGHT, digits
+from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
 from advconn.fitting import fit
 from advconn.nets import compact
 

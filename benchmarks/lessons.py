@@ -21,8 +21,8 @@ from advconn.attacks import MIXTURE, Attack, parse_all
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
+from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
 from advconn.detector import as_bytes
-from advconn.evaluation.data import DIGIT_MIXTURE, FITTED, TAUGHT, digits
 from advconn.making import Maker, features_of, still_wrong
 from advconn.modes import choose
 from advconn.progress import silent

@@ -15,21 +15,22 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
 from advconn.attacks import MIXTURE, Attack
+from advconn.benchmark.adaptive import WAYS, differentiable, evade, evade_images, smooth_score
+from advconn.benchmark.baselines import MaxSoftmax
+from advconn.benchmark.controls import controls
+from advconn.benchmark.ours import Advconn, Shipped
+from advconn.benchmark.protocol import freeze, split
+from advconn.benchmark.roster import BASELINES
+from advconn.benchmark.run import Settings, unseen
+from advconn.benchmark.run import run as benchmark
+from advconn.benchmark.runner import Runner
 from advconn.cli import main
 from advconn.cli.benchmark import _cluster as cluster_of
+from advconn.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
-from advconn.evaluation.adaptive import WAYS, differentiable, evade, evade_images, smooth_score
-from advconn.evaluation.baselines import MaxSoftmax
-from advconn.evaluation.controls import controls, untrained
-from advconn.evaluation.data import DIGIT_MIXTURE, digits, unseen_digits
-from advconn.evaluation.metrics import auroc
-from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.protocol import freeze, split
-from advconn.evaluation.roster import BASELINES
-from advconn.evaluation.run import Settings, unseen
-from advconn.evaluation.run import run as benchmark
-from advconn.evaluation.runner import Runner
+from advconn.metrics import auroc
+from advconn.untrained import untrained
 
 KEYS = {
     "detector", "attack", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean", "n_attacked",
@@ -218,7 +219,7 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
         fitted[baseline.name] = len(clean), sum(map(len, rest)), len(getattr(baseline, "clean", ()))
         return freeze(baseline, clean, rest, calibrate, fpr)
 
-    monkeypatch.setattr("advconn.evaluation.run.freeze", watched)
+    monkeypatch.setattr("advconn.benchmark.run.freeze", watched)
     report = benchmark(small, shipped, settings(baselines=("energy", "lid")), Runner())
     train = report.settings["parts"]["train"]
     assert fitted["energy"][0] == fitted["energy"][2] == train

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from advconn.evaluation.metrics import auroc, interval, share, share_interval
+from advconn.metrics import auroc, interval, share, share_interval
 
 
 def test_auroc_counts_pairs_and_halves_ties():

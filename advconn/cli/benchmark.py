@@ -31,9 +31,9 @@ from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
+    from advconn.benchmark.record import Report
+    from advconn.datasets import Data
     from advconn.detector import Detector
-    from advconn.evaluation.data import Data
-    from advconn.evaluation.record import Report
     from advconn.progress import Progress
 
 EVERY = (
@@ -112,11 +112,11 @@ def benchmark(
     """
     from advconn import models
     from advconn.attacks import MIXTURE, made_for, parse_all
-    from advconn.evaluation import run as runs
-    from advconn.evaluation.data import DIGIT_MIXTURE
-    from advconn.evaluation.record import save
-    from advconn.evaluation.roster import BASELINES
-    from advconn.evaluation.runner import Runner
+    from advconn.benchmark import run as runs
+    from advconn.benchmark.record import save
+    from advconn.benchmark.roster import BASELINES
+    from advconn.benchmark.runner import Runner
+    from advconn.datasets import DIGIT_MIXTURE
     from advconn.files import cache_folder
 
     if out is not None:
@@ -168,7 +168,7 @@ def _subject(
     import numpy as np
     import torch
 
-    from advconn.evaluation.data import Data
+    from advconn.datasets import Data
     from advconn.fitting import fit
     from advconn.images import Collection
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from advconn.calibration import Calibration
     from advconn.classifier import Classifier
+    from advconn.datasets import Data
     from advconn.detector import Detector
-    from advconn.evaluation.data import Data
     from advconn.images import Collection
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -282,7 +282,7 @@ def unasked(device: str) -> tuple[Detector, Data]:
     And a note that says which, and why.
     """
     from advconn import bundle
-    from advconn.evaluation.data import cifar10, unseen_digits
+    from advconn.datasets import cifar10, unseen_digits
 
     try:
         images = cifar10()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from advconn.attacks import Attack
 from advconn.connection import Connection, connect
-from advconn.evaluation.metrics import auroc
 from advconn.figures import relative
+from advconn.metrics import auroc
 from advconn.space import Space
 from advconn.studies.barriers import ATTACKS, REAL
 from advconn.studies.common import Pairs, Pool, Study, Subject, pool, same_class, spread, to_class

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from advconn.classifier import Classifier
-from advconn.evaluation.controls import untrained
 from advconn.studies.common import Study, Subject, pool, spread
+from advconn.untrained import untrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from advconn.evaluation.baselines import (
+from advconn.benchmark.baselines import (
     Baseline,
     Energy,
     FlipShift,
@@ -15,8 +15,8 @@ from advconn.evaluation.baselines import (
     SecondModel,
     Squeezing,
 )
-from advconn.evaluation.on_features import LID, LayerRegression, Mahalanobis, MultiLID, Neighbours
-from advconn.evaluation.ours import PaperBarrier
+from advconn.benchmark.on_features import LID, LayerRegression, Mahalanobis, MultiLID, Neighbours
+from advconn.benchmark.ours import PaperBarrier
 
 BASELINES: Mapping[str, type[Baseline]] = {
     made.name: made

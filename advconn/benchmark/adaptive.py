@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advconn.benchmark.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
+from advconn.benchmark.ours import Shipped
+from advconn.benchmark.protocol import Bench, Frozen, key_of
 from advconn.classifier import Classifier, margin
 from advconn.detector import Detector, default_head
 from advconn.errors import AttackError
-from advconn.evaluation.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
-from advconn.evaluation.metrics import share_interval
-from advconn.evaluation.ours import Shipped
-from advconn.evaluation.protocol import Bench, Frozen, key_of
 from advconn.features import table
+from advconn.metrics import share_interval
 from advconn.progress import Progress, silent
 from advconn.stages import Cascade, cut, scored
 

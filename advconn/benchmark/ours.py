@@ -6,10 +6,10 @@ import numpy as np
 from torch import Tensor
 
 from advconn import modes
+from advconn.benchmark.baselines import Baseline
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import DataError
-from advconn.evaluation.baselines import Baseline
 from advconn.modes import References
 from advconn.stages import log_odds, ordered
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advconn.benchmark.baselines import Baseline, Trained, as_numpy
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.evaluation.baselines import Baseline, Trained, as_numpy
 
 
 class Layers:

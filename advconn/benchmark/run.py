@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import MIXTURE, parse_all
+from advconn.benchmark.adaptive import evasions
+from advconn.benchmark.baselines import Baseline
+from advconn.benchmark.controls import controls
+from advconn.benchmark.ours import Advconn, Shipped
+from advconn.benchmark.protocol import Bench, Columns, Frozen, Hits, freeze, row, settled
+from advconn.benchmark.record import Report
+from advconn.benchmark.roster import BASELINES
+from advconn.benchmark.runner import Runner
 from advconn.calibration import enough
 from advconn.classifier import Classifier, margin
 from advconn.conditions import CONDITIONS, noise_of_size, usable
+from advconn.datasets import Data
 from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
-from advconn.evaluation.adaptive import evasions
-from advconn.evaluation.baselines import Baseline
-from advconn.evaluation.controls import controls
-from advconn.evaluation.data import Data
-from advconn.evaluation.metrics import share, share_interval
-from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.protocol import Bench, Columns, Frozen, Hits, freeze, row, settled
-from advconn.evaluation.record import Report
-from advconn.evaluation.roster import BASELINES
-from advconn.evaluation.runner import Runner
+from advconn.metrics import share, share_interval
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def save(report: Report, folder: Path) -> None:
     Raises:
         DataError: the folder is not empty, or cannot be written.
     """
-    from advconn.evaluation.page import html
+    from advconn.benchmark.page import html
 
     with writing(folder) as partial:
         record = {name: getattr(report, name) for name in ("settings", "rows", "alarms", "attacks", "left", "controls")}

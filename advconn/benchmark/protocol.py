@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack, round_to_bytes
+from advconn.benchmark.baselines import Baseline
+from advconn.benchmark.ours import Advconn, Shipped
+from advconn.benchmark.runner import Runner
 from advconn.calibration import Calibration, enough
 from advconn.classifier import Classifier, counting
 from advconn.errors import FitError
-from advconn.evaluation.baselines import Baseline
-from advconn.evaluation.metrics import auroc, interval, share, share_interval
-from advconn.evaluation.ours import Advconn, Shipped
-from advconn.evaluation.runner import Runner
+from advconn.metrics import auroc, interval, share, share_interval
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
