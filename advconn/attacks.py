@@ -1,4 +1,4 @@
-"""Attacks by name and family, and the mixture that a detector is fitted on.
+"""Attacks: a named one with its parameters, run on a classifier, and what of it succeeded.
 
 What torchattacks has is made with it, some with foolbox (extra `attacks`), the rest in `perturb`. No library is
 imported before an attack of its own is made, so that scoring works where none is installed.
@@ -7,12 +7,11 @@ imported before an attack of its own is made, so that scoring works where none i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,189 +22,8 @@ from advconn import models, perturb
 from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 from advconn.imitation import imitate
+from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
 from advconn.toolboxes import LIBRARIES
-
-FAMILIES: Mapping[str, str] = MappingProxyType(
-    {
-        "linf": "gradient steps within a largest change of every pixel",
-        "l2": "gradient steps within a Euclidean length",
-        "minimum": "the smallest change that is enough",
-        "single": "one step",
-        "sparse": "few pixels, or a small sum of changes",
-        "score": "queries for the classifier's scores alone",
-        "decision": "queries for the predicted class alone",
-        "transfer": "made on another network",
-        "smooth": "low frequencies",
-        "universal": "one change for many images",
-        "patch": "a square of any content",
-        "spatial": "turned and shifted",
-        "colour": "other light and colours",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An attack's family, what makes it, its parameters unless told, and where it comes from.
-
-    made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
-    renamed: parameters that the library calls otherwise. fixed: further arguments of the class.
-    gradient: whether it needs one. channels: that it is made for; 0 for any number.
-    """
-
-    family: str
-    made_by: str
-    defaults: Mapping[str, float]
-    source: str
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    gradient: bool = True
-    channels: int = 0
-
-
-_LINF = {"eps": 8 / 255, "steps": 10}
-_MADRY, _FMN = "Madry et al. 2018", "Pintor et al. 2021"
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "fgsm": Kind("single", "torchattacks:FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
-        "ffgsm": Kind("single", "torchattacks:FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
-        "bim": Kind("linf", "torchattacks:BIM", _LINF, "Kurakin et al. 2017"),
-        "pgd": Kind("linf", "torchattacks:PGD", _LINF, _MADRY),
-        "mifgsm": Kind("linf", "torchattacks:MIFGSM", _LINF, "Dong et al. 2018"),
-        "apgd": Kind("linf", "torchattacks:APGD", _LINF, "Croce & Hein 2020", {"norm": "Linf"}),
-        "pgd-stop": Kind("linf", "stopped", _LINF, "PGD that stops at a clean image's confidence"),
-        "jitter": Kind("linf", "torchattacks:Jitter", _LINF, "Schwinn et al. 2021"),
-        "autoattack": Kind(
-            "linf",
-            "torchattacks:AutoAttack",
-            {"eps": 8 / 255},
-            "Croce & Hein 2020",
-            {"norm": "Linf", "version": "standard"},
-        ),
-        "pgd-l2": Kind("l2", "torchattacks:PGDL2", {"eps": 0.5, "steps": 10}, _MADRY),
-        "cw": Kind(
-            "minimum", "torchattacks:CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"
-        ),
-        "deepfool": Kind(
-            "minimum", "torchattacks:DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"
-        ),
-        "ddn": Kind("minimum", "foolbox:DDNAttack", {"steps": 50}, "Rony et al. 2019"),
-        "fmn-l2": Kind("minimum", "foolbox:L2FMNAttack", {"steps": 50}, _FMN),
-        "fmn-linf": Kind("minimum", "foolbox:LInfFMNAttack", {"steps": 50}, _FMN),
-        "ead": Kind(
-            "sparse",
-            "torchattacks:EADL1",
-            {"kappa": 0.0, "steps": 50, "searches": 4},
-            "Chen et al. 2018",
-            renamed={"steps": "max_iterations", "searches": "binary_search_steps"},
-        ),
-        "fmn-l0": Kind("sparse", "foolbox:L0FMNAttack", {"steps": 50}, _FMN),
-        "onepixel": Kind(
-            "sparse",
-            "torchattacks:OnePixel",
-            {"pixels": 5, "steps": 10, "popsize": 20},
-            "Su et al. 2019",
-            gradient=False,
-        ),
-        "pixle": Kind("sparse", "torchattacks:Pixle", {"restarts": 20}, "Pomponi et al. 2022", gradient=False),
-        "saltpepper": Kind(
-            "sparse", "foolbox:SaltAndPepperNoiseAttack", {"steps": 200}, "Rauber et al. 2017", gradient=False
-        ),
-        "square": Kind(
-            "score",
-            "torchattacks:Square",
-            {"eps": 8 / 255, "n_queries": 1000},
-            "Andriushchenko et al. 2020",
-            {"norm": "Linf"},
-            gradient=False,
-        ),
-        "spsa": Kind(
-            "score",
-            "torchattacks:SPSA",
-            {"eps": 8 / 255, "steps": 10, "samples": 64},
-            "Uesato et al. 2018",
-            renamed={"steps": "nb_iter", "samples": "nb_sample"},
-            gradient=False,
-        ),
-        "noise": Kind(
-            "decision",
-            "noise",
-            {"eps": 16 / 255, "tries": 20},
-            "random signs, the first of several tries that succeeds",
-            gradient=False,
-        ),
-        "boundary": Kind("decision", "foolbox:BoundaryAttack", {"steps": 1000}, "Brendel et al. 2018", gradient=False),
-        "hopskipjump": Kind(
-            "decision",
-            "foolbox:HopSkipJumpAttack",
-            {"steps": 10},
-            "Chen et al. 2020",
-            {"max_gradient_eval_steps": 200, "initial_gradient_eval_steps": 50},
-            gradient=False,
-        ),
-        "transfer": Kind(
-            "transfer",
-            "torchattacks:MIFGSM",
-            _LINF,
-            "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
-        ),
-        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
-        "low-frequency": Kind(
-            "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
-        ),
-        "universal": Kind("universal", "universal", {"eps": 10 / 255, "steps": 40}, "Moosavi-Dezfooli et al. 2017"),
-        "patch": Kind("patch", "patch", {"side": 8, "alpha": 0.1, "steps": 40}, "Brown et al. 2017"),
-        "spatial": Kind(
-            "spatial",
-            "foolbox:SpatialAttack",
-            {"rotation": 30, "shift": 3},
-            "Engstrom et al. 2019",
-            renamed={"rotation": "max_rotation", "shift": "max_translation"},
-            gradient=False,
-        ),
-        "colour": Kind("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
-    }
-)
-_STEPS: Mapping[str, float] = {  # step size as a share of the largest change, unless alpha is given
-    "ffgsm": 1.25,
-    "universal": 0.1,
-    "colour": 0.15,
-    "low-frequency": 0.2,
-} | dict.fromkeys(("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer"), 0.25)
-_INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side"}
-_TEXTS = {"transfer": ("surrogate", "weights")}
-GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
-
-MIXTURE: tuple[str, ...] = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:alpha=6/255,eps=8/255,steps=2",
-    "pgd:eps=4/255,steps=3",
-    "pgd:eps=2/255,steps=20",
-    "pgd:eps=1/255,steps=10",
-    "pgd-l2:eps=1,steps=10",
-    "pgd-l2:eps=0.25,steps=10",
-    "pgd-l2:alpha=1.5,eps=1.5,steps=1",
-    "pgd-stop:eps=8/255,steps=20",
-    "pgd-stop:eps=2/255,steps=20",
-    "cw:kappa=0,steps=100",
-    "cw:kappa=3,steps=60",
-    "fgsm:eps=8/255",
-    "fgsm:eps=4/255",
-    "fgsm:eps=2/255",
-    "square:eps=8/255,n_queries=500",
-    "tifgsm:eps=8/255",
-    "low-frequency:eps=16/255",
-    "pixle",
-    "noise:eps=16/255,tries=20",
-    "transfer:eps=8/255",
-)  # as benchmarks/mixture.py found
-BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
-    "square:eps=8/255,n_queries=500",
-    "square:eps=4/255,n_queries=500",
-    "square:eps=16/255,n_queries=300",
-    "noise:eps=16/255,tries=20",
-    "noise:eps=32/255,tries=20",
-)
 
 
 def _number(text: str) -> float:
@@ -235,8 +53,8 @@ class Attack:
         name, _, rest = text.strip().partition(":")
         if name not in KINDS:
             raise AttackError(f"no attack named {name!r}: expected one of {', '.join(KINDS)}")
-        known = set(KINDS[name].defaults) | ({"alpha"} if name in _STEPS else set())
-        texts = _TEXTS.get(name, ())
+        known = set(KINDS[name].defaults) | ({"alpha"} if name in STEP_SHARES else set())
+        texts = TEXTS.get(name, ())
         params: dict[str, float | str] = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
@@ -257,8 +75,8 @@ class Attack:
         """Every number, the defaults included; the step size alpha, if not given, is a share of the largest change."""
         given = {k: v for k, v in self.params if not isinstance(v, str)}
         values = dict(KINDS[self.name].defaults) | given
-        if self.name in _STEPS:
-            values.setdefault("alpha", values.get("eps", values.get("size", 1.0)) * _STEPS[self.name])
+        if self.name in STEP_SHARES:
+            values.setdefault("alpha", values.get("eps", values.get("size", 1.0)) * STEP_SHARES[self.name])
         return values
 
     @property
@@ -338,7 +156,7 @@ class Attack:
         return found
 
     def _attack(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-        settings: dict[str, Any] = {k: int(v) if k in _INTEGERS else v for k, v in self.settings.items()}
+        settings: dict[str, Any] = {k: int(v) if k in INTEGERS else v for k, v in self.settings.items()}
         kind = KINDS[self.name]
         if kind.gradient and not classifier.differentiable:
             raise AttackError(
@@ -380,9 +198,9 @@ def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
 
 def _checked(name: str, key: str, text: str) -> float:
     value = _number(text)
-    if value < 0 or (key in _INTEGERS and value < 1):
+    if value < 0 or (key in INTEGERS and value < 1):
         raise AttackError(f"{name}: {key} must be positive, got {text}")
-    if key in _INTEGERS and value % 1:
+    if key in INTEGERS and value % 1:
         raise AttackError(f"{name}: {key} must be a whole number, got {text}")
     if key == "eps" and name != "pgd-l2" and value > 1:
         raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {text} (8/255, perhaps?)")
@@ -451,6 +269,56 @@ def made_for(classifier: Classifier, specs: Iterable[str]) -> tuple[str, ...]:
 def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:
     """(n,) whether each attacked image is given another class than its label."""
     return classifier.logits(classifier.check(attacked)).argmax(1) != labels.to(classifier.device)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
+
+    images: Tensor
+    rows: Tensor
+    tried: int
+
+
+def successful(
+    classifier: Classifier,
+    attack: Any,
+    images: Tensor,
+    labels: Tensor | None,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> Hits:
+    """What an attack makes of images (n, c, h, w) that the classifier gets right, where it changes their class.
+
+    Every second copy is on the grid of 8-bit files: files hold bytes, an attack inside a pipeline does not.
+
+    Args:
+        attack: `run(classifier, images, labels, *, seed)` gives attacked copies.
+        labels: true classes (n,); None takes the predictions.
+        options: of `attack.run`.
+    """
+    clean = classifier.check(images)
+    predicted = classifier.logits(clean).argmax(1)
+    truth = predicted if labels is None else labels.to(predicted)
+    right = (predicted == truth).nonzero()[:, 0]
+    if not len(right):
+        return Hits(images[:0].float().cpu(), right.cpu(), 0)
+    out = attack.run(classifier, clean[right], truth[right], seed=seed, **options).to(clean)
+    out[1::2] = round_to_bytes(out[1::2])
+    hit = succeeded(classifier, out, truth[right])
+    return Hits(out[hit].cpu(), right[hit].cpu(), len(right))
+
+
+def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
+    """Hits of several parts of the images as one; with each the rows (m,) of all images that its part is.
+
+    like: images (n, c, h, w) that give the shape where there is no part.
+    """
+    found = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
+    rows = [rows[hits.rows] for hits, rows in parts]
+    none = torch.zeros(0, dtype=torch.int64, device="cpu")
+    return Hits(found[0], torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
 
 
 def round_to_bytes(images: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from sklearn.base import clone
 
 from advconn import card as cards
 from advconn import heads, models, pretrained, zoo
-from advconn.attacks import MIXTURE
 from advconn.calibration import CLEAN
 from advconn.classifier import Classifier
 from advconn.conditions import MEASURED, USES, usable
@@ -31,6 +30,7 @@ from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
 from advconn.files import shipped, writing
+from advconn.kinds import MIXTURE
 from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
 from advconn.modes import References
 from advconn.preprocessing import names_of

@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from torch import Tensor
 
-from advconn.attacks import MIXTURE, Attack, made_for, parse_all
+from advconn.attacks import Attack, Hits, made_for, parse_all
 from advconn.calibration import CLEAN, Calibration, enough, needed
 from advconn.classifier import Classifier, counting
 from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
@@ -21,7 +21,8 @@ from advconn.errors import DataError, FitError
 from advconn.explain import Explanation, Typical, explanation, reason
 from advconn.judgement import Judgement as Judgement  # of the public name
 from advconn.judgement import judgement_of
-from advconn.making import Hits, Maker
+from advconn.kinds import MIXTURE
+from advconn.making import Maker
 from advconn.pretrained import Pretrained
 from advconn.progress import Progress, silent
 from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, shares_of, walks_of

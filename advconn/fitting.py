@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from advconn import pretrained
 from advconn.agreement import checked, trained_on
-from advconn.attacks import BLACK_BOX, MIXTURE, Attack, made_for, parse_all, succeeded, suited
+from advconn.attacks import Attack, made_for, parse_all, succeeded, suited
 from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
 from advconn.connectivity import Connectivity, as_tensor
 from advconn.detector import Detector, as_bytes, as_labels, marks
 from advconn.errors import AdvconnWarning, FitError, ModelError
+from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
 from advconn.modes import References, choose, synthesise
 from advconn.progress import Progress, silent

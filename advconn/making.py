@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.attacks import Attack, Hits, joined, successful
 from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
@@ -21,15 +21,6 @@ from advconn.progress import Progress, silent
 from advconn.store import Store
 
 SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
-
-    images: Tensor
-    rows: Tensor
-    tried: int
 
 
 @dataclass(frozen=True)
@@ -152,31 +143,19 @@ class Maker:
         return self.surrogate
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
-        """Successful copies of at most `per_attack` images that the classifier gets right, every second one in bytes.
-
-        Files hold bytes; an attack inside a pipeline does not: the detector is to know both.
-        """
-        classifier = self.classifier
+        """Successful copies of at most `per_attack` images, see attacks.successful."""
         order = torch.randperm(
             len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
         )
-        chosen, size, tried = order[: self.per_attack], 64, 0
+        chosen, size = order[: self.per_attack], 64
         source = attack.source(self.source(attack), images[chosen], seed=seed)
-        hits, sources = [images[:0].float().cpu()], [order[:0]]
+        parts = []
         for i, rows in enumerate(chosen.split(size)):
-            clean = classifier.check(images[rows])
-            predicted = classifier.logits(clean).argmax(1)
-            truth = predicted if labels is None else labels[rows].to(predicted)
-            right = predicted == truth
-            if bool(right.any()):
-                out = attack.run(classifier, clean[right], truth[right], seed=seed + i, source=source).to(clean)
-                out[1::2] = round_to_bytes(out[1::2])
-                hit = succeeded(classifier, out, truth[right])
-                hits.append(out[hit].cpu())
-                sources.append(rows[right.cpu()][hit.cpu()])
-                tried += int(right.sum())
+            truth = None if labels is None else labels[rows]
+            hits = successful(self.classifier, attack, images[rows], truth, seed=seed + i, source=source)
+            parts.append((hits, rows))
             self.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
-        return Hits(torch.cat(hits), torch.cat(sources), tried)
+        return joined(parts, images)
 
 
 def still_wrong(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from advconn.attacks import BLACK_BOX, MIXTURE, Attack, parse_all
+from advconn.attacks import Attack, parse_all
 from advconn.calibration import CLEAN, enough
 from advconn.connectivity import as_tensor
 from advconn.detector import Detector, as_labels, marks
 from advconn.errors import FitError
 from advconn.fitting import sound, tell_promise, warn
+from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.progress import Progress, silent
 from advconn.stages import ordered
 

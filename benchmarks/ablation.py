@@ -28,10 +28,10 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
-from advconn.attacks import MIXTURE
 from advconn.connectivity import Connectivity
 from advconn.detector import Hits, default_head
 from advconn.features import Trace
+from advconn.kinds import MIXTURE
 from advconn.stages import log_odds
 
 RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")

@@ -25,8 +25,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from advconn import copies
-from advconn.attacks import MIXTURE
 from advconn.classifier import Classifier, margin
+from advconn.kinds import MIXTURE
 from advconn.stages import STAGES, scored, walks_of
 
 ASKED = (

@@ -17,11 +17,12 @@ import torch
 from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 
 from advconn import bundle, models
-from advconn.attacks import MIXTURE, Attack, round_to_bytes, succeeded
+from advconn.attacks import Attack, Hits, joined, successful
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
-from advconn.making import Hits, still_wrong
+from advconn.kinds import MIXTURE
+from advconn.making import still_wrong
 from advconn.modes import synthesise
 
 HERE = Path(__file__).parent
@@ -75,17 +76,12 @@ def hits_of(cache: Path, nets: Path, name: str, where: str, part: Part, spec: st
     def make() -> Hits:
         source = network(other, nets)
         order = torch.randperm(len(part.images), generator=torch.Generator().manual_seed(SEED + 1))[:limit]
-        found, rows, tried = [], [], 0
-        for chosen in order.split(64):
-            clean, truth = model.check(part.images[chosen]), part.labels[chosen]
-            right = model.predict(clean) == truth
-            out = Attack.parse(spec).run(model, clean[right], truth[right], seed=SEED, source=source)
-            out[1::2] = round_to_bytes(out[1::2])
-            hit = succeeded(model, out, truth[right])
-            found.append(out[hit])
-            rows.append(chosen[right][hit])
-            tried += int(right.sum())
-        return Hits(torch.cat(found), torch.cat(rows), tried)
+        attack = Attack.parse(spec)
+        made = [
+            (successful(model, attack, part.images[rows], part.labels[rows], seed=SEED, source=source), rows)
+            for rows in order.split(64)
+        ]
+        return joined(made, part.images)
 
     return kept(cache, f"{spec} of {network(other, nets).fingerprint} on {model.fingerprint} {where} {limit}", make)
 

@@ -22,10 +22,10 @@ from families import hits_of
 from torch import Tensor
 
 from advconn import bundle
-from advconn.attacks import MIXTURE
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, marks
+from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.modes import synthesise
 from advconn.stages import walks_of

@@ -25,12 +25,12 @@ from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle, connectivity, copies
-from advconn.attacks import MIXTURE
 from advconn.benchmark.adaptive import Evasion, Score, differentiable, evade
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.features import Trace
+from advconn.kinds import MIXTURE
 from advconn.modes import synthesise
 from advconn.stages import scored
 

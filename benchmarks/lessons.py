@@ -17,12 +17,13 @@ from families import BRIEF, TEST, WIDE, hits_of, network, tried, walk_of
 from torch import Tensor, nn
 
 from advconn import bundle
-from advconn.attacks import MIXTURE, Attack, parse_all
+from advconn.attacks import Attack, parse_all
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
 from advconn.detector import as_bytes
+from advconn.kinds import MIXTURE
 from advconn.making import Maker, features_of, still_wrong
 from advconn.modes import choose
 from advconn.progress import silent

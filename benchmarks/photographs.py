@@ -21,12 +21,12 @@ from cifar10 import SEED, kept
 from imagenette import CLASSES
 from torch import Tensor
 
-from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.attacks import Attack, Hits, joined, successful
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.images import Collection
-from advconn.making import Hits, features_of, still_wrong
+from advconn.making import features_of, still_wrong
 from advconn.progress import silent
 from advconn.stages import STAGES, walks_of
 from advconn.teaching import Taught
@@ -109,20 +109,13 @@ def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: 
 
     def make() -> Hits:
         source = lite(int(other)) if other else model
-        found, kept_rows, tried = [], [], 0
-        for chosen in rows.split(16):
-            clean, truth = model.check(part.images[chosen]), part.labels[chosen]
-            right = model.predict(clean) == truth
-            if not bool(right.any()):
-                continue
-            attack = Attack.parse(spec)
-            out = attack.run(model, clean[right], truth[right], seed=SEED, source=source)
-            out[1::2] = round_to_bytes(out[1::2])
-            hit = succeeded(model, out, truth[right])
-            found.append(out[hit].half())
-            kept_rows.append(chosen[right][hit])
-            tried += int(right.sum())
-        return Hits(torch.cat(found), torch.cat(kept_rows), tried)
+        attack = Attack.parse(spec)
+        made = [
+            (successful(model, attack, part.images[chosen], part.labels[chosen], seed=SEED, source=source), chosen)
+            for chosen in rows.split(16)
+        ]
+        hits = joined(made, part.images)
+        return Hits(hits.images.half(), hits.rows, hits.tried)
 
     return kept(cache, f"photographs {name} {spec} {other} {model.fingerprint} {rows.tolist()}", make)
 

@@ -23,10 +23,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks import MIXTURE
 from advconn.connectivity import Connectivity
 from advconn.detector import default_head
 from advconn.features import Trace, table
+from advconn.kinds import MIXTURE
 from advconn.modes import synthesise
 from advconn.stages import exits, log_odds, ordered
 

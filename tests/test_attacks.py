@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from advconn.attacks import FAMILIES, KINDS, MIXTURE, Attack, parse_all, succeeded
+from advconn.attacks import Attack, parse_all, succeeded
 from advconn.classifier import Classifier, counting, margin
 from advconn.errors import AttackError
 from advconn.imitation import imitate
+from advconn.kinds import FAMILIES, KINDS, MIXTURE
 from advconn.nets import compact
 
 

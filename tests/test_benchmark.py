@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
-from advconn.attacks import MIXTURE, Attack
+from advconn.attacks import Attack
 from advconn.benchmark.adaptive import WAYS, differentiable, evade, evade_images, smooth_score
 from advconn.benchmark.baselines import MaxSoftmax
 from advconn.benchmark.controls import controls
@@ -29,6 +29,7 @@ from advconn.cli.benchmark import _cluster as cluster_of
 from advconn.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
+from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
 from advconn.untrained import untrained
 

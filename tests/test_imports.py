@@ -12,7 +12,7 @@ import advconn
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"shown"},
-    {"errors", "nets", "copies", "progress"},
+    {"errors", "nets", "copies", "progress", "kinds"},
     {
         "metrics",
         "paths",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import MIXTURE, parse_all
+from advconn.attacks import parse_all
 from advconn.benchmark.adaptive import evasions
 from advconn.benchmark.baselines import Baseline
 from advconn.benchmark.controls import controls
@@ -28,6 +28,7 @@ from advconn.conditions import CONDITIONS, noise_of_size, usable
 from advconn.datasets import Data
 from advconn.detector import Detector, marks
 from advconn.errors import AdvconnError
+from advconn.kinds import MIXTURE
 from advconn.metrics import share, share_interval
 
 

@@ -111,13 +111,14 @@ def benchmark(
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
     """
     from advconn import models
-    from advconn.attacks import MIXTURE, made_for, parse_all
+    from advconn.attacks import made_for, parse_all
     from advconn.benchmark import run as runs
     from advconn.benchmark.record import save
     from advconn.benchmark.roster import BASELINES
     from advconn.benchmark.runner import Runner
     from advconn.datasets import DIGIT_MIXTURE
     from advconn.files import cache_folder
+    from advconn.kinds import MIXTURE
 
     if out is not None:
         vacant(out)

@@ -40,7 +40,8 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     """Print every attack by family, and end."""
     if not value:
         return
-    from advconn.attacks import FAMILIES, KINDS, Attack
+    from advconn.attacks import Attack
+    from advconn.kinds import FAMILIES, KINDS
 
     for family, what in FAMILIES.items():
         click.echo(f"{family}: {what}")

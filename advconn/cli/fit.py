@@ -246,10 +246,10 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
 def _expected(classifier: Classifier, count: int, options: dict[str, Any], quick: bool) -> float:
     """Seconds that a fit is thought to take."""
     from advconn import pretrained
-    from advconn.attacks import BLACK_BOX
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
     from advconn.fitting import QUICK_SHARE, estimate
+    from advconn.kinds import BLACK_BOX
 
     if quick:
         options = options | {"pretrained": pretrained.load(), "calibrate": QUICK_SHARE}

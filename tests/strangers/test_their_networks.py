@@ -644,8 +644,9 @@ def test_no_class_lacks_a_reference_by_chance():
 @pytest.mark.parametrize("auto", [True, False])
 def test_strengths_that_suit_the_classifier_are_found(auto):
     """A network that 8/255 hardly moves: `fit` says so and makes stronger attacks; MIXTURE stays elsewhere."""
-    from advconn.attacks import MIXTURE, suited
+    from advconn.attacks import suited
     from advconn.fitting import mixture_for
+    from advconn.kinds import MIXTURE
 
     x, y = images(n=80)
     robust = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()

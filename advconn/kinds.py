@@ -1,0 +1,189 @@
+"""Attacks by name and family, how each is made, and the mixture that a detector is fitted on: tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "linf": "gradient steps within a largest change of every pixel",
+        "l2": "gradient steps within a Euclidean length",
+        "minimum": "the smallest change that is enough",
+        "single": "one step",
+        "sparse": "few pixels, or a small sum of changes",
+        "score": "queries for the classifier's scores alone",
+        "decision": "queries for the predicted class alone",
+        "transfer": "made on another network",
+        "smooth": "low frequencies",
+        "universal": "one change for many images",
+        "patch": "a square of any content",
+        "spatial": "turned and shifted",
+        "colour": "other light and colours",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An attack's family, what makes it, its parameters unless told, and where it comes from.
+
+    made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
+    renamed: parameters that the library calls otherwise. fixed: further arguments of the class.
+    gradient: whether it needs one. channels: that it is made for; 0 for any number.
+    """
+
+    family: str
+    made_by: str
+    defaults: Mapping[str, float]
+    source: str
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    gradient: bool = True
+    channels: int = 0
+
+
+_LINF = {"eps": 8 / 255, "steps": 10}
+_MADRY, _FMN = "Madry et al. 2018", "Pintor et al. 2021"
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "fgsm": Kind("single", "torchattacks:FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
+        "ffgsm": Kind("single", "torchattacks:FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
+        "bim": Kind("linf", "torchattacks:BIM", _LINF, "Kurakin et al. 2017"),
+        "pgd": Kind("linf", "torchattacks:PGD", _LINF, _MADRY),
+        "mifgsm": Kind("linf", "torchattacks:MIFGSM", _LINF, "Dong et al. 2018"),
+        "apgd": Kind("linf", "torchattacks:APGD", _LINF, "Croce & Hein 2020", {"norm": "Linf"}),
+        "pgd-stop": Kind("linf", "stopped", _LINF, "PGD that stops at a clean image's confidence"),
+        "jitter": Kind("linf", "torchattacks:Jitter", _LINF, "Schwinn et al. 2021"),
+        "autoattack": Kind(
+            "linf",
+            "torchattacks:AutoAttack",
+            {"eps": 8 / 255},
+            "Croce & Hein 2020",
+            {"norm": "Linf", "version": "standard"},
+        ),
+        "pgd-l2": Kind("l2", "torchattacks:PGDL2", {"eps": 0.5, "steps": 10}, _MADRY),
+        "cw": Kind(
+            "minimum", "torchattacks:CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"
+        ),
+        "deepfool": Kind(
+            "minimum", "torchattacks:DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"
+        ),
+        "ddn": Kind("minimum", "foolbox:DDNAttack", {"steps": 50}, "Rony et al. 2019"),
+        "fmn-l2": Kind("minimum", "foolbox:L2FMNAttack", {"steps": 50}, _FMN),
+        "fmn-linf": Kind("minimum", "foolbox:LInfFMNAttack", {"steps": 50}, _FMN),
+        "ead": Kind(
+            "sparse",
+            "torchattacks:EADL1",
+            {"kappa": 0.0, "steps": 50, "searches": 4},
+            "Chen et al. 2018",
+            renamed={"steps": "max_iterations", "searches": "binary_search_steps"},
+        ),
+        "fmn-l0": Kind("sparse", "foolbox:L0FMNAttack", {"steps": 50}, _FMN),
+        "onepixel": Kind(
+            "sparse",
+            "torchattacks:OnePixel",
+            {"pixels": 5, "steps": 10, "popsize": 20},
+            "Su et al. 2019",
+            gradient=False,
+        ),
+        "pixle": Kind("sparse", "torchattacks:Pixle", {"restarts": 20}, "Pomponi et al. 2022", gradient=False),
+        "saltpepper": Kind(
+            "sparse", "foolbox:SaltAndPepperNoiseAttack", {"steps": 200}, "Rauber et al. 2017", gradient=False
+        ),
+        "square": Kind(
+            "score",
+            "torchattacks:Square",
+            {"eps": 8 / 255, "n_queries": 1000},
+            "Andriushchenko et al. 2020",
+            {"norm": "Linf"},
+            gradient=False,
+        ),
+        "spsa": Kind(
+            "score",
+            "torchattacks:SPSA",
+            {"eps": 8 / 255, "steps": 10, "samples": 64},
+            "Uesato et al. 2018",
+            renamed={"steps": "nb_iter", "samples": "nb_sample"},
+            gradient=False,
+        ),
+        "noise": Kind(
+            "decision",
+            "noise",
+            {"eps": 16 / 255, "tries": 20},
+            "random signs, the first of several tries that succeeds",
+            gradient=False,
+        ),
+        "boundary": Kind("decision", "foolbox:BoundaryAttack", {"steps": 1000}, "Brendel et al. 2018", gradient=False),
+        "hopskipjump": Kind(
+            "decision",
+            "foolbox:HopSkipJumpAttack",
+            {"steps": 10},
+            "Chen et al. 2020",
+            {"max_gradient_eval_steps": 200, "initial_gradient_eval_steps": 50},
+            gradient=False,
+        ),
+        "transfer": Kind(
+            "transfer",
+            "torchattacks:MIFGSM",
+            _LINF,
+            "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
+        ),
+        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
+        "low-frequency": Kind(
+            "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
+        ),
+        "universal": Kind("universal", "universal", {"eps": 10 / 255, "steps": 40}, "Moosavi-Dezfooli et al. 2017"),
+        "patch": Kind("patch", "patch", {"side": 8, "alpha": 0.1, "steps": 40}, "Brown et al. 2017"),
+        "spatial": Kind(
+            "spatial",
+            "foolbox:SpatialAttack",
+            {"rotation": 30, "shift": 3},
+            "Engstrom et al. 2019",
+            renamed={"rotation": "max_rotation", "shift": "max_translation"},
+            gradient=False,
+        ),
+        "colour": Kind("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
+    }
+)
+STEP_SHARES: Mapping[str, float] = {  # step size as a share of the largest change, unless alpha is given
+    "ffgsm": 1.25,
+    "universal": 0.1,
+    "colour": 0.15,
+    "low-frequency": 0.2,
+} | dict.fromkeys(("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer"), 0.25)
+INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side"}
+TEXTS = {"transfer": ("surrogate", "weights")}
+GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
+
+MIXTURE: tuple[str, ...] = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:alpha=6/255,eps=8/255,steps=2",
+    "pgd:eps=4/255,steps=3",
+    "pgd:eps=2/255,steps=20",
+    "pgd:eps=1/255,steps=10",
+    "pgd-l2:eps=1,steps=10",
+    "pgd-l2:eps=0.25,steps=10",
+    "pgd-l2:alpha=1.5,eps=1.5,steps=1",
+    "pgd-stop:eps=8/255,steps=20",
+    "pgd-stop:eps=2/255,steps=20",
+    "cw:kappa=0,steps=100",
+    "cw:kappa=3,steps=60",
+    "fgsm:eps=8/255",
+    "fgsm:eps=4/255",
+    "fgsm:eps=2/255",
+    "square:eps=8/255,n_queries=500",
+    "tifgsm:eps=8/255",
+    "low-frequency:eps=16/255",
+    "pixle",
+    "noise:eps=16/255,tries=20",
+    "transfer:eps=8/255",
+)  # as benchmarks/mixture.py found
+BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
+    "square:eps=8/255,n_queries=500",
+    "square:eps=4/255,n_queries=500",
+    "square:eps=16/255,n_queries=300",
+    "noise:eps=16/255,tries=20",
+    "noise:eps=32/255,tries=20",
+)
