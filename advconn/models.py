@@ -239,6 +239,24 @@ def _factory(origin: str, name: str) -> nn.Module | Classifier:
     return module
 
 
+def named_in_file(spec: str) -> Any:
+    """What FILE.py:NAME names.
+
+    Raises:
+        ModelError: no such file or name, or code that fails.
+    """
+    origin, _, name = spec.rpartition(":")
+    try:
+        found = getattr(_holder(origin), name, None)
+    except ModelError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
+        raise ModelError(f"{spec}: failed with {type(error).__name__}: {line_of(error)}") from error
+    if not callable(found):
+        raise ModelError(f"{origin} has no callable {name!r}")
+    return found
+
+
 def _needed(factory: Any) -> list[str]:
     """Names of the arguments that a call must give."""
     try:

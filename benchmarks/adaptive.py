@@ -16,7 +16,10 @@ import numpy as np
 from cifar10 import Part, machine, parts
 
 from advconn import bundle
-from advconn.benchmark.adaptive import differentiable, evade
+from advconn.benchmark.adaptive import evade
+from advconn.benchmark.evasion import BEST, Effort
+from advconn.benchmark.folder import as_record
+from advconn.benchmark.following import differentiable
 from advconn.benchmark.run import Settings, run
 from advconn.benchmark.runner import Runner
 from advconn.datasets import Data
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--eps", type=int, nargs="+", default=[1, 2, 4, 8], help="largest changes, in steps of 1/255")
     parser.add_argument("--restarts", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one way, and no baseline beside it: minutes")
     parser.add_argument("--cache", type=Path, help="where finished work is kept: an interrupted run goes on")
@@ -70,10 +74,7 @@ def main() -> None:
         attacks=("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20"),
         baselines=("energy", "logits-only", "feature-squeezing", "flip-shift"),
         limit=50,
-        adaptive=True,
-        adaptive_limit=args.images,
-        adaptive_steps=args.steps,
-        adaptive_restarts=args.restarts,
+        effort=Effort(args.images, tuple(size / 255 for size in args.eps), args.steps, args.restarts),
     )
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -82,10 +83,10 @@ def main() -> None:
 
     runner = Runner(folder=str(args.cache) if args.cache else None, progress=tell)
     report = run(data, bundle.load(args.detector), settings, runner)
-    for row in report.rows:
-        if row.get("way") == "best of all":
+    for row in report.evasions:
+        if row.way == BEST:
             print(row)
-    record = {"machine": machine(), "settings": report.settings, "rows": report.rows, "attacks": report.attacks}
+    record = {"machine": machine()} | as_record(report)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -27,7 +27,7 @@ from advconn.attacks import Attack
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Hits
-from advconn.features import Trace, joined, table
+from advconn.features import Trace, grain, joined, table
 from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -130,7 +130,8 @@ def whole(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     """All that any stage reads of many images: every copy, noise levels, paths to the nearest references and bypass."""
     near = Connectivity(walk.classifier, walk.references, families=("grain", "own", "rival", "complexity"), **NEAR)
     paths = walked(cache, near, name, images)
-    known = {field: getattr(paths, field) for field in ("grain", "t", "own", "rival", "rivals", "detour")}
+    known = {field: getattr(paths, field) for field in ("t", "own", "rival", "rivals", "detour")}
+    known["grain"] = torch.cat([grain(walk.classifier.check(x)).cpu() for x in images.split(256)])  # cheap: never kept
     return dataclasses.replace(walked(cache, walk, name, images), **known)
 
 

@@ -4,7 +4,7 @@
 
 References are synthesised: no CIFAR-10 image is in the bundle. Attacked images are kept in the cache, so that an
 interrupted run goes on and benchmarks/detection.py uses the same ones. Beside the mixture it is fitted on attacks made
-on another network, `plain` of train_architectures.py, whose weights are in NETS.
+on other networks, of train_architectures.py (SPEC from NAME), whose weights are in NETS.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ from advconn.stages import walks_of
 from advconn.teaching import Taught
 from advconn.teaching import taught as taught_rows
 
-TRANSFERRED = "transfer:eps=8/255 from plain"
-NAMES = {TRANSFERRED: "transfer:eps=8/255,surrogate=benchmarks/train_architectures.py:plain"}
-FITTED_ON = (*MIXTURE, TRANSFERRED)
+TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many images each is tried
+    f"{spec} from {name}": 500
+    for name in ("half18", "vit6")
+    for spec in ("pgd:eps=8/255,steps=10", "mifgsm:eps=8/255,steps=10", "pgd:eps=6/255,steps=20")
+}
+FITTED_ON = (*MIXTURE, *TRANSFERRED)
 
 
 def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
@@ -47,8 +50,8 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
     n = len(fit.images)
     parts, kinds, groups, attacks = [features("fit", fit.images)], [np.zeros(n, int)], [np.arange(n)], {}
     for spec in [spec for spec in FITTED_ON if spec not in without]:
-        hits = hits_of(cache, nets, "shipped", "fit", fit, spec, 250 if spec == TRANSFERRED else taught(spec))
-        attacks[NAMES.get(spec, spec)] = (hits.tried, len(hits.rows))
+        hits = hits_of(cache, nets, "shipped", "fit", fit, spec, TRANSFERRED.get(spec) or taught(spec))
+        attacks[spec] = (hits.tried, len(hits.rows))
         changed, kept_rows = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
         parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
@@ -82,6 +85,7 @@ def main() -> None:
     detector.teach(rows(args.cache, args.nets, detector, groups["fit"]))
     detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
+    detector.attacks = MIXTURE  # what others can make again
     detector.fitted_ = replace(detector.fitted_, seen=marks(used))
     figures = {
         "classifier": json.loads(args.weights.with_suffix(".json").read_text()),

@@ -25,7 +25,8 @@ from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle, connectivity, copies
-from advconn.benchmark.adaptive import Evasion, Score, differentiable, evade
+from advconn.benchmark.adaptive import Evaded, evade
+from advconn.benchmark.following import Score, differentiable
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
@@ -123,7 +124,7 @@ def attack(one: Variant, images: Tensor, labels: Tensor, ways: list[str], steps:
     for eps in EPS:
         lowest = np.full(len(images), np.inf)
         for way in ways:
-            found: Evasion = evade(
+            found: Evaded = evade(
                 model, one.follow, images, labels, min(at, loose), eps=eps / 255, way=way, steps=steps, restarts=1
             )
             fooled = (model.logits(found.images).argmax(1) != labels).cpu().numpy()

@@ -112,8 +112,10 @@ def toy(cache: Path, name: str) -> Lesson:
             found[spec] = walked(hits.images)
         return walked(images[FITTED:1400]), found
 
-    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST}", test)
-    return Lesson(kept(cache, f"learn {model.fingerprint} {DIGITS}", learn), clean, attacked, _names(walks), first=2)
+    names = _names(walks)
+    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {len(names[-1])}", test)
+    learned = kept(cache, f"learn {model.fingerprint} {DIGITS} {len(names[-1])}", learn)
+    return Lesson(learned, clean, attacked, names, first=2)
 
 
 def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:

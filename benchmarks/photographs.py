@@ -135,10 +135,11 @@ def main() -> None:
         right = (model.predict(part.images) == part.labels).float().mean()
         print(name, len(part.images), "accuracy", float(right), "validation", part.validation.sum(), flush=True)
     walks = walks_of(Connectivity(model), STAGES)
+    columns = len(walks[-1].get_feature_names_out())
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
 
     def walked(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())}"
+        key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())} {columns}"
         out = kept(args.cache, key, lambda: features_of(walks, images.float(), "", silent))
         print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
         return out

@@ -176,10 +176,9 @@ def conditions(record: dict) -> list[str]:
 
 
 def benchmark(record: dict) -> list[str]:
-    rows = [r for r in record["rows"] if "auroc" in r]
     attacks = [a["attack"] for a in record["attacks"]]
+    rows = [r for r in record["rows"] if r["auroc"] is not None]  # an attack that never succeeded has none
     at = {(r["detector"], r["attack"]): r for r in rows}
-    rows = [r for r in rows if r["auroc"] is not None]  # an attack that never succeeded has none
     attacks = [a for a in attacks if any(r["attack"] == a for r in rows)]
     worst = {d: min(at[d, a]["auroc"] for a in attacks) for d in dict.fromkeys(r["detector"] for r in rows)}
     best = {a: max(r["auroc"] for r in rows if r["attack"] == a) for a in attacks}
@@ -215,18 +214,26 @@ def benchmark(record: dict) -> list[str]:
             a["attack"],
             f"{a['succeeded']} of {a['tried']}",
             figure(a["l2"]),
-            figure((a["linf"] or 0) * 255, 1),
+            figure(a["linf"], 1),
             figure(a["confidence"]),
         ]
         for a in record["attacks"]
     ]
     out += lines(["attack", "succeeded", "mean L2", "mean Linf x 255", "confidence"], sizes)
-    alarms = {(r["detector"], r["images"]): r for r in record["alarms"]}
-    kinds = list(dict.fromkeys(kind for _, kind in alarms))
-    out += ["Clean test images flagged, by what is wrong with them (number of images):", ""]
-    cells = [[name, *(figure(alarms[name, kind]["fpr"]) for kind in kinds)] for name in worst]
-    sizes = [f"{kind} ({next(r['n'] for r in record['alarms'] if r['images'] == kind)})" for kind in kinds]
+    alarms = {(r["detector"], r["condition"], r["images"]): r for r in record["alarms"]}
+    kinds = list(dict.fromkeys(key[1:] for key in alarms if not key[2].startswith("predicted ")))
+    out += ["Clean test images flagged, all, and those classified right and wrong as they are (number of images):", ""]
+    cells = [[name, *(figure(alarms[(name, *kind)]["fpr"]) for kind in kinds)] for name in worst]
+    first = next(iter(worst))
+    sizes = [f"{kind[0]}, {kind[1]} ({alarms[(first, *kind)]['n']})" for kind in kinds]
     out += lines(["detector", *sizes], cells)
+    if record["left"]:
+        out += ["Fitted without a family of attacks, on attacks of that family:", ""]
+        cells = [
+            [r["without"], r["detector"], r["attack"], f"{figure(r['auroc'])} / {figure(r['tpr'], 2)}", r["n_attacked"]]
+            for r in record["left"]
+        ]
+        out += lines(["without", "detector", "attack", "AUROC / caught", "n"], cells)
     return out
 
 
@@ -253,10 +260,13 @@ def evasion(record: dict) -> list[str]:
 
 
 def adaptive(record: dict) -> list[str]:
-    rows, settings = [r for r in record["rows"] if "sr5" in r], record["settings"]
+    rows = record.get("evasions") or [r for r in record["rows"] if "sr5" in r]
+    effort = record["settings"].get("effort") or {
+        "steps": record["settings"]["adaptive_steps"], "restarts": record["settings"]["adaptive_restarts"]
+    }  # fmt: skip
     out = [f"## The attack that knows the detector (`adaptive.py`, {record['folder']})", ""]
     out += [
-        f"{settings['adaptive_steps']} steps, {settings['adaptive_restarts']} start(s). SR@5: share of all images that "
+        f"{effort['steps']} steps, {effort['restarts']} start(s). SR@5: share of all images that "
         "are misclassified and not flagged at 5 % false alarms; by the best of three ways, then by each.",
         "",
     ]
@@ -432,6 +442,40 @@ def pretrained(record: dict) -> list[str]:
         ]
         out += lines([title, *record[key]], cells)
     return out
+
+
+def refine(record: dict) -> list[str]:
+    out = [f"## A few attacked images move the taught heads (`refine.py`, {record['folder']})", ""]
+    out += [
+        "Heads that were taught on the other networks, moved by so many attacked images of this one: AUROC of the "
+        "worst named attack, and the mean of all; `own` were fitted on all these images alone. How strongly the heads "
+        "are pulled back was chosen after a look at these figures.",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            f"{r['attacked']}{' own' * r.get('own', False)}",
+            *(figure(r[k]) for k in ("worst_named", "mean", "fpr")),
+        ]
+        for name, curve in record["curves"].items()
+        for r in curve
+    ]
+    return out + lines(["network", "attacked images", "worst named", "mean", "false alarms"], rows)
+
+
+def transformer(record: dict) -> list[str]:
+    out = [f"## A vision transformer that taught nothing (`vit_photographs.py`, {record['folder']})", ""]
+    out += [
+        f"DINOv2's ViT-S/14 with a linear head, {record['accuracy']:.1%} accurate; fitted without an attack in "
+        f"{record['fit_seconds']:.0f} s.",
+        "",
+    ]
+    cells = [
+        [r["attack"], f"{figure(r['auroc'])} / {figure(r['tpr'], 2)}", figure(r["fpr"]), r["n_attacked"]]
+        for r in record["results"]
+    ]
+    return out + lines(["attack", "AUROC / caught", "false alarms", "n"], cells)
 
 
 def default_photographs(record: dict) -> list[str]:

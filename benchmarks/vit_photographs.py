@@ -134,11 +134,15 @@ def main() -> None:
     right = model.predict(images[test]) == labels[test]
     print(f"accuracy {float(right.float().mean()):.3f}", flush=True)
     started = time.perf_counter()
-    detector = fit(model, images[fitting], labels[fitting], note=print)
+    detector = fit(model, images[fitting], labels[fitting], conditions=("clean",), note=print)
     figures = {"fit_seconds": time.perf_counter() - started, "accuracy": float(right.float().mean())}
     print(figures, flush=True)
     half = len(test) // 2
-    clean = kept(args.cache, f"dinov2 clean {model.fingerprint}", lambda: detector.judge(images[test[:half]]))
+    clean = kept(
+        args.cache,
+        f"dinov2 clean {model.fingerprint} {len(detector.names_)}",
+        lambda: detector.judge(images[test[:half]]),
+    )
     rows = test[half:][right[half:]][: args.limit]
     targets, truth, results = model.check(images[rows]), labels[rows], []
     for spec in ATTACKS:

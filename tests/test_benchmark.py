@@ -15,12 +15,17 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
 from advconn.attacks import Attack
-from advconn.benchmark.adaptive import WAYS, differentiable, evade, evade_images, smooth_score
-from advconn.benchmark.baselines import MaxSoftmax
+from advconn.benchmark import measuring
+from advconn.benchmark.adaptive import WAYS, evade
+from advconn.benchmark.attackers import attackers
+from advconn.benchmark.bench import Bench, split
 from advconn.benchmark.controls import controls
-from advconn.benchmark.ours import Advconn, Shipped
-from advconn.benchmark.protocol import freeze, split
-from advconn.benchmark.roster import BASELINES
+from advconn.benchmark.detectors import BASELINES
+from advconn.benchmark.detectors.logits import MaxSoftmax
+from advconn.benchmark.detectors.ours import Advconn, Given
+from advconn.benchmark.evasion import Effort, evade_images
+from advconn.benchmark.following import differentiable
+from advconn.benchmark.measuring import Frozen, Measured, Where, freeze
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
 from advconn.benchmark.runner import Runner
@@ -34,8 +39,8 @@ from advconn.metrics import auroc
 from advconn.untrained import untrained
 
 KEYS = {
-    "detector", "attack", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean", "n_attacked",
-    "forwards", "gradients", "milliseconds",
+    "detector", "attack", "family", "seen", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean",
+    "n_attacked", "restored", "forwards", "gradients", "milliseconds",
 }  # fmt: skip
 
 
@@ -110,16 +115,19 @@ def test_a_baseline_finds_what_its_paper_says(name, shipped, images, attacked, c
     assert auroc(fresh, baseline.score(halves[attack][1])) > bound
 
 
-def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images, attacked):
+def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     """One in twenty of it is above; a detector as given keeps its own."""
     model = shipped.connectivity.classifier
-    ours = Advconn(shipped)
-    train, calibrate = (ours.measure(model.check(images.images[rows])) for rows in (slice(400, 600), slice(600, 797)))
-    hits = ours.measure(attacked["pgd"])
-    frozen = freeze(ours, train, [hits], calibrate, 0.05)
-    assert 0.03 < frozen.flags(calibrate).mean() <= 0.05
-    given = freeze(Shipped(shipped), train, [hits], calibrate, 0.05)
-    assert given.calibration.threshold == shipped.calibration_.threshold
+    bench = Bench(model, images.images[:500], images.labels[:500], runner=Runner())
+    hits = bench.attack("train", attackers(("pgd:eps=51/255",)), 100)
+    sets = {Where("train"): bench.part("train"), Where("calibrate"): bench.part("calibrate")}
+    sets |= {Where("train", name): found.images for name, found in hits.items()}
+    ours, given = Advconn(shipped, bench.part("train")), Given(shipped, bench.part("train"))
+    found = measuring.measure([ours, given], sets, Runner())
+    frozen = freeze(ours, found["advconn"], hits, bench, 0.05)
+    assert 0.03 < frozen.flags(found["advconn"].clean("calibrate")).mean() <= 0.05
+    as_given = freeze(given, found["advconn (as given)"], hits, bench, 0.05)
+    assert as_given.calibration.threshold == shipped.calibration_.threshold
 
 
 def test_finished_work_is_not_done_again(tmp_path):
@@ -168,7 +176,7 @@ def test_the_attack_that_knows_breaks_a_threshold_that_defends_nothing(way, ship
     clean, labels = model.check(images.images[:40]), images.labels[:40]
     right = model.logits(clean).argmax(1) == labels
     clean, labels = clean[right], labels[right]
-    score = smooth_score(MaxSoftmax(model, images.images[400:]))
+    score = MaxSoftmax(model, images.images[400:]).follow(0.0, clean)
     threshold = float(np.median(score(clean).numpy()))
     found = evade(model, score, clean, labels, threshold, eps=0.2, way=way, steps=30, restarts=1)
     assert (found.score <= threshold).mean() > 0.7
@@ -181,7 +189,7 @@ def test_the_attack_that_knows_breaks_a_threshold_that_defends_nothing(way, ship
 def test_what_has_no_gradient_says_so(shipped, images):
     """kNN is no function that the attack can follow."""
     with pytest.raises(AttackError, match="no gradient"):
-        smooth_score(BASELINES["knn"](shipped.connectivity.classifier, images.images[400:]))
+        BASELINES["knn"](shipped.connectivity.classifier, images.images[400:]).follow(0.0, images.images[:2])
 
 
 def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images, attacked):
@@ -189,13 +197,13 @@ def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images,
     model = shipped.connectivity.classifier
     clean = model.check(images.images[:100])
     rows = controls(clean.numpy(), attacked["cw"][:50].numpy(), images.labels[:50].numpy(), 0, "", model)
-    at = {(r["network"], r["pairs"]): r for r in rows}
+    at = {(r.network, r.pairs): r for r in rows}
     same, other = at["trained", "clean to clean, same class"], at["trained", "clean to clean, another class"]
-    assert same["auroc"] == 0.5
-    assert other["auroc"] > 0.95
-    assert other["median_barrier"] > 100 * same["median_barrier"]
-    assert at["trained", "attacked to clean, predicted class"]["auroc"] > 0.7
-    assert at["trained", "attacked to clean, true class"]["auroc"] > 0.9
+    assert same.auroc == 0.5
+    assert other.auroc > 0.95
+    assert other.median_barrier > 100 * same.median_barrier
+    assert at["trained", "attacked to clean, predicted class"].auroc > 0.7
+    assert at["trained", "attacked to clean, true class"].auroc > 0.9
     assert ("untrained", "attacked to clean, predicted class") in at
     assert untrained(model).fingerprint != model.fingerprint
 
@@ -216,9 +224,14 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
     """An attacked copy whose original is among its neighbours would be told by that alone."""
     fitted = {}
 
-    def watched(baseline, clean, rest, calibrate, fpr):
-        fitted[baseline.name] = len(clean), sum(map(len, rest)), len(getattr(baseline, "clean", ()))
-        return freeze(baseline, clean, rest, calibrate, fpr)
+    def watched(candidate, measured, taught, bench, fpr):
+        class Watched(type(candidate)):
+            def fit(self, columns, kinds):
+                fitted[self.name] = int((kinds == 0).sum()), int((kinds > 0).sum()), len(self.clean)
+                return super().fit(columns, kinds)
+
+        candidate.__class__ = Watched
+        return freeze(candidate, measured, taught, bench, fpr)
 
     monkeypatch.setattr("advconn.benchmark.run.freeze", watched)
     report = benchmark(small, shipped, settings(baselines=("energy", "lid")), Runner())
@@ -234,8 +247,9 @@ def test_images_that_the_detector_was_fitted_on_are_left_out(shipped, small):
     known = digits()[0][700:703]
     pixels = torch.cat([known, small.images[:50], small.images[:2]])
     data = replace(small, images=pixels, labels=torch.zeros(len(pixels), dtype=torch.long))
-    left = unseen(data, shipped, said.append)
+    left, rows = unseen(data, shipped, said.append)
     assert torch.equal(left.images, small.images[:50])
+    assert torch.equal(pixels[rows], left.images)
     assert len(left.labels) == 50
     assert said[0].startswith("3 of 55")
     assert said[1].startswith("2 of 55")
@@ -243,21 +257,20 @@ def test_images_that_the_detector_was_fitted_on_are_left_out(shipped, small):
 
 def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small, tmp_path):
     """Of every detector with a gradient and at every eps; kept for a second run."""
-    wanted = settings(
-        baselines=("energy", "flip-shift", "knn"), adaptive=True, adaptive_limit=6, adaptive_eps=(0.1, 0.4),
-        adaptive_steps=6, adaptive_restarts=1,
-    )  # fmt: skip
+    effort = Effort(limit=6, eps=(0.1, 0.4), steps=6, restarts=1)
+    wanted = settings(baselines=("energy", "flip-shift", "knn"), effort=effort)
     report = benchmark(small, shipped, wanted, Runner(folder=str(tmp_path)))
-    rows = [r for r in report.rows if "sr5" in r]
-    assert {r["detector"] for r in rows} == {"advconn (as given)", "energy", "flip-shift"}
+    rows = report.evasions
+    assert {r.detector for r in rows} == {"advconn (as given)", "energy", "flip-shift"}
     assert len(rows) == 3 * 2 * (len(WAYS) + 1)
     for r in rows:
-        assert r["sr50"] <= r["sr5"] <= r["success"]
-        assert r["sr5_low"] <= r["sr5"] <= r["sr5_high"]
-    best = [r for r in rows if r["way"] == "best of all" and r["detector"] == "energy"]
-    assert best[0]["sr5"] < best[1]["sr5"]
+        assert r.sr50 <= r.sr5 <= r.success
+        assert r.sr5_low <= r.sr5 <= r.sr5_high
+        assert r.claimed == pytest.approx(max(0, report.settings["accuracy"] * (0.95 - r.sr5)))
+    best = [r for r in rows if r.way == "best of all" and r.detector == "energy"]
+    assert best[0].sr5 < best[1].sr5
     again = benchmark(small, shipped, wanted, Runner(folder=str(tmp_path)))
-    assert [r for r in again.rows if "sr5" in r] == rows
+    assert again.evasions == rows
 
 
 def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
@@ -270,9 +283,9 @@ def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
     trees = Detector(walk, ExtraTreesClassifier(50, random_state=0), stages=None)
     trees.fit_features(columns, np.repeat([0, 1], 150), clean[150:])
     with pytest.raises(AttackError, match="all alike"):
-        differentiable(trees, hits[:20])
-    one = freeze(Shipped(trees), clean[:150], [hits[:150]], clean[150:], 0.05)
-    follow, at = differentiable(trees, columns), trees.calibration_.threshold
+        differentiable(trees, lambda: hits[:20])
+    one = Frozen(Given(trees, small.images), trees.calibration_, Measured({}))
+    follow, at = differentiable(trees, lambda: columns), trees.calibration_.threshold
     right = (model.logits(model.check(small.images)).argmax(1).cpu() == small.labels).nonzero()[:12, 0]
     pixels, labels = small.images[right], small.labels[right]
     lowest = evade_images(pixels.numpy(), labels.numpy(), 0.2, "lagrangian", 10, 1, 0, "", (one, follow, at))
@@ -294,10 +307,8 @@ def test_a_cluster_of_two_gives_the_same_figures(shipped, small, monkeypatch):
             far = benchmark(small, shipped, settings(), Runner(backend="dask"))
             assert len(distributed.get_client().scheduler_info()["workers"]) == 2
     near = benchmark(small, shipped, settings(), Runner())
-    for a, b in zip(far.rows, near.rows, strict=True):
-        assert {k: v for k, v in a.items() if k != "milliseconds"} == {
-            k: v for k, v in b.items() if k != "milliseconds"
-        }
+    shown = [[repr(replace(r, milliseconds=0)) for r in report.rows] for report in (far, near)]  # nan is itself
+    assert shown[0] == shown[1]
 
 
 def run(*args):
@@ -318,12 +329,16 @@ def test_the_command_end_to_end(tmp_path, images):
     ours = record["rows"][0]
     assert ours["auroc"] > 0.9
     assert ours["n_attacked"] <= 30
-    names = {Attack.parse(spec).name for spec in MIXTURE} - {"tifgsm"}  # which is made for three channels
-    assert {r["without"] for r in record["left"]} == names
+    known = {Attack.parse(spec).family for spec in MIXTURE if not spec.startswith("tifgsm")}
+    assert {r["without"] for r in record["left"]} <= known
+    assert {"linf", "minimum"} <= {r["without"] for r in record["left"]}
+    assert {r["detector"] for r in record["left"]} == {"advconn", "lid"}  # those that learn
     with (tmp_path / "a" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(record["rows"])
     page = (tmp_path / "a" / "report.html").read_text()
     assert page.count("<tr class=") >= 2 * len(record["rows"])
+    assert page.count("<strong>advconn") == 1
+    assert {p.name for p in (tmp_path / "a" / "figures").iterdir()} >= {"roc.svg", "roc.pdf", "cost.svg"}
     assert not re.search(r"(src|href)=.?https?:", page)
     second = run(*args, "--out", tmp_path / "b")
     again = json.loads((tmp_path / "b" / "results.json").read_text())

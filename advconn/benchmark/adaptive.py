@@ -10,135 +10,26 @@ orthogonal   the same, each without its part along the other, so that a step for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.benchmark.baselines import Baseline, Energy, LogitsOnly, MaxSoftmax, Squeezing, logits_columns
-from advconn.benchmark.ours import Shipped
-from advconn.benchmark.protocol import Bench, Frozen, key_of
+from advconn.benchmark.following import Score
 from advconn.classifier import Classifier, margin
-from advconn.detector import Detector, default_head
 from advconn.errors import AttackError
-from advconn.features import table
-from advconn.metrics import share_interval
 from advconn.progress import Progress, silent
-from advconn.stages import Cascade, cut, scored
 
 WAYS = ("lagrangian", "selective", "orthogonal")
-FOLLOWED = ("energy", "logits-only", "feature-squeezing", "flip-shift", "max-softmax")  # baselines it is run on too
-CHUNK = 16
-Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Evasion:
+class Evaded:
     """For n images: the lowest score (n,) met while misclassified (inf if never), at which image (n, c, h, w)."""
 
     score: np.ndarray
     images: Tensor
-
-
-def differentiable(detector: Detector, columns: np.ndarray | None = None, threshold: float | None = None) -> Score:
-    """The detector's score as a differentiable function of images (n, c, h, w) in [0, 1].
-
-    Of several stages it is under `threshold` (the detector's own unless told) exactly where a stage of copies clears
-    the image, and nothing else of it is the detector's score: the attacker goes for the stage that is nearest to
-    letting the image go. The last stage, whose bypass has no gradient, is not followed, but judges in the end.
-
-    A pipeline of StandardScaler and LogisticRegression is followed exactly. For any other head a logistic regression is
-    fitted to its verdicts on `columns` (n, d), of clean and attacked images, and followed instead: its even odds stand
-    where the detector's threshold does, and nothing else of it is the detector's score.
-
-    Raises:
-        AttackError: another head, and no columns to imitate it on, or none of them flagged, or all.
-    """
-    if len(detector.cascade_.walks) > 1:
-        return _of_stages(detector.cascade_, detector.calibration_.threshold if threshold is None else threshold)
-    walk = detector.connectivity
-    odds = linear_odds(detector.head_, walk.classifier.device)
-    if odds is None:
-        if columns is None:
-            raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
-        at = detector.calibration_.threshold
-        flagged = scored(detector.head_, columns) > at
-        if flagged.all() or not flagged.any():
-            raise AttackError("this head has no gradient, and its verdicts on the columns are all alike")
-        imitated = linear_odds(default_head().fit(columns, flagged.astype(int)), walk.classifier.device)
-        if imitated is None:
-            raise AttackError("the default head is not linear")
-        return lambda images: imitated(table(walk.trace(images))[0]) + at
-    follow = odds
-    return lambda images: follow(table(walk.trace(images))[0])
-
-
-def _of_stages(cascade: Cascade, threshold: float) -> Score:
-    """How far the nearest stage is from letting an image go, plus the threshold."""
-    followed = []
-    for k, (walk, head) in enumerate(zip(cascade.walks, cascade.heads, strict=True)):
-        odds, at = linear_odds(head, walk.classifier.device), cut(cascade.exits, threshold, k)
-        if odds is not None and at is not None and "complexity" not in walk.walked:
-            followed.append((walk, odds, at))
-    if not followed:
-        raise AttackError("no stage of this detector has a head whose gradient can be followed")
-
-    def score(images: Tensor) -> Tensor:
-        trace, over = None, []
-        for walk, odds, at in followed:
-            trace = walk.trace(images, trace)
-            over.append(odds(table(trace)[0]) - at)
-        return threshold + torch.stack(over).amin(0)
-
-    return score
-
-
-def smooth_score(baseline: Baseline) -> Callable[[Tensor], Tensor]:
-    """A baseline's score as a differentiable function of images: of those that read the logits or squeezed copies.
-
-    Raises:
-        AttackError: it has no gradient.
-    """
-    classifier = baseline.classifier
-    if isinstance(baseline, MaxSoftmax):
-        return lambda images: _own_margin(classifier.logits(images))
-    if isinstance(baseline, Energy):
-        return lambda images: (classifier.logits(images).logsumexp(1) - baseline.middle).abs()
-    if isinstance(baseline, LogitsOnly):
-        odds = linear_odds(baseline.head, classifier.device)
-        if odds is not None:
-            return lambda images: odds(logits_columns(classifier.logits(images)))
-    if isinstance(baseline, Squeezing):
-        return lambda images: baseline.distances(images)[:, 0]
-    raise AttackError(f"{baseline.name} has no gradient to follow")
-
-
-def _own_margin(logits: Tensor) -> Tensor:
-    return margin(logits, logits.argmax(1))
-
-
-def linear_odds(head: Any, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """The log-odds of any attack as a function of columns (n, d), of a StandardScaler and a LogisticRegression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if not isinstance(head, Pipeline) or len(head) != 2:
-        return None
-    scaler, model = head[0], head[1]
-    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
-        return None
-    values = (scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
-    middle, spread, weight, bias = (torch.from_numpy(v).float().to(device) for v in values)
-
-    def odds(columns: Tensor) -> Tensor:
-        found = (columns - middle) / spread @ weight.T + bias
-        return found[:, 0] if found.shape[1] == 1 else found[:, 1:].logsumexp(1) - found[:, 0]
-
-    return odds
 
 
 def evade(
@@ -156,7 +47,7 @@ def evade(
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress = silent,
-) -> Evasion:
+) -> Evaded:
     """Look for images within `eps` (Linf) that are given another class than `labels` and score low.
 
     Every image goes on until it is misclassified with a score under the threshold, or nothing got better for
@@ -185,7 +76,7 @@ def evade(
         best.append(kept.cpu())
         done += len(x)
         progress(f"evade {way} {eps * 255:g}/255", done, len(images))
-    return Evasion(torch.cat(lowest).double().numpy(), torch.cat(best))
+    return Evaded(torch.cat(lowest).double().numpy(), torch.cat(best))
 
 
 def _run(
@@ -251,82 +142,3 @@ def _heading(
 def _unit(values: Tensor) -> Tensor:
     norm = values.flatten(1).norm(dim=1).clamp_min(1e-12)
     return values / norm[:, None, None, None]
-
-
-def evade_images(
-    images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int, key: str,
-    known: tuple[Frozen, Score, float],
-) -> np.ndarray:  # fmt: skip
-    """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
-
-    Args:
-        key: what the detector depends on, for a cache. known: the detector, what is followed, the score aimed under.
-    """
-    one, score, aim = known
-    model = one.baseline.classifier
-    checked = model.check(torch.from_numpy(images))
-    truth = torch.from_numpy(labels)
-    found = evade(
-        model, score, checked, truth, aim, eps=eps, way=way, steps=steps, restarts=restarts, seed=seed,
-        batch_size=CHUNK,
-    )  # fmt: skip
-    fooled = (model.logits(model.check(found.images)).argmax(1).cpu() != truth).numpy()
-    return np.where(fooled, one.score(one.baseline.measure(model.check(found.images))), np.inf)
-
-
-def evasions(
-    bench: Bench,
-    fixed: dict[str, Frozen],
-    detector: Detector,
-    columns: np.ndarray,
-    *,
-    limit: int,
-    eps: Sequence[float],
-    steps: int,
-    restarts: int,
-) -> list[dict[str, Any]]:
-    """The attack that knows the detector, on advconn and on the baselines that can be differentiated.
-
-    columns: of clean and attacked training images, on which a head without a gradient is imitated.
-    """
-    rows = bench.parts.test[torch.from_numpy(bench.right("test"))][:limit]
-    out: list[dict[str, Any]] = []
-    for name in [Shipped.name, *(n for n in fixed if n in FOLLOWED)]:
-        one = fixed[name]
-        at, loose = (one.calibration.at(fpr=rate, confidence=None).threshold for rate in (0.05, 0.5))
-        score: Score = (
-            differentiable(detector, columns, min(at, loose)) if name == Shipped.name else smooth_score(one.baseline)
-        )
-        key = f"{key_of(one.baseline)} {at!r} {loose!r}"
-        tries = [(size, way, chunk) for size in eps for way in WAYS for chunk in rows.split(CHUNK)]
-        calls = [
-            (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, steps, restarts, bench.seed, key,
-             (one, score, min(at, loose)))
-            for size, way, c in tries
-        ]  # fmt: skip
-        made = bench.runner.map(f"evade {name}", evade_images, calls, "known")
-        found: dict[tuple[float, str], list[np.ndarray]] = {}
-        for (size, way, _), scores in zip(tries, made, strict=True):
-            found.setdefault((size, way), []).append(scores)
-        for size in eps:
-            done = {way: np.concatenate(found[size, way]) for way in WAYS}
-            done["best of all"] = np.min(list(done.values()), axis=0)
-            out += [_evaded(name, size, way, lowest, at, loose) for way, lowest in done.items()]
-    return out
-
-
-def _evaded(name: str, eps: float, way: str, lowest: np.ndarray, at: float, loose: float) -> dict[str, Any]:
-    """A row from the lowest scores (n,) of images that are misclassified (inf: of none)."""
-    low, high = share_interval(lowest <= at)
-    return {
-        "detector": name,
-        "attack": f"adaptive {way}, eps {eps * 255:g}/255",
-        "way": way,
-        "eps": f"{eps * 255:g}/255",
-        "success": float(np.isfinite(lowest).mean()),
-        "n_attacked": len(lowest),
-        "sr5": float((lowest <= at).mean()),
-        "sr5_low": low,
-        "sr5_high": high,
-        "sr50": float((lowest <= loose).mean()),
-    }

@@ -6,13 +6,12 @@ attacked images, and with a network that has learnt nothing (Vrabel et al. 2025,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advconn.benchmark.results import Control
 from advconn.classifier import Classifier
 from advconn.metrics import auroc, interval
 from advconn.paths import Profile, positions, straight
@@ -31,7 +30,7 @@ def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tenso
 
 def controls(
     images: np.ndarray, attacks: np.ndarray, classes: np.ndarray, seed: int, key: str, classifier: Classifier
-) -> list[dict[str, Any]]:
+) -> list[Control]:
     """Rows: kind of pair, how many, median barrier, and its AUROC against clean pairs of a class.
 
     The barrier is one for the start's predicted class: a path that ends in another class has a high one.
@@ -42,7 +41,7 @@ def controls(
     """
     clean, attacked = (classifier.check(torch.from_numpy(values)) for values in (images, attacks))
     truth = torch.from_numpy(classes)
-    out: list[dict[str, Any]] = []
+    out: list[Control] = []
     for network, model in (("trained", classifier), ("untrained", untrained(classifier, seed))):
         label = model.logits(clean).argmax(1)
         wrong = model.logits(attacked).argmax(1)
@@ -60,8 +59,8 @@ def controls(
         base = found.get("clean to clean, same class", np.zeros(0))
         for kind, heights in found.items():
             low, high = interval(base, heights, draws=200, seed=seed)
-            row = {"network": network, "pairs": kind, "n": len(heights), "median_barrier": float(np.median(heights))}
-            out.append(row | {"auroc": auroc(base, heights), "auroc_low": low, "auroc_high": high})
+            middle = float(np.median(heights))
+            out.append(Control(network, kind, len(heights), middle, auroc(base, heights), low, high))
     return out
 
 

@@ -14,6 +14,7 @@ from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
 from advconn.cli.calibrate import calibrate
 from advconn.cli.common import complain
+from advconn.cli.compare import compare
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
@@ -137,7 +138,7 @@ def main() -> None:
     """
 
 
-for command in (score, fit, calibrate, attack, benchmark, connect, study):
+for command in (score, fit, calibrate, attack, benchmark, compare, connect, study):
     option = click.Option(
         ["--debug"],
         is_flag=True,

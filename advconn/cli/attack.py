@@ -72,7 +72,7 @@ def attack(
         classifier = classifier_of(asked, collection, device)
     else:
         classifier = detector_of(detector, asked, device).connectivity.classifier
-    images, known, stems = read(collection, classifier, labels, max_bad, accept)
+    images, known, items = read(collection, classifier, labels, max_bad, accept)
     clean = classifier.check(images)
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)
     truth = predicted if known is None else known.to(predicted)
@@ -85,7 +85,7 @@ def attack(
     right = predicted == truth
     hits = int((succeeded(classifier, attacked, truth) & right).sum())
     change = (attacked - clean).flatten(1)
-    names = [f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
+    names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
     save(attacked, truth, names, out, floats=floats)
     which = "" if known is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ import click
 from advconn.cli.common import (
     PATH,
     SPEC,
-    Asked,
     classifier_of,
     detector_of,
     detector_option,
@@ -31,11 +32,15 @@ from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.benchmark.record import Report
+    from advconn.benchmark.bench import Ready
+    from advconn.benchmark.results import Report
+    from advconn.classifier import Classifier
     from advconn.datasets import Data
     from advconn.detector import Detector
+    from advconn.images import Item
     from advconn.progress import Progress
 
+STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
 EVERY = (
     "pgd:eps=8/255,steps=10",
     "pgd:eps=2/255,steps=50",
@@ -51,121 +56,162 @@ EVERY = (
 )
 
 
+def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from advconn.benchmark.detectors import BASELINES
+
+    for name, kind in BASELINES.items():
+        about = (kind.__doc__ or "").partition("\n")[0]
+        click.echo(f"{name:<18} {about} ({kind.source})")
+    context.exit()
+
+
+def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    known = ("scores", "split", "images")
+    found = tuple(filter(None, (text or "").split(",")))
+    unknown = next((name for name in found if name not in known), None)
+    if unknown is not None:
+        raise click.BadParameter(f"{unknown!r}: expected some of {','.join(known)}")
+    return found
+
+
 @click.command()
 @click.option(
     "--attack",
     "attacks",
     multiple=True,
-    metavar="NAME[:key=value,...]",
-    help="Attack to test; repeat for more [default: all].",
+    metavar="SPEC",
+    help="Attack to test: NAME[:key=value,...], FILE.py:FACTORY, or foolbox:, torchattacks:, art:, "
+    "advlib:CLASS(key=value, ...); repeat for more [default: eleven].",
+)
+@click.option(
+    "--attacked",
+    multiple=True,
+    type=PATH,
+    metavar="PATH",
+    help="Images that were attacked before, of those of --data, by name or row; repeat for more.",
 )
 @detector_option
 @model_options
 @click.option("--data", type=PATH, metavar="PATH", help="Clean images; else CIFAR-10's test images, or digits.")
-@click.option("--baseline", "baselines", multiple=True, metavar="NAME", help="Repeat for more; all if none.")
+@click.option(
+    "--baseline", "baselines", multiple=True, metavar="NAME", help="Or FILE.py:CLASS; repeat for more; all if none."
+)
 @click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
 @click.option("--second-weights", type=PATH, help="Its state dict.")
 @click.option("--limit", type=click.IntRange(min=10), help="Attack at most so many test images by each.")
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
-@click.option("--leave-one-out", is_flag=True, help="Also train without each attack in turn.")
+@click.option("--leave-one-out", is_flag=True, help="Also train without each family of attacks in turn.")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Runs, each of another seed.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
 @click.option("--cache", type=PATH, help="Folder for finished work [default: ~/.cache/advconn].")
-@click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv and report.html.")
+@click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv, report.html and figures.")
+@click.option("--save", "extras", metavar="LIST", callback=_extras, help="Into --out too: some of scores,split,images.")
+@click.option("--table", type=click.Choice(["md", "latex", "csv"]), help="Print AUROC / caught like this alone.")
+@click.option(
+    "--list-baselines", is_flag=True, is_eager=True, expose_value=False, callback=_list_baselines,
+    help="Show the detectors compared with, and exit.",
+)  # fmt: skip
 @list_attacks_option
 @reading_options
 @seed_option
 @device_option
-def benchmark(
-    attacks: tuple[str, ...],
-    detector: Path | None,
-    asked: Asked,
-    data: Path | None,
-    baselines: tuple[str, ...],
-    second: str | None,
-    second_weights: Path | None,
-    limit: int | None,
-    fpr: float,
-    adaptive: bool,
-    leave_one_out: bool,
-    jobs: int,
-    backend: str,
-    cache: Path | None,
-    out: Path | None,
-    how: dict[str, Any],
-    labels: str,
-    max_bad: float,
-    accept: bool,
-    seed: int,
-    device: str,
-) -> None:
+def benchmark(**given: Any) -> None:
     """Compare a detector with baselines: one split by image, one frozen threshold each, only successful attacks.
 
     Without --detector and --model the shipped one is measured; without --data on CIFAR-10's test images, or where they
-    cannot be had, on the digits inside scikit-learn.
+    cannot be had, on the digits inside scikit-learn. Attacks and detectors of your own are Python files, see README.
 
     \b
     Example:
       advconn benchmark --attack pgd --limit 200
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
+      advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
+    from advconn.benchmark.attackers import attackers
+
+    if given["out"] is not None:
+        vacant(given["out"])
+    elif given["extras"]:
+        raise click.UsageError("--save goes with --out")
+    kinds = _baselines(given["baselines"])
+    attackers(given["attacks"])
+    with _cluster(given["backend"], given["jobs"]), progress_bar() as progress:
+        reports = list(_reports(given, kinds, progress))
+    _show(reports, given["table"])
+    if given["out"] is not None:
+        _saved(reports, given["out"], given["extras"])
+
+
+def _baselines(names: Sequence[str]) -> tuple[Any, ...]:
+    """Names of BASELINES, and classes by FILE.py:CLASS."""
     from advconn import models
-    from advconn.attacks import made_for, parse_all
-    from advconn.benchmark import run as runs
-    from advconn.benchmark.record import save
-    from advconn.benchmark.roster import BASELINES
+    from advconn.benchmark.candidate import Candidate
+    from advconn.benchmark.detectors import BASELINES
+
+    out: list[Any] = []
+    for name in names or BASELINES:
+        if ".py:" in name:
+            kind = models.named_in_file(name)
+            if not isinstance(kind, type) or not issubclass(kind, Candidate) or not kind.name:
+                raise DataError(
+                    f"--baseline {name}: expected a class of advconn.benchmark.Candidate's with a name and `measure`"
+                )
+            out.append(kind)
+        elif name in BASELINES:
+            out.append(name)
+        else:
+            raise DataError(f"no baseline {name!r}: expected FILE.py:CLASS or some of {', '.join(BASELINES)}")
+    return tuple(out)
+
+
+def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
+    """One report of each repeat."""
+    from advconn.attacks import made_for
+    from advconn.benchmark.evasion import Effort
+    from advconn.benchmark.run import Settings, run
     from advconn.benchmark.runner import Runner
     from advconn.datasets import DIGIT_MIXTURE
     from advconn.files import cache_folder
     from advconn.kinds import MIXTURE
 
-    if out is not None:
-        vacant(out)
-    unknown = sorted(set(baselines) - set(BASELINES))
-    if unknown:
-        raise DataError(f"no baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}")
-    parse_all(attacks)
-    with _cluster(backend, jobs), progress_bar() as progress:
-        reading = {"labels": labels, "max_bad": max_bad, "accept": accept}
-        found, images = _subject(detector, asked, data, device, fpr, seed, progress, how, reading)
-        settings = runs.Settings(
-            attacks=_named(attacks or _suited(found, note), images, bool(attacks)),
-            baselines=baselines or tuple(BASELINES),
-            mixture=DIGIT_MIXTURE if images.attacks else made_for(found.connectivity.classifier, MIXTURE),
-            limit=limit,
-            fpr=fpr,
-            seed=seed,
-            adaptive=adaptive,
-            adaptive_eps=images.adaptive_eps,
-            leave_one_out=leave_one_out,
-        )
-        other = None
-        if second is not None:
-            subject = found.connectivity.classifier
-            size, classes = subject.preprocessing.size, subject.num_classes
-            other = models.load(second, second_weights, size=size, num_classes=classes, device=str(subject.device))
-        folder = cache_folder(cache)
-        runner = Runner(jobs, backend, None if folder is None else str(folder), progress, note)
-        report = runs.run(images, found, settings, runner, second=other, note=note)
-    _show(report)
-    if out is not None:
-        save(report, out)
-        click.echo(f"{out}: results.json, results.csv, report.html")
+    detector, images, items = _subject(given, progress)
+    classifier = detector.connectivity.classifier
+    attacks = given["attacks"] or (() if given["attacked"] else _suited(detector, note))
+    settings = Settings(
+        attacks=_named(attacks, images, bool(given["attacks"])),
+        baselines=kinds,
+        mixture=DIGIT_MIXTURE if images.attacks else made_for(classifier, MIXTURE),
+        limit=given["limit"],
+        fpr=given["fpr"],
+        leave_one_out=given["leave_one_out"],
+        effort=Effort(eps=images.adaptive_eps) if given["adaptive"] else None,
+    )
+    ready = [_ready(path, items, classifier, given) for path in given["attacked"]]
+    other = _second(given, classifier)
+    folder = cache_folder(given["cache"])
+    runner = Runner(given["jobs"], given["backend"], None if folder is None else str(folder), progress, note)
+    for i in range(given["repeats"]):
+        once = replace(settings, seed=given["seed"] + i)
+        yield run(images, detector, once, runner, second=other, ready=ready, note=note)
 
 
-def _subject(
-    folder: Path | None,
-    asked: Asked,
-    data: Path | None,
-    device: str,
-    fpr: float,
-    seed: int,
-    progress: Progress,
-    how: dict[str, Any],
-    reading: dict[str, Any],
-) -> tuple[Detector, Data]:
-    """The detector that is measured, and images that it has not seen."""
+def _second(given: dict[str, Any], subject: Classifier) -> Classifier | None:
+    from advconn import models
+
+    if given["second"] is None:
+        return None
+    return models.load(
+        given["second"], given["second_weights"], size=subject.preprocessing.size, num_classes=subject.num_classes,
+        device=str(subject.device),
+    )  # fmt: skip
+
+
+def _subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, list[Item]]:
+    """The detector that is measured, images that it has not seen, and what they are called."""
     import numpy as np
     import torch
 
@@ -173,44 +219,81 @@ def _subject(
     from advconn.fitting import fit
     from advconn.images import Collection
 
+    data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))
+    reading = {name: given[name] for name in ("labels", "max_bad", "accept")}
     if data is None:
-        if asked.model is not None or folder is not None:
-            raise DataError("--data is needed with --detector or --model: images that the classifier takes")
-        return unasked(device)
-    collection = Collection(data, **how)
+        if asked.model is not None or folder is not None or given["attacked"]:
+            raise DataError(
+                "--data is needed with --detector, --model or --attacked: clean images that the classifier takes"
+            )
+        return (*unasked(device), [])
+    collection = Collection(data, **given["how"])
     if asked.model is None or folder is not None:
         found = detector_of(folder, asked, device)
-        pixels, labels, _ = read(collection, found.connectivity.classifier, **reading)
-        return found, Data(data.name, pixels, labels)
+        pixels, labels, items = read(collection, found.connectivity.classifier, **reading)
+        return found, Data(data.name, pixels, labels), items
     classifier = classifier_of(asked, collection, device)
-    pixels, labels, _ = read(collection, classifier, **reading)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(pixels)))
+    pixels, labels, items = read(collection, classifier, **reading)
+    order = torch.from_numpy(np.random.default_rng(given["seed"]).permutation(len(pixels)))
     apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
     note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
     found = fit(
-        classifier, pixels[apart], None if labels is None else labels[apart], fpr=fpr, seed=seed, progress=progress,
-        note=note, accept_accuracy=True,
+        classifier, pixels[apart], None if labels is None else labels[apart], fpr=given["fpr"], seed=given["seed"],
+        progress=progress, note=note, accept_accuracy=True,
     )  # fmt: skip
-    return found, Data(data.name, pixels[rest], None if labels is None else labels[rest])
+    known = [items[i] for i in rest.tolist()]
+    return found, Data(data.name, pixels[rest], None if labels is None else labels[rest]), known
 
 
-def _suited(detector: Detector, note: Callable[[str], None]) -> tuple[str, ...]:
+def _ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]) -> Ready:
+    """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array."""
+    import torch
+
+    from advconn.benchmark.bench import Ready
+    from advconn.images import Collection
+
+    collection = Collection(path, **given["how"])
+    batches = list(collection.batches(classifier.preprocessing, classifier.channels))
+    at = {_called(item, given["data"]): i for i, item in enumerate(originals)}
+    stems = {name.rpartition("/")[2]: i for name, i in at.items()}
+    stems = stems if len(stems) == len(at) else {}
+    names = [_called(item, path) for batch in batches for item in batch.items]
+    found = [at.get(name, stems.get(STAMP.sub("", name.rpartition("/")[2]), -1)) for name in names]
+    rows = torch.tensor(found, dtype=torch.int64, device="cpu")
+    if not bool((rows >= 0).any()):
+        raise DataError(
+            f"--attacked {path}: none is called like an image of --data; give copies under the originals' names, or an "
+            "array of as many rows"
+        )
+    if bool((rows < 0).any()):
+        note(f"{int((rows < 0).sum())} of {len(rows)} images of {path} have no original in --data: they are left out")
+    images = torch.cat([batch.images for batch in batches])
+    return Ready(path.name, images[rows >= 0], rows[rows >= 0])
+
+
+def _called(item: Item, root: Path) -> str:
+    """What an image and its attacked copy have in common: the row, or the path under the folder without its ending."""
+    if item.row is not None:
+        return str(item.row)
+    inside = item.path.relative_to(root) if root.is_dir() else Path(item.path.name)
+    return inside.with_suffix("").as_posix()
+
+
+def _suited(detector: Detector, told: Callable[[str], None]) -> tuple[str, ...]:
     """Every attack that the classifier can be attacked with."""
     if detector.connectivity.classifier.num_classes >= 4:
         return EVERY
-    note("autoattack is left out: it needs four classes or more")
+    told("autoattack is left out: it needs four classes or more")
     return tuple(name for name in EVERY if name != "autoattack")
 
 
-def _named(attacks: tuple[str, ...], images: Data, asked: bool) -> tuple[str, ...]:
+def _named(attacks: Sequence[str], images: Data, asked: bool) -> tuple[str, ...]:
     """Full specifications: a bare name, or one that was not asked for, stands for strengths that suit the images."""
-    from advconn.attacks import Attack
-
     out = []
     for spec in attacks:
         name = spec.partition(":")[0]
         bare = spec == name or (not asked and name in images.attacks)
-        out.append(str(Attack.parse(images.attacks.get(name, spec) if bare else spec)))
+        out.append(images.attacks.get(name, spec) if bare else spec)
     return tuple(dict.fromkeys(out))
 
 
@@ -239,9 +322,29 @@ def _cluster(name: str, jobs: int) -> Iterator[None]:
     yield
 
 
-def _show(report: Report) -> None:
-    """The tables in the terminal."""
-    from advconn.report import benchmark_tables
+def _show(reports: Sequence[Report], kind: str | None) -> None:
+    """The tables in the terminal: of the first run, and of repeats their mean and spread; or one table alone."""
+    from advconn.benchmark import tables
+    from advconn.benchmark.folder import as_record
+    from advconn.benchmark.terminal import benchmark_tables
 
-    for table in benchmark_tables(report):
-        put(table, max(160, 80 + 26 * len(report.attacks)))
+    if kind is None:
+        for table in benchmark_tables(reports[0]):
+            put(table, max(160, 80 + 26 * len(reports[0].attacks)))
+    if kind is not None or len(reports) > 1:
+        records = {"": [as_record(report) for report in reports]}
+        click.echo(tables.text(kind or "md", *tables.cells(records, spread=True)))
+
+
+def _saved(reports: Sequence[Report], out: Path, extras: Sequence[str]) -> None:
+    """One folder, or of repeats one for each seed inside it."""
+    from advconn.benchmark.folder import save
+    from advconn.files import writing
+
+    if len(reports) == 1:
+        save(reports[0], out, extras)
+    else:
+        with writing(out) as partial:
+            for report in reports:
+                save(report, partial / f"seed-{report.settings['seed']}", extras)
+    click.echo(f"{out}: results.json, results.csv, report.html, figures", err=True)

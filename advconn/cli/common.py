@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from advconn.classifier import Classifier
     from advconn.datasets import Data
     from advconn.detector import Detector
-    from advconn.images import Collection
+    from advconn.images import Collection, Item
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEC = (
@@ -354,8 +354,8 @@ def reading_options(function: F) -> F:
 
 def read(
     collection: Collection, classifier: Classifier, labels: str, max_bad: float, accept: bool
-) -> tuple[Tensor, Tensor | None, list[str]]:
-    """All images at the classifier's size, their true labels where known, and their names.
+) -> tuple[Tensor, Tensor | None, list[Item]]:
+    """All images at the classifier's size, their true labels where known, and what each is called.
 
     Says on stderr how well the classifier and the labels go together.
 
@@ -383,7 +383,7 @@ def read(
     predicted = classifier.predict(images)
     truth = chosen(items, classifier, predicted, labels, note)
     note(checked(predicted, truth, classifier.num_classes, accept=accept))
-    return images, truth, [item.path.stem for item in items]
+    return images, truth, items
 
 
 def tell_skipped(collection: Collection) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advconn.benchmark.baselines import Baseline, Trained, as_numpy
+from advconn.benchmark.candidate import Candidate, Learned, as_numpy
 from advconn.classifier import Classifier
 from advconn.errors import DataError
 
@@ -62,7 +62,7 @@ def _pooled(values: Tensor) -> Tensor:
     return flat.float().clone()
 
 
-class OnFeatures(Baseline):
+class OnFeatures(Candidate):
     """A baseline on activations; it keeps those of the clean training images."""
 
     layers: ClassVar[int] = 1
@@ -107,7 +107,7 @@ class Neighbours(OnFeatures):
         return as_numpy(distance.kthvalue(min(10, distance.shape[1]), dim=1).values[:, None])
 
 
-class MultiLID(OnFeatures, Trained):
+class MultiLID(OnFeatures, Learned):
     """Log-ratios of the distances to the nearest clean images at every layer, not averaged.
 
     Fitted apart from those images: an attacked copy whose original is among its neighbours is told by that alone.

@@ -1,0 +1,208 @@
+"""The images of a benchmark: in parts, of which no image is in two, and attacked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Hits, joined, succeeded, successful
+from advconn.benchmark.attackers import Attacker
+from advconn.benchmark.results import AttackSize
+from advconn.benchmark.runner import Runner
+from advconn.calibration import enough
+from advconn.classifier import Classifier
+from advconn.errors import DataError, FitError
+
+CHUNK = 64
+SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of the images in each use; no row is in two."""
+
+    train: Tensor
+    calibrate: Tensor
+    test: Tensor
+
+
+def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor | None = None) -> Parts:
+    """Parts of `count` images; with a limit, at most a quarter more of each, and enough for the rate.
+
+    wanted: rows that are to test, as far as they are no more than the part holds.
+
+    Raises:
+        FitError: too few images.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    if wanted is not None:
+        last = torch.isin(order, wanted)
+        order = torch.cat([order[~last], order[last]])
+    first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
+    parts = [order[:first], order[first:second], order[second:]]
+    enough(len(parts[1]), fpr)
+    if limit is not None:
+        most = max(5 * limit // 4, math.ceil(1 / fpr))
+        parts = [parts[0][:most], parts[1][:most], parts[2][-most:] if wanted is not None else parts[2][:most]]
+    if len(parts[2]) < 10:
+        raise FitError(f"{count} images leave {len(parts[2])} to test on: give 100 or more")
+    return Parts(*parts)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Images that somebody attacked: (m, c, h, w), the row (m,) of the clean image that each was made from, a name."""
+
+    name: str
+    images: Tensor
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.rows):
+            raise DataError(f"{self.name}: {len(self.images)} attacked images and {len(self.rows)} originals")
+
+
+def attack_images(
+    images: np.ndarray, labels: np.ndarray, key: str, seed: int, settled: str, subject: tuple[Classifier, Attacker]
+) -> Hits:
+    """Successful copies of uint8 images with labels, see attacks.successful.
+
+    key, settled: what they depend on besides, of the attack and of the classifier, for a cache.
+    """
+    classifier, attack = subject
+    return successful(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
+
+
+class Bench:
+    """Images in their parts, and attacks on them.
+
+    Args:
+        images, labels: (n, c, h, w) uint8, (n,) or None: the predictions stand in then.
+        limit: see split. ready: attacked images whose originals are among the images.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        runner: Runner,
+        limit: int | None = None,
+        fpr: float = 0.05,
+        seed: int = 0,
+        ready: Sequence[Ready] = (),
+    ) -> None:
+        self.classifier, self.images, self.runner, self.fpr, self.seed = classifier, images, runner, fpr, seed
+        self.parts = split(len(images), limit, fpr, seed, torch.cat([r.rows for r in ready]) if ready else None)
+        self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
+        self.predicted = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
+        for rows in self.used.split(256):
+            self.predicted[rows] = classifier.logits(classifier.check(images[rows])).argmax(1).cpu()
+        self.ready = tuple(ready)
+        self.labelled = labels is not None
+        self.labels = self.predicted if labels is None else labels
+
+    @property
+    def accuracy(self) -> float:
+        """Of the classifier, on the images in use; nan where no labels are known."""
+        if not self.labelled:
+            return float("nan")
+        return float((self.predicted[self.used] == self.labels[self.used]).float().mean())
+
+    def rows(self, part: str) -> Tensor:
+        """Rows of a part."""
+        found: Tensor = getattr(self.parts, part)
+        return found
+
+    def part(self, name: str) -> Tensor:
+        """Images of a part, uint8."""
+        return self.images[self.rows(name)]
+
+    def right(self, name: str) -> np.ndarray:
+        """Which images of a part the classifier gets right."""
+        rows = self.rows(name)
+        return np.asarray((self.predicted[rows] == self.labels[rows]).numpy())
+
+    def attack(self, name: str, attacks: Sequence[Attacker], limit: int | None) -> dict[str, Hits]:
+        """Successful copies of at most `limit` images of a part that are classified right, by each attack's name.
+
+        Raises:
+            FitError: none is classified right.
+        """
+        rows = self.rows(name)[torch.from_numpy(self.right(name))]
+        if not len(rows):
+            raise FitError(
+                f"the classifier gives none of {len(self.right(name))} {name} images its label: there is nothing to "
+                "attack; are the labels in the order of its classes?"
+            )
+        chosen: list[tuple[Attacker, Tensor]] = []
+        calls: list[tuple[Any, ...]] = []
+        for attack in attacks:
+            mine = self._some(rows, attack.name if name == "train" else "", limit)
+            for i, chunk in enumerate(mine.split(CHUNK)):
+                images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
+                subject = (self.classifier, attack)
+                calls.append((images, labels, attack.key, self.seed + i, settled(self.classifier), subject))
+                chosen.append((attack, chunk))
+        made = self.runner.map(f"attack {name}", attack_images, calls, "subject")
+        out: dict[str, list[tuple[Hits, Tensor]]] = {attack.name: [] for attack in attacks}
+        for (attack, chunk), hits in zip(chosen, made, strict=True):
+            out[attack.name].append((hits, chunk))
+        return {attack: joined(parts, self.images) for attack, parts in out.items()}
+
+    def _some(self, rows: Tensor, turn: str, limit: int | None) -> Tensor:
+        """At most `limit` of the rows: for every turn others."""
+        if limit is None or limit >= len(rows):
+            return rows
+        seed = int(hashlib.sha256(turn.encode()).hexdigest()[:6], 16) if turn else self.seed
+        return rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:limit])]
+
+    def tried(self, ready: Ready) -> Hits:
+        """Those of ready-made images that are of the test part, of images classified right, and change their class.
+
+        Raises:
+            DataError: none is.
+        """
+        mine = torch.isin(ready.rows, self.parts.test)
+        mine &= self.predicted[ready.rows] == self.labels[ready.rows]
+        images, rows = ready.images[mine], ready.rows[mine]
+        if not len(rows):
+            raise DataError(f"{ready.name}: none of its originals is classified right and in the test part")
+        hit = torch.cat([
+            succeeded(self.classifier, x, self.labels[r]).cpu()
+            for x, r in zip(images.split(256), rows.split(256), strict=True)
+        ])  # fmt: skip
+        found = self.classifier.check(images[hit]).cpu().float()
+        return Hits(found, rows[hit], len(rows))
+
+    def size(self, name: str, family: str, known: bool, hits: Hits) -> AttackSize:
+        """How an attack went; known: whether it is in the mixture."""
+        change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
+        shares = [self.classifier.logits(self.classifier.check(x)).softmax(1).amax(1) for x in hits.images.split(256)]
+        few = not len(hits.rows)
+        return AttackSize(
+            name,
+            family,
+            known,
+            hits.tried,
+            len(hits.rows),
+            len(hits.rows) / hits.tried if hits.tried else math.nan,
+            math.nan if few else float(change.norm(dim=1).mean()),
+            math.nan if few else 255 * float(change.abs().amax(1).mean()),
+            math.nan if few else float(torch.cat(shares).mean()),
+        )
+
+
+def settled(classifier: Classifier) -> str:
+    """What every attack depends on besides its own settings: weights, preprocessing, versions."""
+    versions = [version(name) for name in ("advconn", "torch", "torchattacks")]
+    return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"

@@ -1,0 +1,123 @@
+"""From frozen candidates to the rows of a report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from advconn.attacks import Hits
+from advconn.benchmark.attackers import Attacker
+from advconn.benchmark.bench import Bench
+from advconn.benchmark.measuring import Columns, Frozen
+from advconn.benchmark.results import Alarm, Expense, LeftOut, Row
+from advconn.metrics import auroc, interval, share, share_interval
+
+LEAST = 10  # clean images of a predicted class that a rate is told of
+
+
+def row(one: Frozen, attack: Attacker, hits: Hits, bench: Bench, seen: bool) -> Row:
+    """A detector against an attack on the test part."""
+    clean, attacked = one.measured.clean("test"), one.measured.attacked("test", attack.name)
+    before, after = one.score(clean), one.score(attacked)
+    low, high = interval(before, after, seed=bench.seed)
+    caught = after > one.calibration.threshold
+    tpr_low, tpr_high = share_interval(caught)
+    consensus = one.candidate.consensus(attacked.values)
+    restored = consensus == bench.labels[hits.rows].numpy() if consensus is not None else np.zeros(0)
+    n = len(before)
+    return Row(
+        one.name,
+        attack.name,
+        attack.family,
+        seen,
+        auroc(before, after),
+        low,
+        high,
+        share(caught),
+        tpr_low,
+        tpr_high,
+        share(before > one.calibration.threshold),
+        len(hits.rows) / hits.tried if hits.tried else math.nan,
+        n,
+        len(after),
+        share(restored),
+        clean.forwards / n,
+        clean.gradients / n,
+        1000 * clean.seconds / n,
+    )
+
+
+def left_out(one: Frozen, family: str, attack: Attacker) -> LeftOut:
+    """A detector that was fitted without a family, against an attack of it."""
+    before, after = one.score(one.measured.clean("test")), one.score(one.measured.attacked("test", attack.name))
+    caught = share(after > one.calibration.threshold)
+    return LeftOut(family, one.name, attack.name, auroc(before, after), caught, len(after))
+
+
+def alarms(one: Frozen, bench: Bench) -> list[Alarm]:
+    """Clean test images flagged: as they are and under each condition, right and wrong, and by predicted class."""
+    right = bench.right("test")
+    flags = one.flags(one.measured.clean("test"))
+    predicted = bench.predicted[bench.parts.test].numpy()
+    out = _halves(one.name, "clean", flags, right)
+    for k in np.unique(predicted):
+        mine = flags[predicted == k]
+        if len(mine) >= LEAST:
+            out.append(_alarm(one.name, "clean", f"predicted {bench.classifier.label_names([int(k)])[0]}", mine))
+    for name in one.measured.conditions:
+        found = one.flags(one.measured.condition(name))
+        out += _halves(one.name, name, found, right[: len(found)])
+    return out
+
+
+def _halves(detector: str, condition: str, flags: np.ndarray, right: np.ndarray) -> list[Alarm]:
+    """All of them, and where some of them were classified wrong as they are, both halves."""
+    out = [_alarm(detector, condition, "all", flags)]
+    if not right.all():
+        out += [_alarm(detector, condition, "right", flags[right]), _alarm(detector, condition, "wrong", flags[~right])]
+    return out
+
+
+def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> Alarm:
+    low, high = share_interval(flags)
+    return Alarm(detector, condition, images, len(flags), share(flags), low, high)
+
+
+def expenses(one: Frozen, attacks: Sequence[Attacker], bare: float) -> list[Expense]:
+    """What clean images cost, and those of the attack that cost most; bare: milliseconds of one plain forward."""
+    clean = _expense(one, "clean", one.measured.clean("test"), bare)
+    attacked = [
+        _expense(one, attack.name, one.measured.attacked("test", attack.name), bare)
+        for attack in attacks
+        if len(one.measured.attacked("test", attack.name).values)
+    ]
+    return [clean, *sorted(attacked, key=lambda e: -(e.forwards + 3 * e.gradients))[:1]]
+
+
+def _expense(one: Frozen, images: str, columns: Columns, bare: float) -> Expense:
+    n = len(columns.values)
+    spent = one.candidate.spent(columns.values)
+    forwards, gradients, took = columns.forwards / n, columns.gradients / n, 1000 * columns.seconds / n
+    largest = forwards + 3 * gradients if spent is None else float((spent[:, 0] + 3 * spent[:, 1]).max())
+    return Expense(one.name, images, forwards, gradients, took, took / bare, largest)
+
+
+def bare_milliseconds(bench: Bench) -> float:
+    """Of one image in a batch that the classifier is given alone."""
+    images = bench.classifier.check(bench.part("test")[:64])
+    bench.classifier.logits(images)
+    started = time.perf_counter()
+    bench.classifier.logits(images)
+    return 1000 * (time.perf_counter() - started) / len(images)
+
+
+def scores(one: Frozen, attacks: Sequence[Attacker]) -> Mapping[str, np.ndarray]:
+    """Scores less the threshold of clean test images and of every attack's."""
+    at = one.calibration.threshold
+    out = {"clean": one.score(one.measured.clean("test")) - at}
+    for attack in attacks:
+        out[attack.name] = one.score(one.measured.attacked("test", attack.name)) - at
+    return out

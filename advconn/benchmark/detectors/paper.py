@@ -1,0 +1,31 @@
+"""The papers' own feature as a detector."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from advconn import modes
+from advconn.benchmark.candidate import Candidate
+from advconn.connectivity import Connectivity
+from advconn.errors import DataError
+from advconn.modes import References
+
+
+class PaperBarrier(Candidate):
+    """Mean height of the cross-entropy barrier on straight paths to references of the predicted class."""
+
+    name, source = "paper-barrier", "Vrabel et al., ICLR 2025"
+    references: References
+
+    def prepare(self) -> None:
+        """Choose three references of every class among the clean images."""
+        self.references = modes.choose(self.classifier, self.classifier.check(self.clean), None, 3)
+        if self.references.missing:
+            raise DataError("paper-barrier: a class has no reference among the training images")
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """The mean barrier over three references, nine samples each."""
+        walk = Connectivity(self.classifier, self.references, families=("own",), samples=9)
+        names = list(walk.get_feature_names_out())
+        return np.asarray(walk.transform(images)[:, [names.index("own.barrier.mean")]])

@@ -1,0 +1,84 @@
+"""Detectors that compare the softmax of the query with that of changed copies."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advconn import copies
+from advconn.benchmark.candidate import Candidate, as_numpy
+from advconn.benchmark.following import Score
+from advconn.copies import Copy
+
+
+def median2(images: Tensor) -> Tensor:
+    """Median over 2 x 2 pixels: the mean of the middle two."""
+    h, w = images.shape[2:]
+    padded = F.pad(images, (0, 1, 0, 1), mode="replicate")
+    four = torch.stack([padded[:, :, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)])
+    return (four.sum(0) - four.amin(0) - four.amax(0)) / 2
+
+
+def non_local_means(images: Tensor, reach: int = 6, strength: float = 4 / 255) -> Tensor:
+    """Every pixel the mean of those around it, by how alike their 3 x 3 patches are (Buades et al. 2005).
+
+    Looked for in a window of 2 * reach + 1; 13, 3 and 4 are Xu et al.'s for CIFAR-10 and ImageNet.
+    """
+    h, w = images.shape[2:]
+    reach = min(reach, h - 1, w - 1)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    total, weights = torch.zeros_like(images), torch.zeros_like(images[:, :1])
+    for i in range(2 * reach + 1):
+        for j in range(2 * reach + 1):
+            moved = padded[:, :, i : i + h, j : j + w]
+            apart = F.avg_pool2d((images - moved).square().mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+            weight = torch.exp(-apart / strength**2)
+            total, weights = total + weight * moved, weights + weight
+    return total / weights
+
+
+class Squeezing(Candidate):
+    """Largest L1 distance between the softmax of the query and of squeezed copies: 5 bits, median, non-local means."""
+
+    name, source = "feature-squeezing", "Xu et al., NDSS 2018 (5 bits, 2 x 2 median, non-local means 13-3-4)"
+    differentiable = True
+    squeezers: ClassVar[tuple[Copy, ...]] = (copies.bits(5), median2, non_local_means)
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """The largest distance, or the mean one."""
+        return as_numpy(self.distances(images))
+
+    def distances(self, images: Tensor) -> Tensor:
+        """The same (n, 1), differentiable where images are."""
+        before, copies = self._shares(images, self.squeezers)
+        return (copies - before[:, None]).abs().sum(2).amax(1, keepdim=True)
+
+    def _shares(self, images: Tensor, made: tuple[Copy, ...]) -> tuple[Tensor, Tensor]:
+        """Softmax of the images (n, k) and of their copies (n, m, k)."""
+        stops = torch.stack([images, *(copy(images) for copy in made)], 1)
+        logits = self.classifier.logits(stops.flatten(0, 1)).view(len(images), len(made) + 1, -1)
+        shares = logits.softmax(2)
+        return shares[:, 0], shares[:, 1:]
+
+    def follow(self, threshold: float, images: Tensor) -> Score:
+        """The same distance; rounding to fewer bits is passed straight through."""
+        return lambda images: self.distances(images)[:, 0]
+
+
+class FlipShift(Squeezing):
+    """Mean L1 distance of the softmax between the query and its mirrored and shifted copies."""
+
+    name, source = "flip-shift", "Tian et al., AAAI 2018 (transformations' consistency)"
+    squeezers: ClassVar[tuple[Copy, ...]] = (
+        copies.flip,
+        *(copies.shift(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx),
+    )
+
+    def distances(self, images: Tensor) -> Tensor:
+        """The mean distance (n, 1)."""
+        before, copies = self._shares(images, self.squeezers)
+        return (copies - before[:, None]).abs().sum(2).mean(1, keepdim=True)

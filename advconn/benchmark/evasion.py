@@ -1,0 +1,134 @@
+"""The attack that knows the detector, run on every candidate that can be followed, and what its success claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Hits
+from advconn.benchmark.adaptive import WAYS, evade
+from advconn.benchmark.bench import Bench
+from advconn.benchmark.following import Score
+from advconn.benchmark.measuring import Columns, Frozen
+from advconn.benchmark.results import Evasion
+from advconn.metrics import share_interval
+
+CHUNK = 16
+STRICT, LOOSE = 0.05, 0.5  # false-alarm rates of SR@5 and SR@50
+BEST = "best of all"
+IMITATED = 500  # images on which a head without a gradient is imitated
+# Best robust accuracy published for CIFAR-10, Linf 8/255 (RobustBench, 2024), and about the best clean accuracy of such
+# networks; between the two radii a straight line is drawn.
+ROBUST, CLEAN, RADIUS = 0.737, 0.95, 8.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the attack tries: images, largest changes (in [0, 1]), steps, restarts of each way."""
+
+    limit: int = 32
+    eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    steps: int = 50
+    restarts: int = 2
+
+
+def evade_images(
+    images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int, key: str,
+    known: tuple[Frozen, Score, float],
+) -> np.ndarray:  # fmt: skip
+    """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
+
+    Args:
+        key: what the detector depends on, for a cache. known: the detector, what is followed, the score aimed under.
+    """
+    one, score, aim = known
+    model = one.candidate.classifier
+    checked = model.check(torch.from_numpy(images))
+    truth = torch.from_numpy(labels)
+    found = evade(
+        model, score, checked, truth, aim, eps=eps, way=way, steps=steps, restarts=restarts, seed=seed,
+        batch_size=CHUNK,
+    )  # fmt: skip
+    made = model.check(found.images)
+    fooled = (model.logits(made).argmax(1).cpu() != truth).numpy()
+    return np.where(fooled, one.score(Columns(one.candidate.measure(made))), np.inf)
+
+
+def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits], effort: Effort) -> list[Evasion]:
+    """Every candidate that can be followed, at every largest change, in every way."""
+    rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: effort.limit]
+    known = _sample(bench.part("train"), *(hits.images for hits in taught.values()))
+    out: list[Evasion] = []
+    for one in frozen:
+        if one.candidate.differentiable:
+            out += _of(bench, one, rows, known, effort)
+    return out
+
+
+def _of(bench: Bench, one: Frozen, rows: Tensor, known: Tensor, effort: Effort) -> list[Evasion]:
+    at, loose = (one.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
+    aim = min(at, loose)
+    score = one.candidate.follow(aim, known)
+    key = f"{one.candidate.key()} {at!r} {loose!r}"
+    tries = [(size, way, chunk) for size in effort.eps for way in WAYS for chunk in rows.split(CHUNK)]
+    calls = [
+        (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed, key,
+         (one, score, aim))
+        for size, way, c in tries
+    ]  # fmt: skip
+    made = bench.runner.map(f"evade {one.name}", evade_images, calls, "known")
+    found: dict[tuple[float, str], list[np.ndarray]] = {}
+    for (size, way, _), scores in zip(tries, made, strict=True):
+        found.setdefault((size, way), []).append(scores)
+    out = []
+    for size in effort.eps:
+        done = {way: np.concatenate(found[size, way]) for way in WAYS}
+        done[BEST] = np.min(list(done.values()), axis=0)
+        out += [_evasion(one.name, size, way, lowest, at, loose, bench.accuracy) for way, lowest in done.items()]
+    return out
+
+
+def _evasion(name: str, eps: float, way: str, lowest: np.ndarray, at: float, loose: float, accuracy: float) -> Evasion:
+    """From the lowest scores (n,) of images that are misclassified (inf: of none)."""
+    low, high = share_interval(lowest <= at)
+    strict = float((lowest <= at).mean())
+    claim = claimed(strict, accuracy)
+    return Evasion(
+        name,
+        way,
+        255 * eps,
+        float(np.isfinite(lowest).mean()),
+        len(lowest),
+        strict,
+        low,
+        high,
+        float((lowest <= loose).mean()),
+        claim,
+        credible(claim, 255 * eps / 2),
+    )
+
+
+def claimed(evaded: float, accuracy: float) -> float:
+    """Robust accuracy at half the largest change that a detector claims of its classifier.
+
+    A detector and classifier that let a share `evaded` of attacked images by, at the false-alarm rate STRICT, make a
+    robust classifier (Tramèr, ICML 2022, theorem 4). evaded: of images that are classified right.
+    """
+    clean = accuracy if math.isfinite(accuracy) else 1.0
+    return max(0.0, clean * (1 - STRICT - evaded))
+
+
+def credible(robust: float, radius: float) -> bool:
+    """Whether a claimed robust accuracy at a radius, in steps of 1/255, is no more than the best that is published."""
+    return robust <= max(ROBUST, CLEAN - (CLEAN - ROBUST) * radius / RADIUS)
+
+
+def _sample(*parts: Tensor) -> Tensor:
+    """At most IMITATED of several sets of images (n, c, h, w) as one, floats in [0, 1], taken evenly."""
+    whole = torch.cat([part.float() / 255 if part.dtype == torch.uint8 else part for part in parts])
+    return whole[:: max(1, len(whole) // IMITATED)]

@@ -1,0 +1,54 @@
+"""Images that the detector given gets wrong: missed attacks, false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Hits
+from advconn.benchmark.attackers import Attacker
+from advconn.benchmark.bench import Bench
+from advconn.benchmark.measuring import Frozen
+from advconn.benchmark.results import Shown
+
+COUNT = 4  # false alarms shown, and missed images of each attack
+
+
+def missed(bench: Bench, one: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
+    """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
+    found: list[tuple[float, str, int]] = []
+    for attack in attacks:
+        scores = one.score(one.measured.attacked("test", attack.name)) - one.calibration.threshold
+        found += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
+    out = []
+    for score, name, i in sorted(found)[: 2 * COUNT]:
+        row = int(tested[name].rows[i])
+        image = (tested[name].images[i] * 255).round().byte()
+        out.append(_shown(bench, one, name, score, image, bench.images[row], int(bench.labels[row])))
+    return out
+
+
+def alarmed(bench: Bench, one: Frozen) -> list[Shown]:
+    """Clean images over the threshold, the highest scores first."""
+    scores = one.score(one.measured.clean("test")) - one.calibration.threshold
+    out = []
+    for i in np.argsort(-scores)[:COUNT]:
+        if scores[i] > 0:
+            row = int(bench.parts.test[int(i)])
+            truth = int(bench.labels[row]) if bench.labelled else None
+            out.append(_shown(bench, one, "clean", float(scores[i]), bench.images[row], None, truth))
+    return out
+
+
+def _shown(
+    bench: Bench, one: Frozen, what: str, score: float, image: Tensor, original: Tensor | None, truth: int | None
+) -> Shown:
+    predicted = int(bench.classifier.predict(image[None])[0])
+    classes = [predicted] if truth is None or truth == predicted else [predicted, truth]
+    checked = bench.classifier.check(image[None])[0]
+    paths = one.candidate.profile(checked) if torch.isfinite(checked).all() else {}
+    before = None if original is None else original.numpy()
+    return Shown(what, score, image.numpy(), before, tuple(bench.classifier.label_names(classes)), paths)

@@ -1,0 +1,166 @@
+"""What every candidate measures on every image, and what is fitted and frozen on that."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.attacks import Hits
+from advconn.benchmark.bench import CHUNK, Bench
+from advconn.benchmark.candidate import Candidate
+from advconn.benchmark.runner import Runner
+from advconn.calibration import Calibration
+from advconn.classifier import counting
+from advconn.errors import FitError
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which images: those of a part; of it, attacked ones, or clean ones under a condition."""
+
+    part: str
+    attack: str = ""
+    condition: str = ""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A candidate's columns (n, d) of n images, and what they cost in all."""
+
+    values: np.ndarray
+    forwards: int = 0
+    gradients: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's columns of every set of images."""
+
+    found: Mapping[Where, Columns]
+
+    def clean(self, part: str) -> Columns:
+        """Of a part's clean images."""
+        return self.found[Where(part)]
+
+    def attacked(self, part: str, attack: str) -> Columns:
+        """Of those of a part that an attack succeeded on; of none, no rows."""
+        none = Columns(self.clean(part).values[:0])
+        return self.found.get(Where(part, attack), none)
+
+    def condition(self, name: str) -> Columns:
+        """Of clean test images under a condition."""
+        return self.found[Where("test", condition=name)]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions that were measured under."""
+        return tuple(where.condition for where in self.found if where.condition)
+
+
+def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Columns:
+    """A candidate's columns of images (uint8, or floats in [0, 1])."""
+    checked = candidate.classifier.check(torch.from_numpy(images))
+    started = time.perf_counter()
+    with counting() as cost:
+        values = np.asarray(candidate.measure(checked), np.float64)
+    if values.ndim != 2 or len(values) != len(images):
+        raise FitError(f"{candidate.name}: measure gives {values.shape} for {len(images)} images; expected (n, d)")
+    return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
+
+
+def kept(candidate: Candidate, sets: Mapping[Where, Tensor], runner: Runner) -> bool:
+    """Whether everything that `measure` asks of a candidate is kept from an earlier run."""
+    return all(runner.kept(measure_images, call, "candidate") for _, call in _calls(candidate, candidate.key(), sets))
+
+
+def measure(candidates: Sequence[Candidate], sets: Mapping[Where, Tensor], runner: Runner) -> dict[str, Measured]:
+    """What each candidate measures, by its name; those that measure the same are asked once."""
+    keys = {candidate.name: candidate.key() for candidate in candidates}
+    calls, places = [], []
+    for key, candidate in {keys[c.name]: c for c in candidates}.items():
+        for where, call in _calls(candidate, key, sets):
+            calls.append(call)
+            places.append((key, where))
+    found: dict[str, dict[Where, list[Columns]]] = {}
+    for (key, where), columns in zip(places, runner.map("measure", measure_images, calls, "candidate"), strict=True):
+        found.setdefault(key, {}).setdefault(where, []).append(columns)
+    return {
+        name: Measured({where: _joined(parts) for where, parts in found[key].items()}) for name, key in keys.items()
+    }
+
+
+def _calls(
+    candidate: Candidate, key: str, sets: Mapping[Where, Tensor]
+) -> Iterator[tuple[Where, tuple[np.ndarray, str, Candidate]]]:
+    for where, images in sets.items():
+        for chunk in images.split(CHUNK):
+            if len(chunk):
+                yield where, (chunk.numpy(), key, candidate)
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return Columns(
+        np.concatenate([c.values for c in parts]),
+        sum(c.forwards for c in parts),
+        sum(c.gradients for c in parts),
+        sum(c.seconds for c in parts),
+    )
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A fitted candidate with its threshold, and what it measured: nothing of it changes any more."""
+
+    candidate: Candidate
+    calibration: Calibration
+    measured: Measured
+
+    @property
+    def name(self) -> str:
+        """The candidate's."""
+        return self.candidate.name
+
+    def score(self, columns: Columns) -> np.ndarray:
+        """Scores (n,)."""
+        return self.candidate.score(columns.values)
+
+    def flags(self, columns: Columns) -> np.ndarray:
+        """Which are above the threshold."""
+        return self.score(columns) > self.calibration.threshold
+
+
+def compared(bench: Bench) -> Tensor:
+    """Rows of the training part that a candidate which is fitted apart compares with; it is fitted on the others."""
+    rows = bench.parts.train
+    return rows[: len(rows) // 2]
+
+
+def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits], bench: Bench, fpr: float) -> Frozen:
+    """Fit on the training part, and set the threshold on the calibration part.
+
+    taught: the attacks that are fitted on.
+
+    Raises:
+        FitError: none of them succeeded.
+    """
+    apart = compared(bench)
+
+    def mine(columns: Columns, rows: Tensor) -> np.ndarray:
+        return columns.values[~torch.isin(rows, apart).numpy()] if candidate.apart else columns.values
+
+    tables = [mine(measured.clean("train"), bench.parts.train)]
+    tables += [mine(measured.attacked("train", name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
+    tables = [tables[0], *(table for table in tables[1:] if len(table))]
+    if len(tables) == 1:
+        raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
+    own = copy.copy(candidate)  # fitting one leaves the others as they are
+    own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
+    scores = own.score(measured.clean("calibrate").values)
+    return Frozen(own, own.calibrated(scores, fpr), measured)

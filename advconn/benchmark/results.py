@@ -1,0 +1,171 @@
+"""What a benchmark finds: frozen values, each of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector against an attack.
+
+    family: of the attack; seen: whether attacks of it were trained on. auroc, tpr, fpr: with 95 % intervals (low,
+    high); tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
+    these, n_attacked, count. restored: share of them whose consensus is the true class, nan where there is none.
+    forwards, gradients, milliseconds: of a clean image, on average.
+    """
+
+    detector: str
+    attack: str
+    family: str
+    seen: bool
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    tpr: float
+    tpr_low: float
+    tpr_high: float
+    fpr: float
+    success: float
+    n_clean: int
+    n_attacked: int
+    restored: float
+    forwards: float
+    gradients: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A detector that was fitted without a family of attacks, against one of that family."""
+
+    without: str
+    detector: str
+    attack: str
+    auroc: float
+    tpr: float
+    n_attacked: int
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Clean images of a detector that are flagged, with a 95 % interval.
+
+    condition: what was done to them. images: all, those classified right or wrong, or those of a predicted class.
+    """
+
+    detector: str
+    condition: str
+    images: str
+    n: int
+    fpr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Expense:
+    """What a detector costs an image: forwards, gradients, milliseconds, and that as times the bare network's.
+
+    images: clean ones, or the attack whose images cost most. largest: forwards and three times the gradients of the
+    dearest image.
+    """
+
+    detector: str
+    images: str
+    forwards: float
+    gradients: float
+    milliseconds: float
+    times: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Evasion:
+    """The attack that knows a detector, in one way or the best of all: who is misclassified and under the threshold.
+
+    eps: largest change, in steps of 1/255. success: misclassified at all. sr5, sr50: and not flagged at thresholds of
+    5 and 50 % false alarms. claimed: robust accuracy at eps / 2 that sr5 claims of the classifier (Tramèr 2022).
+    """
+
+    detector: str
+    way: str
+    eps: float
+    success: float
+    n_attacked: int
+    sr5: float
+    sr5_low: float
+    sr5_high: float
+    sr50: float
+    claimed: float
+    credible: bool
+
+
+@dataclass(frozen=True)
+class AttackSize:
+    """An attack: how many were tried and succeeded, mean L2 and mean largest change, and the classifier's confidence.
+
+    l2: of pixels in [0, 1]. linf: in steps of 1/255.
+    """
+
+    attack: str
+    family: str
+    in_mixture: bool
+    tried: int
+    succeeded: int
+    success: float
+    l2: float
+    linf: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Control:
+    """Barriers on straight paths by kind of pair, of the network as it is or untrained."""
+
+    network: str
+    pairs: str
+    n: int
+    median_barrier: float
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image that the detector given gets wrong: what it is, by how much, both classes, its original, its paths."""
+
+    what: str
+    score: float
+    image: np.ndarray
+    original: np.ndarray | None
+    classes: tuple[str, ...]
+    paths: Mapping[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured.
+
+    settings: of the run, its data, machine and versions. scores: each detector's, less its threshold, of clean test
+    images and of every attack. split: rows of the images in each part. attacked: images of every attack that succeeded.
+    """
+
+    settings: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    alarms: tuple[Alarm, ...]
+    attacks: tuple[AttackSize, ...]
+    expenses: tuple[Expense, ...]
+    evasions: tuple[Evasion, ...]
+    left: tuple[LeftOut, ...]
+    controls: tuple[Control, ...]
+    scores: Mapping[str, Mapping[str, np.ndarray]]
+    missed: tuple[Shown, ...] = ()
+    alarmed: tuple[Shown, ...] = ()
+    split: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attacked: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)

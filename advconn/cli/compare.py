@@ -1,0 +1,28 @@
+"""advconn compare: several benchmarks side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from advconn.cli.common import PATH
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=PATH, metavar="RESULTS...")
+@click.option("--table", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True)
+def compare(results: tuple[Path, ...], table: str) -> None:
+    """Put benchmarks side by side: AUROC / caught of every detector of every run, on the same images.
+
+    RESULTS are folders that `advconn benchmark --out` wrote, or their results.json.
+
+    \b
+    Example:
+      advconn compare report-a/ report-b/ --table latex
+    """
+    from advconn.benchmark import tables
+    from advconn.benchmark.folder import read
+
+    records = {str(path): [read(path)] for path in results}
+    click.echo(tables.text(table, *tables.cells(records)))

@@ -1,0 +1,265 @@
+"""Anyone's attack, anyone's detector, anyone's attacked images in the benchmark; what it writes for others to use."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from advconn import bundle
+from advconn.benchmark.attackers import attacker, attackers
+from advconn.benchmark.candidate import Candidate
+from advconn.benchmark.detectors import BASELINES
+from advconn.benchmark.run import Settings
+from advconn.benchmark.run import run as benchmark
+from advconn.benchmark.runner import Runner
+from advconn.cli import main
+from advconn.datasets import DIGIT_MIXTURE, unseen_digits
+from advconn.errors import AttackError
+
+ATTACK = '''
+"""Every pixel a step against the gradient's sign: FGSM by hand."""
+import torch
+import torch.nn.functional as F
+
+
+class Step:
+    name, family = "one step", "single"
+
+    def __init__(self, size):
+        self.size = size
+
+    def run(self, classifier, images, labels, *, seed):
+        leaf = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(classifier.logits(leaf), labels), leaf)
+        return (images + self.size * slope.sign()).clamp(0, 1)
+
+
+def make():
+    return Step(0.2)
+
+
+def broken():
+    return Step("much")
+'''
+DETECTOR = '''
+from advconn.benchmark import Candidate
+
+
+class Spread(Candidate):
+    """How far apart the logits are."""
+
+    name, source, power = "spread", "ours", 1.0
+
+    def measure(self, images):
+        return -self.classifier.logits(images).std(1, keepdim=True).cpu().double().numpy() ** self.power
+'''
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The digits detector, as it ships."""
+    return bundle.load(bundle.default("digits"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """300 digits, a file of an attack, one of a detector."""
+    root, data = tmp_path_factory.mktemp("open"), unseen_digits()
+    images = data.images[:300].permute(0, 2, 3, 1).numpy()
+    np.savez(root / "digits.npz", images=images, labels=data.labels[:300].numpy())
+    (root / "mine.py").write_text(ATTACK)
+    (root / "detector.py").write_text(DETECTOR)
+    return root
+
+
+def run(folder, *args, command="benchmark"):
+    least = ["--detector", bundle.default("digits"), "--data", folder / "digits.npz", "--baseline", "energy"]
+    least += ["--limit", 20, "--cache", folder / "cache"]
+    given = [command, *(least if command == "benchmark" else ()), *args]
+    return CliRunner().invoke(main, list(map(str, given)), catch_exceptions=False)
+
+
+def test_an_attack_and_a_detector_of_ones_own(folder):
+    """By file and name; they stand in the results like all others."""
+    out = run(folder, "--attack", f"{folder}/mine.py:make", "--baseline", f"{folder}/detector.py:Spread",
+              "--attack", "fgsm:eps=51/255", "--out", folder / "own")  # fmt: skip
+    assert out.exit_code == 0, out.output
+    rows = json.loads((folder / "own" / "results.json").read_text())["rows"]
+    at = {(r["detector"], r["attack"]): r for r in rows}
+    assert {name for name, _ in at} == {"advconn (as given)", "advconn", "energy", "spread"}
+    mine, theirs = at["advconn", "one step"], at["advconn", "fgsm:eps=51/255"]
+    assert mine["success"] == pytest.approx(theirs["success"])
+    assert mine["auroc"] == pytest.approx(theirs["auroc"], abs=0.05)
+    assert mine["family"] == "single"
+    assert 0 <= at["advconn (as given)", "one step"]["restored"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--attack", "FILE/mine.py:nothing"], "no callable 'nothing'"),
+        (["--attack", "FILE/mine.py:broken"], "one step: fails (TypeError"),
+        (["--attack", "FILE/detector.py:Spread"], "Spread"),
+        (["--baseline", "FILE/mine.py:make"], "expected a class of advconn.benchmark.Candidate's"),
+        (["--attack", "torchattacks:Nothing()"], "no attack 'Nothing'"),
+        (["--attack", "foolbox:LinfPGD(1)"], "expected foolbox:CLASS(key=value, ...)"),
+        (["--attack", "fgsm", "--save", "scores"], "--save goes with --out"),
+        (["--attack", "fgsm", "--save", "all", "--out", "FILE/x"], "expected some of scores,split,images"),
+        (["--attacked", "FILE/digits.npz", "--data", "FILE/nothing.npz"], "nothing.npz"),
+    ],
+)
+def test_what_does_not_fit_gets_one_line(folder, args, says):
+    """And exit status 2."""
+    out = run(folder, *[a.replace("FILE", str(folder)) for a in args])
+    assert out.exit_code == 2
+    assert says in " ".join(out.output.splitlines()[-3:])
+
+
+def test_images_that_were_attacked_elsewhere(folder):
+    """By row of an array, and by name of a file; only those whose prediction changed count."""
+    made = run(folder, folder / "digits.npz", "--detector", bundle.default("digits"), "--attack", "pgd:eps=51/255",
+               "--out", folder / "pgd.npz", command="attack")  # fmt: skip
+    data = np.load(folder / "digits.npz")
+    model = bundle.load(bundle.default("digits")).connectivity.classifier
+    if made.exit_code:  # the command writes folders: make the array by hand
+        clean = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
+        hits = attacker("pgd:eps=51/255").run(model, model.check(clean), torch.from_numpy(data["labels"]))
+        bytes_ = (hits * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        np.savez(folder / "pgd.npz", images=bytes_)
+    out = run(folder, "--attacked", folder / "pgd.npz", "--out", folder / "ready")
+    assert out.exit_code == 0, out.output
+    record = json.loads((folder / "ready" / "results.json").read_text())
+    assert [a["attack"] for a in record["attacks"]] == ["pgd.npz"]
+    assert record["attacks"][0]["linf"] == pytest.approx(51, abs=1)
+    assert record["rows"][0]["auroc"] > 0.9
+    for i in range(100, 160):
+        for name, values in (("clean", data["images"]), ("made", np.load(folder / "pgd.npz")["images"])):
+            place = folder / name / str(data["labels"][i])
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values[i, :, :, 0]).save(place / f"{i}.png")
+    for i in range(160, 300):
+        place = folder / "clean" / str(data["labels"][i])
+        Image.fromarray(data["images"][i, :, :, 0]).save(place / f"{i}.png")
+    again = run(folder, "--data", folder / "clean", "--attacked", folder / "made", "--out", folder / "named")
+    assert again.exit_code == 0, again.output
+    rows = json.loads((folder / "named" / "results.json").read_text())
+    assert rows["attacks"][0]["tried"] <= 60
+    assert rows["attacks"][0]["succeeded"] > 10
+
+
+def test_scores_split_and_images_are_written_for_others(folder):
+    """No row in two parts; a threshold of zero gives back the rows' figures."""
+    out = run(folder, "--attack", "fgsm:eps=51/255", "--out", folder / "saved", "--save", "scores,split,images")
+    assert out.exit_code == 0, out.output
+    scores, split, images = (np.load(folder / "saved" / f"{n}.npz") for n in ("scores", "split", "images"))
+    rows = json.loads((folder / "saved" / "results.json").read_text())["rows"]
+    for r in rows:
+        found = scores[f"{r['detector']}/{r['attack']}"]
+        assert (found > 0).mean() == pytest.approx(r["tpr"])
+        assert (scores[f"{r['detector']}/clean"] > 0).mean() == pytest.approx(r["fpr"])
+    parts = [split[name] for name in ("train", "calibrate", "test")]
+    assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
+    attacked = images["rows of fgsm:eps=51/255"]
+    assert np.isin(attacked, split["test"]).all()
+    assert len(images["fgsm:eps=51/255"]) == len(attacked) == rows[0]["n_attacked"]
+
+
+def test_repeats_and_tables(folder):
+    """Mean and spread over seeds; Markdown, LaTeX and CSV hold the same."""
+    args = ["--attack", "fgsm:eps=51/255", "--repeats", 2, "--out", folder / "twice", "--table", "csv"]
+    out = run(folder, *args)
+    assert out.exit_code == 0, out.output
+    table = list(csv.reader(io.StringIO(out.stdout)))
+    assert table[0] == ["detector", "fgsm:eps=51/255"]
+    both = [json.loads((folder / "twice" / f"seed-{k}" / "results.json").read_text())["rows"] for k in (0, 1)]
+    mean = np.mean([rows[0]["auroc"] for rows in both])
+    assert table[1][1].startswith(f"{mean:.3f} ± ")
+    assert both[0][0]["n_clean"] == both[1][0]["n_clean"]
+    latex = run(folder, "--attack", "fgsm:eps=51/255", "--table", "latex").stdout
+    assert latex.startswith("\\begin{tabular}{lr}")
+    assert r"advconn (as given) &" in latex
+
+
+def test_runs_side_by_side(folder):
+    """Of the same images; those of others are refused."""
+    run(folder, "--attack", "fgsm:eps=51/255", "--out", folder / "one")
+    run(folder, "--attack", "bim:eps=51/255", "--out", folder / "two")
+    both = run(folder, folder / "one", folder / "two", command="compare")
+    assert both.exit_code == 0, both.output
+    assert "bim:eps=51/255" in both.stdout.splitlines()[0]
+    assert f"{folder / 'two'}: energy" in both.stdout
+    other = json.loads((folder / "two" / "results.json").read_text())
+    other["settings"]["data_sha256"] = "0" * 64
+    (folder / "other.json").write_text(json.dumps(other))
+    refused = run(folder, folder / "one", folder / "other.json", command="compare")
+    assert refused.exit_code == 2
+    assert "other images" in refused.output
+    nothing = run(folder, folder / "cache", command="compare")
+    assert nothing.exit_code == 2
+    assert "no results" in nothing.output
+
+
+def test_baselines_are_listed():
+    """By name, with what they do and where they come from."""
+    out = CliRunner().invoke(main, ["benchmark", "--list-baselines"])
+    assert out.exit_code == 0
+    assert all(any(line.startswith(name) for line in out.stdout.splitlines()) for name in BASELINES)
+
+
+def test_objects_go_in_as_they_are(shipped):
+    """In Python there is no file; two of one name are refused."""
+
+    class Still:
+        name = "nothing"
+
+        def run(self, classifier, images, labels, *, seed):
+            return images + 0.3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
+
+    class Mean(Candidate):
+        name = "mean"
+
+        def measure(self, images):
+            return images.mean((1, 2, 3)).double().numpy()[:, None]
+
+    images = unseen_digits()
+    settings = Settings((Still(), "fgsm:eps=51/255"), ("energy", Mean), DIGIT_MIXTURE[:2], limit=20)
+    report = benchmark(images, shipped, settings, Runner())
+    assert {r.attack for r in report.rows} == {"nothing", "fgsm:eps=51/255"}
+    assert {r.detector for r in report.rows} >= {"mean", "energy"}
+    assert next(r for r in report.rows if r.attack == "nothing").family == "given"
+    with pytest.raises(AttackError, match="two attacks are called"):
+        attackers((Still(), type("Other", (Still,), {"size": 1})()))
+    with pytest.raises(AttackError, match="no attack: it needs"):
+        attacker(object())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_key_holds_every_parameter(name, shipped, classifier):
+    """Another value is another key; so are other images compared with, and another second classifier."""
+    model, images = shipped.connectivity.classifier, unseen_digits().images[:60]
+    made = BASELINES[name](model, images)
+    plain = {k: v for k, v in made.parameters().items() if k != "name"}
+    key = made.key()
+    assert key == BASELINES[name](model, images).key()
+    for parameter, value in plain.items():
+        other = type(name, (BASELINES[name],), {"__module__": BASELINES[name].__module__})(model, images)
+        setattr(other, parameter, "another" if isinstance(value, str) else (value or 0) + 1)
+        assert other.key() != key, parameter
+    assert BASELINES[name](model, images[:59]).key() != key
+    assert BASELINES[name](model, images, classifier).key() != key
+
+
+def test_a_key_holds_every_setting_of_a_walk(shipped):
+    """The one list of them: what a walk depends on changes its key."""
+    walk = shipped.connectivity
+    other = {"families": ("self",), "copies": walk.copies[:3], "halves": (), "per_class": 2, "rivals": 1, "samples": 7,
+             "layer": "head", "levels": 1, "steps": 2, "nearest": not walk.nearest}  # fmt: skip
+    assert set(other) == set(walk.settings())
+    for name, value in other.items():
+        changed = type(walk)(walk.classifier, walk.references, **walk.settings() | {name: value})
+        assert repr(changed.key()) != repr(walk.key()), name
