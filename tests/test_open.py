@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,43 +23,54 @@ from advconn.cli import main
 from advconn.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
 
-ATTACK = '''
-"""Every pixel a step against the gradient's sign: FGSM by hand."""
-import torch
-import torch.nn.functional as F
+README = (Path(__file__).parents[1] / "README.md").read_text()
+THIRD = """
+import numpy as np
+from pytorch_ood.detector import EnergyBased
+from advconn.benchmark import Candidate, Learned
 
 
-class Step:
-    name, family = "one step", "single"
+class Energy(Candidate):
+    '''pytorch-ood's energy.'''
 
-    def __init__(self, size):
-        self.size = size
-
-    def run(self, classifier, images, labels, *, seed):
-        leaf = images.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(classifier.logits(leaf), labels), leaf)
-        return (images + self.size * slope.sign()).clamp(0, 1)
-
-
-def make():
-    return Step(0.2)
-
-
-def broken():
-    return Step("much")
-'''
-DETECTOR = '''
-from advconn.benchmark import Candidate
-
-
-class Spread(Candidate):
-    """How far apart the logits are."""
-
-    name, source, power = "spread", "ours", 1.0
+    name, source = "energy (pytorch-ood)", "Liu et al. 2020"
 
     def measure(self, images):
-        return -self.classifier.logits(images).std(1, keepdim=True).cpu().double().numpy() ** self.power
-'''
+        return EnergyBased.score(self.classifier.logits(images)).cpu().double().numpy()[:, None]
+
+
+class Binary(Learned):
+    '''ART's detector: a network of its own that is shown images, trained here on the columns that it gives.'''
+
+    name, source = "binary (ART)", "Metzen et al. 2017"
+
+    def measure(self, images):
+        return images.flatten(1).cpu().double().numpy()
+
+    def fit(self, columns, kinds):
+        import torch
+        from art.defences.detector.evasion import BinaryInputDetector
+        from art.estimators.classification import PyTorchClassifier
+
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(columns.shape[1], 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        inner = PyTorchClassifier(
+            net, torch.nn.CrossEntropyLoss(), input_shape=columns.shape[1:], nb_classes=2, optimizer=optimizer
+        )
+        self.found = BinaryInputDetector(inner)
+        self.found.fit(columns.astype(np.float32), np.eye(2)[(kinds > 0).astype(int)], batch_size=32, nb_epochs=20)
+        return self
+
+    def score(self, columns):
+        logits = self.found.detector.predict(columns.astype(np.float32))
+        return (logits[:, 1] - logits[:, 0]).astype(np.float64)
+"""
+
+
+def shown(name):
+    """The code of a file that the README shows."""
+    return next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if b.startswith(f"# {name}"))
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +85,10 @@ def folder(tmp_path_factory):
     root, data = tmp_path_factory.mktemp("open"), unseen_digits()
     images = data.images[:300].permute(0, 2, 3, 1).numpy()
     np.savez(root / "digits.npz", images=images, labels=data.labels[:300].numpy())
-    (root / "mine.py").write_text(ATTACK)
-    (root / "detector.py").write_text(DETECTOR)
+    broken = "\n\ndef broken():\n    made = Step()\n    made.size = 'much'\n    return made\n"
+    (root / "mine.py").write_text(shown("my_attack.py") + broken)
+    (root / "detector.py").write_text(shown("my_detector.py"))
+    (root / "third.py").write_text(THIRD)
     return root
 
 
@@ -95,8 +110,39 @@ def test_an_attack_and_a_detector_of_ones_own(folder):
     mine, theirs = at["advconn", "one step"], at["advconn", "fgsm:eps=51/255"]
     assert mine["success"] == pytest.approx(theirs["success"])
     assert mine["auroc"] == pytest.approx(theirs["auroc"], abs=0.05)
-    assert mine["family"] == "single"
+    assert mine["family"] == "given"
     assert 0 <= at["advconn (as given)", "one step"]["restored"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "kind"), [("pytorch_ood", "energy (pytorch-ood)", "Energy"), ("art", "binary (ART)", "Binary")]
+)
+def test_detectors_of_other_packages(folder, package, name, kind):
+    """In a few lines each; where pytorch-ood's energy is one-sided, ours is two-sided."""
+    pytest.importorskip("pytorch_ood")
+    pytest.importorskip(package)
+    out = run(folder, "--attack", "fgsm:eps=51/255", "--baseline", f"{folder}/third.py:{kind}", "--out", folder / kind)
+    assert out.exit_code == 0, out.output
+    rows = json.loads((folder / kind / "results.json").read_text())["rows"]
+    assert next(r for r in rows if r["detector"] == name)["auroc"] > {"Energy": 0.5, "Binary": 0.8}[kind]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "torchattacks:FGSM(eps=51/255)",
+        "foolbox:LinfFastGradientAttack(epsilons=51/255)",
+        "art:FastGradientMethod(eps=51/255)",
+    ],
+)
+def test_attacks_of_other_libraries(spec, shipped):
+    """The same attack is the same images."""
+    if not spec.startswith("torchattacks"):
+        pytest.importorskip(spec.partition(":")[0])
+    model, data = shipped.connectivity.classifier, unseen_digits()
+    clean, labels = model.check(data.images[:20]), data.labels[:20]
+    ours = attacker("fgsm:eps=51/255").run(model, clean, labels)
+    assert float((attacker(spec).run(model, clean, labels) - ours).abs().mean()) < 0.01
 
 
 @pytest.mark.parametrize(
