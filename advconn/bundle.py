@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 
 from advconn import card as cards
 from advconn import heads, models, pretrained, zoo
@@ -238,32 +237,36 @@ def _load(
     tensors = load_file(folder / TENSORS)
     classifier, references = _given(folder, card, tensors, model, device, same_weights)
     known, fitted = card["calibration"], card["fitted"]
-    detector = Detector(
-        Connectivity(classifier, references, **_tuples(card["connectivity"])),
+    connectivity = Connectivity(classifier, references, **_tuples(card["connectivity"]))
+    stages = None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"])
+    cascade, typical, stages = _cascade(folder, card, tensors, connectivity, stages)
+    attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
+    seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
+    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]), fitted["pretrained"])
+    conditions, number, count = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1, len(cascade.walks)
+    scores, classes = _calibration(tensors, conditions, number, card["format"])
+    detector = Detector.restore(
+        connectivity,
+        cascade,
+        typical,
+        made,
+        {name: values[:, :count] for name, values in scores.items()},
+        classes,
         attacks=tuple(fitted["mixture"] or fitted["attacks"] or MIXTURE),
         per_attack=fitted["per_attack"],
         fpr=known["fpr"],
         calibrate=fitted["held_out"],
         seed=fitted["seed"],
-        stages=None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"]),
+        stages=stages,
         benign=tuple(card["conditions"]["fitted"]),
-        conditions=tuple(card["conditions"]["calibrated"]),
+        conditions=conditions,
         confidence=known["confidence"],
         by_class=known["by_class"],
         pretrained=pretrained.load() if fitted["pretrained"] else None,
         refine=fitted["refine"],
     )
-    cascade, typical = _cascade(folder, card, tensors, detector)
-    attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
-    seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
-    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]), fitted["pretrained"])
-    detector.set_cascade(cascade, typical, made)
-    detector.head = None if fitted["pretrained"] else clone(cascade.heads[-1])
-    stages, count = len(card["exits"]) + 1, len(cascade.walks)
-    scores, classes = _calibration(tensors, detector.conditions, stages, card["format"])
-    detector.set_calibration({name: values[:, :count] for name, values in scores.items()}, classes)
     at = detector.calibration_.threshold
-    if count == stages and not np.isclose(at, known["threshold"], rtol=1e-9, atol=1e-9):
+    if count == number and not np.isclose(at, known["threshold"], rtol=1e-9, atol=1e-9):
         raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     detector.figures_ = card["figures"]
     return detector
@@ -303,23 +306,27 @@ def _given(
 
 
 def _cascade(
-    folder: Path, card: dict[str, Any], tensors: dict[str, np.ndarray], detector: Detector
-) -> tuple[Cascade, np.ndarray]:
-    """The stages that this classifier can walk, and a typical clean image's features (d,) at the last one.
+    folder: Path,
+    card: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    connectivity: Connectivity,
+    stages: tuple[Stage, ...] | None,
+) -> tuple[Cascade, np.ndarray, tuple[Stage, ...] | None]:
+    """The stages that this classifier can walk, fitted; a typical clean image's features (d,) at the last; the stages.
 
     One that gives no gradient is judged by those before bypass: their scores are calibrated too.
     """
     names, count = list(card["features"]), len(card["exits"]) + 1
     bypass = any(name.startswith("complexity.") for name in names)
-    cut = bypass and detector.stages is not None and not detector.connectivity.classifier.differentiable and count > 1
-    if cut and detector.stages is not None:
-        detector.stages, count = tuple(stage for stage in detector.stages if not stage.paths), count - 1
+    cut = bypass and stages is not None and not connectivity.classifier.differentiable and count > 1
+    if cut and stages is not None:
+        stages, count = tuple(stage for stage in stages if not stage.paths), count - 1
         warnings.warn(
             f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
             AdvconnWarning,
             stacklevel=4,
         )
-    walks = walks_of(detector.connectivity, detector.stages, bypass=bypass)
+    walks = walks_of(connectivity, stages, bypass=bypass)
     if len(walks) != count:
         raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
     columns = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
@@ -329,7 +336,7 @@ def _cascade(
     found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
     exits = tuple(-math.inf if at is None else float(at) for at in card["exits"][: count - 1])
     typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
-    return Cascade(walks, columns, found, exits), typical
+    return Cascade(walks, columns, found, exits), typical, stages
 
 
 def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

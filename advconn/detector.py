@@ -258,6 +258,28 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
         return self
 
+    @classmethod
+    def restore(
+        cls,
+        connectivity: Connectivity,
+        cascade: Cascade,
+        typical: np.ndarray,
+        fitted: Fitted,
+        scores: Mapping[str, np.ndarray],
+        predicted: Mapping[str, np.ndarray] | None,
+        **parameters: Any,
+    ) -> Detector:
+        """A fitted detector from what one was made of: its stages, what they were fitted on, its calibration.
+
+        scores, predicted: see `set_calibration`. parameters: those that it was constructed with; `head` is a clone of
+        the last stage's, unless the heads were taught on other networks.
+        """
+        head = None if fitted.pretrained else clone(cascade.heads[-1])
+        detector = cls(connectivity, head, **parameters)
+        detector.set_cascade(cascade, typical, fitted)
+        detector.set_calibration(scores, predicted)
+        return detector
+
     def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: Fitted) -> None:
         """Take fitted stages, the median clean image's features (d,) at the last one, and what they were made from."""
         self.cascade_, self.typical_, self.fitted_ = cascade, typical, fitted

@@ -267,7 +267,7 @@ def adaptive(record: dict) -> list[str]:
     out = [f"## The attack that knows the detector (`adaptive.py`, {record['folder']})", ""]
     out += [
         f"{effort['steps']} steps, {effort['restarts']} start(s). SR@5: share of all images that "
-        "are misclassified and not flagged at 5 % false alarms; by the best of three ways, then by each.",
+        "are misclassified and not flagged at 5 % false alarms; by the best of all ways, then by each.",
         "",
     ]
     ways = [w for w in dict.fromkeys(r["way"] for r in rows) if w != "best of all"]

@@ -6,6 +6,8 @@ the head too where it is linear. Three ways to follow two aims at once:
 lagrangian   the sum of both losses, with a weight that moves to where the aim that is not reached gets more
 selective    the classifier's gradient while the prediction holds, else the detector's
 orthogonal   the same, each without its part along the other, so that a step for one aim does not undo the other
+rejection    one aim for both: the log-probability of a wrong class that is accepted, where rejection is an event of its
+             own with the score over the threshold as log-odds (a rejection-aware loss, as Palumbo et al. 2024 use one)
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.benchmark.following import Score
@@ -21,7 +24,7 @@ from advconn.classifier import Classifier, margin
 from advconn.errors import AttackError
 from advconn.progress import Progress, silent
 
-WAYS = ("lagrangian", "selective", "orthogonal")
+WAYS = ("lagrangian", "selective", "orthogonal", "rejection")
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,9 @@ def _run(
             logits = classifier.logits(leaf)
             loss = margin(logits, labels[live])
             odds = score(leaf)
-            (against,) = torch.autograd.grad(loss.sum(), leaf)
-            (towards,) = torch.autograd.grad(-odds.sum(), leaf)
+            both = F.logsigmoid(loss) + F.logsigmoid(threshold - odds)
+            aims = (both,) if way == "rejection" else (loss, -odds)
+            slopes = [torch.autograd.grad(aim.sum(), leaf)[0] for aim in aims]
         odds, fooled = odds.detach(), logits.detach().argmax(1) != labels[live]
         better = fooled & (odds < lowest[live])
         lowest[live[better]] = odds[better]
@@ -115,7 +119,7 @@ def _run(
         if step == steps or not bool(going.any()):
             break
         size = eps * (0.25 - 0.225 * step / steps)
-        heading, weight[live] = _heading(way, against, towards, fooled, odds > threshold, weight[live])
+        heading, weight[live] = _heading(way, slopes, fooled, odds > threshold, weight[live])
         moved = leaf.detach() + size * heading.sign()
         centre = origin[live]
         point[live] = moved.clamp(centre - eps, centre + eps).clamp(0, 1)
@@ -123,11 +127,14 @@ def _run(
     return lowest, best
 
 
-def _heading(
-    way: str, against: Tensor, towards: Tensor, fooled: Tensor, flagged: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Direction (n, c, h, w) to go in, and the weight (n,) of the detector in the Lagrangian after this step."""
-    a, b = _unit(against), _unit(towards)
+def _heading(way: str, slopes: list[Tensor], fooled: Tensor, flagged: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Direction (n, c, h, w) to go in, and the weight (n,) of the detector in the Lagrangian after this step.
+
+    slopes: of the one aim, or of the classifier's and the detector's.
+    """
+    if way == "rejection":
+        return slopes[0], weight
+    a, b = map(_unit, slopes)
     choose = fooled[:, None, None, None]
     if way == "selective":
         return torch.where(choose, b, a), weight
