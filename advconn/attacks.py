@@ -208,57 +208,13 @@ def _checked(name: str, key: str, text: str) -> float:
 
 
 def _shown(key: str, value: float) -> str:
-    return _fraction(value) if key in ("eps", "alpha") else f"{value:g}"
+    return fraction(value) if key in ("eps", "alpha") else f"{value:g}"
 
 
-def _fraction(value: float) -> str:
+def fraction(value: float) -> str:
+    """A size as people write it: so many 255ths where it is a whole number of them."""
     whole = value * 255
     return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-9 and value < 1 else f"{value:.4g}"
-
-
-def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, most: int = 64) -> tuple[str, ...]:
-    """A mixture at the strengths at which this classifier falls, found on some images that it gets right.
-
-    The smallest Linf radius at which PGD of ten steps (Square of 300 queries, without a gradient) changes nine of ten
-    predictions is looked for by factors of two between 1/255 and 1/2; the mixture spans half of it to twice it, and
-    8/255 in any case, in the shapes of MIXTURE.
-    """
-    right = classifier.logits(classifier.check(images)).argmax(1) == labels.to(classifier.device)
-    rows = right.nonzero()[:most, 0].cpu()
-    if not len(rows):
-        raise AttackError("the classifier gets none of the images right: there is nothing to attack")
-    clean, truth = classifier.check(images[rows]), labels[rows].to(classifier.device)
-    name = "pgd:steps=10" if classifier.differentiable else "square:n_queries=300"
-    eps = 1 / 255
-    while eps < 0.5:
-        made = Attack.parse(f"{name},eps={eps}").run(classifier, clean, truth, seed=seed)
-        if float(succeeded(classifier, made, truth).float().mean()) >= 0.9:
-            break
-        eps = min(2 * eps, 0.5)
-    if not classifier.differentiable:
-        return tuple(
-            f"{kind}:eps={_fraction(min(factor * eps, 0.5 if kind == 'square' else 0.25))},{rest}"
-            for kind, rest in (("square", "n_queries=500"), ("noise", "tries=20"))
-            for factor in ((0.5, 1, 2) if kind == "square" else (2, 4))
-        )
-    strong = min(max(2 * eps, 8 / 255), 0.5)
-    far = math.sqrt(clean[0].numel()) * eps / 2  # as long as an Linf step of half that size in every pixel
-    shapes = [
-        *(f"pgd:eps={_fraction(e)},steps=10" for e in (strong, eps, eps / 2)),
-        f"pgd:alpha={_fraction(0.75 * strong)},eps={_fraction(strong)},steps=2",
-        *(f"pgd-l2:eps={f:.3g},steps=10" for f in (far, far / 4)),
-        f"pgd-l2:alpha={far:.3g},eps={far:.3g},steps=1",
-        *(f"pgd-stop:eps={_fraction(e)},steps=20" for e in (strong, eps)),
-        *(f"cw:kappa={k},lr={max(0.01, eps / 4):.2g},steps=100" for k in (0, 3)),
-        *(f"fgsm:eps={_fraction(e)}" for e in (strong, eps, eps / 2)),
-        f"square:eps={_fraction(strong)},n_queries=500",
-        f"tifgsm:eps={_fraction(strong)}",
-        f"low-frequency:eps={_fraction(min(2 * strong, 1.0))}",
-        "pixle",
-        f"noise:eps={_fraction(min(2 * strong, 1.0))},tries=20",
-        f"transfer:eps={_fraction(strong)}",
-    ]
-    return made_for(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
 
 
 def made_for(classifier: Classifier, specs: Iterable[str]) -> tuple[str, ...]:

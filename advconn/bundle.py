@@ -7,13 +7,10 @@ Whatever is wrong with a folder is told when it is loaded: a trial verdict is pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import platform
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +20,21 @@ import torch
 from advconn import card as cards
 from advconn import heads, models, pretrained, zoo
 from advconn.calibration import CLEAN
+from advconn.card import CARD, FORMAT, TENSORS, WEIGHTS
+from advconn.card import HEAD as HEAD
 from advconn.classifier import Classifier
-from advconn.conditions import MEASURED, USES, usable
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
-from advconn.files import shipped, writing
+from advconn.files import shipped
 from advconn.kinds import MIXTURE
-from advconn.likeness import alike, answers, dtype_of, plain_module, size_of
+from advconn.likeness import alike, size_of
 from advconn.modes import References
 from advconn.preprocessing import names_of
 from advconn.probing import probe_images
+from advconn.saving import save as save
 from advconn.stages import Cascade, Missed, Stage, walks_of
 
-FORMAT = 3
-CARD = "card.json"
-WEIGHTS, TENSORS = "classifier.safetensors", "detector.safetensors"
-HEAD = cards.head_files(1)[0]  # the last stage's
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 
@@ -47,105 +42,6 @@ LARGEST_FILE = 2**32
 def default(name: str = "cifar10") -> Path:
     """The folder of a detector that advconn ships: 'cifar10', 'digits' or, for photographs, 'imagenet'."""
     return shipped(name)
-
-
-def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:
-    """Write a fitted detector to a folder, which appears only whole.
-
-    The classifier's weights go in where its architecture can be named (advconn, timm, torchvision); else only their
-    fingerprint. `figures`: anything JSON that belongs on the card.
-
-    Raises:
-        FitError: not fitted. BundleError: the head cannot be saved without pickle. DataError: the folder is not empty.
-    """
-    from safetensors.numpy import save_file
-
-    detector._fitted()
-    walk, classifier = detector.connectivity, detector.connectivity.classifier
-    tensors = {"typical": detector.typical_}
-    tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
-    tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
-    tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
-    tensors |= {"answers": answers(classifier, walk.references)}
-    if walk.references is not None:
-        images = (walk.references.images * 255).round().byte()
-        tensors |= {"references": images.cpu().numpy(), "reference_logits": walk.references.logits.cpu().numpy()}
-    folder = Path(folder)
-    with writing(folder) as partial:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
-        for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
-            heads.save(head, partial / name)
-        if classifier.state is not None:
-            from safetensors.torch import save_file as save_weights
-
-            state = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state.items()}
-            save_weights(state, partial / WEIGHTS)
-        card = _card(detector, figures)
-        card["files"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
-        card["card"] = _digest(card)
-        (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
-    return folder
-
-
-def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
-    walk, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
-    look = classifier.preprocessing
-    return {
-        "format": FORMAT,
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
-        "classifier": {
-            "name": classifier.name if classifier.state is not None or classifier.name in zoo.NETWORKS else None,
-            "fingerprint": classifier.fingerprint,
-            "num_classes": classifier.num_classes,
-            "class_names": classifier.class_names,
-            "channels": classifier.channels,
-            "dtype": dtype_of(classifier),
-            "kind": "module" if plain_module(classifier) else "other",
-            "preprocessing": vars(look) | {},
-        },
-        "connectivity": {name: _plain(value) for name, value in walk.settings().items()},
-        "references": walk.references.origin if walk.references is not None else None,
-        "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
-        | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
-        | {"pretrained": fitted.pretrained}
-        | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
-        | {"held_out": detector.calibrate, "refine": detector.refine},
-        "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
-        "exits": [_number(at) for at in detector.cascade_.exits],
-        "missed": None
-        if fitted.missed is None
-        else {k: {"missed": n, "of": of} for k, (n, of) in fitted.missed.by_attack.items()},
-        "conditions": {
-            "fitted": list(usable(detector.benign, classifier.channels)),
-            "calibrated": list(detector.calibration_.conditions),
-            "measured": [name for name, use in USES.items() if use == MEASURED],
-        },
-        "calibration": {
-            "fpr": detector.calibration_.fpr,
-            "confidence": detector.confidence,
-            "by_class": detector.by_class,
-            "threshold": detector.calibration_.threshold,
-        },
-        "features": [str(name) for name in detector.names_],
-        "figures": figures if figures is not None else getattr(detector, "figures_", {}),
-    }
-
-
-def _stage(stage: Stage) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in vars(stage).items()}
-
-
-def _number(value: float) -> float | None:
-    """As JSON has it: null for minus infinity, where no image leaves."""
-    return None if math.isinf(value) else value
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def load(
@@ -200,7 +96,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_CARD:
             raise BundleError(f"{path}: too large for a card")
         card = json.loads(path.read_text())
-        digest = _digest(card) if isinstance(card, dict) else None
+        digest = cards.digest(card) if isinstance(card, dict) else None
     except BundleError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -222,7 +118,7 @@ def read_card(folder: Path) -> dict[str, Any]:
                 raise BundleError(f"{folder}: {name} is missing; fit or copy the detector again")
             if file.stat().st_size > LARGEST_FILE:
                 raise BundleError(f"{file}: too large")
-            if _sha256(file) != digest:
+            if cards.sha256(file) != digest:
                 raise BundleError(f"{file}: damaged or changed since it was written; fit or copy the detector again")
         except OSError as error:
             raise BundleError(f"{file}: cannot be read: {error.strerror}") from error
@@ -433,17 +329,3 @@ def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Class
         )
     except AdvconnError as error:
         raise BundleError(f"{folder}: its classifier cannot be rebuilt: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _digest(card: dict[str, Any]) -> str:
-    rest = {k: v for k, v in card.items() if k != "card"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from advconn.conditions import CONDITIONS
@@ -66,6 +69,10 @@ def _stage(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == set(keys) and all(keys[k](v) for k, v in value.items())
 
 
+FORMAT = 3
+CARD = "card.json"
+WEIGHTS, TENSORS = "classifier.safetensors", "detector.safetensors"
+HEAD = head_files(1)[0]  # the last stage's
 MOST_STAGES = 8
 Schema = Mapping[str, "Check | Schema"]
 _NAME, _HASH = text(), lambda v: isinstance(v, str) and len(v) == 64 and all(c in "0123456789abcdef" for c in v)
@@ -131,7 +138,7 @@ SCHEMA: Schema = {
     "features": several(_NAME, 1, 10**4),
     "figures": table(text(200), lambda v: True),
     "files": table(
-        lambda k: k in ("classifier.safetensors", "detector.safetensors", *head_files(MOST_STAGES)),
+        lambda k: k in (WEIGHTS, TENSORS, *head_files(MOST_STAGES)),
         _HASH,
         3 + MOST_STAGES,
     ),
@@ -187,3 +194,15 @@ def _compare(found: Any, schema: Schema, path: tuple[str, ...], where: str) -> N
         elif not check(value):
             name = ".".join((*path, key))
             raise BundleError(f"{where}: the card does not describe this detector ({name} is {str(value)[:60]!r})")
+
+
+def digest(card: dict[str, Any]) -> str:
+    """Of all of a card but its own digest."""
+    rest = {k: v for k, v in card.items() if k != "card"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from advconn.classifier import Classifier, level, margin
 from advconn.copies import Copy
 from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, grain, table
+from advconn.given import as_tensor
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
@@ -305,24 +306,3 @@ def _copy(name: str) -> Copy:
     if name not in COPIES:
         raise DataError(f"no copy named {name!r}: expected some of {', '.join(COPIES)}")
     return COPIES[name]
-
-
-def as_tensor(images: Any) -> Tensor:
-    """Images given as a tensor or as an array of any strides and byte order, as a tensor.
-
-    Raises:
-        DataError: anything else.
-    """
-    if isinstance(images, Tensor):
-        return images
-    array = native(images)
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
-    return torch.from_numpy(array)
-
-
-def native(values: Any) -> np.ndarray:
-    """As an array that torch takes: contiguous, writable, in this machine's byte order."""
-    array = np.asarray(values)
-    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return plain if plain.flags.writeable else plain.copy()

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, made_for, parse_all
 from advconn.calibration import CLEAN, Calibration, enough, needed
-from advconn.classifier import Classifier, counting
+from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
-from advconn.connectivity import Connectivity, as_tensor, native
-from advconn.errors import DataError, FitError
-from advconn.explain import Explanation, Typical, explanation, reason
+from advconn.connectivity import Connectivity
+from advconn.errors import FitError
+from advconn.given import as_bytes, as_labels, as_tensor, marks
 from advconn.judgement import Judgement as Judgement  # of the public name
-from advconn.judgement import judgement_of
+from advconn.judging import Judging
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
 from advconn.pretrained import Pretrained
 from advconn.progress import Progress, silent
-from advconn.stages import STAGES, Cascade, Found, Missed, Stage, ordered, scored, shares_of, walks_of
+from advconn.stages import STAGES, Cascade, Missed, Stage, ordered, scored, shares_of, walks_of
 from advconn.store import Store
 from advconn.teaching import Taught, attacked_rows, spoilt, taught, teach
 
@@ -46,17 +45,6 @@ class Fitted:
     pretrained: bool = False
 
 
-def marks(images: Tensor) -> np.ndarray:
-    """A number (n,) for every image (n, c, h, w), uint8 or in [0, 1], that is the same for the same bytes alone."""
-    digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in as_bytes(images).contiguous().numpy())
-    return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Images (n, c, h, w), uint8 or in [0, 1], as uint8 on the CPU."""
-    return (images if images.dtype == torch.uint8 else (images * 255).round().byte()).cpu()
-
-
 def default_head(seed: int = 0) -> Any:
     """The scikit-learn classifier that a detector uses unless told."""
     from sklearn.linear_model import LogisticRegression
@@ -66,7 +54,7 @@ def default_head(seed: int = 0) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
 
 
-class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class Detector(Judging, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
     `decision_function > 0` and `predict == 1` are the verdict, at one threshold for all attacks; so is `p_value <=
@@ -351,82 +339,6 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""
         return Maker((self.connectivity,), self.per_attack, seed=self.seed).attacked(images, labels, attack, seed=seed)
 
-    def _fitted(self) -> None:
-        if not hasattr(self, "calibration_"):
-            raise FitError("the detector has not been fitted: call fit, or load a bundle")
-
-    def _walked(self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any) -> Iterator[Found]:
-        """What the cascade finds for images (n, c, h, w), a block of them at a time."""
-        done = 0
-        for block in self.cascade_.blocks(images):
-            yield self.cascade_.walk(block, **how)
-            done += len(block)
-            progress(told, done, len(images))
-
-    def judge(self, X: Any, *, full: bool = False, max_stage: int | None = None) -> Judgement:
-        """Everything the detector says of images (n, c, h, w).
-
-        Args:
-            full: walk every stage for every image, for what it shows; the verdicts stay the same.
-            max_stage: go no farther than this stage, with a threshold of its own from the same calibration images: it
-                bounds what an image can cost.
-
-        Raises:
-            FitError: no such stage.
-        """
-        self._fitted()
-        calibration = self.calibration_ if max_stage is None else self.calibration(max_stage)
-        images = as_tensor(X)
-        if not len(images):
-            raise DataError("no images to judge")
-        with counting() as cost:
-            found = list(self._walked(images, full=full, most=max_stage))
-        return judgement_of(self.cascade_, calibration, found, cost, max_stage)
-
-    @property
-    def _typical(self) -> Typical:
-        return Typical(self.cascade_, self.typical_)
-
-    def reasons(self, judgement: Judgement) -> list[str]:
-        """For each image of a judgement what it showed, in words, see explain.reason."""
-        return [reason(self._typical, judgement, i) for i in range(len(judgement.score))]
-
-    def families(self, judgement: Judgement) -> dict[str, np.ndarray]:
-        """By how much each image's log-odds (n,) fall if a family's features are a typical clean image's."""
-        groups = {name: (f"{name}.",) for name in dict.fromkeys(str(n).split(".")[0] for n in self.names_)}
-        return self._typical.effects(judgement, np.arange(len(judgement.score)), groups)
-
-    def explain(self, image: Any) -> Explanation:
-        """What one image showed, through every stage: votes, barrier, secondary barriers, and a figure of them.
-
-        Args:
-            image: a tensor (c, h, w) or (1, c, h, w) in [0, 1] or uint8, or what `read` takes.
-
-        Raises:
-            DataError: no image, or several.
-        """
-        given = image if isinstance(image, Tensor) else self.read(image)
-        batch = given[None] if given.ndim == 3 else given
-        if len(batch) != 1:
-            raise DataError(f"expected one image to explain, got {len(batch)}")
-        checked = self.connectivity.classifier.check(batch)
-        return explanation(self._typical, self.judge(checked, full=True), 0, checked[0])
-
-    def read(self, images: Any, reading: str = "plain") -> Tensor:
-        """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
-
-        Args:
-            images: a path (a file, a folder, an array file), a PIL picture, an array or tensor, or a sequence of these.
-            reading: of files, see pictures.readings.
-
-        Raises:
-            DataError: what cannot be read.
-        """
-        from advconn.images import read_all
-
-        classifier = self.connectivity.classifier
-        return read_all(images, classifier.preprocessing, classifier.channels, reading)
-
     def set_params(self, **params: Any) -> Detector:
         """Set parameters as scikit-learn has it.
 
@@ -470,76 +382,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise FitError(f"no class has {least} calibration images, which a threshold of its own needs")
         return found
 
-    def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
-        """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
-        return self._ordered(X, progress)[0]
-
-    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and predicted classes (n,)."""
-        self._fitted()
-        scores, predicted = self._scored(as_tensor(X), progress, "score")
-        return ordered(scores, self.cascade_.exits)[0], predicted
-
-    def _scored(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n, stages) and predicted classes (n,)."""
-        parts = [(f.scores, f.query.argmax(1).cpu().numpy()) for f in self._walked(images, progress, told)]
-        scores, predicted = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(predicted)
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Scores (n,): higher = more adversarial."""
-        return self.scores(X)
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores (n,) over the threshold: positive = flagged."""
-        score, predicted = self._ordered(X)
-        return np.asarray(score - self.calibration_.thresholds(predicted))
-
-    def p_value(self, X: Any) -> np.ndarray:
-        """Conformal p-values (n,) in (0, 1]: small = unlike clean images."""
-        return self.calibration_.p_value(*self._ordered(X))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """1 where an image is flagged, else 0; (n,)."""
-        return (self.decision_function(X) > 0).astype(int)
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Shares (n, 2) of clean and adversarial, of the head of the stage that each image leaves at."""
-        self._fitted()
-        out = []
-        for found in self._walked(as_tensor(X)):
-            _, stage = ordered(found.scores, self.cascade_.exits)
-            attacked = np.ones(len(stage))
-            for k in range(len(self.cascade_.heads)):
-                columns = found.features[:, self.cascade_.places[k]]
-                rows = np.flatnonzero((stage == k + 1) & np.isfinite(columns).all(1))
-                if len(rows):
-                    attacked[rows] = self.cascade_.heads[k].predict_proba(columns[rows])[:, 1:].sum(1)
-            out.append(attacked)
-        shares = np.concatenate(out)
-        return np.stack([1 - shares, shares], 1)
-
 
 def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:
     if labels is None:
         return None
     return as_labels(labels, len(rows))[torch.from_numpy(rows)]
-
-
-def as_labels(labels: Any, count: int) -> Tensor:
-    """True classes (n,) from a tensor, array or list of integers, whole floats, (n, 1) or one-hot rows.
-
-    Raises:
-        DataError: another number of them, or none of these.
-    """
-    try:
-        values = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(native(labels))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"labels: expected {count} integers, got {type(labels).__name__}: {error}") from error
-    given = tuple(values.shape)
-    if values.ndim == 2 and values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all()):
-        values = values.to(torch.float64).argmax(1) if bool((values.sum(1) == 1).all()) else values
-    values = values.flatten() if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < 0).any()):
-        raise DataError(f"{given} labels for {count} images: expected one class index an image")
-    return values.to(torch.int64)

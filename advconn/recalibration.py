@@ -12,11 +12,12 @@ import torch
 
 from advconn.attacks import Attack, parse_all
 from advconn.calibration import CLEAN, enough
-from advconn.connectivity import as_tensor
-from advconn.detector import Detector, as_labels, marks
+from advconn.detector import Detector
 from advconn.errors import FitError
-from advconn.fitting import sound, tell_promise, warn
+from advconn.fitting import tell_promise, warn
+from advconn.given import as_labels, as_tensor, marks
 from advconn.kinds import BLACK_BOX, MIXTURE
+from advconn.preparing import sound
 from advconn.progress import Progress, silent
 from advconn.stages import ordered
 

@@ -28,8 +28,9 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
+from advconn.attacks import Hits
 from advconn.connectivity import Connectivity
-from advconn.detector import Hits, default_head
+from advconn.detector import default_head
 from advconn.features import Trace
 from advconn.kinds import MIXTURE
 from advconn.stages import log_odds

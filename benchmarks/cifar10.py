@@ -23,10 +23,10 @@ from torch import Tensor
 from train_cifar10 import MEAN, STD, split
 
 from advconn import models
-from advconn.attacks import Attack
+from advconn.attacks import Attack, Hits
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, Hits
+from advconn.detector import Detector
 from advconn.features import Trace, grain, joined, table
 from advconn.stages import NEAR
 

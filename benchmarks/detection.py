@@ -25,9 +25,9 @@ from fit_cifar10 import FITTED_ON, rows
 from sklearn.metrics import roc_auc_score
 
 from advconn import bundle
-from advconn.attacks import Attack
+from advconn.attacks import Attack, Hits
 from advconn.calibration import Calibration
-from advconn.detector import Detector, Hits, default_head
+from advconn.detector import Detector, default_head
 from advconn.features import Trace, table
 from advconn.kinds import MIXTURE
 from advconn.stages import log_odds, ordered, scored

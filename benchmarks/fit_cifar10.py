@@ -24,7 +24,8 @@ from torch import Tensor
 from advconn import bundle
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, marks
+from advconn.detector import Detector
+from advconn.given import marks
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.modes import synthesise

@@ -26,7 +26,8 @@ from photographs import hits_of, lite, read
 from advconn import bundle, pretrained
 from advconn.conditions import CONDITIONS, PROMISED
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, marks
+from advconn.detector import Detector
+from advconn.given import marks
 from advconn.stages import STAGES
 
 USED = 512  # photographs, in photographs.py's order, that rows were made of

@@ -22,7 +22,7 @@ from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
-from advconn.detector import as_bytes
+from advconn.given import as_bytes
 from advconn.kinds import MIXTURE
 from advconn.making import Maker, features_of, still_wrong
 from advconn.modes import choose

@@ -26,6 +26,7 @@ from sklearn.neural_network import MLPClassifier
 
 import advconn
 from advconn import bundle, calibration, models, stages
+from advconn import card as cards
 from advconn.fingerprint import fingerprint
 
 Rng = random.Random
@@ -247,6 +248,6 @@ def forged(rng: Rng, part: str, seeds: list[dict[str, bytes]]) -> dict[str, byte
                 known["threshold"] = calibration.Calibration(scores, known["fpr"], known["confidence"]).threshold
         with contextlib.suppress(Exception):
             card["files"] |= {k: hashlib.sha256(files[k]).hexdigest() for k in set(card["files"]) & set(files)}
-        card["card"] = bundle._digest(card)
+        card["card"] = cards.digest(card)
         files[bundle.CARD] = json.dumps(card).encode()
     return files

@@ -1,6 +1,7 @@
 """The benchmark end to end on the digits that ship: protocol, baselines, attack that knows the detector, page."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -391,12 +392,28 @@ def test_the_page_opens_in_a_browser_without_a_word(tmp_path, images):
     args = ["--detector", bundle.default("digits"), "--data", data, "--attack", "fgsm:eps=51/255", "--limit", 20]
     out = run(*args, "--baseline", "energy", "--cache", tmp_path / "cache", "--out", tmp_path / "out")
     assert out.exit_code == 0, out.output
+    page = (tmp_path / "out" / "report.html").read_text()
+    acts = """<script>
+      const head = document.querySelectorAll("#results thead th")[1];
+      head.click();
+      const rows = () => [...document.querySelectorAll("#results tbody tr")];
+      const rising = rows().map(row => parseFloat(row.cells[1].textContent));
+      head.click();
+      const falling = rows().map(row => parseFloat(row.cells[1].textContent));
+      const box = document.querySelector("input.filter");
+      box.value = "energy"; box.dispatchEvent(new Event("input"));
+      const left = [...document.querySelectorAll("#rows tbody tr")].filter(row => !row.hidden).length;
+      document.title = JSON.stringify({rising, falling, left});
+    </script>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", acts + "</body>"))
     seen = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         (tmp_path / "out" / "report.html").as_uri()],
+         (tmp_path / "page.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in seen.stderr
-    table = re.search(r'<table id="results">.*?</table>', seen.stdout, re.S)
-    assert table is not None
-    assert len(re.findall(r"<tr class", table[0])) == 3
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", seen.stdout, re.S)[1]))
+    assert len(found["rising"]) == 3
+    assert found["rising"] == sorted(found["rising"])
+    assert found["falling"] == sorted(found["rising"], reverse=True)
+    assert found["left"] == 1

@@ -13,6 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
+from advconn import card as cards
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, default_head
@@ -118,8 +119,8 @@ def rewrite(folder, change):
     """Edit the card as someone would who also mends its hashes."""
     card = json.loads((folder / bundle.CARD).read_text())
     change(card)
-    card["files"] = {p.name: bundle._sha256(p) for p in folder.iterdir() if p.name != bundle.CARD}
-    card["card"] = bundle._digest(card)
+    card["files"] = {p.name: cards.sha256(p) for p in folder.iterdir() if p.name != bundle.CARD}
+    card["card"] = cards.digest(card)
     (folder / bundle.CARD).write_text(json.dumps(card))
 
 
@@ -175,7 +176,7 @@ def test_a_folder_is_written_whole_or_not_at_all(detector, saved, tmp_path, monk
         bundle.save(detector, saved)
     with pytest.raises(FitError):
         bundle.save(Detector(detector.connectivity), tmp_path / "unfitted")
-    monkeypatch.setattr(bundle, "_card", lambda *args: 1 / 0)
+    monkeypatch.setattr("advconn.saving._card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundle.save(detector, tmp_path / "failed")
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from advconn import bundle
 from advconn.attacks import Attack
 from advconn.errors import DataError
 from advconn.explain import Typical, reason
@@ -96,9 +97,10 @@ def test_what_weighs_is_the_same_for_one_image_and_for_many(detector, classifier
         assert float(whole["all"][i]) == pytest.approx(before - after)
 
 
-def test_an_early_leaver_has_its_votes_alone(detector, classifier, digits):
+def test_an_early_leaver_has_its_votes_alone(digits):
     """No barrier is told that was not measured."""
-    judged = detector.judge(classifier.check(digits[0][1500:1560]))
+    detector = bundle.load(bundle.default("digits"))
+    judged = detector.judge(digits[0][1500:1560])
     early = np.flatnonzero(judged.stage == 1)
     assert len(early)
     for i in early:

@@ -29,8 +29,9 @@ from advconn.calibration import enough
 from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS, noise_of_size, usable
 from advconn.datasets import Data
-from advconn.detector import Detector, marks
+from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
+from advconn.given import marks
 from advconn.kinds import MIXTURE
 
 Note = Callable[[str], None]

@@ -12,7 +12,6 @@ import click
 from advconn.cli.common import (
     PATH,
     SPEC,
-    Asked,
     classifier_of,
     conditions_option,
     confidence_option,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.classifier import Classifier
+    from advconn.detector import Detector
+    from advconn.progress import Progress
     from advconn.store import Store
 
 
@@ -89,32 +90,7 @@ if TYPE_CHECKING:
 @reading_options
 @seed_option
 @device_option
-def fit(
-    asked: Asked,
-    data: tuple[Path, ...],
-    apart: Path | None,
-    out: Path,
-    fpr: float,
-    confidence: Any,
-    conditions: tuple[str, ...] | None,
-    accuracy: float | None,
-    limit: int | None,
-    quick: bool | None,
-    refine: int | None,
-    attacks: tuple[str, ...],
-    limit_attacked: int | None,
-    surrogate: str | None,
-    surrogate_weights: Path | None,
-    references: str,
-    jobs: int,
-    cache: Path | None,
-    how: dict[str, Any],
-    labels: str,
-    max_bad: float,
-    accept: bool,
-    seed: int,
-    device: str,
-) -> None:
+def fit(**given: Any) -> None:
     """Fit a detector for a classifier on clean images, which it was not trained on if possible.
 
     Clean images are enough: the detector's heads were taught on other networks, and are held against what this one
@@ -126,70 +102,104 @@ def fit(
       advconn fit --model my_model.py:build --data images/ --out detector/
       advconn fit --full --model timm:efficientnet_lite0 --weights w.safetensors --data images/ --out detector/
     """
-    from advconn import bundle, models
+    from advconn import bundle
     from advconn.attacks import parse_all
     from advconn.calibration import enough
     from advconn.files import cache_folder
-    from advconn.fitting import fit as fit_detector
-    from advconn.images import Collection
     from advconn.store import Store
 
-    if asked.model is None:
+    if given["asked"].model is None:
         raise click.UsageError("Missing option '--model'.")
-    enough(10**9, fpr)
-    made: dict[str, Any] = {"--limit-attacked": limit_attacked}
-    made |= {} if refine else {"--attack": attacks, "--surrogate": surrogate}
-    given = [name for name, value in made.items() if value]
-    if refine and (quick is False or given):
-        raise click.UsageError(f"--refine goes with --quick, not with {given[0] if given else '--full'}")
-    if quick and given:
-        raise click.UsageError(f"{given[0]} goes with --full: a quick fit makes no attack")
-    quick = not given if quick is None else quick
-    auto = "auto" in attacks
-    if auto and len(attacks) > 1:
+    enough(10**9, given["fpr"])
+    quick = _is_quick(given)
+    auto = "auto" in given["attacks"]
+    if auto and len(given["attacks"]) > 1:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
-    parse_all(() if auto else attacks)
-    vacant(out)
-    collections = [Collection(path, **how).sample(limit, seed) for path in data]
-    classifier = classifier_of(asked, collections[0], device)
-    images, truth = _joined([read(c, classifier, labels, max_bad, accept)[:2] for c in collections])
-    other = None
-    if apart is not None:
-        other = read(Collection(apart, **how), classifier, labels, max_bad, accept)[0]
-    stand_in = None
-    if surrogate is not None:
-        look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
-        stand_in = models.load(surrogate, surrogate_weights, device=str(classifier.device), note=note, **look)
-    options: dict[str, Any] = {} if limit_attacked is None else {"per_attack": limit_attacked}
-    options |= {} if refine is None else {"refine": refine}
-    if conditions is not None:
-        options["conditions"] = conditions
-    if attacks:
-        options["attacks"] = _suited(classifier, images, truth, seed) if auto else attacks
-    store = Store(cache_folder(cache), note)
+    parse_all(() if auto else given["attacks"])
+    vacant(given["out"])
+    classifier, images, truth, apart = _images(given)
+    options = _options(given, classifier, images, truth)
+    store = Store(cache_folder(given["cache"]), note)
     seconds = _expected(classifier, len(images), options, quick)
-    _tell(seconds, len(images), 1 if quick else jobs, store)
+    _tell(seconds, len(images), 1 if quick else given["jobs"], store)
     with progress_bar(seconds) as progress, _going_on(store):
-        detector = fit_detector(
-            classifier,
-            images,
-            truth,
-            fpr=fpr,
-            confidence=confidence,
-            seed=seed,
-            synthesised=references == "synthesise",
-            apart=other,
-            quick=quick,
-            surrogate=stand_in,
-            accept_accuracy=True,  # looked at while reading
-            accuracy=accuracy,
-            progress=progress,
-            note=note,
-            store=store,
-            jobs=jobs,
-            **options,
-        )
-    bundle.save(detector, out)
+        detector = _fitted(given, classifier, (images, truth, apart), options, quick, store, progress)
+    bundle.save(detector, given["out"])
+    _say(detector, given["out"])
+
+
+def _is_quick(given: dict[str, Any]) -> bool:
+    """Whether heads are taken that were taught on other networks, which some options rule out."""
+    made = {"--limit-attacked": given["limit_attacked"]}
+    made |= {} if given["refine"] else {"--attack": given["attacks"], "--surrogate": given["surrogate"]}
+    useless = [name for name, value in made.items() if value]
+    quick: bool | None = given["quick"]
+    if given["refine"] and (quick is False or useless):
+        raise click.UsageError(f"--refine goes with --quick, not with {useless[0] if useless else '--full'}")
+    if quick and useless:
+        raise click.UsageError(f"{useless[0]} goes with --full: a quick fit makes no attack")
+    return not useless if quick is None else quick
+
+
+def _images(given: dict[str, Any]) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
+    """The classifier, clean images and their labels if known, and those to calibrate on if they are others."""
+    from advconn.images import Collection
+
+    how, reading = given["how"], [given[name] for name in ("labels", "max_bad", "accept")]
+    collections = [Collection(path, **how).sample(given["limit"], given["seed"]) for path in given["data"]]
+    classifier = classifier_of(given["asked"], collections[0], given["device"])
+    images, truth = _joined([read(c, classifier, *reading)[:2] for c in collections])
+    apart = given["apart"]
+    return classifier, images, truth, None if apart is None else read(Collection(apart, **how), classifier, *reading)[0]
+
+
+def _options(given: dict[str, Any], classifier: Classifier, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
+    """Options of the detector that were given."""
+    options = {"per_attack": given["limit_attacked"], "refine": given["refine"], "conditions": given["conditions"]}
+    options = {name: value for name, value in options.items() if value is not None}
+    if given["attacks"]:
+        auto = "auto" in given["attacks"]
+        options["attacks"] = _suited(classifier, images, truth, given["seed"]) if auto else given["attacks"]
+    return options
+
+
+def _fitted(
+    given: dict[str, Any],
+    classifier: Classifier,
+    images: tuple[Tensor, Tensor | None, Tensor | None],
+    options: dict[str, Any],
+    quick: bool,
+    store: Store,
+    progress: Progress,
+) -> Detector:
+    """The detector; `images`: clean ones, their labels, those to calibrate on."""
+    from advconn import models
+    from advconn.fitting import fit as fit_detector
+
+    surrogate = None
+    if given["surrogate"] is not None:
+        look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
+        look |= {"device": str(classifier.device), "note": note}
+        surrogate = models.load(given["surrogate"], given["surrogate_weights"], **look)
+    return fit_detector(
+        classifier,
+        images[0],
+        images[1],
+        apart=images[2],
+        synthesised=given["references"] == "synthesise",
+        quick=quick,
+        surrogate=surrogate,
+        accept_accuracy=True,  # looked at while reading
+        progress=progress,
+        note=note,
+        store=store,
+        **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy", "jobs")},
+        **options,
+    )
+
+
+def _say(detector: Detector, out: Path) -> None:
+    """What was fitted, on what, and where the threshold is."""
     fitted, calibration = detector.fitted_, detector.calibration_
     for name, (tried, hits) in fitted.attacks.items():
         low = "   (it rarely changes a prediction of this classifier)" if tried and hits < 0.5 * tried else ""
@@ -202,10 +212,11 @@ def fit(
             + f" ({worst})"
             * bool(worst)
         )
-    images_of = f"{fitted.train} clean images"
-    refined = f" and moved by {sum(n for _, n in fitted.attacks.values())} attacked ones" if refine else ""
-    whole = f"fitted on {images_of} and their attacked copies"
-    made_of = f"standardised by {images_of}{refined}" if quick else whole
+    hits = sum(n for _, n in fitted.attacks.values())
+    if fitted.pretrained:
+        made_of = f"standardised by {fitted.train} clean images" + f" and moved by {hits} attacked ones" * (hits > 0)
+    else:
+        made_of = f"fitted on {fitted.train} clean images and their attacked copies"
     click.echo(
         f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
         f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
@@ -234,7 +245,7 @@ def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
 
 
 def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: int) -> tuple[str, ...]:
-    from advconn.attacks import suited
+    from advconn.suiting import suited
 
     some = images[:256]
     labels = classifier.logits(classifier.check(some)).argmax(1).cpu() if truth is None else truth[:256]
@@ -248,8 +259,9 @@ def _expected(classifier: Classifier, count: int, options: dict[str, Any], quick
     from advconn import pretrained
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
-    from advconn.fitting import QUICK_SHARE, estimate
+    from advconn.fitting import QUICK_SHARE
     from advconn.kinds import BLACK_BOX
+    from advconn.suiting import estimate
 
     if quick:
         options = options | {"pretrained": pretrained.load(), "calibrate": QUICK_SHARE}

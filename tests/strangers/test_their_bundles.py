@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import advconn
 from advconn import bundle
+from advconn import card as cards
 from advconn.card import LATER
 from advconn.errors import BundleError
 
@@ -39,9 +40,9 @@ def forge(tmp_path):
         for name, content in (files or {}).items():
             (out / name).write_bytes(content)
         card = json.loads((out / bundle.CARD).read_text())
-        card["files"] = {p.name: bundle._sha256(p) for p in out.iterdir() if p.name != bundle.CARD}
+        card["files"] = {p.name: cards.sha256(p) for p in out.iterdir() if p.name != bundle.CARD}
         change(card)
-        card["card"] = bundle._digest(card)
+        card["card"] = cards.digest(card)
         (out / bundle.CARD).write_text(json.dumps(card) if raw is None else raw)
         return out
 
@@ -293,8 +294,8 @@ def test_format_1_and_2_say_the_same(number, tmp_path):
             del inner[last]
     detector.set_params(confidence=None)  # of which those formats knew nothing
     card["calibration"]["threshold"] = detector.calibration_.threshold
-    card["files"] = {p.name: bundle._sha256(p) for p in folder.iterdir() if p.name != bundle.CARD}
-    card["card"] = bundle._digest(card)
+    card["files"] = {p.name: cards.sha256(p) for p in folder.iterdir() if p.name != bundle.CARD}
+    card["card"] = cards.digest(card)
     (folder / bundle.CARD).write_text(json.dumps(card))
     model = advconn.Classifier(trained(), size=16)
     first = bundle.load(folder, model=model)

@@ -631,7 +631,7 @@ def test_every_attack_class_of_torchattacks_runs(name):
 
 def test_no_class_lacks_a_reference_by_chance():
     """Of ten classes among sixty images each has one."""
-    from advconn.fitting import _every_class
+    from advconn.preparing import _every_class
 
     predicted = torch.arange(60) % 10
     for seed in range(20):
@@ -644,9 +644,8 @@ def test_no_class_lacks_a_reference_by_chance():
 @pytest.mark.parametrize("auto", [True, False])
 def test_strengths_that_suit_the_classifier_are_found(auto):
     """A network that 8/255 hardly moves: `fit` says so and makes stronger attacks; MIXTURE stays elsewhere."""
-    from advconn.attacks import suited
-    from advconn.fitting import mixture_for
     from advconn.kinds import MIXTURE
+    from advconn.suiting import mixture_for, suited
 
     x, y = images(n=80)
     robust = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()

@@ -1,0 +1,63 @@
+"""What users give, as advconn takes it: images, labels, and a mark of each image."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.errors import DataError
+
+
+def as_tensor(images: Any) -> Tensor:
+    """Images given as a tensor or as an array of any strides and byte order, as a tensor.
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(images, Tensor):
+        return images
+    array = native(images)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
+    return torch.from_numpy(array)
+
+
+def native(values: Any) -> np.ndarray:
+    """As an array that torch takes: contiguous, writable, in this machine's byte order."""
+    array = np.asarray(values)
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return plain if plain.flags.writeable else plain.copy()
+
+
+def as_labels(labels: Any, count: int) -> Tensor:
+    """True classes (n,) from a tensor, array or list of integers, whole floats, (n, 1) or one-hot rows.
+
+    Raises:
+        DataError: another number of them, or none of these.
+    """
+    try:
+        values = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(native(labels))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels: expected {count} integers, got {type(labels).__name__}: {error}") from error
+    given = tuple(values.shape)
+    if values.ndim == 2 and values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all()):
+        values = values.to(torch.float64).argmax(1) if bool((values.sum(1) == 1).all()) else values
+    values = values.flatten() if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < 0).any()):
+        raise DataError(f"{given} labels for {count} images: expected one class index an image")
+    return values.to(torch.int64)
+
+
+def marks(images: Tensor) -> np.ndarray:
+    """A number (n,) for every image (n, c, h, w), uint8 or in [0, 1], that is the same for the same bytes alone."""
+    digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in as_bytes(images).contiguous().numpy())
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images (n, c, h, w), uint8 or in [0, 1], as uint8 on the CPU."""
+    return (images if images.dtype == torch.uint8 else (images * 255).round().byte()).cpu()
