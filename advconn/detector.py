@@ -28,6 +28,8 @@ from advconn.stages import STAGES, Cascade, Missed, Stage, ordered, scored, shar
 from advconn.store import Store
 from advconn.teaching import Taught, attacked_rows, spoilt, taught, teach
 
+HELD_OUT = 0.4  # of the clean images, to calibrate on
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -90,7 +92,7 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         attacks: Sequence[str | Attack] = MIXTURE,
         per_attack: int = 1000,
         fpr: float = 0.05,
-        calibrate: float = 0.4,
+        calibrate: float = HELD_OUT,
         seed: int = 0,
         stages: Sequence[Stage] | None = STAGES,
         benign: Sequence[str] = BENIGN,

@@ -17,13 +17,13 @@ from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, PROMISED
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
+from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.given import as_tensor, marks
 from advconn.preparing import Clean, prepared, sound, with_references
 from advconn.progress import Progress, silent
 from advconn.stages import STAGES, Stage, walks_of
-from advconn.suiting import harmless, mixture_for
+from advconn.suiting import harmless, mixture_for, shared
 
 FEW = 20  # attacked images that a head cannot learn much from
 
@@ -87,7 +87,8 @@ def fit(
         store, jobs: see Detector.fit.
         walk: options of Connectivity.
         options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
-            `conditions` those that leave it its predictions.
+            `conditions` those that leave it its predictions. Every image is attacked by about seven of the attacks
+            (suiting.shared), unless `per_attack` says otherwise.
 
     Raises:
         FitError: too few images for the false-alarm rate, no attack succeeded, or options that a quick fit has no use
@@ -104,6 +105,9 @@ def fit(
     if (refine or not quick) and options.get("attacks") is None:
         stand = clean.predicted if clean.truth is None else clean.truth
         options["attacks"] = mixture_for(classifier, clean.images[rest], stand[rest], other, note, seed)
+    if not quick and options.get("per_attack") is None:
+        train = len(rest) if apart is not None else round((1 - options.get("calibrate", HELD_OUT)) * len(rest))
+        options["per_attack"] = shared(train, len(options["attacks"]))
     some = clean.images[chosen] if len(chosen) else clean.images[rest]
     for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
         if options.get(option) is None:

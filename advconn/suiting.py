@@ -22,6 +22,8 @@ from advconn.progress import silent
 from advconn.stages import walks_of
 
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
+EACH = 7  # attacks of a mixture that an image is attacked by in a full fit
+FEWEST = 40  # images that each attack is tried on all the same
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -112,6 +114,11 @@ def harmless(
     return tuple(name for name, share in kept.items() if share >= HARMLESS)
 
 
+def shared(train: int, attacks: int) -> int:
+    """How many of so many training images each attack is tried on: every image by about EACH attacks, FEWEST images."""
+    return min(train, max(FEWEST, math.ceil(EACH * train / max(attacks, 1))))
+
+
 def falls(
     classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0, most: int = 64
 ) -> float:
@@ -128,7 +135,7 @@ def estimate(detector: Detector, count: int) -> float:
     """About how many seconds a fit on so many images takes on this machine."""
     classifier = detector.connectivity.classifier
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
-    tried = min(detector.per_attack, train)
+    tried = min(detector.per_attack, shared(train, len(detector.attacks)))
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
     quick = detector.pretrained is not None
     walks, forwards, gradients = (2 - quick) * train + held / 4, 0.0, 0.0  # benign ones too; calibration leaves early

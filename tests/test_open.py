@@ -16,6 +16,8 @@ from advconn import bundle
 from advconn.benchmark.attackers import attacker, attackers
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.detectors import BASELINES
+from advconn.benchmark.evasion import claimed, credible
+from advconn.benchmark.ranking import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
 from advconn.benchmark.runner import Runner
@@ -309,3 +311,34 @@ def test_a_key_holds_every_setting_of_a_walk(shipped):
     for name, value in other.items():
         changed = type(walk)(walk.classifier, walk.references, **walk.settings() | {name: value})
         assert repr(changed.key()) != repr(walk.key()), name
+
+
+def test_what_a_figure_claims():
+    """Of 100 right images 20 get by at 5 % false alarms: 75 are claimed to be robust; more than is known is marked."""
+    assert claimed(0.2, 1.0) == pytest.approx(0.75)
+    assert claimed(0.2, 0.9) == pytest.approx(0.675)
+    assert claimed(0.99, 1.0) == 0
+    assert credible(0.73, 8.0)
+    assert not credible(0.75, 8.0)
+    assert credible(0.9, 0.5)
+    assert not credible(0.95, 0.5)
+
+
+def test_what_a_report_tells(shipped):
+    """One sentence, costs with the dearest attack, false alarms by class, families in and out of training."""
+    settings = Settings(("pgd:eps=51/255", "universal:eps=51/255"), ("energy",), DIGIT_MIXTURE[:2], limit=40)
+    report = benchmark(unseen_digits(), shipped, settings, Runner())
+    seen = {r.attack: r.seen for r in report.rows}
+    assert seen == {"pgd:eps=51/255": True, "universal:eps=51/255": False}
+    text = sentence(report)
+    assert "digits" in text
+    assert "best baseline, energy" in text
+    ours = [e for e in report.expenses if e.detector == "advconn (as given)"]
+    assert ours[0].images == "clean"
+    assert ours[1].forwards + 3 * ours[1].gradients > ours[0].forwards + 3 * ours[0].gradients
+    assert ours[0].largest >= ours[0].forwards
+    images = {a.images for a in report.alarms if a.condition == "clean" and a.detector == "energy"}
+    assert "all" in images
+    assert {a.condition for a in report.alarms} >= {"clean", "jpeg75", "blur", "brighter"}
+    for a in report.alarms:
+        assert a.low <= a.fpr <= a.high
