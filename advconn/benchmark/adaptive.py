@@ -1,13 +1,14 @@
 """Attacks that know the detector: they look for images that are misclassified and not flagged (Bryniarski et al. 2021).
 
 Linf, through the real features: every copy and path is differentiated (rounding to fewer bits straight through), and
-the head too where it is linear. Three ways to follow two aims at once:
+the head too where it is linear. Four ways to follow two aims at once:
 
 lagrangian   the sum of both losses, with a weight that moves to where the aim that is not reached gets more
 selective    the classifier's gradient while the prediction holds, else the detector's
 orthogonal   the same, each without its part along the other, so that a step for one aim does not undo the other
-rejection    one aim for both: the log-probability of a wrong class that is accepted, where rejection is an event of its
-             own with the score over the threshold as log-odds (a rejection-aware loss, as Palumbo et al. 2024 use one)
+rejection    one aim once the prediction is wrong: the log-probability that it is and is accepted, where rejection is an
+             event of its own with the score over the threshold as log-odds (a rejection-aware loss, as Palumbo et al.
+             2024 use one)
 """
 
 from __future__ import annotations
@@ -107,10 +108,11 @@ def _run(
             logits = classifier.logits(leaf)
             loss = margin(logits, labels[live])
             odds = score(leaf)
-            both = F.logsigmoid(loss) + F.logsigmoid(threshold - odds)
+            fooled = logits.detach().argmax(1) != labels[live]
+            both = torch.where(fooled, F.logsigmoid(loss) + F.logsigmoid(threshold - odds), loss)
             aims = (both,) if way == "rejection" else (loss, -odds)
             slopes = [torch.autograd.grad(aim.sum(), leaf)[0] for aim in aims]
-        odds, fooled = odds.detach(), logits.detach().argmax(1) != labels[live]
+        odds = odds.detach()
         better = fooled & (odds < lowest[live])
         lowest[live[better]] = odds[better]
         best[live[better]] = leaf.detach()[better]

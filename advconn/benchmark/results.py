@@ -89,7 +89,8 @@ class Evasion:
     """The attack that knows a detector, in one way or the best of all: who is misclassified and under the threshold.
 
     eps: largest change, in steps of 1/255. success: misclassified at all. sr5, sr50: and not flagged at thresholds of
-    5 and 50 % false alarms. claimed: robust accuracy at eps / 2 that sr5 claims of the classifier (Tramèr 2022).
+    5 and 50 % false alarms. claimed: robust accuracy at eps / 2 that sr5 claims of the classifier (Tramèr 2022);
+    credible: whether it is under the best that is published for CIFAR-10, None for other images.
     """
 
     detector: str
@@ -102,7 +103,7 @@ class Evasion:
     sr5_high: float
     sr50: float
     claimed: float
-    credible: bool
+    credible: bool | None
 
 
 @dataclass(frozen=True)

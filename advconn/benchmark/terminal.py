@@ -61,6 +61,6 @@ def _aware(report: Report) -> Table:
     for e in report.evasions:
         if e.way == BEST:
             strict = f"{e.sr5:.2f} ({e.sr5_low:.2f} to {e.sr5_high:.2f})"
-            claim = (f"{e.claimed:.2f}", "yes" if e.credible else "no")
+            claim = (f"{e.claimed:.2f}", {True: "yes", False: "no", None: ""}[e.credible])
             table.add_row(e.detector, f"{e.eps:g}", f"{e.success:.2f}", strict, f"{e.sr50:.2f}", *claim)
     return table
