@@ -187,8 +187,7 @@ def grain(images: Tensor) -> Tensor:
         return images.new_zeros(n, GRAIN)
     first, second, third = (images[:, min(k, images.shape[1] - 1)] for k in range(3))
     planes = torch.stack([images.mean(1), first - second, second - third, first, second, third], 1)
-    mask = images.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])[None, None]
-    rough = 255 * F.conv2d(planes.flatten(0, 1)[:, None], mask).view(n, 6, -1)
+    rough = 255 * _bent(_bent(planes, 3), 2).flatten(2)
     specks = 255 * (planes[:, 3:, 1:-1, 1:-1] - _median5(planes[:, 3:])).flatten(2)
     scale = (math.pi / 2) ** 0.5 / 6
     size = rough[:, :2].abs()
@@ -199,11 +198,20 @@ def grain(images: Tensor) -> Tensor:
     return torch.stack([*levels, *alike, *shapes, *speckled], 1)
 
 
+def _bent(values: Tensor, dim: int) -> Tensor:
+    """Second differences along a dimension; those along rows of those along columns are Immerkaer's mask."""
+    count = values.shape[dim] - 2
+    before, middle, after = (values.narrow(dim, start, count) for start in range(3))
+    return before + after - 2 * middle
+
+
 def _median5(values: Tensor) -> Tensor:
     """Of each inner pixel and its four neighbours, (..., h - 2, w - 2)."""
     inner = values[..., 1:-1, 1:-1]
-    around = (values[..., :-2, 1:-1], values[..., 2:, 1:-1], values[..., 1:-1, :-2], values[..., 1:-1, 2:])
-    return torch.stack([inner, *around]).median(0).values
+    pairs = ((values[..., :-2, 1:-1], values[..., 2:, 1:-1]), (values[..., 1:-1, :-2], values[..., 1:-1, 2:]))
+    small, large = ([f(a, b) for a, b in pairs] for f in (torch.minimum, torch.maximum))
+    low, high = torch.maximum(*small), torch.minimum(*large)  # the middle two of the four
+    return torch.maximum(torch.minimum(low, high), torch.minimum(torch.maximum(low, high), inner))
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

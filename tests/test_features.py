@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from advconn.features import Trace, own_features, rival_features, self_features, table
+from advconn.features import (
+    GRAIN,
+    LEVELS,
+    STRUCTURE,
+    Trace,
+    _median5,
+    grain,
+    own_features,
+    rival_features,
+    self_features,
+    table,
+)
 
 QUERY = torch.tensor([[2.0, 0.0, -1.0]])
 
@@ -92,3 +103,28 @@ def test_the_table_is_a_pure_function_of_each_row():
     part, _ = table(Trace(trace.query[2:4], trace.names, trace.copies[2:4], t=trace.t, own=trace.own[2:4]))
     torch.testing.assert_close(part, whole[2:4])
     assert bool(whole.isfinite().all())
+
+
+def test_fine_structure_tells_a_cameras_noise_from_signs_and_from_grey():
+    """It goes alike in no two channels, and is spread as Gaussian values are; a pattern of signs is not."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 3, 64, 64)
+    gaussian = 0.5 + 8 / 255 * torch.randn(shape, generator=generator)
+    signs = 0.5 + 8 / 255 * torch.randn(shape, generator=generator).sign()
+    grey = gaussian[:, :1].expand(shape)
+    noisy, flat, alike = (dict(zip((*LEVELS, *STRUCTURE), grain(x).T, strict=True)) for x in (gaussian, signs, grey))
+    assert noisy["colour"].mean() == pytest.approx(8 * 2**0.5, rel=0.05)
+    assert noisy["alike.01"].abs().max() < 0.1
+    assert alike["alike.01"].min() > 0.99
+    assert noisy["peak.grey"].mean() == pytest.approx((2 / torch.pi) ** 0.5, abs=0.02)
+    assert flat["speck.peak"].mean() < noisy["speck.peak"].mean() - 0.05
+    assert grain(gaussian[:, :1]).shape == (4, GRAIN)
+    assert bool((grain(gaussian[..., :2, :]) == 0).all())
+
+
+def test_the_median_of_five_is_torchs():
+    """Whatever order the five stand in."""
+    values = torch.rand(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    five = [values[..., 1:-1, 1:-1], values[..., :-2, 1:-1], values[..., 2:, 1:-1], values[..., 1:-1, :-2]]
+    five.append(values[..., 1:-1, 2:])
+    assert torch.equal(_median5(values), torch.stack(five).median(0).values)
