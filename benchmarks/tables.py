@@ -532,6 +532,8 @@ def main() -> None:
         ("mixture", mixture),
         ("copies", copies_tried),
         ("pretrained", pretrained),
+        ("refine", refine),
+        ("transformer", transformer),
         ("photographs", default_photographs),
         ("stages", stages),
         ("conditions", conditions),

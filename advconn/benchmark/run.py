@@ -176,6 +176,8 @@ def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
     left = [a for a in mixture if settings.leave_one_out and a.name not in {b.name for b in asked}]
     tested = bench.attack("test", (*asked, *left), settings.limit)
     for one in bench.ready:
+        if one.name in tested:
+            raise DataError(f"two attacks are called {one.name}: rename the file or folder of --attacked")
         tested[one.name] = bench.tried(one)
         asked = (*asked, Attacker(one.name, "given", one, one.name))
     for a in asked:
