@@ -18,6 +18,7 @@ from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
 from advconn.stages import STAGES, log_odds
+from advconn.suiting import shared
 
 
 def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):
@@ -146,3 +147,11 @@ def test_images_that_look_like_training_images_are_told(classifier, digits):
     said = []
     fit(classifier, digits[0][:300], digits[1][:300], accuracy=0.9, note=said.append)
     assert any("trained on them" in line for line in said)
+
+
+def test_a_full_fit_attacks_every_image_by_a_part_of_the_mixture():
+    """About seven attacks an image, forty images an attack at least, all of them where the attacks are few."""
+    assert shared(144, 21) == 48
+    assert shared(60, 21) == 40
+    assert shared(30, 21) == 30
+    assert shared(300, 4) == 300
