@@ -23,9 +23,10 @@ from cifar10 import SEED, kept, machine
 from detection import auroc, interval
 from torch import Tensor, nn
 
-from advconn import fit
+from advconn import bundle, fit
 from advconn.attacks import Attack, round_to_bytes, succeeded
 from advconn.classifier import Classifier
+from advconn.connectivity import Connectivity
 from advconn.images import Collection
 from advconn.preprocessing import Preprocessing
 
@@ -133,9 +134,13 @@ def main() -> None:
     model = classifier(args.cache, images[head], labels[head])
     right = model.predict(images[test]) == labels[test]
     print(f"accuracy {float(right.float().mean()):.3f}", flush=True)
-    started = time.perf_counter()
-    detector = fit(model, images[fitting], labels[fitting], conditions=("clean",), note=print)
-    figures = {"fit_seconds": time.perf_counter() - started, "accuracy": float(right.float().mean())}
+    folder = args.cache / f"dinov2 {model.fingerprint[:12]} {len(Connectivity(model).get_feature_names_out())}"
+    if not folder.exists():  # the fit is dear: an interrupted run goes on
+        started = time.perf_counter()
+        fitted = fit(model, images[fitting], labels[fitting], conditions=("clean",), note=print)
+        bundle.save(fitted, folder, figures={"fit_seconds": time.perf_counter() - started})
+    detector = bundle.load(folder, model=model)
+    figures = {**detector.figures_, "accuracy": float(right.float().mean())}
     print(figures, flush=True)
     half = len(test) // 2
     clean = kept(
@@ -153,7 +158,7 @@ def main() -> None:
             return out[succeeded(model, out, truth)].half()
 
         hits = kept(args.cache, f"dinov2 {spec} {model.fingerprint} {len(rows)}", make).float()
-        score = detector.score_samples(hits)
+        score = kept(args.cache, f"{folder.name} {spec} {len(rows)}", lambda hits=hits: detector.score_samples(hits))
         low, high = interval(clean.score, score)
         row = {
             "attack": spec,
