@@ -18,6 +18,7 @@ from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
 from advconn.given import as_bytes, as_labels, as_tensor, marks
+from advconn.heads import unfitted
 from advconn.judgement import Judgement as Judgement  # of the public name
 from advconn.judging import Judging
 from advconn.kinds import MIXTURE
@@ -261,10 +262,10 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
     ) -> Detector:
         """A fitted detector from what one was made of: its stages, what they were fitted on, its calibration.
 
-        scores, predicted: see `set_calibration`. parameters: those that it was constructed with; `head` is a clone of
-        the last stage's, unless the heads were taught on other networks.
+        scores, predicted: see `set_calibration`. parameters: those that it was constructed with; `head` is the last
+        stage's, unfitted, unless the heads were taught on other networks.
         """
-        head = None if fitted.pretrained else clone(cascade.heads[-1])
+        head = None if fitted.pretrained else unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)
         detector.set_cascade(cascade, typical, fitted)
         detector.set_calibration(scores, predicted)

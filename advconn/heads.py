@@ -6,6 +6,7 @@ walk their arrays in compiled code without bounds, or start processes. So here t
 
 from __future__ import annotations
 
+import inspect
 import json
 import zipfile
 from collections.abc import Iterator
@@ -93,6 +94,20 @@ def load(path: Path, features: int) -> Any:
         raise BundleError(
             f"{path}: not a readable head ({line_of(error, 80)}); fit or copy the detector again"
         ) from error
+
+
+def unfitted(head: Any) -> Any:
+    """A head with the same parameters, which has learned nothing.
+
+    As scikit-learn's clone, of a head that another version of it wrote as well: parameters that it does not have are
+    left at this version's defaults.
+    """
+    from sklearn.pipeline import Pipeline, make_pipeline
+
+    if type(head) is Pipeline:
+        return make_pipeline(*(unfitted(step) for _, step in head.steps))
+    known = inspect.signature(type(head)).parameters
+    return type(head)(**{name: value for name, value in vars(head).items() if name in known})
 
 
 def _foreign(schema: Any) -> Iterator[str]:

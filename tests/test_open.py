@@ -70,6 +70,39 @@ class Binary(Learned):
 """
 
 
+WRONG = """
+from advconn.benchmark import Candidate
+
+
+class Nothing(Candidate):
+    name = "nothing"
+
+
+class Raises(Candidate):
+    name = "raises"
+
+    def measure(self, images):
+        raise KeyError("oops")
+
+
+class Nan(Candidate):
+    name = "nan"
+
+    def measure(self, images):
+        return images.flatten(1)[:, :2].double().numpy() * float("nan")
+
+
+class Tall(Nan):
+    name = "tall"
+
+    def measure(self, images):
+        return images.flatten(1)[:, :2].double().numpy()
+
+    def score(self, columns):
+        return columns[:, :1]
+"""
+
+
 def shown(name):
     """The code of a file that the README shows."""
     return next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if b.startswith(f"# {name}"))
@@ -88,6 +121,11 @@ def folder(tmp_path_factory):
     images = data.images[:300].permute(0, 2, 3, 1).numpy()
     np.savez(root / "digits.npz", images=images, labels=data.labels[:300].numpy())
     broken = "\n\ndef broken():\n    made = Step()\n    made.size = 'much'\n    return made\n"
+    broken += "\n\nclass Loud(Step):\n    def run(self, classifier, images, labels, *, seed):\n"
+    broken += "        return 255 * images\n\n\nloud = Loud\n"
+    np.savez(root / "few.npz", images=images[:50])
+    np.savez(root / "turned.npz", images=images[::-1], labels=data.labels[:300].numpy()[::-1])
+    (root / "wrong.py").write_text(WRONG)
     (root / "mine.py").write_text(shown("my_attack.py") + broken)
     (root / "detector.py").write_text(shown("my_detector.py"))
     (root / "third.py").write_text(THIRD)
@@ -159,6 +197,14 @@ def test_attacks_of_other_libraries(spec, shipped):
         (["--attack", "fgsm", "--save", "scores"], "--save goes with --out"),
         (["--attack", "fgsm", "--save", "all", "--out", "FILE/x"], "expected some of scores,split,images"),
         (["--attacked", "FILE/digits.npz", "--data", "FILE/nothing.npz"], "nothing.npz"),
+        (["--attacked", "FILE/few.npz"], "50 rows, and --data has 300"),
+        (["--attacked", "FILE/turned.npz"], "labels are others than --data's"),
+        (["--attack", "FILE/mine.py"], "name what gives the attack"),
+        (["--attack", "FILE/mine.py:loud"], "expected floats in [0, 1] (divide bytes by 255)"),
+        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Nothing"], "with a name and `measure`"),
+        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Raises"], "raises: measure fails (KeyError: 'oops')"),
+        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Nan"], "nan: measure gives NaN for 25 of 25 images"),
+        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Tall"], "tall: score gives (25, 1); expected (25,)"),
     ],
 )
 def test_what_does_not_fit_gets_one_line(folder, args, says):
@@ -233,6 +279,19 @@ def test_repeats_and_tables(folder):
     assert r"advconn (as given) &" in latex
 
 
+def test_an_attack_that_never_succeeds_is_told_and_stops_nothing(folder):
+    """Beside one that does, and alone; its figures are left open."""
+    out = run(folder, "--attack", "pgd:eps=0.0004", "--attack", "fgsm:eps=51/255", "--out", folder / "none")
+    assert out.exit_code == 0, out.output
+    rows = json.loads((folder / "none" / "results.json").read_text())["rows"]
+    at = {(r["detector"], r["attack"]): r for r in rows}
+    assert at["advconn", "pgd:eps=0.0004"]["auroc"] is None or at["advconn", "pgd:eps=0.0004"]["n_attacked"] > 0
+    assert at["advconn", "fgsm:eps=51/255"]["auroc"] > 0.8
+    alone = run(folder, "--attack", "pgd:eps=0.00004", "--out", folder / "alone")
+    assert alone.exit_code == 0, alone.output
+    assert "succeeded on 0 of" in alone.output
+
+
 def test_runs_side_by_side(folder):
     """Of the same images; those of others are refused."""
     run(folder, "--attack", "fgsm:eps=51/255", "--out", folder / "one")
@@ -266,7 +325,8 @@ def test_objects_go_in_as_they_are(shipped):
         name = "nothing"
 
         def run(self, classifier, images, labels, *, seed):
-            return images + 0.3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
+            noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
+            return (images + 0.3 * noise).clamp(0, 1)
 
     class Mean(Candidate):
         name = "mean"

@@ -16,6 +16,7 @@ from advconn.benchmark.keys import code, parameters
 from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 
+SLACK = 0.01  # outside [0, 1], which is cut off
 OWN = "given"  # the family of an attack that says none
 
 
@@ -56,6 +57,12 @@ class Attacker:
         if not isinstance(out, Tensor) or out.shape != images.shape or not bool(torch.isfinite(out).all()):
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise AttackError(f"{self.name}: run gives {given}; expected finite images {tuple(images.shape)} in [0, 1]")
+        low, high = (float(v) for v in (out.min(), out.max())) if len(out) else (0.0, 1.0)
+        if not out.is_floating_point() or low < -SLACK or high > 1 + SLACK:
+            raise AttackError(
+                f"{self.name}: run gives {str(out.dtype).removeprefix('torch.')} values from {low:.3g} to {high:.3g}; "
+                "expected floats in [0, 1] (divide bytes by 255)"
+            )
         return out.detach().clamp(0, 1)
 
 
@@ -73,6 +80,8 @@ def attacker(given: str | Runs) -> Attacker:
     library, _, rest = given.partition(":")
     if library in ADAPTERS:
         return _adapted(library, rest)
+    if given.endswith(".py"):
+        raise AttackError(f"{given}: name what gives the attack, {given}:FACTORY")
     if library.endswith(".py"):
         factory = models.named_in_file(given)
         try:

@@ -77,12 +77,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A record that `save` wrote: its folder, or results.json itself.
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a run: of the folder that `save` wrote, of results.json itself, or of a folder of repeats.
 
     Raises:
         DataError: none there, or of another kind.
     """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give folders of advconn benchmark --out")
+    repeats = sorted(path.glob("seed-*/results.json")) if path.is_dir() else []
+    return [_read(file) for file in repeats or [path]]
+
+
+def _read(path: Path) -> dict[str, Any]:
     file = path / "results.json" if path.is_dir() else path
     try:
         record = json.loads(file.read_text())
@@ -90,5 +97,5 @@ def read(path: Path) -> dict[str, Any]:
         if not rows or "data_sha256" not in record["settings"]:
             raise KeyError("rows")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: no results of a benchmark ({type(error).__name__}); give folders of --out") from error
+        raise DataError(f"{file}: no results of a benchmark; give folders of advconn benchmark --out") from error
     return dict(record)

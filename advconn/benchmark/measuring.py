@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.runner import Runner
 from advconn.calibration import Calibration
 from advconn.classifier import counting
-from advconn.errors import FitError
+from advconn.errors import AdvconnError, FitError, line_of
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,25 @@ def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Column
     """A candidate's columns of images (uint8, or floats in [0, 1])."""
     checked = candidate.classifier.check(torch.from_numpy(images))
     started = time.perf_counter()
-    with counting() as cost:
+    with counting() as cost, named(candidate, "measure"):
         values = np.asarray(candidate.measure(checked), np.float64)
     if values.ndim != 2 or len(values) != len(images):
-        raise FitError(f"{candidate.name}: measure gives {values.shape} for {len(images)} images; expected (n, d)")
+        raise FitError(f"{candidate.name}: measure gives {values.shape}; expected ({len(images)}, d)")
+    broken = int(np.isnan(values).any(1).sum())
+    if broken:
+        raise FitError(f"{candidate.name}: measure gives NaN for {broken} of {len(images)} images")
     return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
+
+
+@contextmanager
+def named(candidate: Candidate, what: str) -> Iterator[None]:
+    """Say whose code fails: that of a candidate may be anyone's, and raise anything."""
+    try:
+        yield
+    except AdvconnError:
+        raise
+    except Exception as error:
+        raise FitError(f"{candidate.name}: {what} fails ({type(error).__name__}: {line_of(error, 120)})") from error
 
 
 def kept(candidate: Candidate, sets: Mapping[Where, Tensor], runner: Runner) -> bool:
@@ -114,6 +129,21 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     )
 
 
+def scored(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
+    """Scores (n,) of columns (n, d); of no image, none.
+
+    Raises:
+        FitError: the candidate fails, or gives other than one score an image.
+    """
+    if not len(columns):
+        return np.zeros(0)
+    with named(candidate, "score"):
+        scores = np.asarray(candidate.score(columns), np.float64)
+    if scores.shape != (len(columns),):
+        raise FitError(f"{candidate.name}: score gives {scores.shape}; expected ({len(columns)},)")
+    return scores
+
+
 @dataclass(frozen=True)
 class Frozen:
     """A fitted candidate with its threshold, and what it measured: nothing of it changes any more."""
@@ -129,7 +159,7 @@ class Frozen:
 
     def score(self, columns: Columns) -> np.ndarray:
         """Scores (n,)."""
-        return self.candidate.score(columns.values)
+        return scored(self.candidate, columns.values)
 
     def flags(self, columns: Columns) -> np.ndarray:
         """Which are above the threshold."""
@@ -161,6 +191,7 @@ def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits],
     if len(tables) == 1:
         raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
     own = copy.copy(candidate)  # fitting one leaves the others as they are
-    own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
-    scores = own.score(measured.clean("calibrate").values)
+    with named(own, "fit"):
+        own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
+    scores = scored(own, measured.clean("calibrate").values)
     return Frozen(own, own.calibrated(scores, fpr), measured)

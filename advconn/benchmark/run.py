@@ -271,6 +271,7 @@ def described(
     return {
         "data": data.name,
         "data_sha256": hashlib.sha256(bench.images.numpy().tobytes()).hexdigest(),
+        "test_sha256": hashlib.sha256(bench.part("test").numpy().tobytes()).hexdigest(),
         "fingerprint": bench.classifier.fingerprint,
         "accuracy": bench.accuracy,
         "parts": {name: len(bench.rows(name)) for name in ("train", "calibrate", "test")},

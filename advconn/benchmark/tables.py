@@ -45,11 +45,15 @@ def cells(records: Mapping[str, Records], *, spread: bool = False) -> tuple[list
 
 
 def _same_images(records: Mapping[str, Records]) -> None:
-    marks = {name: {r["settings"]["data_sha256"] for r in found} for name, found in records.items()}
+    wanted = ("data_sha256", "test_sha256")  # all images, and those tested on
+    marks = {name: {tuple(r["settings"].get(k) for k in wanted) for r in found} for name, found in records.items()}
     base, *rest = marks.items()
     for name, found in rest:
         if found != base[1]:
-            raise DataError(f"{name} was measured on other images than {base[0]}: their figures do not compare")
+            raise DataError(
+                f"{name} was measured on other images than {base[0]}: their figures do not compare (give both the same "
+                "--data, --limit and --seed)"
+            )
 
 
 def _cell(rows: Records) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -64,7 +65,8 @@ class _Group(click.Group):
     def _failed(self, error: BaseException) -> int:
         error = error.args[0] if isinstance(error, _SystemError) else error
         if self.debug and not isinstance(error, (KeyboardInterrupt, click.Abort)):
-            raise error
+            traceback.print_exception(error)
+            return FAILED
         with suppress(OSError, ValueError):
             if isinstance(error, (KeyboardInterrupt, click.Abort)):
                 complain("interrupted")

@@ -100,7 +100,11 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 )
 @click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
 @click.option("--second-weights", type=PATH, help="Its state dict.")
-@click.option("--limit", type=click.IntRange(min=10), help="Attack at most so many test images by each.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=10),
+    help="Attack at most so many test images by each; a quarter more clean ones are kept in every part.",
+)
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
 @click.option("--leave-one-out", is_flag=True, help="Also train without each family of attacks in turn.")
@@ -156,7 +160,8 @@ def _baselines(names: Sequence[str]) -> tuple[Any, ...]:
     for name in names or BASELINES:
         if ".py:" in name:
             kind = models.named_in_file(name)
-            if not isinstance(kind, type) or not issubclass(kind, Candidate) or not kind.name:
+            known = isinstance(kind, type) and issubclass(kind, Candidate)
+            if not known or not kind.name or kind.measure is Candidate.measure:
                 raise DataError(
                     f"--baseline {name}: expected a class of advconn.benchmark.Candidate's with a name and `measure`"
                 )
@@ -254,6 +259,9 @@ def _ready(path: Path, originals: Sequence[Item], classifier: Classifier, given:
 
     collection = Collection(path, **given["how"])
     batches = list(collection.batches(classifier.preprocessing, classifier.channels))
+    if any(any(batch.resized) for batch in batches):
+        note(f"images of {path} are of another size than the classifier's: they were resized, which changes them too")
+    _same_rows(path, collection.items, originals)
     at = {_called(item, given["data"]): i for i, item in enumerate(originals)}
     stems = {name.rpartition("/")[2]: i for name, i in at.items()}
     stems = stems if len(stems) == len(at) else {}
@@ -269,6 +277,26 @@ def _ready(path: Path, originals: Sequence[Item], classifier: Classifier, given:
         note(f"{int((rows < 0).sum())} of {len(rows)} images of {path} have no original in --data: they are left out")
     images = torch.cat([batch.images for batch in batches])
     return Ready(path.name, images[rows >= 0], rows[rows >= 0])
+
+
+def _same_rows(path: Path, attacked: Sequence[Item], originals: Sequence[Item]) -> None:
+    """Raise DataError where an array has other rows than the clean images' one, or labels that contradict theirs."""
+    rows = [item.row for item in originals if item.row is not None]
+    count = len([item for item in attacked if item.row is not None])
+    if not rows or not count:
+        return
+    if count != max(rows) + 1:
+        raise DataError(
+            f"--attacked {path}: {count} rows, and --data has {max(rows) + 1}: each row is the attacked copy of "
+            "the same row; give as many, or folders of pictures under the same names"
+        )
+    labels = {item.row: item.label for item in originals}
+    other = [i for i in attacked if None not in (i.label, labels.get(i.row)) and i.label != labels[i.row]]
+    if other:
+        raise DataError(
+            f"--attacked {path}: {len(other)} of {count} labels are others than --data's in the same rows: the rows "
+            "do not go together"
+        )
 
 
 def _called(item: Item, root: Path) -> str:
@@ -347,4 +375,5 @@ def _saved(reports: Sequence[Report], out: Path, extras: Sequence[str]) -> None:
         with writing(out) as partial:
             for report in reports:
                 save(report, partial / f"seed-{report.settings['seed']}", extras)
-    click.echo(f"{out}: results.json, results.csv, report.html, figures", err=True)
+    seeds = f" in each of {len(reports)} folders, one a seed" * (len(reports) > 1)
+    click.echo(f"{out}: results.json, results.csv, report.html, figures{seeds}", err=True)

@@ -24,5 +24,5 @@ def compare(results: tuple[Path, ...], table: str) -> None:
     from advconn.benchmark import tables
     from advconn.benchmark.folder import read
 
-    records = {str(path): [read(path)] for path in results}
+    records = {str(path): read(path) for path in results}
     click.echo(tables.text(table, *tables.cells(records)))

@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help="Attack N of the images after all, by the mixture in turn: the taught heads move towards this classifier.",
+    help="Attack about N images after all, at least one by each attack of the mixture: the taught heads move towards "
+    "this classifier; fewer than a hundred may do harm.",
 )
 @click.option(
     "--attack",

@@ -329,7 +329,10 @@ def test_a_bug_is_one_line_and_status_2(place, monkeypatch):
     out = run("score", place / "images")
     assert out.exit_code == 2
     assert "ZeroDivisionError" in one_line(out)
-    assert isinstance(run("score", place / "images", "--debug").exception, ZeroDivisionError)
+    traced = run("score", place / "images", "--debug")
+    assert traced.exit_code == 2
+    assert "Traceback" in traced.output
+    assert "ZeroDivisionError" in traced.output
 
 
 def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):

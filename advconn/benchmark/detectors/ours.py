@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.base import clone
 from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate
@@ -11,6 +10,7 @@ from advconn.benchmark.following import Score, differentiable
 from advconn.calibration import Calibration
 from advconn.classifier import margin
 from advconn.detector import Detector
+from advconn.heads import unfitted
 from advconn.stages import log_odds
 
 
@@ -29,8 +29,8 @@ class Advconn(Candidate):
         return self.detector.connectivity.transform(images)
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
-        """Fit a clone of the detector's head."""
-        self.head = clone(self.detector.head_).fit(columns, kinds)
+        """Fit a head as the detector's is."""
+        self.head = unfitted(self.detector.head_).fit(columns, kinds)
         return self
 
     def score(self, columns: np.ndarray) -> np.ndarray:
