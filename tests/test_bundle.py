@@ -18,6 +18,7 @@ from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, default_head
 from advconn.errors import BundleError, DataError, FitError
+from advconn.heads import unfitted
 from advconn.nets import compact
 
 
@@ -205,3 +206,13 @@ def test_a_loaded_detector_was_made_with_the_same_arguments(classifier, digits, 
             assert getattr(loaded, name) == value, name
     again = clone(loaded).fit(images[900:1300], labels=labels[900:1300])
     assert again.calibration_.threshold == made.calibration_.threshold
+
+
+def test_a_head_of_another_version_is_copied_without_what_it_lacks():
+    """Parameters that one version of scikit-learn writes and another asks for."""
+    head = default_head(3).fit([[0.0, 1.0], [1.0, 0.0]], [0, 1])
+    vars(head[-1]).pop("tol")
+    again = unfitted(head)
+    assert (again[-1].C, again[-1].random_state) == (0.1, 3)
+    assert again[-1].tol > 0
+    assert not hasattr(again[-1], "coef_")
