@@ -118,7 +118,7 @@ class Attack:
         source = self.source(classifier, images, seed=seed) if source is None else source
         for i, (x, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
             devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
-            with _seeded(seed * 1_000_003 + i, devices), torch.inference_mode(False), torch.enable_grad():
+            with seeded(seed * 1_000_003 + i, devices), torch.inference_mode(False), torch.enable_grad():
                 out = self._attack(source, source.check(x.clone()), y.clone().to(source.device))
             yield out.detach().clamp(0, 1)
 
@@ -184,7 +184,7 @@ class Attack:
 
 
 @contextmanager
-def _seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
+def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
     """torch's and NumPy's global generators at a seed, and afterwards as they were."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices):

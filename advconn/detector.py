@@ -173,7 +173,7 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         usual = tuple(self.attacks) == MIXTURE
         mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
-            few = replace(maker, per_attack=-(-self.refine // len(mixture)))
+            few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
             found = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
             self.take(self.pretrained, found.sound())
             return self._calibrated(images, kept, progress)

@@ -9,6 +9,9 @@ AdvconnError
 └── BundleError    a detector's folder
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from advconn.shown import shown
 
 
@@ -47,6 +50,21 @@ def line_of(error: BaseException, most: int = 200) -> str:
     """The first line of what an error says, or its type."""
     lines = str(error).strip().splitlines()
     return (" ".join(lines[0].split())[:most] if lines else "") or type(error).__name__
+
+
+@contextmanager
+def theirs(what: str, kind: type[AdvconnError]) -> Iterator[None]:
+    """Around anyone's own code, which may raise anything: one line that says whose it is.
+
+    Raises:
+        AdvconnError: what was raised on purpose as it is, anything else as this kind.
+    """
+    try:
+        yield
+    except AdvconnError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: fails ({type(error).__name__}: {line_of(error, 120)})") from error
 
 
 class AdvconnWarning(UserWarning):

@@ -1,8 +1,9 @@
-"""Attacks of torchattacks and foolbox, each made on a Classifier. The libraries are imported where one is made."""
+"""Attacks of other libraries by their class's name, made on a Classifier; a library is imported where one is made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,34 +12,86 @@ from torch import Tensor
 from advconn.classifier import Classifier
 from advconn.errors import AttackError
 
+INSTALLED_AS = {  # what pip calls them
+    "torchattacks": "torchattacks",
+    "foolbox": "'advconn[attacks]'",
+    "art": "adversarial-robustness-toolbox",
+    "advlib": "adv-lib",
+}
+
+
+@contextmanager
+def _installed(library: str) -> Iterator[None]:
+    """Around the import of a library.
+
+    Raises:
+        AttackError: it is not there.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise AttackError(f"this attack needs {library} ({error.name}): pip install {INSTALLED_AS[library]}") from None
+
+
+def _class(library: str, module: Any, name: str) -> Any:
+    found = getattr(module, name, None)
+    if found is None:
+        raise AttackError(f"{library} has no attack {name!r}")
+    return found
+
 
 def of_torchattacks(
     cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]
 ) -> Tensor:
     """Images attacked by a class of torchattacks."""
-    try:
+    with _installed("torchattacks"):
         import torchattacks
-    except ImportError:
-        raise AttackError("attacks need torchattacks: pip install torchattacks") from None
-    attack = getattr(torchattacks, cls)(classifier.module, **options)
+    attack = _class("torchattacks", torchattacks, cls)(classifier.module, **options)
     attack.set_device(classifier.device)
     out: Tensor = attack(images, labels)
     return out
 
 
 def of_foolbox(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Images attacked by a class of foolbox; an image that it finds nothing for stays as it is."""
-    try:
+    """Images attacked by a class of foolbox; an image that it finds nothing for stays as it is.
+
+    options: of the class, and `epsilons` of its call, the largest change.
+    """
+    with _installed("foolbox"):
         import foolbox
         from foolbox.models.pytorch import PyTorchModel
-    except ImportError:
-        raise AttackError("this attack needs foolbox: pip install 'advconn[attacks]'") from None
     model = PyTorchModel(classifier.module, bounds=(0, 1), device=classifier.device)
-    attack = getattr(foolbox.attacks, cls)(**options)
+    attack = _class("foolbox", foolbox.attacks, cls)(**{k: v for k, v in options.items() if k != "epsilons"})
+    wrong = foolbox.criteria.Misclassification(labels)
     with torch.set_grad_enabled(classifier.differentiable):
-        out, _, _ = attack(model, images, foolbox.criteria.Misclassification(labels), epsilons=None)
+        _, out, _ = attack(model, images, wrong, epsilons=options.get("epsilons"))
     found: Tensor = torch.where(out.isfinite(), out, images)
     return found
 
 
-LIBRARIES = {"torchattacks": of_torchattacks, "foolbox": of_foolbox}
+def of_art(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Images attacked by a class of the Adversarial Robustness Toolbox."""
+    with _installed("art"):
+        from art.attacks import evasion
+        from art.estimators.classification import PyTorchClassifier
+    model = PyTorchClassifier(
+        classifier.module,
+        torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=classifier.num_classes,
+        clip_values=(0, 1),
+        device_type="gpu" if classifier.device.type == "cuda" else "cpu",
+    )
+    made = _class("art", evasion, cls)(model, **options).generate(images.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(made).to(images)
+
+
+def of_advlib(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Images attacked by a function of adv-lib."""
+    with _installed("advlib"):
+        from adv_lib import attacks
+    out: Tensor = _class("advlib", attacks, cls)(classifier.module, images, labels, **options)
+    return out
+
+
+LIBRARIES = {"torchattacks": of_torchattacks, "foolbox": of_foolbox, "art": of_art, "advlib": of_advlib}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10 import SEED, kept, machine
-from detection import auroc, interval
+from detection import row
 from torch import Tensor, nn
 
 from advconn import bundle, fit
@@ -159,20 +159,8 @@ def main() -> None:
 
         hits = kept(args.cache, f"dinov2 {spec} {model.fingerprint} {len(rows)}", make).float()
         score = kept(args.cache, f"{folder.name} {spec} {len(rows)}", lambda hits=hits: detector.score_samples(hits))
-        low, high = interval(clean.score, score)
-        row = {
-            "attack": spec,
-            "auroc": auroc(clean.score, score),
-            "auroc_low": low,
-            "auroc_high": high,
-            "tpr": float((score > detector.calibration_.threshold).mean()),
-            "fpr": float(clean.adversarial.mean()),
-            "success": len(hits) / len(targets),
-            "n_clean": len(clean.score),
-            "n_attacked": len(hits),
-        }
-        results.append(row)
-        print(row, flush=True)
+        results.append(row("advconn", spec, clean.score, score, detector.calibration_.threshold, len(targets)))
+        print(results[-1], flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         record = {"machine": machine(), "seed": SEED, **figures, "results": results}

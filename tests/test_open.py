@@ -202,7 +202,7 @@ def test_attacks_of_other_libraries(spec, shipped):
         (["--attack", "FILE/mine.py"], "name what gives the attack"),
         (["--attack", "FILE/mine.py:loud"], "expected floats in [0, 1] (divide bytes by 255)"),
         (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Nothing"], "with a name and `measure`"),
-        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Raises"], "raises: measure fails (KeyError: 'oops')"),
+        (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Raises"], "raises: measure: fails (KeyError: 'oops')"),
         (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Nan"], "nan: measure gives NaN for 25 of 25 images"),
         (["--attack", "fgsm", "--baseline", "FILE/wrong.py:Tall"], "tall: score gives (25, 1); expected (25,)"),
     ],
@@ -316,6 +316,19 @@ def test_baselines_are_listed():
     out = CliRunner().invoke(main, ["benchmark", "--list-baselines"])
     assert out.exit_code == 0
     assert all(any(line.startswith(name) for line in out.stdout.splitlines()) for name in BASELINES)
+
+
+def test_what_other_libraries_draw_is_seeded(shipped):
+    """ART draws with NumPy: the same seed is the same images, another is others."""
+    pytest.importorskip("art")
+    model, data = shipped.connectivity.classifier, unseen_digits()
+    clean, labels = model.check(data.images[:4]), data.labels[:4]
+    made = attacker(
+        "art:ProjectedGradientDescent(eps=0.2, eps_step=0.01, max_iter=1, num_random_init=1, verbose=False)"
+    )
+    first, again, other = (made.run(model, clean, labels, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_objects_go_in_as_they_are(shipped):

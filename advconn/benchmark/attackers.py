@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from advconn import models
-from advconn.attacks import Attack
+from advconn.attacks import Attack, seeded
 from advconn.benchmark.keys import code, parameters
 from advconn.classifier import Classifier
-from advconn.errors import AdvconnError, AttackError, line_of
+from advconn.errors import AttackError, theirs
+from advconn.toolboxes import LIBRARIES
 
 SLACK = 0.01  # outside [0, 1], which is cut off
 OWN = "given"  # the family of an attack that says none
@@ -48,12 +49,8 @@ class Attacker:
         Raises:
             AttackError: of an attack that is not advconn's, where it fails or gives other than such copies.
         """
-        try:
+        with theirs(self.name, AttackError):
             out = self.made_by.run(classifier, images, labels, seed=seed)
-        except AdvconnError:
-            raise
-        except Exception as error:  # anyone's code may raise anything
-            raise AttackError(f"{self.name}: fails ({type(error).__name__}: {line_of(error, 120)})") from error
         if not isinstance(out, Tensor) or out.shape != images.shape or not bool(torch.isfinite(out).all()):
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise AttackError(f"{self.name}: run gives {given}; expected finite images {tuple(images.shape)} in [0, 1]")
@@ -78,18 +75,14 @@ def attacker(given: str | Runs) -> Attacker:
     if not isinstance(given, str):
         return _of(given)
     library, _, rest = given.partition(":")
-    if library in ADAPTERS:
+    if library in LIBRARIES:
         return _adapted(library, rest)
     if given.endswith(".py"):
         raise AttackError(f"{given}: name what gives the attack, {given}:FACTORY")
     if library.endswith(".py"):
         factory = models.named_in_file(given)
-        try:
+        with theirs(given, AttackError):
             return _of(factory())
-        except AdvconnError:
-            raise
-        except Exception as error:  # anyone's code may raise anything
-            raise AttackError(f"{given}: fails ({type(error).__name__}: {line_of(error, 120)})") from error
     return _of(Attack.parse(given))
 
 
@@ -120,9 +113,9 @@ class Adapted:
 
     def run(self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Attacked copies (n, c, h, w)."""
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(seed)
-            return ADAPTERS[self.library](self.attack, classifier, images.clone(), labels, dict(self.options))
+        devices = [images.device] if images.device.type == "cuda" else []
+        with seeded(seed, devices), torch.enable_grad():
+            return LIBRARIES[self.library](self.attack, classifier, images.clone(), labels, self.options)
 
 
 def _adapted(library: str, text: str) -> Attacker:
@@ -146,72 +139,6 @@ def _value(node: ast.AST) -> Any:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         return float(_value(node.left)) / float(_value(node.right))
     return ast.literal_eval(node)
-
-
-def _missing(library: str, error: ImportError) -> AttackError:
-    return AttackError(f"{library} is not installed ({error.name}): pip install {INSTALLED_AS[library]}")
-
-
-def _class(library: str, module: Any, name: str) -> Any:
-    found = getattr(module, name, None)
-    if found is None:
-        raise AttackError(f"{library} has no attack {name!r}")
-    return found
-
-
-def _torchattacks(name: str, classifier: Classifier, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
-    import torchattacks
-
-    made = _class("torchattacks", torchattacks, name)(classifier.module, **options)
-    return torch.as_tensor(made(images, labels))
-
-
-def _foolbox(name: str, classifier: Classifier, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
-    try:
-        import foolbox
-        from foolbox.models.pytorch import PyTorchModel
-    except ImportError as error:
-        raise _missing("foolbox", error) from None
-    epsilons = options.pop("epsilons", None)
-    attack = _class("foolbox", foolbox.attacks, name)(**options)
-    model = PyTorchModel(classifier.module, bounds=(0, 1), device=classifier.device)
-    return torch.as_tensor(attack(model, images, labels, epsilons=epsilons)[1])
-
-
-def _art(name: str, classifier: Classifier, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
-    try:
-        from art.attacks import evasion
-        from art.estimators.classification import PyTorchClassifier
-    except ImportError as error:
-        raise _missing("art", error) from None
-    model = PyTorchClassifier(
-        classifier.module,
-        torch.nn.CrossEntropyLoss(),
-        input_shape=tuple(images.shape[1:]),
-        nb_classes=classifier.num_classes,
-        clip_values=(0, 1),
-        device_type="gpu" if classifier.device.type == "cuda" else "cpu",
-    )
-    made = _class("art", evasion, name)(model, **options).generate(images.cpu().numpy(), labels.cpu().numpy())
-    return torch.from_numpy(made).to(images)
-
-
-def _advlib(name: str, classifier: Classifier, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
-    try:
-        from adv_lib import attacks
-    except ImportError as error:
-        raise _missing("advlib", error) from None
-    return torch.as_tensor(_class("advlib", attacks, name)(classifier.module, images, labels, **options))
-
-
-Adapter = Callable[[str, Classifier, Tensor, Tensor, dict[str, Any]], Tensor]
-ADAPTERS: Mapping[str, Adapter] = {
-    "torchattacks": _torchattacks,
-    "foolbox": _foolbox,
-    "art": _art,
-    "advlib": _advlib,
-}
-INSTALLED_AS = {"foolbox": "'advconn[attacks]'", "art": "adversarial-robustness-toolbox", "advlib": "adv-lib"}
 
 
 def attackers(given: Sequence[str | Runs]) -> tuple[Attacker, ...]:

@@ -144,6 +144,7 @@ class Bench:
                 f"the classifier gives none of {len(self.right(name))} {name} images its label: there is nothing to "
                 "attack; are the labels in the order of its classes?"
             )
+        own = settled(self.classifier)
         chosen: list[tuple[Attacker, Tensor]] = []
         calls: list[tuple[Any, ...]] = []
         for attack in attacks:
@@ -151,7 +152,7 @@ class Bench:
             for i, chunk in enumerate(mine.split(CHUNK)):
                 images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
                 subject = (self.classifier, attack)
-                calls.append((images, labels, attack.key, self.seed + i, settled(self.classifier), subject))
+                calls.append((images, labels, attack.key, self.seed + i, own, subject))
                 chosen.append((attack, chunk))
         made = self.runner.map(f"attack {name}", attack_images, calls, "subject")
         out: dict[str, list[tuple[Hits, Tensor]]] = {attack.name: [] for attack in attacks}

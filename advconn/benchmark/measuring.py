@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.runner import Runner
 from advconn.calibration import Calibration
 from advconn.classifier import counting
-from advconn.errors import AdvconnError, FitError, line_of
+from advconn.errors import FitError, theirs
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Column
     """A candidate's columns of images (uint8, or floats in [0, 1])."""
     checked = candidate.classifier.check(torch.from_numpy(images))
     started = time.perf_counter()
-    with counting() as cost, named(candidate, "measure"):
+    with counting() as cost, theirs(f"{candidate.name}: measure", FitError):
         values = np.asarray(candidate.measure(checked), np.float64)
     if values.ndim != 2 or len(values) != len(images):
         raise FitError(f"{candidate.name}: measure gives {values.shape}; expected ({len(images)}, d)")
@@ -77,17 +76,6 @@ def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Column
     if broken:
         raise FitError(f"{candidate.name}: measure gives NaN for {broken} of {len(images)} images")
     return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
-
-
-@contextmanager
-def named(candidate: Candidate, what: str) -> Iterator[None]:
-    """Say whose code fails: that of a candidate may be anyone's, and raise anything."""
-    try:
-        yield
-    except AdvconnError:
-        raise
-    except Exception as error:
-        raise FitError(f"{candidate.name}: {what} fails ({type(error).__name__}: {line_of(error, 120)})") from error
 
 
 def kept(candidate: Candidate, sets: Mapping[Where, Tensor], runner: Runner) -> bool:
@@ -137,7 +125,7 @@ def scored(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
     """
     if not len(columns):
         return np.zeros(0)
-    with named(candidate, "score"):
+    with theirs(f"{candidate.name}: score", FitError):
         scores = np.asarray(candidate.score(columns), np.float64)
     if scores.shape != (len(columns),):
         raise FitError(f"{candidate.name}: score gives {scores.shape}; expected ({len(columns)},)")
@@ -191,7 +179,7 @@ def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits],
     if len(tables) == 1:
         raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
     own = copy.copy(candidate)  # fitting one leaves the others as they are
-    with named(own, "fit"):
+    with theirs(f"{own.name}: fit", FitError):
         own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
     scores = scored(own, measured.clean("calibrate").values)
     return Frozen(own, own.calibrated(scores, fpr), measured)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Hits
-from advconn.benchmark import counting, examples
+from advconn.benchmark import examples, rows
 from advconn.benchmark.attackers import Attacker, Runs, attackers
 from advconn.benchmark.bench import Bench, Ready, settled
 from advconn.benchmark.candidate import Candidate
@@ -111,24 +111,24 @@ def run(
     frozen = [freeze(one, measured[one.name], attacked.taught, bench, settings.fpr) for one in candidates]
     left = without(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
     aware = evasions(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
-    bare = counting.bare_milliseconds(bench)
+    bare = rows.bare_milliseconds(bench)
     return Report(
         described(data, bench, settings, attacked, candidates),
         tuple(
-            counting.row(one, a, attacked.tested[a.name], bench, a.family in attacked.families)
+            rows.row(one, a, attacked.tested[a.name], bench, a.family in attacked.families)
             for one in frozen
             for a in attacked.attacks
         ),
-        tuple(alarm for one in frozen for alarm in counting.alarms(one, bench)),
+        tuple(alarm for one in frozen for alarm in rows.alarms(one, bench)),
         tuple(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        tuple(cost for one in frozen for cost in counting.expenses(one, attacked.attacks, bare)),
+        tuple(cost for one in frozen for cost in rows.expenses(one, attacked.attacks, bare)),
         tuple(aware),
         tuple(left),
         tuple(barriers(bench, attacked.first)),
-        {one.name: counting.scores(one, attacked.attacks) for one in frozen},
+        {one.name: rows.scores(one, attacked.attacks) for one in frozen},
         tuple(examples.missed(bench, frozen[0], attacked.attacks, attacked.tested)),
         tuple(examples.alarmed(bench, frozen[0])),
         {name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
@@ -249,7 +249,7 @@ def without(
         for one in candidates:
             if one.learns:
                 fitted = freeze(one, measured[one.name], rest, bench, settings.fpr)
-                out += [counting.left_out(fitted, family, a) for a in mine]
+                out += [rows.left_out(fitted, family, a) for a in mine]
     return out
 
 
