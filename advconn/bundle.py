@@ -20,7 +20,7 @@ import torch
 from advconn import card as cards
 from advconn import heads, models, pretrained, zoo
 from advconn.calibration import CLEAN
-from advconn.card import CARD, FORMAT, TENSORS, WEIGHTS
+from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.card import HEAD as HEAD
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
@@ -37,15 +37,25 @@ from advconn.stages import Cascade, Missed, Stage, walks_of
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
+SHIPPED = ("cifar10", "cifar10-hardened", "digits", "imagenet")
+HELD = {  # where a network's weights are, and how it is given where they are not
+    "classifier": (WEIGHTS, "--model SPEC"),
+    "companion": (COMPANION, "bundle.load(..., companion=) in Python"),
+}
 
 
 def default(name: str = "cifar10") -> Path:
-    """The folder of a detector that advconn ships: 'cifar10', 'digits' or, for photographs, 'imagenet'."""
+    """The folder of a detector that advconn ships, one of SHIPPED; 'imagenet' is for photographs."""
     return shipped(name)
 
 
 def load(
-    folder: Path | str, *, model: Classifier | None = None, device: str | None = None, same_weights: bool = True
+    folder: Path | str,
+    *,
+    model: Classifier | None = None,
+    companion: Classifier | None = None,
+    device: str | None = None,
+    same_weights: bool = True,
 ) -> Detector:
     """The detector in a folder, ready to judge.
 
@@ -53,7 +63,8 @@ def load(
         folder: as `save` wrote it.
         model: the classifier it was fitted for, where the bundle does not hold it. Another form of it is taken too
             (scripted, exported, of another precision, an ONNX file, an endpoint, a function) if it answers the same.
-        device: for a classifier that the bundle holds.
+        companion: the network that was fitted beside it, where the bundle does not hold that.
+        device: for networks that the bundle holds.
         same_weights: False takes a classifier of the same input and classes whatever its weights: its scores mean
             nothing until they are calibrated anew (recalibration.recalibrated).
 
@@ -64,7 +75,8 @@ def load(
     folder = Path(folder)
     try:
         card = read_card(folder)
-        detector = _load(folder, card, model, device, same_weights)
+        beside = _companion(folder, card, companion, device)
+        detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
         return detector
     except AdvconnError as error:
@@ -126,14 +138,19 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def _load(
-    folder: Path, card: dict[str, Any], model: Classifier | None, device: str | None, same_weights: bool
+    folder: Path,
+    card: dict[str, Any],
+    model: Classifier | None,
+    companion: Classifier | None,
+    device: str | None,
+    same_weights: bool,
 ) -> Detector:
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / TENSORS)
     classifier, references = _given(folder, card, tensors, model, device, same_weights)
     known, fitted = card["calibration"], card["fitted"]
-    connectivity = Connectivity(classifier, references, **_tuples(card["connectivity"]))
+    connectivity = Connectivity(classifier, references, companion=companion, **_tuples(card["connectivity"]))
     stages = None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"])
     cascade, typical, stages = _cascade(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
@@ -160,6 +177,7 @@ def _load(
         by_class=known["by_class"],
         pretrained=pretrained.load() if fitted["pretrained"] else None,
         refine=fitted["refine"],
+        evasive=fitted["evasive"],
     )
     at = detector.calibration_.threshold
     if count == number and not np.isclose(at, known["threshold"], rtol=1e-9, atol=1e-9):
@@ -180,7 +198,7 @@ def _given(
     size = card["classifier"]["preprocessing"]["size"]
     if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
         raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
-    classifier = _classifier(folder, card, device) if model is None else model
+    classifier = _held(folder, card, "classifier", device) if model is None else model
     if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
         classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
     _same_input(folder, classifier, card["classifier"])
@@ -309,23 +327,28 @@ def _close(found: Any, expected: Any) -> bool:
     return pair and bool(np.allclose(found, expected, rtol=1e-6, atol=0))
 
 
-def _classifier(folder: Path, card: dict[str, Any], device: str | None) -> Classifier:
-    name = card["classifier"]["name"]
+def _companion(folder: Path, card: dict[str, Any], given: Classifier | None, device: str | None) -> Classifier | None:
+    """The companion, given or held, if it is the one that was fitted beside the classifier."""
+    if card["companion"] is None:
+        return None
+    found = _held(folder, card, "companion", device) if given is None else given
+    if found.fingerprint != card["companion"]["fingerprint"]:
+        raise BundleError(f"{folder}: was fitted with another companion than this; give the same, or fit it again")
+    return found
+
+
+def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) -> Classifier:
+    """The classifier or the companion, whose weights the bundle holds, or which installs."""
+    known, (weights, how) = card[which], HELD[which]
+    name = known["name"]
     if name is None:
-        raise BundleError(f"{folder}: holds no classifier; give the one it was fitted for (--model SPEC)")
+        raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
     if name in zoo.NETWORKS:
         return zoo.NETWORKS[name](device)
-    if models.architecture(name) is None or WEIGHTS not in card["files"]:
-        raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the classifier (--model SPEC)")
-    look = _tuples(card["classifier"]["preprocessing"])
+    if models.architecture(name) is None or weights not in card["files"]:
+        raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
+    about = {"device": device, "channels": known["channels"], "class_names": known["class_names"]}
     try:
-        return models.load(
-            name,
-            folder / WEIGHTS,
-            device=device,
-            channels=card["classifier"]["channels"],
-            class_names=card["classifier"]["class_names"],
-            **look,
-        )
+        return models.load(name, folder / weights, **about, **_tuples(known["preprocessing"]))
     except AdvconnError as error:
-        raise BundleError(f"{folder}: its classifier cannot be rebuilt: {error}") from error
+        raise BundleError(f"{folder}: its {which} cannot be rebuilt: {error}") from error

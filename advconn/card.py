@@ -71,32 +71,34 @@ def _stage(value: Any) -> bool:
 
 FORMAT = 3
 CARD = "card.json"
-WEIGHTS, TENSORS = "classifier.safetensors", "detector.safetensors"
+WEIGHTS, TENSORS, COMPANION = "classifier.safetensors", "detector.safetensors", "companion.safetensors"
 HEAD = head_files(1)[0]  # the last stage's
 MOST_STAGES = 8
 Schema = Mapping[str, "Check | Schema"]
 _NAME, _HASH = text(), lambda v: isinstance(v, str) and len(v) == 64 and all(c in "0123456789abcdef" for c in v)
 _COUNTS = table(lambda k: k in ("tried", "succeeded"), whole(0, 10**9), 2)
+_NETWORK: Schema = {
+    "name": maybe(_NAME),
+    "fingerprint": text(200),
+    "num_classes": whole(2, 10**6),
+    "class_names": maybe(several(_NAME, 2, 10**6)),
+    "channels": whole(1, 16),
+    "dtype": one_of("float32", "float64", "float16", "bfloat16"),
+    "kind": one_of("module", "other"),
+    "preprocessing": {
+        "size": maybe(several(whole(1, LARGEST_SIDE), 2, 2)),
+        "resize": maybe(whole(1, 4 * LARGEST_SIDE)),
+        "interpolation": one_of(*INTERPOLATIONS),
+        "mean": maybe(several(number(-1e6, 1e6), 1, 16)),
+        "std": maybe(several(number(1e-9, 1e6), 1, 16)),
+        "crop": one_of(*CROPS),
+    },
+}
 SCHEMA: Schema = {
     "format": whole(1, 3),
     "versions": table(text(50), text(100), 50),
-    "classifier": {
-        "name": maybe(_NAME),
-        "fingerprint": text(200),
-        "num_classes": whole(2, 10**6),
-        "class_names": maybe(several(_NAME, 2, 10**6)),
-        "channels": whole(1, 16),
-        "dtype": one_of("float32", "float64", "float16", "bfloat16"),
-        "kind": one_of("module", "other"),
-        "preprocessing": {
-            "size": maybe(several(whole(1, LARGEST_SIDE), 2, 2)),
-            "resize": maybe(whole(1, 4 * LARGEST_SIDE)),
-            "interpolation": one_of(*INTERPOLATIONS),
-            "mean": maybe(several(number(-1e6, 1e6), 1, 16)),
-            "std": maybe(several(number(1e-9, 1e6), 1, 16)),
-            "crop": one_of(*CROPS),
-        },
-    },
+    "classifier": _NETWORK,
+    "companion": _NETWORK,  # or null
     "connectivity": {
         "families": maybe(several(_NAME, 1, 20)),
         "copies": several(_NAME, 0, 200),
@@ -120,6 +122,7 @@ SCHEMA: Schema = {
         "per_attack": whole(1, 10**9),
         "held_out": number(1e-9, 1 - 1e-9),
         "refine": whole(0, 10**9),
+        "evasive": whole(0, 10**9),
     },
     "stages": maybe(several(_stage, 1, MOST_STAGES)),
     "exits": several(maybe(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
@@ -138,9 +141,9 @@ SCHEMA: Schema = {
     "features": several(_NAME, 1, 10**4),
     "figures": table(text(200), lambda v: True),
     "files": table(
-        lambda k: k in (WEIGHTS, TENSORS, *head_files(MOST_STAGES)),
+        lambda k: k in (WEIGHTS, TENSORS, COMPANION, *head_files(MOST_STAGES)),
         _HASH,
-        3 + MOST_STAGES,
+        4 + MOST_STAGES,
     ),
     "card": _HASH,
 }
@@ -148,12 +151,14 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("classifier", "dtype"): "float32",
     ("classifier", "kind"): "module",
     ("classifier", "preprocessing", "crop"): "center",
+    ("companion",): None,
     ("connectivity", "nearest"): False,
     ("fitted", "pretrained"): False,
     ("fitted", "mixture"): [],
     ("fitted", "per_attack"): 1000,
     ("fitted", "held_out"): 0.4,
     ("fitted", "refine"): 0,
+    ("fitted", "evasive"): 0,
     ("stages",): None,
     ("exits",): [],
     ("missed",): None,
@@ -189,6 +194,8 @@ def _compare(found: Any, schema: Schema, path: tuple[str, ...], where: str) -> N
         raise BundleError(f"{where}: the card does not describe this detector ({what} in {said})")
     for key, value in found.items():
         check = schema[key]
+        if value is None and LATER.get((*path, key), 0) is None:
+            continue
         if isinstance(check, Mapping):
             _compare(value, check, (*path, key), where)
         elif not check(value):

@@ -58,6 +58,7 @@ COPIES: Mapping[str, Copy] = MappingProxyType(
         "flip+unrotate": copies.both(copies.flip, copies.rotate(-6)),
     }
 )
+BARE = frozenset({"self", "grain", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
@@ -68,8 +69,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         classifier: the model that the images are shown to.
         references: images that own and rival paths lead to; without them only the self family is walked.
-        families: of 'self', 'grain', 'own', 'rival', 'latent', 'complexity'; None takes self, with references
-            own and rival, and with a layer latent.
+        families: of 'self', 'grain', 'companion', 'own', 'rival', 'latent', 'complexity'; None takes self, with a
+            companion that, with references own and rival, and with a layer latent.
         copies: names in COPIES. halves: those of them whose path is read half-way too.
         per_class: references of the predicted class walked to. rivals: next classes, one reference each.
         samples: positions on every own, rival and latent path, both ends included.
@@ -77,6 +78,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         levels, steps: of bypass, for the family 'complexity'.
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
         batch_size: images walked from at once; memory grows with it, not with the number of images.
+        companion: a second network of the same classes, trained against attacks, that the images are shown to too.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         steps: int = 5,
         nearest: bool = False,
         batch_size: int = 32,
+        companion: Classifier | None = None,
     ) -> None:
         self.classifier = classifier
         self.references = references
@@ -108,6 +111,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.steps = steps
         self.nearest = nearest
         self.batch_size = batch_size
+        self.companion = companion
 
     def fit(self, X: Any = None, y: Any = None) -> Connectivity:
         """Does nothing: there is nothing to learn."""
@@ -120,14 +124,18 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def walked(self) -> tuple[str, ...]:
         """The families that are walked."""
         if self.families is None:
+            second = () if self.companion is None else ("companion",)
             if self.references is None:
-                return ("self",)
-            return ("self", "own", "rival") if self.layer is None else ("self", "own", "rival", "latent")
+                return ("self", *second)
+            latent = () if self.layer is None else ("latent",)
+            return ("self", *second, "own", "rival", *latent)
         unknown = set(self.families) - set(FEATURES)
         if unknown or not self.families:
             raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
-        if self.references is None and set(self.families) - {"self", "grain"}:
-            raise DataError("every family but self and grain needs references: choose or synthesise them")
+        if self.references is None and set(self.families) - BARE:
+            raise DataError(f"every family but {', '.join(sorted(BARE))} needs references: choose or synthesise them")
+        if "companion" in self.families and self.companion is None:
+            raise DataError("the family companion needs a companion: give a second network of the same classes")
         if "complexity" in self.families and not self.classifier.differentiable:
             raise DataError("the family complexity needs gradients, and this classifier gives none: leave it out")
         if "latent" in self.families and self.layer is None:
@@ -135,15 +143,16 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tuple(f for f in FEATURES if f in self.families)
 
     def settings(self) -> dict[str, Any]:
-        """What a walk depends on besides its classifier and its references; how many at once is no part of that."""
-        apart = ("classifier", "references", "batch_size")
+        """What a walk depends on besides its networks and its references; how many at once is no part of that."""
+        apart = ("classifier", "references", "batch_size", "companion")
         return {name: value for name, value in self.get_params(deep=False).items() if name not in apart}
 
     def key(self) -> tuple[Any, ...]:
         """What the features of an image depend on besides the image: weights, preprocessing, references, settings."""
         images = None if self.references is None else self.references.images.cpu().numpy()
         settings = sorted(map(str, self.settings().items()))
-        return self.classifier.fingerprint, str(self.classifier.preprocessing), images, settings
+        second = () if self.companion is None else (self.companion.fingerprint, str(self.companion.preprocessing))
+        return self.classifier.fingerprint, str(self.classifier.preprocessing), images, settings, *second
 
     def transform(self, X: Any) -> np.ndarray:
         """Features (n, d) of images (n, c, h, w): a float tensor or array in [0, 1], or uint8."""
@@ -193,7 +202,10 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             parts |= {"halves": halves, "midway": torch.stack([known[f"half {name}"] for name in halves], 1)}
         if "grain" in walked:
             parts["grain"] = grain(images) if start is None or start.grain is None else start.grain
-        if set(walked) - {"self", "grain"}:
+        if "companion" in walked:
+            said = None if start is None else start.companion
+            parts["companion"] = self.beside(images) if said is None else said
+        if set(walked) - BARE:
             parts |= self._walks(images, known["query"], walked)
         return Trace(**parts)
 
@@ -221,6 +233,25 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 if name in half:
                     names, stops = [*names, f"half {name}"], [*stops, torch.lerp(images, copy, 0.5)]
         return found
+
+    def beside(self, images: Tensor) -> Tensor:
+        """The companion's logits (n, 2, k) at images (n, c, h, w) and at their mirror images.
+
+        Raises:
+            DataError: no companion, or one of other classes or channels.
+        """
+        network, own = self.companion, self.classifier
+        if network is None:
+            raise DataError("the family companion needs a companion: give a second network of the same classes")
+        for what in ("num_classes", "channels"):
+            if getattr(network, what) != getattr(own, what):
+                found, wanted = getattr(network, what), getattr(own, what)
+                raise DataError(f"the companion's {what} is {found}, the classifier's {wanted}: they must be the same")
+        size = network.preprocessing.size
+        if size is not None and tuple(images.shape[2:]) != tuple(size):
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        points = torch.cat([images, images.flip(3)]).to(network.device)
+        return network.logits(points).to(own.device).view(2, len(images), -1).transpose(0, 1)
 
     def _walks(self, images: Tensor, query: Tensor, walked: tuple[str, ...]) -> dict[str, Any]:
         """Own and rival paths in one batch; the logits at the queries and at the references are not asked for again."""

@@ -27,9 +27,10 @@ from advconn.pretrained import Pretrained
 from advconn.progress import Progress, silent
 from advconn.stages import STAGES, Cascade, Missed, Stage, ordered, scored, shares_of, walks_of
 from advconn.store import Store
-from advconn.teaching import Taught, attacked_rows, spoilt, taught, teach
+from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
+TURNS = 2  # in which heads are taught on what evades them
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         pretrained: heads that were taught on other networks; where `fit` is given clean images alone it takes these,
             and makes no attack.
         refine: with pretrained heads, so many images are attacked after all, by `attacks` in turn, and move the heads.
+        evasive: from so many images, in each of two turns, are made images that evade the heads fitted so far, within
+            the largest changes of `attacks`; the heads are then fitted on these too. 0 for none.
     """
 
     fitted_: Fitted
@@ -102,6 +105,7 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         by_class: bool = False,
         pretrained: Pretrained | None = None,
         refine: int = 0,
+        evasive: int = 0,
     ) -> None:
         self.connectivity = connectivity
         self.head = head
@@ -117,6 +121,7 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         self.by_class = by_class
         self.pretrained = pretrained
         self.refine = refine
+        self.evasive = evasive
 
     def fit(
         self,
@@ -185,7 +190,18 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         plain = as_bytes(images[train][torch.from_numpy(clean)])
         rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
         self.teach(rows.sound())
+        if y is None and self.evasive:
+            self._harden(rows, images[train], _maybe(labels, train), mixture, maker)
         return self._calibrated(images, kept, progress)
+
+    def _harden(
+        self, rows: Taught, images: Tensor, labels: Tensor | None, mixture: Sequence[Attack], maker: Maker
+    ) -> None:
+        """Teach the heads on what evades them, in turns."""
+        sizes = sorted({float(a.settings["eps"]) for a in mixture if a.family == "linf" and "eps" in a.settings})
+        for turn in range(TURNS):
+            rows = and_evasive(rows, self.cascade_, images, labels, sizes, self.evasive, turn, maker)
+            self.teach(rows.sound())
 
     def _calibrated(self, images: Tensor, kept: np.ndarray, progress: Progress) -> Detector:
         self.calibrate_on(images[kept], progress)

@@ -7,6 +7,7 @@ own         straight paths to reference images of the predicted class (Vrabel et
 rival       straight paths to reference images of the classes that come next
 self        paths to label-preserving copies of the query, read at their ends and on the way
 latent      own's features on straight paths between a layer's outputs (Gu & Borovykh 2023)
+companion   what a second network, trained against attacks, says of the predicted class, at the query and its mirror
 grain       noise levels of the query's pixels, for what its copies show is to be held against them (Immerkaer 1996)
 complexity  bypass of the own paths' barriers: secondary barriers, bends, length (Vrabel et al. 2025, section 4)
 """
@@ -38,7 +39,8 @@ class Trace:
     midway: (n, h, k), half-way to the copies in `halves`. own: (n, r, s, k), to r references of the predicted class, at
     positions `t` (s,), both ends included; rival: (n, q, s, k), to one reference of each of the q next classes.
     latent: as own, between the outputs of a layer. detour: bypass of the n * r own paths.
-    grain: (n, GRAIN) noise levels and fine structure of the query itself. What was not asked for is None.
+    grain: (n, GRAIN) noise levels and fine structure of the query itself. companion: (n, 2, k), a second network's
+    logits at the query and at its mirror image. What was not asked for is None.
     """
 
     query: Tensor
@@ -52,6 +54,7 @@ class Trace:
     rivals: Tensor | None = None
     latent: Tensor | None = None
     grain: Tensor | None = None
+    companion: Tensor | None = None
     detour: Detour | None = None
 
     @property
@@ -231,6 +234,23 @@ def _middle(values: Tensor) -> Tensor:
     return size.median(1).values / (size.mean(1) + 1e-3)
 
 
+def companion_features(trace: Trace) -> Columns:
+    """Whether the companion finds the predicted class plausible, and which class it would rather have."""
+    if trace.companion is None:
+        return {}
+    label, second = trace.query.topk(2, dim=1).indices.unbind(1)
+    shares = trace.companion.log_softmax(2)
+    own = margin(trace.companion, label[:, None])
+    columns: Columns = {"margin": own[:, 0], "loss": F.softplus(own[:, 0])}
+    columns["mirror"] = own[:, 1] - own[:, 0]
+    columns["worst"] = F.softplus(own).amax(1)
+    columns["rank"] = trace.companion[:, 0].amax(1) - _class(trace.companion[:, 0], label)
+    columns["second"] = _class(shares[:, 0], second) - _class(shares[:, 0], label)
+    columns["entropy"] = torch.special.entr(shares[:, 0].exp()).sum(1)
+    columns["divergence"] = -(trace.query.softmax(1) * shares[:, 0]).sum(1)
+    return columns
+
+
 def latent_features(trace: Trace) -> Columns:
     """The same along the way between a layer's outputs."""
     return _to_own_class(trace, trace.latent)
@@ -301,6 +321,7 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
     {
         "self": self_features,
         "grain": grain_features,
+        "companion": companion_features,
         "own": own_features,
         "rival": rival_features,
         "latent": latent_features,

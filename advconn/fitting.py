@@ -27,7 +27,8 @@ from advconn.suiting import harmless, mixture_for, shared
 
 FEW = 20  # attacked images that a head cannot learn much from
 
-OF_ATTACKS = {"attacks", "per_attack", "head", "surrogate"}  # options that a quick fit has no use for
+EVASIVE = 256  # images that what evades is made from, with a companion
+OF_ATTACKS = {"attacks", "per_attack", "head", "surrogate", "companion"}  # options that a quick fit has no use for
 FINE = 16  # pixels of a side: in fewer a copy shifted by one is far away, and a few copies clear too much
 QUICK_SHARE = 0.5  # of the images that a quick fit calibrates on
 
@@ -50,6 +51,7 @@ def fit(
     quick: bool | None = None,
     refine: int = 0,
     surrogate: Classifier | nn.Module | None = None,
+    companion: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
     accuracy: float | None = None,
     progress: Progress = silent,
@@ -80,6 +82,9 @@ def fit(
             heads towards this classifier.
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
             made on it.
+        companion: another network of the same classes, trained against attacks: what it says of the predicted class is
+            read beside the paths, and images that evade all else are attacked in training. A quick fit has no use for
+            it: the taught heads know of none.
         accept_accuracy: go on with a classifier that is no better than chance.
         accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: `note` is told where
             it gets significantly more of these right, and without one where it gets all of them right.
@@ -95,10 +100,13 @@ def fit(
             for.
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
     """
-    quick = _quick(options | {"surrogate": surrogate, "walk": walk}, quick, refine)
+    quick = _quick(options | {"surrogate": surrogate, "companion": companion, "walk": walk}, quick, refine)
     clean = prepared(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
     references, chosen, rest = with_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
-    other = _surrogate(surrogate, classifier) if refine or not quick else None
+    other = _other(surrogate, classifier, "surrogate") if refine or not quick else None
+    if companion is not None:
+        options = {"evasive": EVASIVE} | options
+    walk = (walk or {}) | ({} if companion is None else {"companion": _other(companion, classifier, "companion")})
     if quick:
         options = _quick_options(classifier, clean, refine) | options
         options["benign"] = BENIGN  # under which the heads were taught
@@ -112,7 +120,7 @@ def fit(
     for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
         if options.get(option) is None:
             options[option] = harmless(classifier, some, wanted, note, seed)
-    detector = Detector(Connectivity(classifier, references, **(walk or {})), fpr=fpr, seed=seed, **options)
+    detector = Detector(Connectivity(classifier, references, **walk), fpr=fpr, seed=seed, **options)
     if detector.pretrained is not None:
         _served(detector, note)
     kept = None
@@ -168,6 +176,8 @@ def _tell(detector: Detector, note: Callable[[str], None]) -> None:
     """Say what the user should know of a fit."""
     tell_promise(detector, note)
     _tell_exits(detector, note)
+    if detector.evasive and not any(name.startswith("evasive") for name in detector.fitted_.attacks):
+        note("no image could be made that evades the heads, so none was learned from")
     tried, hits = (sum(v[i] for v in detector.fitted_.attacks.values()) for i in (0, 1))
     if detector.pretrained is None and hits < max(0.3 * tried, FEW):
         note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
@@ -229,13 +239,13 @@ def _enough(count: int, chosen: int, detector: Detector) -> None:
         )
 
 
-def _surrogate(given: Classifier | nn.Module | None, classifier: Classifier) -> Classifier | None:
+def _other(given: Classifier | nn.Module | None, classifier: Classifier, name: str) -> Classifier | None:
     if given is None or isinstance(given, Classifier):
         found = given
     else:
         found = Classifier(given, size=classifier.preprocessing.size, channels=classifier.channels)
     if found is not None and found.num_classes != classifier.num_classes:
-        raise ModelError(f"the surrogate has {found.num_classes} classes, the classifier {classifier.num_classes}")
+        raise ModelError(f"the {name} has {found.num_classes} classes, the classifier {classifier.num_classes}")
     return found
 
 

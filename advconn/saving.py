@@ -13,7 +13,8 @@ import numpy as np
 
 from advconn import card as cards
 from advconn import heads, zoo
-from advconn.card import CARD, FORMAT, TENSORS, WEIGHTS
+from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
+from advconn.classifier import Classifier
 from advconn.conditions import MEASURED, USES, usable
 from advconn.detector import Detector
 from advconn.files import writing
@@ -24,8 +25,8 @@ from advconn.stages import Stage
 def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:
     """Write a fitted detector to a folder, which appears only whole.
 
-    The classifier's weights go in where its architecture can be named (advconn, timm, torchvision); else only their
-    fingerprint. `figures`: anything JSON that belongs on the card.
+    The classifier's weights, and its companion's, go in where their architecture can be named (advconn, timm,
+    torchvision); else only their fingerprint. `figures`: anything JSON that belongs on the card.
 
     Raises:
         FitError: not fitted. BundleError: the head cannot be saved without pickle. DataError: the folder is not empty.
@@ -47,11 +48,12 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
         for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
             heads.save(head, partial / name)
-        if classifier.state is not None:
-            from safetensors.torch import save_file as save_weights
+        for network, name in ((classifier, WEIGHTS), (walk.companion, COMPANION)):
+            if network is not None and network.state is not None:
+                from safetensors.torch import save_file as save_weights
 
-            state = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state.items()}
-            save_weights(state, partial / WEIGHTS)
+                state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state.items()}
+                save_weights(state, partial / name)
         card = _card(detector, figures)
         card["files"] = {p.name: cards.sha256(p) for p in sorted(partial.iterdir())}
         card["card"] = cards.digest(card)
@@ -61,28 +63,19 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
 
 def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
     walk, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
-    look = classifier.preprocessing
     return {
         "format": FORMAT,
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
-        "classifier": {
-            "name": classifier.name if classifier.state is not None or classifier.name in zoo.NETWORKS else None,
-            "fingerprint": classifier.fingerprint,
-            "num_classes": classifier.num_classes,
-            "class_names": classifier.class_names,
-            "channels": classifier.channels,
-            "dtype": dtype_of(classifier),
-            "kind": "module" if plain_module(classifier) else "other",
-            "preprocessing": vars(look) | {},
-        },
+        "classifier": _network(classifier),
+        "companion": None if walk.companion is None else _network(walk.companion),
         "connectivity": {name: _plain(value) for name, value in walk.settings().items()},
         "references": walk.references.origin if walk.references is not None else None,
         "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
         | {"pretrained": fitted.pretrained}
         | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
-        | {"held_out": detector.calibrate, "refine": detector.refine},
+        | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(at) for at in detector.cascade_.exits],
         "missed": None
@@ -101,6 +94,19 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         },
         "features": [str(name) for name in detector.names_],
         "figures": figures if figures is not None else getattr(detector, "figures_", {}),
+    }
+
+
+def _network(classifier: Classifier) -> dict[str, Any]:
+    return {
+        "name": classifier.name if classifier.state is not None or classifier.name in zoo.NETWORKS else None,
+        "fingerprint": classifier.fingerprint,
+        "num_classes": classifier.num_classes,
+        "class_names": classifier.class_names,
+        "channels": classifier.channels,
+        "dtype": dtype_of(classifier),
+        "kind": "module" if plain_module(classifier) else "other",
+        "preprocessing": vars(classifier.preprocessing) | {},
     }
 
 

@@ -82,7 +82,8 @@ def _planned(
     paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.walked)
     copies: list[str] = []
     halves: list[str] = []
-    families: tuple[str, ...] = ("self", "grain")
+    second = ("companion",) * ("companion" in connectivity.walked)
+    families: tuple[str, ...] = ("self", "grain", *second)
     options: dict[str, Any] = {}
     out: list[tuple[Connectivity, float]] = []
     for stage in stages:
@@ -93,7 +94,7 @@ def _planned(
         halves += [name for name in _more(stage.halves, connectivity.halves, halves) if name in copies]
         if stage.paths and paths:
             bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
-            families, options = ("self", "grain", "own", "rival", *bend), NEAR
+            families, options = ("self", "grain", *second, "own", "rival", *bend), NEAR
         if (len(copies), len(halves), families) == before:
             continue
         settings = connectivity.get_params(deep=False) | options

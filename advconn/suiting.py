@@ -24,6 +24,7 @@ from advconn.stages import walks_of
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
 EACH = 7  # attacks of a mixture that an image is attacked by in a full fit
 FEWEST = 40  # images that each attack is tried on all the same
+EVADING = 1300  # gradients that go into what is made of an image to evade the heads: turns x sizes x steps x stops
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -146,6 +147,7 @@ def estimate(detector: Detector, count: int) -> float:
         walks += tried
         forwards += 0 if attack.needs_gradient else tried * steps / 2
         gradients += tried * steps * (10 if attack.name == "autoattack" else 1) if attack.needs_gradient else 0
+    gradients += detector.evasive * EVADING
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
     one = _seconds(lambda: classifier.logits(probe)) / len(probe)

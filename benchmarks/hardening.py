@@ -25,11 +25,11 @@ from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle, connectivity, copies
-from advconn.benchmark.adaptive import Evaded, evade
-from advconn.benchmark.following import Score, differentiable
+from advconn.benchmark.following import differentiable
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
+from advconn.evading import Evaded, Score, evade
 from advconn.features import Trace
 from advconn.kinds import MIXTURE
 from advconn.modes import synthesise

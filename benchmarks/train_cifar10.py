@@ -42,13 +42,14 @@ def augment(images: torch.Tensor, generator: torch.Generator, reach: int = 4) ->
     """Mirror at random and shift by up to `reach` pixels."""
     n, _, h, w = images.shape
     padded = F.pad(images, (reach,) * 4, mode="reflect")
-    dy, dx = (torch.randint(0, 2 * reach + 1, (n, 1), generator=generator) for _ in range(2))
-    rows = (dy + torch.arange(h))[:, None, :, None]
-    columns = dx + torch.arange(w)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    at = images.device
+    dy, dx = (torch.randint(0, 2 * reach + 1, (n, 1), generator=generator).to(at) for _ in range(2))
+    rows = (dy + torch.arange(h, device=at))[:, None, :, None]
+    columns = dx + torch.arange(w, device=at)
+    mirrored = torch.rand(n, 1, generator=generator).to(at) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)[:, None, None, :]
-    batch = torch.arange(n)[:, None, None, None]
-    channel = torch.arange(images.shape[1])[None, :, None, None]
+    batch = torch.arange(n, device=at)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=at)[None, :, None, None]
     return padded[batch, channel, rows, columns]
 
 

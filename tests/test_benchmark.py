@@ -17,7 +17,6 @@ from sklearn.ensemble import ExtraTreesClassifier
 from advconn import bundle
 from advconn.attacks import Attack
 from advconn.benchmark import measuring
-from advconn.benchmark.adaptive import WAYS, evade
 from advconn.benchmark.attackers import attackers
 from advconn.benchmark.bench import Bench, split
 from advconn.benchmark.controls import controls
@@ -27,6 +26,7 @@ from advconn.benchmark.detectors.ours import Advconn, Given
 from advconn.benchmark.evasion import Effort, evade_images
 from advconn.benchmark.following import differentiable
 from advconn.benchmark.measuring import Frozen, Measured, Where, freeze
+from advconn.benchmark.planted import plant
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
 from advconn.benchmark.runner import Runner
@@ -35,6 +35,7 @@ from advconn.cli.benchmark import _cluster as cluster_of
 from advconn.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
+from advconn.evading import WAYS, evade
 from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
 from advconn.untrained import untrained
@@ -267,6 +268,8 @@ def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small
     for r in rows:
         assert r.sr50 <= r.sr5 <= r.success
         assert r.sr5_low <= r.sr5 <= r.sr5_high
+        assert 0 <= r.found <= r.planted <= 16
+        assert r.too_weak == (None if not r.planted else r.found < 0.9 * r.planted)
         assert r.claimed == pytest.approx(max(0, report.settings["accuracy"] * (0.95 - r.sr5)))
     best = [r for r in rows if r.way == "best of all" and r.detector == "energy"]
     assert best[0].sr5 < best[1].sr5
@@ -417,3 +420,30 @@ def test_the_page_opens_in_a_browser_without_a_word(tmp_path, images):
     assert found["rising"] == sorted(found["rising"])
     assert found["falling"] == sorted(found["rising"], reverse=True)
     assert found["left"] == 1
+
+
+def test_what_is_planted_is_there_and_a_weak_attack_misses_it(classifier, digits):
+    """Planted points are accepted and of the other class; the image itself is not; one step finds fewer than many."""
+    images = classifier.check(digits[0][1500:1508])
+    eps = 0.2
+
+    def accepts(points):
+        return np.ones(len(points), bool)
+
+    planted = plant(classifier, accepts, images, eps)
+    count = len(planted.images)
+    assert count >= 6
+    rows = torch.arange(count)
+    assert (planted.logits(planted.images, rows).argmax(1) == 0).all()
+    none = plant(classifier, lambda points: np.zeros(len(points), bool), images, eps)
+    assert none is None
+    found = []
+    for steps in (1, 40):
+        made = evade(
+            classifier, lambda x: x.flatten(1).sum(1) * 0 - 1, planted.images, planted.labels, 0.0, eps=eps,
+            way="lagrangian", steps=steps, restarts=1, batch_size=3, logits=planted.logits,
+        )  # fmt: skip
+        assert (made.images - planted.images).abs().max() <= eps + 1e-6
+        found.append(int((planted.logits(made.images, rows).argmax(1) == 1).sum()))
+    assert found[1] == count
+    assert found[0] <= found[1]

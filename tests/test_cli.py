@@ -193,7 +193,7 @@ def test_bad_use_is_one_line_and_exit_status_2(place, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nan.npz", "none", "text.png", "tiny.png"]
 
 
-@pytest.mark.skipif(not zoo.installed(zoo.IMAGENET), reason="the extra imagenet is not installed")
+@pytest.mark.skipif(not zoo.photographs_installed(), reason="the extra imagenet is not installed")
 def test_the_shipped_default_judges_a_photograph():
     """A real picture, resized, which is said once, is called a clean cat, by the detector of photographs."""
     out = run("score", CAT, "--format", "json", "--header")

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from advconn.benchmark.following import Score
 from advconn.benchmark.keys import code, parameters
 from advconn.calibration import Calibration
 from advconn.classifier import Classifier
 from advconn.detector import default_head
 from advconn.errors import AttackError
+from advconn.evading import Score
 from advconn.stages import log_odds
 
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Hits
-from advconn.benchmark.adaptive import WAYS, evade
 from advconn.benchmark.bench import Bench
-from advconn.benchmark.following import Score
 from advconn.benchmark.measuring import Columns, Frozen
+from advconn.benchmark.planted import ENOUGH, plant
 from advconn.benchmark.results import Evasion
+from advconn.evading import WAYS, Score, evade
 from advconn.metrics import share_interval
 
 CHUNK = 16
 STRICT, LOOSE = 0.05, 0.5  # false-alarm rates of SR@5 and SR@50
 BEST = "best of all"
+PLANTED_NEAR = 16  # images near which others are planted, to see whether the attack finds those
 IMITATED = 500  # images on which a head without a gradient is imitated
 # Best robust accuracy published for CIFAR-10, Linf 8/255 (RobustBench, 2024), and about the best clean accuracy of such
 # networks; between the two radii a straight line is drawn.
@@ -71,6 +72,37 @@ def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits],
     return out
 
 
+def planted_found(
+    images: np.ndarray, eps: float, ways: tuple[str, ...], steps: int, restarts: int, seed: int, key: str,
+    known: tuple[Frozen, Score, float],
+) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
+    """Near how many of checked images (n, c, h, w) others were planted, m, and which (m,) each way finds.
+
+    key, known: see `evade_images`.
+    """
+    one, score, aim = known
+    model = one.candidate.classifier
+
+    def accepts(points: Tensor) -> np.ndarray:
+        return one.score(Columns(one.candidate.measure(points))) <= aim
+
+    planted = plant(model, accepts, model.check(torch.from_numpy(images)), eps, seed=seed)
+    if planted is None:
+        return 0, {way: np.zeros(0, bool) for way in ways}
+    found = {}
+    for way in ways:
+        made = evade(
+            model, score, planted.images, planted.labels, aim, eps=eps, way=way, steps=steps, restarts=restarts,
+            seed=seed, batch_size=CHUNK, logits=planted.logits,
+        )  # fmt: skip
+        points = made.images.to(planted.images)
+        rows = torch.arange(len(points), dtype=torch.int64, device=points.device)
+        with torch.no_grad():
+            there = (planted.logits(points, rows).argmax(1) == 1).cpu().numpy()
+        found[way] = there & accepts(points)
+    return len(planted.images), found
+
+
 def _of(bench: Bench, one: Frozen, rows: Tensor, known: Tensor, effort: Effort) -> list[Evasion]:
     at, loose = (one.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
     aim = min(at, loose)
@@ -86,18 +118,32 @@ def _of(bench: Bench, one: Frozen, rows: Tensor, known: Tensor, effort: Effort) 
     found: dict[tuple[float, str], list[np.ndarray]] = {}
     for (size, way, _), scores in zip(tries, made, strict=True):
         found.setdefault((size, way), []).append(scores)
+    some = bench.images[rows[:PLANTED_NEAR]].numpy()
+    checks = [
+        (some, size, WAYS, effort.steps, effort.restarts, bench.seed, key, (one, score, aim)) for size in effort.eps
+    ]
+    planted = dict(zip(effort.eps, bench.runner.map(f"plant {one.name}", planted_found, checks, "known"), strict=True))
     out = []
     for size in effort.eps:
+        count, hit = planted[size]
+        hit = hit | {BEST: np.logical_or.reduce(list(hit.values()))}
         done = {way: np.concatenate(found[size, way]) for way in WAYS}
         done[BEST] = np.min(list(done.values()), axis=0)
-        out += [_evasion(one.name, size, way, lowest, (at, loose), bench) for way, lowest in done.items()]
+        out += [
+            _evasion(one.name, size, way, lowest, (at, loose), (count, int(hit[way].sum())), bench)
+            for way, lowest in done.items()
+        ]
     return out
 
 
 def _evasion(
-    name: str, eps: float, way: str, lowest: np.ndarray, thresholds: tuple[float, float], bench: Bench
-) -> Evasion:
-    """From the lowest scores (n,) of images that are misclassified (inf: of none), at both thresholds."""
+    name: str, eps: float, way: str, lowest: np.ndarray, thresholds: tuple[float, float], planted: tuple[int, int],
+    bench: Bench,
+) -> Evasion:  # fmt: skip
+    """From the lowest scores (n,) of images that are misclassified (inf: of none), at both thresholds.
+
+    planted: how many were planted, and how many of these the way finds.
+    """
     at, loose = thresholds
     low, high = share_interval(lowest <= at)
     strict = float((lowest <= at).mean())
@@ -115,6 +161,8 @@ def _evasion(
         float((lowest <= loose).mean()),
         claim,
         credible(claim, 255 * eps / 2) if known else None,
+        *planted,
+        planted[1] < ENOUGH * planted[0] if planted[0] else None,
     )
 
 

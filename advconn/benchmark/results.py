@@ -90,7 +90,10 @@ class Evasion:
 
     eps: largest change, in steps of 1/255. success: misclassified at all. sr5, sr50: and not flagged at thresholds of
     5 and 50 % false alarms. claimed: robust accuracy at eps / 2 that sr5 claims of the classifier (Tramèr 2022);
-    credible: whether it is under the best that is published for CIFAR-10, None for other images.
+    credible: whether it is under the best that is published for CIFAR-10, None for other images. planted: near how many
+    images others were planted that are accepted and of another class, and found: by how many of them the attack comes
+    upon one; too_weak: whether that is too few to believe what it fails at (Zimmermann et al. 2022), None where nothing
+    could be planted.
     """
 
     detector: str
@@ -104,6 +107,9 @@ class Evasion:
     sr50: float
     claimed: float
     credible: bool | None
+    planted: int
+    found: int
+    too_weak: bool | None
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,12 @@ def _alarms(alarms: Sequence[Alarm]) -> Table:
 
 
 def _aware(report: Report) -> Table:
-    heads = ("detector", "eps x 255", "misclassified", "SR@5", "SR@50", "claims", "credible")
+    heads = ("detector", "eps x 255", "misclassified", "SR@5", "SR@50", "claims", "credible", "finds")
     table = Table(*heads, title="attack that knows the detector")
     for e in report.evasions:
         if e.way == BEST:
             strict = f"{e.sr5:.2f} ({e.sr5_low:.2f} to {e.sr5_high:.2f})"
             claim = (f"{e.claimed:.2f}", {True: "yes", False: "no", None: ""}[e.credible])
-            table.add_row(e.detector, f"{e.eps:g}", f"{e.success:.2f}", strict, f"{e.sr50:.2f}", *claim)
+            finds = f"{e.found} of {e.planted}{', too weak' * bool(e.too_weak)}" if e.planted else ""
+            table.add_row(e.detector, f"{e.eps:g}", f"{e.success:.2f}", strict, f"{e.sr50:.2f}", *claim, finds)
     return table

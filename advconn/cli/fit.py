@@ -79,6 +79,13 @@ if TYPE_CHECKING:
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
 @click.option("--surrogate-weights", type=PATH, help="Its state dict.")
 @click.option(
+    "--companion",
+    metavar="SPEC",
+    help="Another network of the same classes, trained against attacks, which is asked beside the --model and makes an "
+    f"attack that knows the detector harder; it goes into the detector if its architecture has a name: {SPEC}",
+)
+@click.option("--companion-weights", type=PATH, help="Its state dict.")
+@click.option(
     "--references",
     type=click.Choice(["choose", "synthesise"]),
     default="choose",
@@ -121,24 +128,25 @@ def fit(**given: Any) -> None:
     classifier, images, truth, apart = _images(given)
     options = _options(given, classifier, images, truth)
     store = Store(cache_folder(given["cache"]), note)
-    seconds = _expected(classifier, len(images), options, quick)
+    others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
+    seconds = _expected(classifier, others["companion"], len(images), options, quick)
     _tell(seconds, len(images), 1 if quick else given["jobs"], store)
     with progress_bar(seconds) as progress, _going_on(store):
-        detector = _fitted(given, classifier, (images, truth, apart), options, quick, store, progress)
+        detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, store, progress)
     bundle.save(detector, given["out"])
     _say(detector, given["out"])
 
 
 def _is_quick(given: dict[str, Any]) -> bool:
     """Whether heads are taken that were taught on other networks, which some options rule out."""
-    made = {"--limit-attacked": given["limit_attacked"]}
+    made = {"--limit-attacked": given["limit_attacked"], "--companion": given["companion"]}
     made |= {} if given["refine"] else {"--attack": given["attacks"], "--surrogate": given["surrogate"]}
     useless = [name for name, value in made.items() if value]
     quick: bool | None = given["quick"]
     if given["refine"] and (quick is False or useless):
         raise click.UsageError(f"--refine goes with --quick, not with {useless[0] if useless else '--full'}")
     if quick and useless:
-        raise click.UsageError(f"{useless[0]} goes with --full: a quick fit makes no attack")
+        raise click.UsageError(f"{useless[0]} goes with --full: a quick fit makes no attack and fits no heads")
     return not useless if quick is None else quick
 
 
@@ -174,14 +182,8 @@ def _fitted(
     progress: Progress,
 ) -> Detector:
     """The detector; `images`: clean ones, their labels, those to calibrate on."""
-    from advconn import models
     from advconn.fitting import fit as fit_detector
 
-    surrogate = None
-    if given["surrogate"] is not None:
-        look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
-        look |= {"device": str(classifier.device), "note": note}
-        surrogate = models.load(given["surrogate"], given["surrogate_weights"], **look)
     return fit_detector(
         classifier,
         images[0],
@@ -189,7 +191,6 @@ def _fitted(
         apart=images[2],
         synthesised=given["references"] == "synthesise",
         quick=quick,
-        surrogate=surrogate,
         accept_accuracy=True,  # looked at while reading
         progress=progress,
         note=note,
@@ -197,6 +198,17 @@ def _fitted(
         **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy", "jobs")},
         **options,
     )
+
+
+def _other(given: dict[str, Any], name: str, classifier: Classifier) -> Classifier | None:
+    """The surrogate or the companion, if one is given."""
+    from advconn import models
+
+    if given[name] is None:
+        return None
+    look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
+    look |= {"device": str(classifier.device), "note": note}
+    return models.load(given[name], given[f"{name}_weights"], **look)
 
 
 def _say(detector: Detector, out: Path) -> None:
@@ -255,7 +267,9 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
     return found
 
 
-def _expected(classifier: Classifier, count: int, options: dict[str, Any], quick: bool) -> float:
+def _expected(
+    classifier: Classifier, companion: Classifier | None, count: int, options: dict[str, Any], quick: bool
+) -> float:
     """Seconds that a fit is thought to take."""
     from advconn import pretrained
     from advconn.connectivity import Connectivity
@@ -268,7 +282,7 @@ def _expected(classifier: Classifier, count: int, options: dict[str, Any], quick
         options = options | {"pretrained": pretrained.load(), "calibrate": QUICK_SHARE}
     elif not classifier.differentiable and "attacks" not in options:
         options = options | {"attacks": BLACK_BOX}
-    return estimate(Detector(Connectivity(classifier), **options), count)
+    return estimate(Detector(Connectivity(classifier, companion=companion), **options), count)
 
 
 def _tell(seconds: float, count: int, jobs: int, store: Store) -> None:

@@ -167,7 +167,7 @@ def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
     for collection in collections:
         with suppress(DataError):
             large = large or min(collection.sample(1).size()) > SMALL
-    if large and zoo.installed(zoo.IMAGENET):
+    if large and zoo.photographs_installed():
         return bundle.default("imagenet"), (
             "no --detector given: the one for photographs judges what EfficientNet-Lite0 (ImageNet) sees at 224x224"
         )

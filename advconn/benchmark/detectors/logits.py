@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.benchmark.following import Score, linear_odds
 from advconn.classifier import margin
+from advconn.evading import Score, linear_odds
 from advconn.features import Trace, table
 
 

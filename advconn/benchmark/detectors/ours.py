@@ -6,10 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.following import Score, differentiable
+from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
 from advconn.classifier import margin
 from advconn.detector import Detector
+from advconn.evading import Score
 from advconn.heads import unfitted
 from advconn.stages import log_odds
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from advconn import copies
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.benchmark.following import Score
 from advconn.copies import Copy
+from advconn.evading import Score
 
 
 def median2(images: Tensor) -> Tensor:
