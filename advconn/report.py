@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from advconn.calibration import Calibration
 from advconn.detector import Detector, Judgement
+from advconn.errors import line_of
+from advconn.images import Batch
 from advconn.shown import shown
 
 VERDICTS = ("clean", "ADVERSARIAL")
@@ -83,6 +86,49 @@ def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str,
         out["adversarial"] = bool(beyond or out["p_value"] <= calibration.level + 1e-12)
         out["cost"] = {key: sum(r["cost"][key] for r in records) for key in first["cost"]}
     return out
+
+
+def records(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """The record of each image of a batch, and its rows in it."""
+    yield from zip(_judged(detector, batch, full), _grouped(batch), strict=True)
+
+
+def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]]:
+    """Records of a batch; one that fails as a whole is judged again one image at a time."""
+    try:
+        return _records(detector, batch, range(len(batch.items)), full)
+    except Exception:  # the classifier's own code may raise anything at one of the images
+        out = []
+        for group in _grouped(batch):
+            try:
+                out += _records(detector, batch, group, full)
+            except Exception as error:  # the same
+                name = batch.items[group[0]].name
+                out.append({"image": name, "error": f"the classifier fails on it: {line_of(error)}"})
+        return out
+
+
+def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool) -> list[dict[str, Any]]:
+    started, index = perf_counter(), list(chosen)
+    judgement = detector.judge(batch.images[index], full=full)
+    found = rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
+    height, width = batch.images.shape[2:]
+    for record, i in zip(found, index, strict=True):
+        record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
+    groups = _grouped(batch, index)
+    at = {i: n for n, i in enumerate(index)}
+    return [merged([found[at[i]] for i in group], detector.calibration_) for group in groups]
+
+
+def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
+    """Rows of each image: one, or two where it is read in two ways."""
+    groups: list[list[int]] = []
+    for i in range(len(batch.items)) if index is None else index:
+        if groups and batch.items[groups[-1][-1]] == batch.items[i]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def as_json(row: dict[str, Any]) -> str:

@@ -179,9 +179,17 @@ def machine() -> dict[str, object]:
     """Where and with what a record was made."""
     run = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or None,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("torch", "torchattacks", "scikit-learn", "numpy")}
+    return (
+        {
+            "commit": commit or None,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+        }
+        | {name: version(name) for name in ("torch", "torchattacks", "scikit-learn", "numpy")}
+        | _gpu()
+    )
+
+
+def _gpu() -> dict[str, object]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

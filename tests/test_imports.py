@@ -49,7 +49,7 @@ ORDER = [
     {"bundle", "recalibration"},
     {"report", "figures"},
     {"pages"},
-    {"benchmark", "studies"},
+    {"benchmark", "studies", "serving"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -67,7 +67,7 @@ def plant(classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, 
 
     accepts: (m,) whether images (m, c, h, w) are not flagged. None where nothing can be planted.
     """
-    from sklearn.svm import LinearSVC
+    from sklearn.linear_model import LogisticRegression
 
     hidden = last_hidden(classifier)
     if hidden is None or not classifier.differentiable:
@@ -86,7 +86,7 @@ def plant(classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, 
             values = hidden(torch.cat([image[None], near, corners])).double().cpu().numpy()
         scale = values.std(0) + 1e-9
         kinds = np.repeat([0, 1], [1 + NEAR, PLANTED])
-        found = LinearSVC(C=1e4, class_weight="balanced", random_state=0, max_iter=20_000).fit(values / scale, kinds)
+        found = LogisticRegression(C=1e5, class_weight="balanced", max_iter=5000).fit(values / scale, kinds)
         weight = found.coef_[0] / scale
         shown = values @ weight
         low, high = shown[kinds == 0].max(), shown[kinds == 1].min()

@@ -19,6 +19,7 @@ from advconn.cli.compare import compare
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
 from advconn.cli.score import FAILED, score
+from advconn.cli.serve import serve
 from advconn.cli.study import study
 from advconn.errors import AdvconnError, line_of
 
@@ -140,7 +141,7 @@ def main() -> None:
     """
 
 
-for command in (score, fit, calibrate, attack, benchmark, compare, connect, study):
+for command in (score, fit, calibrate, attack, benchmark, compare, connect, study, serve):
     option = click.Option(
         ["--debug"],
         is_flag=True,

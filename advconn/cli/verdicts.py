@@ -10,11 +10,10 @@ import click
 import numpy as np
 
 from advconn.cli.common import complain, note, promised, put
-from advconn.errors import AdvconnError, DataError, line_of
+from advconn.errors import AdvconnError, DataError
 from advconn.files import replacing, writing
 from advconn.pages import FIGURES, PICTURES, Case, page, write
-from advconn.report import as_json, as_table, merged
-from advconn.report import rows as as_rows
+from advconn.report import as_json, as_table, records
 from advconn.watch import Watch
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Run:
 
     def judged(self, detector: Detector, batch: Batch) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """The record of each image of a batch, and its rows."""
-        yield from zip(_judged(detector, batch, self.full), _grouped(batch), strict=True)
+        return records(detector, batch, self.full)
 
     def write(self, detector: Detector, out: Path | None, file: Path | None) -> None:
         """The folder, or the one page, that was asked for."""
@@ -129,46 +128,6 @@ def flagged_where(detector: Detector) -> str:
         f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
         f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
     )
-
-
-def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]]:
-    """Records of a batch; one that fails as a whole is judged again one image at a time."""
-    try:
-        return _records(detector, batch, range(len(batch.items)), full)
-    except Exception:  # the classifier's own code may raise anything at one of the images
-        out = []
-        for rows in _grouped(batch):
-            try:
-                out += _records(detector, batch, rows, full)
-            except Exception as error:  # the same
-                name = batch.items[rows[0]].name
-                out.append({"image": name, "error": f"the classifier fails on it: {line_of(error)}"})
-        return out
-
-
-def _records(detector: Detector, batch: Batch, rows: Any, full: bool) -> list[dict[str, Any]]:
-    from time import perf_counter
-
-    started, index = perf_counter(), list(rows)
-    judgement = detector.judge(batch.images[index], full=full)
-    found = as_rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
-    height, width = batch.images.shape[2:]
-    for record, i in zip(found, index, strict=True):
-        record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
-    groups = _grouped(batch, index)
-    at = {i: n for n, i in enumerate(index)}
-    return [merged([found[at[i]] for i in group], detector.calibration_) for group in groups]
-
-
-def _grouped(batch: Batch, rows: list[int] | None = None) -> list[list[int]]:
-    """Rows of each image: one, or two where it is read in two ways."""
-    groups: list[list[int]] = []
-    for i in range(len(batch.items)) if rows is None else rows:
-        if groups and batch.items[groups[-1][-1]] == batch.items[i]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
 
 
 def header_of(detector: Detector, folder: Path | None, *, shipped: bool) -> str:

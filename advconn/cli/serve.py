@@ -1,0 +1,90 @@
+"""advconn serve: a detector behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from advconn.cli.common import PATH, Asked, detector_of, device_option, model_options, note
+from advconn.cli.verdicts import flagged_where
+from advconn.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from advconn.detector import Detector
+
+EXTRA = "pip install 'advconn[serve]'"
+
+
+@click.command()
+@click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder [default: the shipped one].")
+@model_options
+@click.option("--upstream", metavar="URL", help="A server of the Open Inference Protocol that runs the classifier.")
+@click.option("--upstream-model", metavar="NAME", help="The classifier's name there.")
+@click.option("--name", default="cifar10", show_default=True, help="The model's name for clients.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for clients of other machines.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any free one.")
+@click.option("--block", is_flag=True, help="Answer 422 to a request with a flagged image.")
+@click.option("--max-bytes", type=click.IntRange(1), default=2**26, show_default=True, help="Of a request.")
+@click.option("--max-images", type=click.IntRange(1), default=256, show_default=True, help="In a request.")
+@click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Images; past it, 503.")
+@click.option("--wait", type=click.FloatRange(0, 1000), default=5, show_default=True, help="Milliseconds, for others.")
+@device_option
+def serve(
+    detector: Path | None,
+    asked: Asked,
+    upstream: str | None,
+    upstream_model: str | None,
+    name: str,
+    host: str,
+    port: int,
+    block: bool,
+    max_bytes: int,
+    max_images: int,
+    max_waiting: int,
+    wait: float,
+    device: str,
+) -> None:
+    """Judge images over HTTP, in front of a classifier or in its place.
+
+    Speaks the Open Inference Protocol, version 2 (clients of Triton, KServe and MLServer): the classifier's logits come
+    with advconn_score, advconn_p_value, advconn_flag and advconn_consensus. POST /score takes image files, /metrics is
+    for Prometheus, and / is a page to drop a picture on. Images are FP32 in [0, 1] or UINT8. It has no log-in of its
+    own: put it behind what has one.
+
+    \b
+    Example:
+      advconn serve
+      advconn serve --detector detector/ --upstream http://localhost:8000 --upstream-model resnet --port 8080
+    """
+    try:
+        import uvicorn
+
+        from advconn.serving.app import Limits, Server
+    except ImportError as error:
+        raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
+    from advconn.serving import Judge
+
+    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
+    found = _detector(detector, asked, upstream, upstream_model, device)
+    limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
+    server = Server(Judge(found), name, flagged_where(found), block=block, limits=limits, note=note)
+    note(f"serving {name} on http://{host}:{port}" + f"; images wait {wait:g} ms for others" * (wait > 0))
+    try:
+        uvicorn.run(server.app(), host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+    except SystemExit as error:  # uvicorn has said why
+        raise DataError(f"http://{host}:{port} cannot be served: is it in use?") from error
+
+
+def _detector(
+    detector: Path | None, asked: Asked, upstream: str | None, upstream_model: str | None, device: str
+) -> Detector:
+    """The detector, whose classifier is here or upstream."""
+    if upstream is None and upstream_model is None:
+        return detector_of(detector, asked, device)
+    if upstream is None or upstream_model is None or asked.model is not None:
+        raise click.UsageError("--upstream goes with --upstream-model, and without --model")
+    address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
+    return detector_of(detector, Asked(address), device)

@@ -1,0 +1,275 @@
+"""The server: the Open Inference Protocol, files to judge, metrics, and a page to drop a picture on."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from advconn.errors import AdvconnError, DataError
+from advconn.images import Collection
+from advconn.pages import Case, page
+from advconn.pictures import SUFFIXES as PICTURES
+from advconn.report import records
+from advconn.serving.batching import Batcher, Full
+from advconn.serving.judge import Judge, predict
+from advconn.serving.metrics import Metrics, Seen
+from advconn.serving.protocol import HEADER, answer, asked, described
+from advconn.watch import Watch
+
+Note = Callable[[str], None]
+SHOWN = 12  # flagged images that the page remembers
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/bmp": ".bmp"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes: bytes of a body, images of a request, images that wait, images at once, seconds of it."""
+
+    bytes: int = 2**26
+    images: int = 256
+    waiting: int = 1024
+    batch: int = 64
+    wait: float = 0.005
+
+
+class Server:
+    """What answers requests for one detector under one name.
+
+    Args:
+        judge: the detector, loaded.
+        name: that clients ask for.
+        about: of the detector, for the page: what is flagged, and what is promised.
+        block: answer 422 where an image is flagged.
+        limits: on requests.
+        note: told what its operator should know.
+    """
+
+    def __init__(
+        self, judge: Judge, name: str, about: str, *, block: bool = False, limits: Limits = Limits(), note: Note = print
+    ) -> None:
+        self.judge, self.name, self.about, self.block, self.limits, self.note = judge, name, about, block, limits, note
+        self.metrics = Metrics(Watch(judge.detector.calibration_))
+        self.batcher = Batcher(
+            lambda images: predict(judge, images),
+            batch=limits.batch, wait=limits.wait, most=limits.waiting, told=self.metrics.batched,
+        )  # fmt: skip
+        self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
+
+    def app(self) -> Starlette:
+        """The application, for any ASGI server."""
+        model = f"/v2/models/{self.name}"
+        ready = self.ok
+        routes = [
+            Route("/", self.index),
+            Route("/score", self.score, methods=["POST"]),
+            Route("/flagged", self.flagged),
+            Route("/metrics", self.told),
+            Route("/v2", self.server),
+            Route("/v2/health/live", ready),
+            Route("/v2/health/ready", ready),
+        ]
+        for path in (model, f"{model}/versions/{{version}}"):
+            routes += [
+                Route(path, self.model),
+                Route(f"{path}/ready", ready),
+                Route(f"{path}/infer", self.infer, methods=["POST"]),
+            ]
+        faults: dict[Any, Any] = {AdvconnError: self.fault, HTTPException: self.refusal}
+        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        await self.batcher.start()
+        yield
+        await self.batcher.stop()
+
+    async def ok(self, request: Request) -> Response:
+        """Live and ready."""
+        return Response()
+
+    async def server(self, request: Request) -> Response:
+        """What serves."""
+        about = {"name": "advconn", "version": version("advconn"), "extensions": ["binary_tensor_data"]}
+        return JSONResponse(about | {"models": [self.name]})
+
+    async def model(self, request: Request) -> Response:
+        """What it takes and gives."""
+        classifier = self.judge.detector.connectivity.classifier
+        return JSONResponse(
+            described(self.name, classifier.channels, classifier.preprocessing.size, classifier.num_classes)
+        )
+
+    async def infer(self, request: Request) -> Response:
+        """Logits and verdicts of a request's images."""
+        length = request.headers.get(HEADER)
+        if length is not None and not length.isdecimal():
+            raise DataError(f"{HEADER}: expected a number of bytes")
+        body = await self._body(request)
+        said = await asyncio.to_thread(asked, body, None if length is None else int(length), self.limits.images)
+        images = await asyncio.to_thread(self.judge.images, said.images)
+        self._fits(images)
+        verdicts = await self._judged(images)
+        if self.block and verdicts["advconn_flag"].any():
+            flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
+            self.metrics.refused.labels("422").inc()
+            told = {"error": f"{len(flagged)} of {len(images)} images flagged", "flagged": flagged}
+            return JSONResponse(told | {"p_value": verdicts["advconn_p_value"][flagged].tolist()}, 422)
+        content, head = answer(verdicts, said, self.name)
+        if head is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
+
+    def _fits(self, images: torch.Tensor) -> None:
+        """Refuse images of another size, before they wait with others."""
+        classifier = self.judge.detector.connectivity.classifier
+        classifier.check(torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device="cpu"))
+
+    async def _judged(self, images: torch.Tensor) -> dict[str, Any]:
+        verdicts = await self.batcher.ask(images)
+        classifier = self.judge.detector.connectivity.classifier
+        names = classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
+        columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
+        self._count([None if row[-1] else Seen(*row[:-1]) for row in zip(names, *columns, strict=True)])
+        return verdicts
+
+    def _count(self, seen: list[Seen | None]) -> None:
+        if self.metrics.judged(seen):
+            self.note(self.metrics.watch.sentence())
+
+    async def score(self, request: Request) -> Response:
+        """What `advconn score` says of uploaded files: a list of records, or with ?page=1 the page of one file."""
+        pictures = await self._files(request)
+        if self.batcher.waiting > self.limits.waiting:
+            raise Full(f"{self.batcher.waiting} images wait already: try again later")
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self.batcher._pool, self._scored, pictures, "page" in request.query_params)
+        cases, one_page = found
+        keys = ("class_name", "score", "p_value", "adversarial", "stage")
+        self._count([None if "error" in c.record else Seen(*(c.record[key] for key in keys)) for c in cases])
+        if one_page is not None:
+            return HTMLResponse(one_page)
+        return JSONResponse([case.record for case in cases])
+
+    async def _files(self, request: Request) -> list[tuple[str, bytes]]:
+        """Names and contents of the files in a request: a form of files, or one file as the body."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            self._declared(request)
+            try:
+                form = await request.form(max_files=self.limits.images, max_fields=16)
+            except HTTPException as error:
+                raise DataError(str(error.detail)[:200]) from None
+            out = []
+            for _, part in form.multi_items():
+                if not isinstance(part, str):
+                    out.append((Path(part.filename or "image").name, await part.read()))
+            if sum(len(content) for _, content in out) > self.limits.bytes:
+                raise HTTPException(413, f"expected {self.limits.bytes} bytes or fewer")
+            await form.close()
+        else:
+            out = [(f"image{SUFFIXES.get(kind, '.png')}", await self._body(request))]
+        if not out:
+            raise DataError("no file in the request: send image files as a form, or one as the body")
+        return out
+
+    def _scored(self, pictures: list[tuple[str, bytes]], wanted: bool) -> tuple[list[Case], str | None]:
+        """As the command reads and judges files; a file that cannot be read has its own error."""
+        detector, cases = self.judge.detector, []
+        walk = detector.connectivity
+        with tempfile.TemporaryDirectory() as folder:
+            for i, (name, content) in enumerate(pictures):
+                suffix = Path(name).suffix.lower()
+                path = (
+                    Path(folder) / f"{i}{suffix if suffix in PICTURES else ''}"
+                )  # no array files: tensors have /infer
+                path.write_bytes(content)
+                shown = name[:200]
+
+                def refuse(item: Any, error: AdvconnError, shown: str = shown, path: Path = path) -> None:
+                    cases.append(Case({"image": shown, "error": str(error).replace(str(path), shown)}))
+
+                try:
+                    collection = Collection(path, reading="both")
+                    for batch in collection.batches(walk.classifier.preprocessing, walk.classifier.channels, 4, refuse):
+                        for record, rows in records(detector, batch, full=wanted):
+                            row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
+                            cases.append(self._case(record | {"image": shown}, batch.images[row], wanted))
+                except AdvconnError as error:
+                    refuse(None, error)
+        return cases, page(cases, self.about) if wanted else None
+
+    def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> Case:
+        if "error" in record:
+            return Case(record)
+        checked = self.judge.detector.connectivity.classifier.check(image[None])
+        told = self.judge.detector.explain(checked) if wanted else None
+        kept = {k: v for k, v in record.items() if k != "features"}
+        if record["adversarial"]:
+            self.last.appendleft({k: kept[k] for k in ("image", "class_name", "consensus_name", "p_value", "why")})
+        return Case(kept, checked[0].cpu(), told)
+
+    async def flagged(self, request: Request) -> Response:
+        """The last files that were flagged."""
+        return JSONResponse(list(self.last))
+
+    async def told(self, request: Request) -> Response:
+        """Metrics."""
+        self.metrics.waiting.set(self.batcher.waiting)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def index(self, request: Request) -> Response:
+        """The page."""
+        from jinja2 import Environment
+
+        source = (Path(__file__).parent / "templates" / "index.html").read_text(encoding="utf-8")
+        template = Environment(autoescape=True).from_string(source)
+        return HTMLResponse(template.render(name=self.name, about=self.about, version=version("advconn")))
+
+    def _declared(self, request: Request) -> None:
+        """Refuse a body that says it is too large, or says nothing in a form."""
+        length = request.headers.get("content-length")
+        if length is None or not length.isdecimal():
+            raise HTTPException(411, "expected a Content-Length")
+        if int(length) > self.limits.bytes:
+            raise HTTPException(413, f"{length} bytes; expected {self.limits.bytes} or fewer")
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, read no farther than it may be long."""
+        length = request.headers.get("content-length")
+        if length is not None:
+            self._declared(request)
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self.limits.bytes:
+                raise HTTPException(413, f"expected {self.limits.bytes} bytes or fewer")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def fault(self, request: Request, error: Exception) -> Response:
+        """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
+        status = 503 if isinstance(error, Full) else 400 if isinstance(error, DataError) else 502
+        self.metrics.refused.labels(str(status)).inc()
+        headers = {"Retry-After": "1"} if status == 503 else None
+        return JSONResponse({"error": str(error)}, status, headers)
+
+    async def refusal(self, request: Request, error: Exception) -> Response:
+        """The same of what HTTP itself refuses."""
+        assert isinstance(error, HTTPException)
+        self.metrics.refused.labels(str(error.status_code)).inc()
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)

@@ -1,0 +1,140 @@
+"""Requests that arrive together are judged together: a bounded queue, and one thread that judges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advconn.errors import AdvconnError
+
+Verdicts = dict[str, Any]
+
+
+class Full(AdvconnError):
+    """So many images wait that no more are taken."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    images: Tensor
+    found: asyncio.Future[Verdicts] = field(repr=False)
+
+
+class Batcher:
+    """Judges what waits, at most `batch` images at once, `wait` seconds after the first of them came or sooner.
+
+    Args:
+        judge: images (n, c, h, w) to outputs by name, each with a row an image. It runs in one thread.
+        batch: images judged at once; a request of more is judged by itself.
+        wait: seconds.
+        most: images that may wait.
+        told: called with the number of images and the seconds that each batch took.
+    """
+
+    def __init__(
+        self,
+        judge: Callable[[Tensor], Verdicts],
+        *,
+        batch: int = 32,
+        wait: float = 0.005,
+        most: int = 512,
+        told: Callable[[int, float], None] = lambda count, seconds: None,
+    ) -> None:
+        self.judge, self.batch, self.wait, self.most, self.told = judge, batch, wait, most, told
+        self.waiting = 0
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advconn-judge")
+        self._task: asyncio.Task[None] | None = None
+        self._open = False
+
+    async def start(self) -> None:
+        """Begin to judge."""
+        self._open, self._task = True, asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Take no more, judge what waits, and end."""
+        self._open = False
+        await self._queue.put(None)
+        if self._task is not None:
+            await self._task
+        self._pool.shutdown()
+
+    async def ask(self, images: Tensor) -> Verdicts:
+        """What is said of images (n, c, h, w).
+
+        Raises:
+            Full: too many wait, or no more are taken. AdvconnError: they could not be judged.
+        """
+        if not self._open:
+            raise Full("the server is stopping")
+        if self.waiting + len(images) > max(self.most, len(images)):
+            raise Full(f"{self.waiting} images wait already: try again later")
+        self.waiting += len(images)
+        mine = _Waiting(images, asyncio.get_running_loop().create_future())
+        try:
+            await self._queue.put(mine)
+            return await mine.found
+        finally:
+            self.waiting -= len(images)
+
+    async def _work(self) -> None:
+        kept: _Waiting | None = None
+        while True:
+            first = kept or await self._queue.get()
+            if first is None:
+                return
+            together, kept = await self._gather(first)
+            await self._judge(together)
+
+    async def _gather(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
+        """What is judged with the first: others of its size and kind, as long as they fit and come in time."""
+        together, count = [first], len(first.images)
+        until = asyncio.get_running_loop().time() + self.wait
+        while count < self.batch:
+            left = until - asyncio.get_running_loop().time()
+            try:
+                other = (
+                    await asyncio.wait_for(self._queue.get(), max(left, 0)) if left > 0 else self._queue.get_nowait()
+                )
+            except (TimeoutError, asyncio.QueueEmpty):
+                break
+            if other is None:
+                await self._queue.put(None)
+                break
+            alike = other.images.shape[1:] == first.images.shape[1:] and other.images.dtype == first.images.dtype
+            if not alike or count + len(other.images) > self.batch:
+                return together, other
+            together.append(other)
+            count += len(other.images)
+        return together, None
+
+    async def _judge(self, together: list[_Waiting]) -> None:
+        live = [one for one in together if not one.found.cancelled()]
+        if not live:
+            return
+        started = perf_counter()
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._pool, self.judge, torch.cat([one.images for one in live]))
+        except AdvconnError as error:
+            if len(live) > 1:  # the fault of one must not be that of all
+                for one in live:
+                    await self._judge([one])
+                return
+            if not live[0].found.done():
+                live[0].found.set_exception(error)
+            return
+        self.told(sum(len(one.images) for one in live), perf_counter() - started)
+        at = 0
+        for one in live:
+            rows = slice(at, at + len(one.images))
+            at = rows.stop
+            if not one.found.done():
+                one.found.set_result({name: values[rows] for name, values in found.items()})

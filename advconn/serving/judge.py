@@ -1,0 +1,144 @@
+"""One callable for Ray Data's map_batches, LitServe, a KServe transformer: images in, verdicts out, as arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advconn.classifier import Classifier
+from advconn.detector import Detector
+from advconn.errors import AdvconnError
+from advconn.given import as_tensor
+from advconn.judgement import Judgement
+from advconn.layout import layout
+
+OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
+
+
+class Judge:
+    """A detector that judges batches of arrays; it travels to other processes and loads there.
+
+    Args:
+        detector: a fitted Detector, or the folder or the name ('cifar10') of one, which is loaded at the first batch.
+        model: the classifier, where a folder does not hold it.
+        column: of a batch that is a dict: where its images are.
+        device: for a detector that is loaded here.
+    """
+
+    def __init__(
+        self,
+        detector: Detector | Path | str = "cifar10",
+        *,
+        model: Classifier | None = None,
+        column: str = "image",
+        device: str | None = None,
+    ) -> None:
+        self.column, self.model, self.device = column, model, device
+        self._given = detector
+        self._loaded = detector if isinstance(detector, Detector) else None
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in vars(self).items() if k != "_lock"}
+        return kept if isinstance(self._given, Detector) else kept | {"_loaded": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
+
+    @property
+    def detector(self) -> Detector:
+        """The detector, loaded once."""
+        with self._lock:
+            if self._loaded is None:
+                from advconn import bundle
+
+                name = str(self._given)
+                folder = bundle.default(name) if name in bundle.SHIPPED and not Path(name).exists() else Path(name)
+                self._loaded = bundle.load(folder, model=self.model, device=self.device)
+            return self._loaded
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        """What the detector says of images, each (n,) or (n, k): `logits` and those in OUTPUTS.
+
+        Args:
+            batch: images (n, h, w, c), (n, c, h, w) or (n, h, w), uint8 or floats in [0, 1], as array or tensor; or a
+                dict with them under `column`, whose other entries are handed on.
+
+        Raises:
+            DataError: no such images.
+        """
+        rest = {k: v for k, v in batch.items() if k != self.column} if isinstance(batch, dict) else {}
+        return rest | self.judged(self.images(batch[self.column] if isinstance(batch, dict) else batch))
+
+    def images(self, given: Any) -> Tensor:
+        """Images (n, c, h, w) from arrays of either layout.
+
+        Raises:
+            DataError: neither layout fits the classifier's channels.
+        """
+        if isinstance(given, np.ndarray) and given.dtype == object:  # as Arrow hands rows of one shape on
+            given = np.stack(list(given))
+        array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        found = layout(array.shape, self.detector.connectivity.classifier.channels, "the batch")
+        return as_tensor(np.ascontiguousarray(found.images(array)))
+
+    def judged(self, images: Tensor) -> dict[str, Any]:
+        """The same for images (n, c, h, w); one that cannot be judged is flagged, and told why in `advconn_error`."""
+        classifier = self.detector.connectivity.classifier
+        faults = [_fault(image) if image.is_floating_point() else None for image in images]
+        sound = [i for i, fault in enumerate(faults) if fault is None]
+        seen = self.detector.judge(classifier.check(images[sound])) if sound else None
+        return self._outputs(faults, sound, seen, classifier.num_classes)
+
+    def _outputs(
+        self, faults: list[str | None], sound: list[int], seen: Judgement | None, classes: int
+    ) -> dict[str, Any]:
+        n = len(faults)
+        out = {
+            "logits": np.full((n, classes), np.nan, np.float32),
+            "advconn_score": np.full(n, np.inf),
+            "advconn_p_value": np.zeros(n),
+            "advconn_flag": np.ones(n, bool),
+            "advconn_consensus": np.full(n, -1, np.int64),
+            "advconn_stage": np.zeros(n, np.int64),
+        }
+        errors = [fault or "" for fault in faults]
+        if seen is not None:
+            found = (
+                seen.logits.detach().float().cpu().numpy(), seen.score, seen.p_value, seen.adversarial, seen.consensus,
+                seen.stage,
+            )  # fmt: skip
+            for name, values in zip(out, found, strict=True):
+                out[name][sound] = values
+            for i, error in zip(sound, seen.errors, strict=True):
+                errors[i] = error or ""
+        return out | {"advconn_error": np.array(errors, dtype=object)}
+
+
+def _fault(image: Tensor) -> str | None:
+    """Why an image (c, h, w) of floats cannot be judged."""
+    if not bool(torch.isfinite(image).all()):
+        return "the image holds NaN or infinity"
+    low, high = float(image.min()), float(image.max())
+    if low < -1e-4 or high > 1 + 1e-4:
+        return f"the image lies in [{low:.3g}, {high:.3g}]: expected [0, 1]"
+    return None
+
+
+def predict(judge: Judge, images: Tensor) -> dict[str, Any]:
+    """What a judge says, where anything but advconn's own errors in a classifier's code becomes one of these.
+
+    Raises:
+        AdvconnError: as told.
+    """
+    try:
+        return judge.judged(images)
+    except AdvconnError:
+        raise
+    except Exception as error:  # the classifier's own code may raise anything
+        raise AdvconnError(f"the classifier fails: {type(error).__name__}: {str(error)[:200]}") from error

@@ -1,0 +1,66 @@
+"""What a server tells Prometheus of its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from advconn.watch import Watch
+
+P_VALUES = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Seen(NamedTuple):
+    """A verdict: the predicted class's name, score, p-value, whether it is flagged, and the stage it left at."""
+
+    predicted: str
+    score: float
+    p_value: float
+    flag: bool
+    stage: int
+
+
+class Metrics:
+    """Counts of a server: images by predicted class and stage, p-values, seconds, and the watch on the promise."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch, self.registry = watch, CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry}
+        self.p_value = Histogram("advconn_p_value", "Conformal p-values of images.", buckets=P_VALUES, **own)
+        self.images = Counter("advconn_images", "Images judged, by predicted class.", ["predicted"], **own)
+        self.flagged = Counter("advconn_flagged", "Images flagged, by predicted class.", ["predicted"], **own)
+        self.stage = Counter("advconn_stage", "Images by the stage they left at.", ["stage"], **own)
+        self.errors = Counter("advconn_errors", "Images that could not be judged; they are flagged.", **own)
+        self.refused = Counter("advconn_refused", "Requests refused, by status.", ["status"], **own)
+        self.seconds = Histogram("advconn_seconds_per_image", "Seconds of judging an image.", buckets=SECONDS, **own)
+        self.batch = Histogram("advconn_batch_images", "Images judged together.", buckets=SIZES, **own)
+        self.waiting = Gauge("advconn_waiting_images", "Images that wait.", **own)
+        fortune = Gauge("advconn_watch_fortune", "Of the watch: 100 or more says that the images have changed.", **own)
+        fortune.set_function(lambda: watch.fortune)
+
+    def batched(self, count: int, seconds: float) -> None:
+        """A batch was judged."""
+        self.batch.observe(count)
+        for _ in range(count):
+            self.seconds.observe(seconds / count)
+
+    def judged(self, seen: Sequence[Seen | None]) -> bool:
+        """Count verdicts, None where there is none; whether the watch speaks now."""
+        known = [one for one in seen if one is not None]
+        self.errors.inc(len(seen) - len(known))
+        for one in known:
+            self.p_value.observe(one.p_value)
+            self.images.labels(one.predicted).inc()
+            self.stage.labels(str(one.stage)).inc()
+            if one.flag:
+                self.flagged.labels(one.predicted).inc()
+        return self.watch.see(np.array([one.score for one in known]))
+
+    def text(self) -> bytes:
+        """As Prometheus reads it."""
+        return generate_latest(self.registry)
