@@ -190,7 +190,7 @@ class Endpoint(Described):
         asked = {"name": self.name, "shape": list(batch.shape), "datatype": self.kind, "data": batch.ravel().tolist()}
         answer = _request(f"{self.address}/infer", {"inputs": [asked]}, self.timeout)
         try:
-            arrays = {str(o["name"]): _array(o) for o in answer["outputs"]}
+            arrays = {str(o["name"]): _array(o) for o in answer["outputs"] if o["datatype"] != "BYTES"}
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{self.address}: an answer that is none of the Open Inference Protocol: {error}"

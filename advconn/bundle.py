@@ -33,7 +33,7 @@ from advconn.modes import References
 from advconn.preprocessing import names_of
 from advconn.probing import probe_images
 from advconn.saving import save as save
-from advconn.stages import Cascade, Missed, Stage, walks_of
+from advconn.stages import GATED, Cascade, Missed, Stage, walks_of
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
@@ -250,7 +250,9 @@ def _cascade(
     found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
     exits = tuple(-math.inf if at is None else float(at) for at in card["exits"][: count - 1])
     typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
-    return Cascade(walks, columns, found, exits), typical, stages
+    if card["gate"] is not None and not set(GATED) <= set(columns[0]):
+        raise BundleError(f"{folder}: has a gate and no companion; fit the detector again")
+    return Cascade(walks, columns, found, exits, card["gate"]), typical, stages
 
 
 def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -126,6 +126,7 @@ SCHEMA: Schema = {
     },
     "stages": maybe(several(_stage, 1, MOST_STAGES)),
     "exits": several(maybe(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
+    "gate": maybe(number(-1e300, 1e300)),
     "missed": maybe(table(_NAME, table(lambda k: k in ("missed", "of"), whole(0, 10**9), 2))),
     "conditions": {
         "fitted": several(one_of(*CONDITIONS), 0, 100),
@@ -162,6 +163,7 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("stages",): None,
     ("exits",): [],
     ("missed",): None,
+    ("gate",): None,
     ("conditions",): {"fitted": [], "calibrated": ["clean"], "measured": []},
     ("calibration", "confidence"): None,
     ("calibration", "by_class"): False,

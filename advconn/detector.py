@@ -25,11 +25,12 @@ from advconn.kinds import MIXTURE
 from advconn.making import Maker
 from advconn.pretrained import Pretrained
 from advconn.progress import Progress, silent
-from advconn.stages import STAGES, Cascade, Missed, Stage, ordered, scored, shares_of, walks_of
+from advconn.stages import STAGES, Cascade, Missed, Stage, against, ordered, scored, shares_of, walks_of
 from advconn.store import Store
 from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
+GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads
 TURNS = 2  # in which heads are taught on what evades them
 
 
@@ -246,7 +247,7 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
         held = (clean,) if isinstance(clean, np.ndarray) else tuple(clean)
         enough(len(held[0]), self.fpr)
         self.teach(taught(tables, kinds, groups, attacks=attacks or {}))
-        self.set_calibration({CLEAN: np.stack([scored(*p) for p in zip(self.cascade_.heads, held, strict=True)], 1)})
+        self.set_calibration({CLEAN: np.stack([self.cascade_.scored(k, table) for k, table in enumerate(held)], 1)})
         return self
 
     def teach(self, rows: Taught) -> Detector:
@@ -261,9 +262,18 @@ class Detector(Judging, BaseEstimator):  # type: ignore[misc]
 
         walks, shares = walks_of(self.connectivity, self.stages), shares_of(self.connectivity, self.stages)
         cascade, missed = teach(walks, rows, new_head, shares, self.fpr, self.seed)
+        cascade = replace(cascade, gate=self._gate(cascade, rows))
         typical = np.median(rows.features[-1][rows.plain], axis=0)
         self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
         return self
+
+    def _gate(self, cascade: Cascade, rows: Taught) -> float | None:
+        """What makes the companion's log-odds and the last head's equal where as many clean images lie above each."""
+        if "companion" not in self.connectivity.walked:
+            return None
+        clean, share = rows.features[-1][rows.plain], 1 - GATE * self.fpr
+        both = against(cascade.names[-1], clean), scored(cascade.heads[-1], clean)
+        return float(np.quantile(both[0], share) - np.quantile(both[1], share))
 
     @classmethod
     def restore(

@@ -187,7 +187,10 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
         trace, over = None, []
         for walk, odds, at in followed:
             trace = walk.trace(images, trace)
-            over.append(odds(table(trace)[0]) - at)
+            found = odds(table(trace)[0])
+            if cascade.gate is not None and trace.companion is not None:
+                found = torch.maximum(found, margin(trace.companion, trace.predicted[:, None]).mean(1) - cascade.gate)
+            over.append(found - at)
         return threshold + torch.stack(over).amin(0)
 
     return score

@@ -15,7 +15,7 @@ from advconn.classifier import Classifier
 from advconn.features import Trace
 from advconn.judgement import Judgement
 from advconn.paths import Path, profile, straight
-from advconn.stages import Cascade, scored
+from advconn.stages import Cascade
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +35,10 @@ _GROUPS = {  # what is told of columns whose names start with these, and the one
     ("self.margin", "self.gap", "self.entropy"): (
         "self.gap",
         "its class leads by {0:.2g} over the next (clean: {1:.2g})",
+    ),
+    ("companion.",): (
+        "companion.loss",
+        "its companion's cross-entropy for {label} is {0:.2g} (clean: {1:.2g})",
     ),
     ("rival.",): (
         "rival.tips.mean",
@@ -75,10 +79,10 @@ class Typical:
             here = left & np.isfinite(columns).all(1)
             left &= ~here
             if here.any():
-                before = scored(self.cascade.heads[k], columns[here])
+                before = self.cascade.scored(k, columns[here])
                 for group, prefixes in groups.items():
                     changed = np.where([name.startswith(prefixes) for name in names], typical, columns[here])
-                    out[group][here] = before - scored(self.cascade.heads[k], changed)
+                    out[group][here] = before - self.cascade.scored(k, changed)
         return out
 
 

@@ -78,6 +78,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(at) for at in detector.cascade_.exits],
+        "gate": detector.cascade_.gate,
         "missed": None
         if fitted.missed is None
         else {k: {"missed": n, "of": of} for k, (n, of) in fitted.missed.by_attack.items()},

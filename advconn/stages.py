@@ -24,6 +24,7 @@ from advconn.features import Trace, joined, table
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images
+GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
 MISSED = 0.02  # of attacked images that the whole walk catches: at most so many may leave early
 
 
@@ -134,13 +135,16 @@ class Found:
 class Cascade:
     """Stages that were fitted: what each walks, the names of its columns, its head, and where images leave.
 
-    exits: of all stages but the last, the largest score that leaves.
+    exits: of all stages but the last, the largest score that leaves. gate: with a companion, what is taken off its
+    log-odds against the predicted class, to be held against a head's: the larger of both counts at every stage, so that
+    an image must convince the companion too, whatever else it shows.
     """
 
     walks: tuple[Connectivity, ...]
     names: tuple[tuple[str, ...], ...]
     heads: tuple[Any, ...]
     exits: tuple[float, ...]
+    gate: float | None = None
 
     def walk(self, images: Tensor, *, full: bool = False, most: int | None = None) -> Found:
         """Send images (n, c, h, w) through the stages, at most `most` of them.
@@ -160,7 +164,7 @@ class Cascade:
             columns = table(trace)[0].double().cpu().numpy()
             rows = live.numpy()
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
-            scores[rows, k] = scored(self.heads[k], columns)
+            scores[rows, k] = self.scored(k, columns)
             features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
             done = np.isinf(scores[rows, k]) if k + 1 < count else np.ones(len(rows), bool)
@@ -173,6 +177,11 @@ class Cascade:
                 break
         return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
 
+    def scored(self, k: int, columns: np.ndarray) -> np.ndarray:
+        """Log-odds (n,) of stage k, from 0, on its columns (n, d): the larger of the head's and the companion's."""
+        found = scored(self.heads[k], columns)
+        return found if self.gate is None else np.maximum(found, against(self.names[k], columns) - self.gate)
+
     @cached_property
     def places(self) -> tuple[np.ndarray, ...]:
         """Where each stage's columns stand among the last one's."""
@@ -182,6 +191,12 @@ class Cascade:
     def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images in the numbers that go through together: memory does not grow with all of them."""
         return images.split(max(1, min(BLOCK, LARGEST // max(images[:1].numel(), 1))))
+
+
+def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
+    """The companion's log-odds (n,) against the predicted class, the mean of those at the image and at its mirror."""
+    margin, mirror = (columns[:, list(names).index(name)] for name in GATED)
+    return np.asarray(margin + mirror / 2)
 
 
 def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:

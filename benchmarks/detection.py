@@ -125,7 +125,7 @@ class Images:
     def scores(self, detector: Detector, name: str) -> np.ndarray:
         """Scores (n, stages) of every stage for every image."""
         tables_of = tables(self.trace(name), detector.cascade_.walks)
-        return np.stack([scored(h, t) for h, t in zip(detector.cascade_.heads, tables_of, strict=True)], 1)
+        return np.stack([detector.cascade_.scored(k, table) for k, table in enumerate(tables_of)], 1)
 
 
 def staged(images: Images, detector: Detector, threshold: float, left: str | None, specs: Iterable[str]) -> list[dict]:
@@ -173,6 +173,9 @@ def main() -> None:
     for name in ("data", "cache", "nets"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
+    parser.add_argument(
+        "--brief", action="store_true", help="no family is left out, nothing is told of images in doubt"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -196,7 +199,7 @@ def main() -> None:
         for spec in (*ATTACKS, SQUARE, *others):
             score = log_odds(head, features(images.trace(spec)))
             results.append(row(name, spec, base, score, at, images.hits(spec).tried) | {"left_out": None})
-    for left in dict.fromkeys(map(family, FITTED_ON)):
+    for left in () if args.brief else dict.fromkeys(map(family, FITTED_ON)):
         out = [spec for spec in FITTED_ON if family(spec) == left]
         other = Detector(detector.connectivity).teach(rows(args.cache, args.nets, detector, groups["fit"], out))
         other.set_calibration({"clean": images.scores(other, "calibrate")})
@@ -212,6 +215,7 @@ def main() -> None:
     record = {
         "claim": __doc__.strip().split("\n")[0],
         "machine": machine(),
+        "detector": args.detector.name,
         "seed": SEED,
         "fpr": FPR,
         "confidence": detector.calibration_.confidence,
@@ -226,7 +230,7 @@ def main() -> None:
             "misclassified": float(flagged[~right].mean()),
         },
         "stages_reached": [float((stage >= k + 1).mean()) for k in range(clean.shape[1])],
-        "in_doubt": doubt(images, detector),
+        "in_doubt": [] if args.brief else doubt(images, detector),
         "results": results,
     }
     if args.out:

@@ -351,3 +351,20 @@ def test_calibrate_for_other_conditions_and_another_rate(place, tmp_path):
         card = json.loads((tmp_path / "new" / bundle.CARD).read_text())
         assert card["conditions"]["calibrated"] == ["clean", "noise8"]
         assert (card["calibration"]["fpr"], card["calibration"]["confidence"]) == (0.1, None)
+
+
+def test_of_many_images_the_table_shows_the_flagged_and_a_line_counts(tmp_path):
+    """Past 50 images; stdout stays empty where none is flagged, and JSON has a line each as ever."""
+    from sklearn.datasets import load_digits
+
+    images = (load_digits().images[:60] * 255 / 16).round().astype(np.uint8)
+    np.savez(tmp_path / "many.npz", images=images)
+    line = ["score", "--detector", "digits", str(tmp_path / "many.npz")]
+    out = CliRunner().invoke(main, line)
+    told = CliRunner().invoke(main, [*line, "--format", "json"])
+    records = [json.loads(row) for row in told.stdout.splitlines()]
+    flagged = sum(r["adversarial"] for r in records)
+    assert len(records) == 60
+    assert out.exit_code == told.exit_code == (1 if flagged else 0)
+    assert f"{flagged} of 60 images flagged, 0 could not be judged" in out.stderr
+    assert out.stdout.count("many.npz[") == flagged

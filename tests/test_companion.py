@@ -1,5 +1,7 @@
 """A companion: a second network, trained against attacks, asked beside the classifier; and heads taught on evasion."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from advconn.classifier import Classifier, margin
 from advconn.cli import main
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, DataError, FitError, ModelError
-from advconn.evading import evasive
+from advconn.evading import evasive, of_stages
 from advconn.features import table
 from advconn.fitting import fit
 from advconn.nets import compact
@@ -114,12 +116,28 @@ def test_what_evaded_is_taught(hardened, classifier, digits):
     }
 
 
+def test_an_image_must_convince_the_companion_too(hardened, companion, classifier, digits):
+    """Its log-odds, the mean of image and mirror, are held against the head's at every stage; attacks follow both."""
+    cascade, images = hardened.cascade_, classifier.check(digits[0][1500:1540])
+    label = classifier.predict(images)
+    both = [margin(companion.logits(x), label).numpy() for x in (images, images.flip(3))]
+    scores = cascade.walk(images, full=True).scores
+    heads = replace(cascade, gate=None).walk(images, full=True).scores
+    expected = np.maximum(heads, np.mean(both, 0)[:, None] - cascade.gate)
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    assert (scores > heads).any()
+    leaf = images.clone().requires_grad_()
+    of_stages(cascade, 1.0)(leaf).sum().backward()
+    assert leaf.grad.abs().sum() > 0
+
+
 def test_it_travels_in_the_bundle(hardened, classifier, companion, digits, tmp_path):
     folder = bundle.save(hardened, tmp_path / "out")
     images = classifier.check(digits[0][1500:1520])
     again = bundle.load(folder, model=classifier)
     np.testing.assert_allclose(again.score_samples(images), hardened.score_samples(images), atol=1e-5)
     assert again.evasive == 48
+    assert again.cascade_.gate == hardened.cascade_.gate
     assert again.connectivity.companion.fingerprint == companion.fingerprint
     other = Classifier(compact(10, 1, (8, 16)).eval(), size=(8, 8), channels=1)
     with pytest.raises(BundleError, match="another companion"):

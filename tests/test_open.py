@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import advconn
 from advconn import bundle
 from advconn.benchmark.attackers import attacker, attackers
 from advconn.benchmark.candidate import Candidate
@@ -415,3 +416,20 @@ def test_what_a_report_tells(shipped):
     assert {a.condition for a in report.alarms} >= {"clean", "jpeg75", "blur", "brighter"}
     for a in report.alarms:
         assert a.low <= a.fpr <= a.high
+
+
+def test_what_contributing_names_is_there():
+    """Modules, folders, tables and tests by name."""
+    import importlib
+
+    root = Path(__file__).parents[1]
+    text = (root / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "what |" not in line]
+    assert len(rows) > 12
+    for name in re.findall(r"`([^`]+)`", "".join("|".join(row) for row in rows)):
+        if name.startswith("tests/") or name.endswith("/"):
+            assert (root / name).exists() or (root / "advconn" / name).is_dir(), name
+        else:
+            module, _, part = name.partition(".")
+            found = getattr(advconn, module) if module[0].isupper() else importlib.import_module(f"advconn.{module}")
+            assert not part or hasattr(found, part), name

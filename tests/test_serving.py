@@ -31,7 +31,6 @@ from starlette.testclient import TestClient
 
 from advconn.serving.app import Limits, Server
 from advconn.serving.batching import Batcher, Full
-from advconn.serving.protocol import answer, asked
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,10 @@ def client(shipped):
 
 
 def request(images, kind="UINT8", **more):
-    return {"inputs": [{"name": "x", "datatype": kind, "shape": list(images.shape), "data": images.ravel().tolist()}], **more}
+    return {
+        "inputs": [{"name": "x", "datatype": kind, "shape": list(images.shape), "data": images.ravel().tolist()}],
+        **more,
+    }
 
 
 def outputs(answered):
@@ -79,7 +81,12 @@ def test_a_request_gets_the_verdicts_of_the_detector(client, shipped, pixels):
 
 
 def test_health_and_what_is_told_of_the_model(client):
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
+    for path in (
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/digits/ready",
+        "/v2/models/digits/versions/1/ready",
+    ):
         assert client.get(path).status_code == 200
     about = client.get("/v2/models/digits").json()
     assert about["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
@@ -98,7 +105,9 @@ def test_one_bad_image_has_its_own_error(client, shipped, pixels):
     assert found["advconn_flag"][1]
     assert found["advconn_p_value"][2] == 0
     good = [0, 3]
-    np.testing.assert_allclose(found["advconn_score"][good], shipped.score_samples(torch.from_numpy(pixels[good])), atol=1e-5)
+    np.testing.assert_allclose(
+        found["advconn_score"][good], shipped.score_samples(torch.from_numpy(pixels[good])), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,9 +229,14 @@ def test_metrics_count_what_was_judged(shipped, pixels):
         client.post("/score", files=[("file", ("0.png", png(pixels[0, 0]), "image/png"))])
         text = client.get("/metrics").text
     assert "advconn_p_value_count 13.0" in text
-    assert sum(float(v) for v in re.findall(r'advconn_images_total\{[^}]*\} ([\d.]+)', text)) == 13
+    assert sum(float(v) for v in re.findall(r"advconn_images_total\{[^}]*\} ([\d.]+)", text)) == 13
     assert 'advconn_refused_total{status="400"} 1.0' in text
-    for name in ("advconn_stage_total", "advconn_seconds_per_image_count", "advconn_watch_fortune", "advconn_waiting_images"):
+    for name in (
+        "advconn_stage_total",
+        "advconn_seconds_per_image_count",
+        "advconn_watch_fortune",
+        "advconn_waiting_images",
+    ):
         assert name in text
 
 
@@ -388,15 +402,10 @@ def test_many_clients_at_once_lose_nothing(address, shipped, pixels):
 def test_the_page_in_a_browser_shows_the_verdict_of_a_dropped_picture(address, pixels, tmp_path):
     """A picture is put into the page's input, as a drop does, and its verdict is read off the page."""
     import base64
+    import urllib.request
 
     picture = base64.b64encode(png(pixels[0, 0])).decode()
-    page = tmp_path / "drive.html"
-    page.write_text(
-        f"""<iframe id=f src="{address}/"></iframe>"""
-        if False
-        else ""
-    )
-    source = __import__("urllib.request").request.urlopen(f"{address}/").read().decode()
+    source = urllib.request.urlopen(f"{address}/").read().decode()
     drive = f"""<script>addEventListener("load", async () => {{
       const bytes = Uint8Array.from(atob("{picture}"), c => c.charCodeAt(0));
       await judge(new File([bytes], "dropped.png", {{type: "image/png"}}));
@@ -411,3 +420,16 @@ def test_the_page_in_a_browser_shows_the_verdict_of_a_dropped_picture(address, p
     assert said is not None
     assert re.search(r"\d: (clean|ADVERSARIAL), p \d\.\d{4}", said[1])
     assert "srcdoc" in shown
+
+
+def test_the_dashboard_asks_for_what_is_told(client, pixels):
+    """Every metric in the panels is one that the server gives."""
+    import advconn.serving.metrics as module
+
+    client.post("/v2/models/digits/infer", json=request(pixels))
+    told = client.get("/metrics").text
+    board = json.loads((Path(module.__file__).parent / "dashboard.json").read_text())
+    asked_for = {n for p in board["panels"] for t in p["targets"] for n in re.findall(r"advconn_\w+", t["expr"])}
+    assert len(asked_for) >= 6
+    for name in asked_for - {"advconn_flagged_total"}:  # which counts from the first flag on
+        assert name in told

@@ -57,7 +57,7 @@ def last_hidden(classifier: Classifier) -> Callable[[Tensor], Tensor] | None:
             classifier.logits(points)
         finally:
             hook.remove()
-        return torch.cat([values.flatten(1) for values in seen]).float()
+        return torch.cat([values.flatten(1) for values in seen])[: len(points)].float()  # batches may be padded
 
     return hidden
 

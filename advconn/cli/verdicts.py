@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from advconn.images import Batch, Collection
 
 
+WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that it shows of more
+
+
 class Run:
     """What a run has said so far."""
 
@@ -33,8 +36,8 @@ class Run:
         self.watch: Watch | None = None
         self.records: list[dict[str, Any]] = []
         self.failed: list[AdvconnError] = []
-        self.flagged = self.resized = self.twice = False
-        self.done = self.drawn = 0
+        self.resized = self.twice = False
+        self.done = self.drawn = self.judged_count = self.flagged = 0
 
     def refuse(self, name: str, error: AdvconnError) -> None:
         """An image that cannot be judged: a record of its own in JSON, and a line on stderr."""
@@ -62,7 +65,8 @@ class Run:
         if "error" in record:
             self.refuse(record["image"], DataError(f"{record['image']}: {record['error']}"))
             return
-        self.flagged |= record["adversarial"]
+        self.judged_count += 1
+        self.flagged += record["adversarial"]
         if self.watch is not None and self.watch.see(np.array([record["score"]])):
             note(self.watch.sentence())
         if self.kept:
@@ -80,6 +84,8 @@ class Run:
             click.echo(as_json(record))
         else:
             self.records.append({k: v for k, v in record.items() if k != "features"})
+            if self.judged_count > WHOLE:  # of many images the table shows those that are flagged
+                self.records = [known for known in self.records if known["adversarial"]][:LONGEST]
 
     def case(self, record: dict[str, Any], detector: Detector, image: Tensor) -> Case:
         """What a page shows of it: pictures and paths of the first ones alone, so that it stays a page."""
@@ -107,7 +113,7 @@ class Run:
             note(f"{file}: what the image showed")
 
     def show(self, detector: Detector) -> None:
-        """The table, if there is one."""
+        """The table, if there is one: of all images, or of many those that are flagged."""
         if not self.records:
             return
         size = detector.connectivity.classifier.preprocessing.size
@@ -115,9 +121,17 @@ class Run:
         put(as_table(self.records, flagged_where(detector), view), 140)
 
     def close(self) -> None:
-        """Lines on stderr for what was not judged."""
+        """Lines on stderr for what was not judged; of several images, a last one that counts."""
         for error in self.failed:
             complain(str(error))
+        total = self.judged_count + len(self.failed)
+        if total > 1:
+            hidden = self.flagged - len(self.records) if self.style == "text" and self.judged_count > WHOLE else 0
+            note(
+                f"{self.flagged} of {total} images flagged, {len(self.failed)} could not be judged"
+                + "; the table shows the flagged ones" * (self.style == "text" and self.judged_count > WHOLE)
+                + f", the first {LONGEST} of them" * (hidden > 0)
+            )
 
 
 def flagged_where(detector: Detector) -> str:

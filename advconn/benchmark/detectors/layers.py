@@ -35,7 +35,7 @@ class Layers:
         for chunk in images.split(self.classifier.batch_size):
             with self._watched() as seen:
                 self.classifier.logits(chunk)
-            out.append(seen)
+            out.append([values[: len(chunk)] for values in seen])  # batches may be padded
         return [torch.cat(parts) for parts in zip(*out, strict=True)]
 
     @contextmanager
