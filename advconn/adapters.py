@@ -242,3 +242,34 @@ def _fixed_batch(module: nn.Module) -> int:
     value = next((n.meta.get("val") for n in nodes if n.op == "placeholder"), None)
     size = value.shape[0] if isinstance(value, Tensor) else None
     return size if isinstance(size, int) else 0
+
+
+class AsModule(nn.Module):
+    """The classifier for attacks; a deep copy of it has a network of its own, which may be trained."""
+
+    def __init__(self, classifier: Any, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = classifier.network if network is None else network
+        self._own = network is not None
+        self._classifier = [classifier]  # in a list, so that it is no part of the module
+        if not any(True for _ in self.network.parameters()):  # attacks ask the first one for the device
+            nothing = torch.zeros(0, dtype=torch.float32, device=classifier.device)
+            self.register_parameter("device_of", nn.Parameter(nothing, requires_grad=False))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images in [0, 1]; the gradient comes back contiguous, as attacks expect it."""
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(Tensor.contiguous)
+        classifier = self._classifier[0]
+        if not self._own:
+            return classifier.logits(images)
+        batch = classifier.prepare(images).to(classifier.adapter.dtype)
+        return classifier.adapter.read(self.network(batch), len(images))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsModule:
+        made = AsModule(self._classifier[0], copy.deepcopy(self.network, memo))
+        for parameter in made.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return made

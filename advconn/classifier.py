@@ -2,121 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advconn.adapters import Adapter, Output, training, unwrapped
+from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
 from advconn.errors import DataError, ModelError
 from advconn.fingerprint import fingerprint
+from advconn.margins import MarginLandscape, spend
 from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
 from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised
 
-
-@dataclass
-class Cost:
-    """Forward passes and input gradients spent, counted in images."""
-
-    forwards: int = 0
-    gradients: int = 0
-
-
-_cost: ContextVar[Cost | None] = ContextVar("advconn_cost", default=None)
-
-
-@contextmanager
-def counting() -> Iterator[Cost]:
-    """Count what every classifier spends inside the block, in this thread. Blocks nest: the outer one counts all."""
-    outer, cost = _cost.get(), Cost()
-    token = _cost.set(cost)
-    try:
-        yield cost
-    finally:
-        _cost.reset(token)
-        if outer is not None:
-            outer.forwards += cost.forwards
-            outer.gradients += cost.gradients
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-odds margin against a class: logsumexp of the other logits minus the class's own; negative where it wins.
-
-    logits (..., k), labels of a shape that broadcasts to (...). softplus(margin) is the cross-entropy exactly.
-    """
-    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
-    own = logits.gather(-1, index).squeeze(-1)
-    return logits.scatter(-1, index, -torch.inf).logsumexp(-1) - own
-
-
-def level(delta: Tensor | float) -> Tensor:
-    """Margin at which the cross-entropy is `delta`: ln(e^delta - 1), the inverse of softplus."""
-    value = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32, device="cpu")
-    return value + torch.log(-torch.expm1(-value))
-
-
-Forward = Callable[[Tensor], Tensor]
 LARGEST = 3 * 2**17  # values in a batch on a CPU
-
-
-class MarginLandscape:
-    """The margin against one class for each row, as paths walk it: points (n, s, *shape) to energies (n, s).
-
-    `logits` maps points (m, *shape) to logits (m, k).
-    """
-
-    def __init__(self, logits: Forward, labels: Tensor) -> None:
-        self._logits, self._labels = logits, labels
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """Margins (n, s) at points (n, s, *shape)."""
-        n, s = points.shape[:2]
-        logits = self._logits(points.flatten(0, 1))
-        return margin(logits.view(n, s, logits.shape[1]), self._labels[:, None])
-
-    def rows(self, index: Tensor) -> MarginLandscape:
-        """The landscape of these rows."""
-        return MarginLandscape(self._logits, self._labels[index])
-
-
-def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
-    """What `forward` gives for points (m, ...), counted, at most `batch_size` at once.
-
-    Differentiable, and then in one batch, where the points ask for a gradient.
-    """
-    wanted = points.requires_grad and torch.is_grad_enabled()
-    cost = _cost.get()
-    if cost is not None:
-        if wanted:
-            cost.gradients += len(points)
-        else:
-            cost.forwards += len(points)
-    if wanted:
-        found = forward(points)
-        if not found.requires_grad:
-            raise ModelError("the model gives no gradient: its forward is detached, or runs under torch.no_grad()")
-        return found
-    with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
-        points = points.clone() if points.is_inference() else points
-        chunks = points.split(batch_size)
-        out = [few_sizes(forward, c, batch_size) if c.is_cuda else forward(c) for c in chunks]
-        return out[0] if len(out) == 1 else torch.cat(out)
-
-
-def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
-    """What `forward` gives for points (m, ...), padded to a power of two: one compiled graph serves many m."""
-    m = len(points)
-    size = min(batch_size, 1 << (m - 1).bit_length()) if m else 0
-    if size <= m:
-        return forward(points)
-    return forward(torch.cat([points, points[-1:].expand(size - m, *points.shape[1:])]))[:m]
 
 
 class Classifier:
@@ -378,36 +279,5 @@ class Classifier:
     def module(self) -> nn.Module:
         """The classifier as a module from images in [0, 1] to logits, in evaluation mode, for attacks."""
         if self._module is None:
-            self._module = _Module(self)
+            self._module = AsModule(self)
         return self._module
-
-
-class _Module(nn.Module):
-    """The classifier for attacks; a deep copy of it has a network of its own, which may be trained."""
-
-    def __init__(self, classifier: Classifier, network: nn.Module | None = None) -> None:
-        super().__init__()
-        self.network = classifier.network if network is None else network
-        self._own = network is not None
-        self._classifier = [classifier]  # in a list, so that it is no part of the module
-        if not any(True for _ in self.network.parameters()):  # attacks ask the first one for the device
-            nothing = torch.zeros(0, dtype=torch.float32, device=classifier.device)
-            self.register_parameter("device_of", nn.Parameter(nothing, requires_grad=False))
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images in [0, 1]; the gradient comes back contiguous, as attacks expect it."""
-        if images.requires_grad:
-            images = images.view_as(images)
-            images.register_hook(Tensor.contiguous)
-        classifier = self._classifier[0]
-        if not self._own:
-            return classifier.logits(images)
-        batch = classifier.prepare(images).to(classifier.adapter.dtype)
-        return classifier.adapter.read(self.network(batch), len(images))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Module:
-        made = _Module(self._classifier[0], copy.deepcopy(self.network, memo))
-        for parameter in made.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        return made

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from advconn.band import relax
 from advconn.bypass import DELTA, SLACK, bypass
-from advconn.classifier import level
 from advconn.errors import PathError
+from advconn.margins import level
 from advconn.paths import Path, Profile, profile, straight
 from advconn.space import Space
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,51 +12,19 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from advconn import copies
 from advconn.bypass import DELTA, SLACK, Detour, bypass
-from advconn.classifier import Classifier, level, margin
+from advconn.classifier import Classifier
+from advconn.copies import COPIES as COPIES  # of the public name
 from advconn.copies import Copy
 from advconn.errors import DataError
-from advconn.features import FEATURES, Trace, grain, table
+from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
+from advconn.grain import grain
+from advconn.margins import level, margin
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
 
-COPIES: Mapping[str, Copy] = MappingProxyType(
-    {
-        "blur4": copies.blur(0.4),
-        "blur5": copies.blur(0.5),
-        "mean3": copies.mean3,
-        "median3": copies.median3,
-        "rescale50": copies.rescale(0.5),
-        "bits5": copies.bits(5),
-        "noise2": copies.noise(0.02, 2),
-        "noise3": copies.noise(0.03, 3),
-        "noise3b": copies.noise(0.03, 14),
-        "noise12": copies.noise(0.12, 18),
-        "pale": copies.saturation(0.5),
-        "strong": copies.contrast(1.3),
-        "strongest": copies.contrast(1.6),
-        "strong+down1": copies.both(copies.contrast(1.3), copies.shift(1, 0)),
-        "left1": copies.shift(0, -1),
-        "right1": copies.shift(0, 1),
-        "up1": copies.shift(-1, 0),
-        "down1": copies.shift(1, 0),
-        "aside1": copies.shift(1, 1),
-        "aside1b": copies.shift(-1, -1),
-        "left2": copies.shift(0, -2),
-        "zoom108": copies.zoom(1.08),
-        "zoom92": copies.zoom(0.92),
-        "zoom85": copies.zoom(0.85),
-        "shear": copies.shear(0.12),
-        "flip": copies.flip,
-        "flip+up1": copies.both(copies.flip, copies.shift(-1, 0)),
-        "flip+down1": copies.both(copies.flip, copies.shift(1, 0)),
-        "flip+rotate": copies.both(copies.flip, copies.rotate(6)),
-        "flip+unrotate": copies.both(copies.flip, copies.rotate(-6)),
-    }
-)
 BARE = frozenset({"self", "grain", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")

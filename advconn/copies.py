@@ -6,7 +6,8 @@ Each is the same for every image and knows nothing of the batch; all are differe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -149,3 +150,39 @@ def contrast(factor: float) -> Copy:
         return (middle + factor * (images - middle)).clamp(0, 1)
 
     return changed
+
+
+COPIES: Mapping[str, Copy] = MappingProxyType(
+    {
+        "blur4": blur(0.4),
+        "blur5": blur(0.5),
+        "mean3": mean3,
+        "median3": median3,
+        "rescale50": rescale(0.5),
+        "bits5": bits(5),
+        "noise2": noise(0.02, 2),
+        "noise3": noise(0.03, 3),
+        "noise3b": noise(0.03, 14),
+        "noise12": noise(0.12, 18),
+        "pale": saturation(0.5),
+        "strong": contrast(1.3),
+        "strongest": contrast(1.6),
+        "strong+down1": both(contrast(1.3), shift(1, 0)),
+        "left1": shift(0, -1),
+        "right1": shift(0, 1),
+        "up1": shift(-1, 0),
+        "down1": shift(1, 0),
+        "aside1": shift(1, 1),
+        "aside1b": shift(-1, -1),
+        "left2": shift(0, -2),
+        "zoom108": zoom(1.08),
+        "zoom92": zoom(0.92),
+        "zoom85": zoom(0.85),
+        "shear": shear(0.12),
+        "flip": flip,
+        "flip+up1": both(flip, shift(-1, 0)),
+        "flip+down1": both(flip, shift(1, 0)),
+        "flip+rotate": both(flip, rotate(6)),
+        "flip+unrotate": both(flip, rotate(-6)),
+    }
+)

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.attacks import Hits
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.features import table
+from advconn.margins import margin
 from advconn.progress import Progress, silent
 from advconn.stages import Cascade, cut
 

@@ -49,6 +49,15 @@ NODES = frozenset(
 _TYPES = {"dict", "list", "tuple", "str", "int", "float", "bool", "ndarray", "float64", "int64", "float32", "bool_"}
 
 
+def default_head(seed: int = 0) -> Any:
+    """The scikit-learn classifier that a detector uses unless told."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
+
+
 def save(head: Any, path: Path) -> None:
     """Write a fitted head.
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from advconn.calibration import Calibration
-from advconn.classifier import Cost
 from advconn.features import Trace
+from advconn.margins import Cost
 from advconn.stages import Cascade, Found, ordered
 
 

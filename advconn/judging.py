@@ -10,12 +10,12 @@ from sklearn.base import ClassifierMixin
 from torch import Tensor
 
 from advconn.calibration import Calibration
-from advconn.classifier import counting
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError, FitError
 from advconn.explain import Explanation, Typical, explanation, reason
 from advconn.given import as_tensor
 from advconn.judgement import Judgement, judgement_of
+from advconn.margins import counting
 from advconn.progress import Progress, silent
 from advconn.stages import Cascade, Found, ordered
 

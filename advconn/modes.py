@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
 from advconn.errors import DataError
+from advconn.margins import margin
 
 
 @dataclass(frozen=True)

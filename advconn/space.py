@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from advconn.classifier import Classifier, MarginLandscape, spend
+from advconn.classifier import Classifier
 from advconn.errors import PathError
+from advconn.margins import MarginLandscape, spend
 
 PIXEL = "pixel"
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from advconn.calibration import upper_share
-from advconn.classifier import counting
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.features import Trace, joined, table
+from advconn.margins import counting
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images

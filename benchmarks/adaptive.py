@@ -32,9 +32,10 @@ from advconn import bundle
 from advconn.benchmark.evasion import claimed
 from advconn.benchmark.following import differentiable
 from advconn.benchmark.planted import plant
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
 from advconn.detector import Detector
 from advconn.evading import WAYS, Score, evade
+from advconn.margins import margin
 from advconn.metrics import share_interval
 
 FPR = 0.05

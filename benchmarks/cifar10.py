@@ -27,7 +27,8 @@ from advconn.attacks import Attack, Hits
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.features import Trace, grain, joined, table
+from advconn.features import Trace, joined, table
+from advconn.grain import grain
 from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -25,8 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from advconn import copies
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
 from advconn.kinds import MIXTURE
+from advconn.margins import margin
 from advconn.stages import STAGES, scored, walks_of
 
 ASKED = (

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from advconn.attacks import Attack, parse_all, succeeded
-from advconn.classifier import Classifier, counting, margin
+from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.imitation import imitate
 from advconn.kinds import FAMILIES, KINDS, MIXTURE
+from advconn.margins import counting, margin
 from advconn.nets import compact
 
 

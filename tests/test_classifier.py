@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advconn.classifier import Classifier, counting, fingerprint, level, margin
+from advconn.classifier import Classifier, fingerprint
 from advconn.errors import DataError, ModelError
+from advconn.margins import counting, level, margin
 from advconn.nets import compact
 from advconn.paths import slope
 
@@ -188,7 +189,7 @@ def test_a_classifier_travels_to_another_process():
 
 def test_batches_of_many_sizes_become_few():
     """Padded to a power of two with the last point, cut off again; never over the largest batch."""
-    from advconn.classifier import few_sizes
+    from advconn.margins import few_sizes
 
     seen = []
 

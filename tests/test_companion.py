@@ -10,13 +10,14 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
 from advconn.cli import main
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.evading import evasive, of_stages
 from advconn.features import table
 from advconn.fitting import fit
+from advconn.margins import margin
 from advconn.nets import compact
 
 MIXTURE = ("pgd:eps=0.2,steps=10", "pgd:eps=0.1,steps=10", "fgsm:eps=0.2")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from advconn.classifier import counting
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError
+from advconn.margins import counting
 from advconn.modes import References, choose
 from advconn.space import Space
 

@@ -12,8 +12,9 @@ import advconn
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"shown"},
-    {"errors", "nets", "copies", "progress", "kinds"},
+    {"errors", "nets", "copies", "grain", "progress", "kinds"},
     {
+        "margins",
         "metrics",
         "given",
         "paths",
@@ -40,6 +41,7 @@ ORDER = [
     {"explain", "heads"},
     {"pretrained"},
     {"judging"},
+    {"calibrating"},
     {"detector"},
     {"suiting"},
     {"preparing"},

@@ -12,11 +12,12 @@ from torch import nn
 from advconn import bundle, pretrained
 from advconn.agreement import trained_on
 from advconn.attacks import Attack, succeeded
-from advconn.classifier import Classifier, counting
+from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
+from advconn.margins import counting
 from advconn.stages import STAGES, log_odds
 from advconn.suiting import shared
 

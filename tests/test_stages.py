@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from advconn.classifier import counting
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.features import table
+from advconn.margins import counting
 from advconn.stages import NEAR, STAGES, Stage, exits, ordered, shares_of, walked, walks_of
 
 

@@ -16,8 +16,8 @@ from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.runner import Runner
 from advconn.calibration import Calibration
-from advconn.classifier import counting
 from advconn.errors import FitError, theirs
+from advconn.margins import counting
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.classifier import margin
 from advconn.evading import Score, linear_odds
 from advconn.features import Trace, table
+from advconn.margins import margin
 
 
 class MaxSoftmax(Candidate):

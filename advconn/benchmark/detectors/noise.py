@@ -8,7 +8,8 @@ from torch import Tensor
 
 from advconn import copies
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.classifier import Classifier, margin
+from advconn.classifier import Classifier
+from advconn.margins import margin
 
 
 class NoisyOdds(Candidate):

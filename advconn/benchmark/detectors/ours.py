@@ -8,10 +8,10 @@ from torch import Tensor
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
-from advconn.classifier import margin
 from advconn.detector import Detector
 from advconn.evading import Score
 from advconn.heads import unfitted
+from advconn.margins import margin
 from advconn.stages import log_odds
 
 

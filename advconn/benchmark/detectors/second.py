@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.classifier import margin
 from advconn.errors import DataError
+from advconn.margins import margin
 
 
 class SecondModel(Candidate):
