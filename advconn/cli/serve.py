@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from advconn.cli.common import PATH, Asked, detector_of, device_option, model_options, note
-from advconn.cli.verdicts import flagged_where
 from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def serve(
         from advconn.serving.app import Limits, Server
     except ImportError as error:
         raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
+    from advconn.cli.verdicts import flagged_where
     from advconn.serving import Judge
 
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
