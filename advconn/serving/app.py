@@ -159,10 +159,10 @@ class Server:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self.batcher._pool, self._scored, pictures, "page" in request.query_params)
         cases, one_page = found
+        if one_page is not None:  # of a file that was judged before: it counts once
+            return HTMLResponse(one_page)
         keys = ("class_name", "score", "p_value", "adversarial", "stage")
         self._count([None if "error" in c.record else Seen(*(c.record[key] for key in keys)) for c in cases])
-        if one_page is not None:
-            return HTMLResponse(one_page)
         return JSONResponse([case.record for case in cases])
 
     async def _files(self, request: Request) -> list[tuple[str, bytes]]:
@@ -219,7 +219,7 @@ class Server:
         checked = self.judge.detector.connectivity.classifier.check(image[None])
         told = self.judge.detector.explain(checked) if wanted else None
         kept = {k: v for k, v in record.items() if k != "features"}
-        if record["adversarial"]:
+        if record["adversarial"] and not wanted:
             self.last.appendleft({k: kept[k] for k in ("image", "class_name", "consensus_name", "p_value", "why")})
         return Case(kept, checked[0].cpu(), told)
 
