@@ -18,7 +18,7 @@ from PIL import Image
 
 from advconn import bundle
 from advconn.classifier import Classifier
-from advconn.errors import DataError
+from advconn.errors import AdvconnError, DataError
 from advconn.serving import Judge
 from advconn.serving.judge import OUTPUTS
 
@@ -92,7 +92,8 @@ def test_health_and_what_is_told_of_the_model(client):
     assert about["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     assert about["outputs"][0] == {"name": "logits", "datatype": "FP32", "shape": [-1, 10]}
     assert client.get("/v2").json()["name"] == "advconn"
-    assert client.get("/v2/models/other").status_code == 404
+    for path in ("/v2/models/other", "/v2/models/digits/versions/2", "/v2/models/digits/"):
+        assert client.get(path, follow_redirects=False).status_code == 404
 
 
 def test_one_bad_image_has_its_own_error(client, shipped, pixels):
@@ -147,8 +148,9 @@ def test_what_is_no_json_and_what_is_too_large(shipped, pixels):
         assert client.post("/v2/models/digits/infer", content=chunks).status_code == 413
         body = json.dumps(request(pixels[:2])).encode()
         assert client.post("/v2/models/digits/infer", content=body).status_code == 200
-        head = {"Inference-Header-Content-Length": "99999"}
-        assert client.post("/v2/models/digits/infer", content=body, headers=head).status_code == 400
+        for length in ("99999", "-1", "x", "9" * 5000):
+            head = {"Inference-Header-Content-Length": length}
+            assert client.post("/v2/models/digits/infer", content=body, headers=head).status_code == 400
 
 
 def test_the_binary_extension(client, shipped, pixels):
@@ -186,6 +188,11 @@ def test_block_answers_422(shipped, pixels, monkeypatch):
         answered = client.post("/v2/models/digits/infer", json=request(images, "FP32"))
         assert answered.status_code == 422
         assert answered.json()["flagged"] == [1]
+        good, bad = png(pixels[clean[0], 0]), b"no picture"
+        assert client.post("/score", content=good).status_code == 200
+        answered = client.post("/score", files=[("a", ("a.png", good)), ("b", ("b.png", bad))])
+        assert answered.status_code == 422
+        assert [r["adversarial"] for r in answered.json()] == [False, True]
 
 
 def png(array):
@@ -205,7 +212,7 @@ def test_files_are_judged_as_the_command_judges_them(client, pixels, tmp_path):
     assert answered.status_code == 200
     found = answered.json()
     assert [r["image"] for r in found] == ["0.png", "1.png", "2.png", "no.png", "a.npz"]
-    assert all("error" in r and "/tmp" not in r["error"] for r in found[3:])
+    assert all("error" in r and r["adversarial"] and "/tmp" not in r["error"] for r in found[3:])
     paths = []
     for i in range(3):
         paths.append(tmp_path / f"{i}.png")
@@ -218,7 +225,9 @@ def test_files_are_judged_as_the_command_judges_them(client, pixels, tmp_path):
         assert mine["score"] == pytest.approx(theirs["score"], abs=1e-5)
     alone = client.post("/score", content=png(pixels[0, 0]), headers={"Content-Type": "image/png"}).json()
     assert alone[0]["p_value"] == found[0]["p_value"]
-    assert client.post("/score", files=[("a", "text")]).status_code in (200, 400)
+    assert client.post("/score", content=b"").status_code == 400
+    assert client.post("/score", files=[("a", ("x" * 5000 + ".png", png(pixels[0, 0])))]).status_code in (200, 400)
+    assert client.post("/score", content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
     assert client.post("/score?page=1", files=files[:1]).text.startswith("<!doctype html>")
 
 
@@ -313,8 +322,13 @@ def test_a_judge_travels_and_takes_what_frameworks_hand_on(shipped, pixels):
     rows = np.empty(12, dtype=object)
     rows[:] = [image for image in pixels[:, 0]]
     np.testing.assert_array_equal(judge({"pixels": rows})["advconn_flag"], found["advconn_flag"])
-    with pytest.raises(DataError):
-        judge(np.zeros((2, 5, 8, 8, 1), np.uint8))
+    for batch, said in (
+        ({"image": pixels}, "no 'pixels', only 'image'"),
+        ({"pixels": pixels, "logits": pixels}, "has 'logits' already"),
+        (np.zeros((2, 5, 8, 8, 1), np.uint8), "neither"),
+    ):
+        with pytest.raises(DataError, match=said):
+            judge(batch)
 
 
 @pytest.fixture(scope="module")
@@ -433,3 +447,18 @@ def test_the_dashboard_asks_for_what_is_told(client, pixels):
     assert len(asked_for) >= 6
     for name in asked_for - {"advconn_flagged_total"}:  # which counts from the first flag on
         assert name in told
+
+
+def test_files_wait_in_the_same_queue(shipped, pixels):
+    """Past it they too get 503; what fails behind the server is told to its log, not to the client."""
+    told: list[str] = []
+    one = Server(Judge(shipped), "digits", "", limits=Limits(waiting=2), note=told.append)
+    with TestClient(one.app()) as client:
+        one.batcher.waiting = 2
+        assert client.post("/score", content=png(pixels[0, 0])).status_code == 503
+        one.batcher.waiting = 0
+        one.batcher.judge = lambda images: (_ for _ in ()).throw(AdvconnError("http://inner:1: no answer"))
+        answered = client.post("/v2/models/digits/infer", json=request(pixels))
+        assert answered.status_code == 502
+        assert "inner" not in answered.text
+        assert any("inner" in line for line in told)

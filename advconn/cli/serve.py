@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +15,7 @@ from advconn.errors import DataError, ModelError
 if TYPE_CHECKING:
     from advconn.detector import Detector
 
+DRAIN = 25  # seconds in which what waits is finished, after SIGTERM
 EXTRA = "pip install 'advconn[serve]'"
 
 
@@ -59,6 +62,7 @@ def serve(
     """
     try:
         import uvicorn
+        from PIL import Image
 
         from advconn.serving.app import Limits, Server
     except ImportError as error:
@@ -71,11 +75,24 @@ def serve(
     found = _detector(detector, asked, upstream, upstream_model, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
     server = Server(Judge(found), name, flagged_where(found), block=block, limits=limits, note=note)
-    note(f"serving {name} on http://{host}:{port}" + f"; images wait {wait:g} ms for others" * (wait > 0))
-    try:
-        uvicorn.run(server.app(), host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
-    except SystemExit as error:  # uvicorn has said why
-        raise DataError(f"http://{host}:{port} cannot be served: is it in use?") from error
+
+    class Telling(uvicorn.Server):
+        """Says where it serves, once it does."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                note(f"serving {name} on http://{host}:{port}" + f"; images wait {wait:g} ms for others" * (wait > 0))
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # pictures are refused by their size
+    config = uvicorn.Config(server.app(), host=host, port=port, log_level="critical", timeout_graceful_shutdown=DRAIN)
+    running = Telling(config)
+    with suppress(SystemExit):
+        running.run()
+    if not running.started:
+        raise DataError(
+            f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"
+        )
 
 
 def _detector(
@@ -86,5 +103,7 @@ def _detector(
         return detector_of(detector, asked, device)
     if upstream is None or upstream_model is None or asked.model is not None:
         raise click.UsageError("--upstream goes with --upstream-model, and without --model")
+    if not upstream.startswith(("http://", "https://")):
+        raise click.UsageError(f"--upstream: expected http://HOST:PORT, got {upstream!r}")
     address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
     return detector_of(detector, Asked(address), device)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -32,6 +33,7 @@ from advconn.serving.protocol import HEADER, answer, asked, described
 from advconn.watch import Watch
 
 Note = Callable[[str], None]
+DIGITS = 18  # of a length in a header
 SHOWN = 12  # flagged images that the page remembers
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/bmp": ".bmp"}
 
@@ -83,14 +85,16 @@ class Server:
             Route("/v2/health/live", ready),
             Route("/v2/health/ready", ready),
         ]
-        for path in (model, f"{model}/versions/{{version}}"):
+        for path in (model, f"{model}/versions/1"):
             routes += [
                 Route(path, self.model),
                 Route(f"{path}/ready", ready),
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
             ]
-        faults: dict[Any, Any] = {AdvconnError: self.fault, HTTPException: self.refusal}
-        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults)
+        faults: dict[Any, Any] = {AdvconnError: self.fault, HTTPException: self.refusal, ClientDisconnect: self.gone}
+        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults)
+        app.router.redirect_slashes = False  # whose answer would name the host that the client says
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -117,7 +121,7 @@ class Server:
     async def infer(self, request: Request) -> Response:
         """Logits and verdicts of a request's images."""
         length = request.headers.get(HEADER)
-        if length is not None and not length.isdecimal():
+        if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
         body = await self._body(request)
         said = await asyncio.to_thread(asked, body, None if length is None else int(length), self.limits.images)
@@ -152,18 +156,23 @@ class Server:
             self.note(self.metrics.watch.sentence())
 
     async def score(self, request: Request) -> Response:
-        """What `advconn score` says of uploaded files: a list of records, or with ?page=1 the page of one file."""
-        pictures = await self._files(request)
-        if self.batcher.waiting > self.limits.waiting:
-            raise Full(f"{self.batcher.waiting} images wait already: try again later")
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self.batcher._pool, self._scored, pictures, "page" in request.query_params)
-        cases, one_page = found
-        if one_page is not None:  # of a file that was judged before: it counts once
-            return HTMLResponse(one_page)
+        """What `advconn score` says of uploaded files: a list of records, or with ?page=1 the page of one file.
+
+        A file that cannot be judged has an error, and counts as flagged.
+        """
+        pictures, wanted = await self._files(request), request.query_params.get("page") == "1"
+        cases: list[Case] = []
+        for name, content in pictures:  # one at a time: other requests have their turn
+            cases += await self.batcher.run(partial(self._scored, name, content, wanted), 1)
+        if wanted:  # of a file that was judged before: it counts once
+            return HTMLResponse(page(cases, self.about))
+        said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
         keys = ("class_name", "score", "p_value", "adversarial", "stage")
-        self._count([None if "error" in c.record else Seen(*(c.record[key] for key in keys)) for c in cases])
-        return JSONResponse([case.record for case in cases])
+        self._count([None if "error" in r else Seen(*(r[key] for key in keys)) for r in said])
+        blocked = self.block and any(record["adversarial"] for record in said)
+        if blocked:
+            self.metrics.refused.labels("422").inc()
+        return JSONResponse(said, 422 if blocked else 200)
 
     async def _files(self, request: Request) -> list[tuple[str, bytes]]:
         """Names and contents of the files in a request: a form of files, or one file as the body."""
@@ -172,8 +181,11 @@ class Server:
             self._declared(request)
             try:
                 form = await request.form(max_files=self.limits.images, max_fields=16)
-            except HTTPException as error:
-                raise DataError(str(error.detail)[:200]) from None
+            except ClientDisconnect:
+                raise
+            except Exception:  # the parser's own types
+                most = self.limits.images
+                raise DataError(f"the form cannot be read: expected at most {most} files, of short names") from None
             out = []
             for _, part in form.multi_items():
                 if not isinstance(part, str):
@@ -183,39 +195,36 @@ class Server:
             await form.close()
         else:
             out = [(f"image{SUFFIXES.get(kind, '.png')}", await self._body(request))]
-        if not out:
+        if not out or not any(content for _, content in out):
             raise DataError("no file in the request: send image files as a form, or one as the body")
         return out
 
-    def _scored(self, pictures: list[tuple[str, bytes]], wanted: bool) -> tuple[list[Case], str | None]:
-        """As the command reads and judges files; a file that cannot be read has its own error."""
-        detector, cases = self.judge.detector, []
+    def _scored(self, name: str, content: bytes, wanted: bool) -> list[Case]:
+        """As the command reads and judges a file; one that cannot be read has an error."""
+        detector, cases, shown = self.judge.detector, [], name[:200]
         walk = detector.connectivity
+
+        def refuse(item: Any, error: AdvconnError) -> None:
+            cases.append(Case({"image": shown, "error": str(error).replace(str(path), shown)}))
+
         with tempfile.TemporaryDirectory() as folder:
-            for i, (name, content) in enumerate(pictures):
-                suffix = Path(name).suffix.lower()
-                path = (
-                    Path(folder) / f"{i}{suffix if suffix in PICTURES else ''}"
-                )  # no array files: tensors have /infer
-                path.write_bytes(content)
-                shown = name[:200]
-
-                def refuse(item: Any, error: AdvconnError, shown: str = shown, path: Path = path) -> None:
-                    cases.append(Case({"image": shown, "error": str(error).replace(str(path), shown)}))
-
-                try:
-                    collection = Collection(path, reading="both")
-                    for batch in collection.batches(walk.classifier.preprocessing, walk.classifier.channels, 4, refuse):
-                        for record, rows in records(detector, batch, full=wanted):
-                            row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
-                            cases.append(self._case(record | {"image": shown}, batch.images[row], wanted))
-                except AdvconnError as error:
-                    refuse(None, error)
-        return cases, page(cases, self.about) if wanted else None
+            suffix = Path(name).suffix.lower()
+            path = Path(folder) / f"image{suffix if suffix in PICTURES else ''}"  # no array files: tensors have /infer
+            path.write_bytes(content)
+            try:
+                collection = Collection(path, reading="both")
+                for batch in collection.batches(walk.classifier.preprocessing, walk.classifier.channels, 4, refuse):
+                    for record, rows in records(detector, batch, full=wanted):
+                        row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
+                        cases.append(self._case(record | {"image": shown}, batch.images[row], wanted))
+            except AdvconnError as error:
+                refuse(None, error)
+        return cases
 
     def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> Case:
         if "error" in record:
-            return Case(record)
+            self.note(f"{record['image']}: {record['error']}")
+            return Case({"image": record["image"], "error": "the classifier fails on it, or gives NaN"})
         checked = self.judge.detector.connectivity.classifier.check(image[None])
         told = self.judge.detector.explain(checked) if wanted else None
         kept = {k: v for k, v in record.items() if k != "features"}
@@ -243,13 +252,16 @@ class Server:
     def _declared(self, request: Request) -> None:
         """Refuse a body that says it is too large, or says nothing in a form."""
         length = request.headers.get("content-length")
-        if length is None or not length.isdecimal():
+        if length is None or not (length.isdecimal() and len(length) <= DIGITS):
             raise HTTPException(411, "expected a Content-Length")
         if int(length) > self.limits.bytes:
             raise HTTPException(413, f"{length} bytes; expected {self.limits.bytes} or fewer")
 
     async def _body(self, request: Request) -> bytes:
         """The body, read no farther than it may be long."""
+        coding = request.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            raise HTTPException(415, f"a body of the encoding {coding[:20]!r}; expected one that is not compressed")
         length = request.headers.get("content-length")
         if length is not None:
             self._declared(request)
@@ -264,9 +276,17 @@ class Server:
     async def fault(self, request: Request, error: Exception) -> Response:
         """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
         status = 503 if isinstance(error, Full) else 400 if isinstance(error, DataError) else 502
+        said = str(error)
+        if status == 502:  # which may name what is behind the server
+            self.note(said)
+            said = "the classifier cannot be asked: the server's log says why"
         self.metrics.refused.labels(str(status)).inc()
         headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"error": str(error)}, status, headers)
+        return JSONResponse({"error": said[:300]}, status, headers)
+
+    async def gone(self, request: Request, error: Exception) -> Response:
+        """The client went away while it sent."""
+        return Response(status_code=400)
 
     async def refusal(self, request: Request, error: Exception) -> Response:
         """The same of what HTTP itself refuses."""

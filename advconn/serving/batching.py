@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from advconn.errors import AdvconnError
 
 Verdicts = dict[str, Any]
+T = TypeVar("T")
 
 
 class Full(AdvconnError):
@@ -72,17 +74,31 @@ class Batcher:
         Raises:
             Full: too many wait, or no more are taken. AdvconnError: they could not be judged.
         """
-        if not self._open:
-            raise Full("the server is stopping")
-        if self.waiting + len(images) > max(self.most, len(images)):
-            raise Full(f"{self.waiting} images wait already: try again later")
-        self.waiting += len(images)
         mine = _Waiting(images, asyncio.get_running_loop().create_future())
-        try:
+        with self._waits(len(images)):
             await self._queue.put(mine)
             return await mine.found
+
+    async def run(self, work: Callable[[], T], count: int) -> T:
+        """What `work` gives, in the thread that judges; `count`: the images that it is about.
+
+        Raises:
+            Full: too many wait, or no more are taken.
+        """
+        with self._waits(count):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    @contextmanager
+    def _waits(self, count: int) -> Iterator[None]:
+        if not self._open:
+            raise Full("the server is stopping")
+        if self.waiting + count > max(self.most, count):
+            raise Full(f"{self.waiting} images wait already: try again later")
+        self.waiting += count
+        try:
+            yield
         finally:
-            self.waiting -= len(images)
+            self.waiting -= count
 
     async def _work(self) -> None:
         kept: _Waiting | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.detector import Detector
-from advconn.errors import AdvconnError
+from advconn.errors import AdvconnError, DataError
 from advconn.given import as_tensor
 from advconn.judgement import Judgement
 from advconn.layout import layout
@@ -72,7 +72,13 @@ class Judge:
         Raises:
             DataError: no such images.
         """
+        if isinstance(batch, dict) and self.column not in batch:
+            there = ", ".join(map(repr, batch)) or "nothing"
+            raise DataError(f"the batch has no {self.column!r}, only {there}: column= says where its images are")
         rest = {k: v for k, v in batch.items() if k != self.column} if isinstance(batch, dict) else {}
+        taken = sorted({"logits", *OUTPUTS} & set(rest))
+        if taken:
+            raise DataError(f"the batch has {taken[0]!r} already, which the verdict would overwrite: rename it")
         return rest | self.judged(self.images(batch[self.column] if isinstance(batch, dict) else batch))
 
     def images(self, given: Any) -> Tensor:

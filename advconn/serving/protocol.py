@@ -51,7 +51,8 @@ def asked(body: bytes, header_length: int | None, most: int) -> Asked:
     try:
         said = json.loads(body[:cut])
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the request is no JSON: {str(error)[:100]}") from None
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"the request is no JSON that can be read{where}") from None
     inputs = said.get("inputs") if isinstance(said, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         count = len(inputs) if isinstance(inputs, list) else "no"
@@ -83,7 +84,7 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
     if not isinstance(shape, list) or not 3 <= len(shape) <= 4 or not all(type(s) is int and s > 0 for s in shape):
         raise DataError(f"the input's shape is {str(shape)[:60]}; expected [n, c, h, w] or [n, h, w, c]")
     if shape[0] > most:
-        raise DataError(f"{shape[0]} images in a request; expected {most} or fewer")
+        raise DataError(f"{str(shape[0])[:20]} images in a request; expected {most} or fewer")
     count, dtype = math.prod(shape), np.dtype(TYPES[kind])
     size = _parameters(given).get("binary_data_size")
     if size is not None:
@@ -103,7 +104,8 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
         raise DataError(f"the input's data are {values.size} numbers; its shape asks for {count}")
     if kind == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):
         raise DataError("the input's data are no bytes: expected whole numbers from 0 to 255")
-    return values.astype(dtype).reshape(shape)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told image by image
+        return values.astype(dtype).reshape(shape)
 
 
 def answer(outputs: Mapping[str, np.ndarray], said: Asked, model: str) -> tuple[bytes, int | None]:
@@ -115,7 +117,7 @@ def answer(outputs: Mapping[str, np.ndarray], said: Asked, model: str) -> tuple[
     wanted = said.wanted or tuple(outputs)
     unknown = [name for name in wanted if name not in outputs]
     if unknown:
-        raise DataError(f"there is no output {unknown[0]!r}; expected some of {', '.join(outputs)}")
+        raise DataError(f"there is no output {unknown[0][:40]!r}; expected some of {', '.join(outputs)}")
     described, blobs = [], []
     for name in wanted:
         values = outputs[name]
