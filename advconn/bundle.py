@@ -49,6 +49,12 @@ def default(name: str = "cifar10") -> Path:
     return shipped(name)
 
 
+def folder_of(named: Path | str) -> Path:
+    """The folder itself, or where there is none, that of the shipped detector of this name."""
+    path = Path(named)
+    return default(str(named)) if str(named) in SHIPPED and not path.exists() else path
+
+
 def load(
     folder: Path | str,
     *,

@@ -43,15 +43,7 @@ class Taught:
 
     def and_benign(self, features: Tables, groups: np.ndarray) -> Taught:
         """With these clean rows under benign conditions."""
-        if not features:
-            return self
-        return replace(
-            self,
-            features=tuple(np.concatenate(pair) for pair in zip(self.features, features, strict=True)),
-            kinds=np.concatenate([self.kinds, np.zeros(len(groups), int)]),
-            groups=np.concatenate([self.groups, groups]),
-            benign=np.concatenate([self.benign, np.ones(len(groups), bool)]),
-        )
+        return self._with(features, 0, groups, benign=True)
 
     def and_attacked(self, name: str, features: Tables, groups: np.ndarray, tried: int) -> Taught:
         """With these rows of a further attack, all of which succeeded; more of one that is there already are added."""
@@ -59,13 +51,19 @@ class Taught:
             return self
         kind = list(self.attacks).index(name) + 1 if name in self.attacks else int(self.kinds.max(initial=0)) + 1
         before = self.attacks.get(name, (0, 0))
+        known = self.attacks | {name: (before[0] + tried, before[1] + len(groups))}
+        return replace(self._with(features, kind, groups, benign=False), attacks=known)
+
+    def _with(self, features: Tables, kind: int, groups: np.ndarray, *, benign: bool) -> Taught:
+        """With these rows, all of one kind."""
+        if not features:
+            return self
         return replace(
             self,
             features=tuple(np.concatenate(pair) for pair in zip(self.features, features, strict=True)),
             kinds=np.concatenate([self.kinds, np.full(len(groups), kind)]),
             groups=np.concatenate([self.groups, groups]),
-            benign=np.concatenate([self.benign, np.zeros(len(groups), bool)]),
-            attacks=self.attacks | {name: (before[0] + tried, before[1] + len(groups))},
+            benign=np.concatenate([self.benign, np.full(len(groups), benign)]),
         )
 
     def sound(self) -> Taught:

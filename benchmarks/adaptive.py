@@ -79,7 +79,7 @@ def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject
 def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
     out: list[Subject] = []
     for folder in folders:
-        path = Path(folder) if Path(folder).is_dir() else bundle.default(folder)
+        path = bundle.folder_of(folder)
         detector = bundle.load(path, device=device)
         model, other = detector.connectivity.classifier, detector.connectivity.companion
         if device != "cpu":
@@ -122,9 +122,7 @@ def finds(one: Subject, model: Classifier, part: Part, size: int, args: argparse
             model, one.follow, planted.images, planted.labels, one.threshold, eps=size / 255, way=way,
             steps=args.steps, restarts=args.restarts, batch_size=args.batch, logits=planted.logits,
         ).images.to(planted.images)  # fmt: skip
-        with torch.no_grad():
-            there = planted.logits(made, torch.arange(len(made), device=made.device)).argmax(1).cpu().numpy() == 1
-        out[way] = [len(made), int((there & (one.judge(made) <= one.threshold)).sum())]
+        out[way] = [len(made), int((planted.reached(made) & (one.judge(made) <= one.threshold)).sum())]
     return out
 
 

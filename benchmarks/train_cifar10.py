@@ -84,6 +84,14 @@ def distilled(logits: torch.Tensor, taught: torch.Tensor, temperature: float = 2
     return temperature**2 * F.cross_entropy(logits / temperature, (taught / temperature).softmax(1))
 
 
+def optimizer_of(net: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum; weights decay, biases and normalisation do not."""
+    decay = [p for p in net.parameters() if p.ndim > 1]
+    plain = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -115,14 +123,7 @@ def main() -> None:
     average = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimizer = optimizer_of(net, args.lr)
     steps = len(y) // args.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * steps, pct_start=0.2)
     partial = args.out.with_suffix(".partial")

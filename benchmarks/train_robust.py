@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_cifar10 import MEAN, STD, accuracy, augment, network, split
+from train_cifar10 import MEAN, STD, accuracy, augment, network, optimizer_of, split
 
 from advconn.nets import compact
 
@@ -155,12 +155,7 @@ def main() -> None:
     average = torch.optim.swa_utils.AveragedModel(
         inner, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
-    decay = [p for p in inner.parameters() if p.ndim > 1]
-    plain = [p for p in inner.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
+    optimizer = optimizer_of(inner, args.lr)
     steps = len(y) // args.batch
     partial, first = args.out.with_suffix(".partial"), 0
     if partial.exists():

@@ -226,7 +226,7 @@ def test_files_are_judged_as_the_command_judges_them(client, pixels, tmp_path):
     alone = client.post("/score", content=png(pixels[0, 0]), headers={"Content-Type": "image/png"}).json()
     assert alone[0]["p_value"] == found[0]["p_value"]
     assert client.post("/score", content=b"").status_code == 400
-    assert client.post("/score", files=[("a", ("x" * 5000 + ".png", png(pixels[0, 0])))]).status_code in (200, 400)
+    assert client.post("/score", files=[("a", ("x" * 5000 + ".png", png(pixels[0, 0])))]).status_code < 500
     assert client.post("/score", content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
     assert client.post("/score?page=1", files=files[:1]).text.startswith("<!doctype html>")
 

@@ -37,6 +37,12 @@ class Planted:
         values = (self.hidden(points) * self.weights[rows]).sum(1) + self.biases[rows]
         return torch.stack([torch.zeros_like(values), values], 1)
 
+    def reached(self, points: Tensor) -> np.ndarray:
+        """(n,) whether points made from the images, one each, are where the other class is planted."""
+        rows = torch.arange(len(points), dtype=torch.int64, device=points.device)
+        with torch.no_grad():
+            return np.asarray((self.logits(points, rows).argmax(1) == 1).cpu().numpy())
+
     @property
     def labels(self) -> Tensor:
         """(n,) the class that the images have: 0."""

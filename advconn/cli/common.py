@@ -267,8 +267,7 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
 def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:
     from advconn import bundle
 
-    if detector is not None and str(detector) in bundle.SHIPPED and not detector.exists():
-        detector = bundle.default(str(detector))
+    detector = None if detector is None else bundle.folder_of(detector)
     if asked.model is None:
         return bundle.load(detector or bundle.default(), device=place(device))
     if detector is None:

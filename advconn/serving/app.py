@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,15 @@ class Server:
 
     async def index(self, request: Request) -> Response:
         """The page."""
+        return HTMLResponse(self._index)
+
+    @cached_property
+    def _index(self) -> str:
         from jinja2 import Environment
 
         source = (Path(__file__).parent / "templates" / "index.html").read_text(encoding="utf-8")
         template = Environment(autoescape=True).from_string(source)
-        return HTMLResponse(template.render(name=self.name, about=self.about, version=version("advconn")))
+        return template.render(name=self.name, about=self.about, version=version("advconn"))
 
     def _declared(self, request: Request) -> None:
         """Refuse a body that says it is too large, or says nothing in a form."""
@@ -288,8 +292,7 @@ class Server:
         """The client went away while it sent."""
         return Response(status_code=400)
 
-    async def refusal(self, request: Request, error: Exception) -> Response:
+    async def refusal(self, request: Request, error: HTTPException) -> Response:
         """The same of what HTTP itself refuses."""
-        assert isinstance(error, HTTPException)
         self.metrics.refused.labels(str(error.status_code)).inc()
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)

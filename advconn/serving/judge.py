@@ -7,7 +7,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from advconn.classifier import Classifier
@@ -57,8 +56,7 @@ class Judge:
             if self._loaded is None:
                 from advconn import bundle
 
-                name = str(self._given)
-                folder = bundle.default(name) if name in bundle.SHIPPED and not Path(name).exists() else Path(name)
+                folder = bundle.folder_of(str(self._given))
                 self._loaded = bundle.load(folder, model=self.model, device=self.device)
             return self._loaded
 
@@ -96,7 +94,8 @@ class Judge:
     def judged(self, images: Tensor) -> dict[str, Any]:
         """The same for images (n, c, h, w); one that cannot be judged is flagged, and told why in `advconn_error`."""
         classifier = self.detector.connectivity.classifier
-        faults = [_fault(image) if image.is_floating_point() else None for image in images]
+        exact = not images.is_floating_point()  # bytes are all in range
+        faults: list[str | None] = [None] * len(images) if exact else _faults(images)
         sound = [i for i, fault in enumerate(faults) if fault is None]
         seen = self.detector.judge(classifier.check(images[sound])) if sound else None
         return self._outputs(faults, sound, seen, classifier.num_classes)
@@ -126,11 +125,17 @@ class Judge:
         return out | {"advconn_error": np.array(errors, dtype=object)}
 
 
-def _fault(image: Tensor) -> str | None:
-    """Why an image (c, h, w) of floats cannot be judged."""
-    if not bool(torch.isfinite(image).all()):
+def _faults(images: Tensor) -> list[str | None]:
+    """Why each of images (n, c, h, w) of floats cannot be judged, if it cannot."""
+    flat = images.flatten(1)
+    finite = flat.isfinite().all(1).tolist()
+    ends = zip(finite, flat.amin(1).tolist(), flat.amax(1).tolist(), strict=True)
+    return [_fault(*found) for found in ends]
+
+
+def _fault(finite: bool, low: float, high: float) -> str | None:
+    if not finite:
         return "the image holds NaN or infinity"
-    low, high = float(image.min()), float(image.max())
     if low < -1e-4 or high > 1 + 1e-4:
         return f"the image lies in [{low:.3g}, {high:.3g}]: expected [0, 1]"
     return None
