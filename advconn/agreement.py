@@ -12,9 +12,15 @@ from advconn.classifier import Classifier
 from advconn.errors import DataError
 from advconn.images import Item, labels
 
+LOOKED_AT = 1000  # images by which it is seen what the labels mean and what the classifier makes of them
 ENOUGH = 20  # images before anything is said of an accuracy
 LEVEL = 0.05
 FLAWLESS = 100  # images without a mistake that an honest classifier seldom shows
+
+
+def some_of(count: int) -> Tensor:
+    """Rows (m,) of at most LOOKED_AT images, evenly over all."""
+    return torch.arange(count, dtype=torch.int64, device="cpu")[:: -(-count // LOOKED_AT) or 1]
 
 
 def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
@@ -45,10 +51,12 @@ def chosen(
     predicted: Tensor,
     how: str = "auto",
     note: Callable[[str], None] = lambda text: None,
+    rows: Tensor | slice = slice(None),
 ) -> Tensor | None:
-    """True labels (n,) of images, read in the way asked for, or in the one that the predictions (n,) agree with best.
+    """True labels (n,) of images, read in the way asked for, or in the one that the predictions agree with best.
 
-    None where none are known; `note` is told which way was taken, and why none was.
+    None where none are known; `note` is told which way was taken, and why none was. `predicted` are those of the images
+    in `rows`.
 
     Raises:
         DataError: the way asked for does not fit.
@@ -67,7 +75,7 @@ def chosen(
         why = f" (the labels {', '.join(some)}, ... are no class of its {classifier.num_classes})" if some else ""
         note(f"no true labels are known{why}: the classifier's own predictions stand in for them")
         return None
-    agree = {way: float((values == predicted.cpu()).float().mean()) for way, values in found.items()}
+    agree = {way: float((values[rows] == predicted.cpu()).float().mean()) for way, values in found.items()}
     best = max(("name", "index", "sorted"), key=lambda way: agree.get(way, -1.0))
     folders = len({item.label for item in items})
     if best == "sorted" and folders < classifier.num_classes and agree[best] < 0.5:  # some classes of many, by accident

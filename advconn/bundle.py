@@ -8,9 +8,6 @@ Whatever is wrong with a folder is told when it is loaded: a trial verdict is pa
 from __future__ import annotations
 
 import json
-import math
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +15,23 @@ import numpy as np
 import torch
 
 from advconn import card as cards
-from advconn import heads, models, pretrained, zoo
-from advconn.calibration import CLEAN
-from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
+from advconn import pretrained, restoring
+from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted
-from advconn.errors import AdvconnError, AdvconnWarning, BundleError, line_of
+from advconn.errors import AdvconnError, BundleError, line_of
 from advconn.files import shipped
 from advconn.kinds import MIXTURE
-from advconn.likeness import alike, size_of
-from advconn.modes import References
-from advconn.preprocessing import names_of
+from advconn.likeness import size_of
 from advconn.probing import probe_images
 from advconn.saving import save as save
-from advconn.stages import GATED, Cascade, Missed, Stage, walks_of
+from advconn.stages import Stage
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 SHIPPED = ("cifar10", "cifar10-hardened", "digits", "imagenet")
-HELD = {  # where a network's weights are, and how it is given where they are not
-    "classifier": (WEIGHTS, "--model SPEC"),
-    "companion": (COMPANION, "bundle.load(..., companion=) in Python"),
-}
 
 
 def default(name: str = "cifar10") -> Path:
@@ -81,7 +71,7 @@ def load(
     folder = Path(folder)
     try:
         card = read_card(folder)
-        beside = _companion(folder, card, companion, device)
+        beside = restoring.companion_of(folder, card, companion, device)
         detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
         return detector
@@ -154,16 +144,18 @@ def _load(
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / TENSORS)
-    classifier, references = _given(folder, card, tensors, model, device, same_weights)
+    classifier, references = restoring.classifier_and_references(folder, card, tensors, model, device, same_weights)
     known, fitted = card["calibration"], card["fitted"]
-    connectivity = Connectivity(classifier, references, companion=companion, **_tuples(card["connectivity"]))
-    stages = None if card["stages"] is None else tuple(Stage(**_tuples(stage)) for stage in card["stages"])
-    cascade, typical, stages = _cascade(folder, card, tensors, connectivity, stages)
+    connectivity = Connectivity(classifier, references, companion=companion, **restoring.tuples(card["connectivity"]))
+    stages = None if card["stages"] is None else tuple(Stage(**restoring.tuples(stage)) for stage in card["stages"])
+    cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
-    made = Fitted(fitted["train"], fitted["calibrate"], attacks, seen, _missed(card["missed"]), fitted["pretrained"])
+    made = Fitted(
+        fitted["train"], fitted["calibrate"], attacks, seen, restoring.missed_of(card["missed"]), fitted["pretrained"]
+    )
     conditions, number, count = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1, len(cascade.walks)
-    scores, classes = _calibration(tensors, conditions, number, card["format"])
+    scores, classes = restoring.calibration_of(tensors, conditions, number, card["format"])
     detector = Detector.restore(
         connectivity,
         cascade,
@@ -190,173 +182,3 @@ def _load(
         raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     detector.figures_ = card["figures"]
     return detector
-
-
-def _given(
-    folder: Path,
-    card: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-    model: Classifier | None,
-    device: str | None,
-    same_weights: bool,
-) -> tuple[Classifier, References | None]:
-    """The classifier, given or held, if it is the one that was fitted for, and the references."""
-    size = card["classifier"]["preprocessing"]["size"]
-    if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
-        raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
-    classifier = _held(folder, card, "classifier", device) if model is None else model
-    if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
-        classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
-    _same_input(folder, classifier, card["classifier"])
-    references = _references(tensors, card, classifier)
-    told = classifier.fingerprint == card["classifier"]["fingerprint"]
-    mute = classifier.fingerprint.startswith(("function", "endpoint:", "onnx:"))  # which say nothing of weights
-    if told and not mute:
-        return classifier, references
-    if not same_weights:
-        return classifier, references and References(
-            references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
-        )
-    if not alike(classifier, card["classifier"], tensors, references):
-        raise BundleError(
-            f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
-            f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
-        )
-    return classifier, references
-
-
-def _cascade(
-    folder: Path,
-    card: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-    connectivity: Connectivity,
-    stages: tuple[Stage, ...] | None,
-) -> tuple[Cascade, np.ndarray, tuple[Stage, ...] | None]:
-    """The stages that this classifier can walk, fitted; a typical clean image's features (d,) at the last; the stages.
-
-    One that gives no gradient is judged by those before bypass: their scores are calibrated too.
-    """
-    names, count = list(card["features"]), len(card["exits"]) + 1
-    bypass = any(name.startswith("complexity.") for name in names)
-    cut = bypass and stages is not None and not connectivity.classifier.differentiable and count > 1
-    if cut and stages is not None:
-        stages, count = tuple(stage for stage in stages if not stage.paths), count - 1
-        warnings.warn(
-            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
-            AdvconnWarning,
-            stacklevel=4,
-        )
-    walks = walks_of(connectivity, stages, bypass=bypass)
-    if len(walks) != count:
-        raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
-    columns = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
-    if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
-        raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
-    files = cards.head_files(len(card["exits"]) + 1)[:count]
-    found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
-    exits = tuple(-math.inf if at is None else float(at) for at in card["exits"][: count - 1])
-    typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
-    if card["gate"] is not None and not set(GATED) <= set(columns[0]):
-        raise BundleError(f"{folder}: has a gate and no companion; fit the detector again")
-    return Cascade(walks, columns, found, exits, card["gate"]), typical, stages
-
-
-def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor of numbers of this shape."""
-    found = tensors[name]
-    if found.shape != shape or found.dtype.kind != "f" or not np.isfinite(found).all():
-        raise BundleError(f"{name} is {found.dtype} {found.shape} or not finite; expected finite numbers {shape}")
-    return found
-
-
-def _calibration(
-    tensors: dict[str, np.ndarray], conditions: Sequence[str], stages: int, number: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Scores (n, stages) by condition, and the classes (n,) that the images are given, if they are kept."""
-    if number < 3:
-        return {CLEAN: _array(tensors, "calibration", (len(tensors["calibration"]),))[:, None]}, None
-    n = len(tensors.get(f"calibration.{conditions[0]}", ()))
-    scores: dict[str, np.ndarray] = {}
-    for name in conditions:
-        key = f"calibration.{name}"
-        if key not in tensors or tensors[key].shape != (n, stages) or tensors[key].dtype != np.float64:
-            raise BundleError(f"{TENSORS}: {key} is missing, or not {n} x {stages} scores")
-        scores[name] = tensors[key]
-    classes = {name: tensors[f"predicted.{name}"] for name in conditions if f"predicted.{name}" in tensors}
-    if classes and (
-        len(classes) < len(scores) or any(v.shape != (n,) or v.dtype != np.int64 for v in classes.values())
-    ):
-        raise BundleError(f"{TENSORS}: predicted classes that do not fit the scores")
-    return scores, classes or None
-
-
-def _missed(known: dict[str, dict[str, int]] | None) -> Missed | None:
-    if known is None:
-        return None
-    each = {name: (v["missed"], v["of"]) for name, v in known.items()}
-    return Missed(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier: Classifier) -> References | None:
-    if (card["references"] is None) != ("references" not in tensors):
-        raise BundleError("the card and the tensors do not agree on references")
-    if card["references"] is None:
-        return None
-    images = tensors["references"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != classifier.channels or 0 in images.shape:
-        raise BundleError(
-            f"references are {images.dtype} {images.shape}; expected images of {classifier.channels} channels"
-        )
-    classifier.check(torch.from_numpy(images[:1]))
-    logits = _array(tensors, "reference_logits", (len(images), classifier.num_classes))
-    return References(torch.from_numpy(images).to(torch.float32) / 255, torch.from_numpy(logits), card["references"])
-
-
-def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:
-    """The same weights behind another normalisation are another classifier."""
-    look = _tuples(card["preprocessing"])
-    found = vars(classifier.preprocessing) | {"channels": classifier.channels, "num_classes": classifier.num_classes}
-    expected = look | {"channels": card["channels"], "num_classes": card["num_classes"]}
-    for name in ("mean", "std", "size", "channels", "num_classes"):
-        if found[name] != expected[name] and not _close(found[name], expected[name]):
-            raise BundleError(
-                f"{folder}: was fitted with {name} {expected[name]}, and this classifier has {found[name]}; give the "
-                "same"
-            )
-
-
-def _close(found: Any, expected: Any) -> bool:
-    """Whether two means or deviations differ by rounding only."""
-    pair = isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected)
-    return pair and bool(np.allclose(found, expected, rtol=1e-6, atol=0))
-
-
-def _companion(folder: Path, card: dict[str, Any], given: Classifier | None, device: str | None) -> Classifier | None:
-    """The companion, given or held, if it is the one that was fitted beside the classifier."""
-    if card["companion"] is None:
-        return None
-    found = _held(folder, card, "companion", device) if given is None else given
-    if found.fingerprint != card["companion"]["fingerprint"]:
-        raise BundleError(f"{folder}: was fitted with another companion than this; give the same, or fit it again")
-    return found
-
-
-def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) -> Classifier:
-    """The classifier or the companion, whose weights the bundle holds, or which installs."""
-    known, (weights, how) = card[which], HELD[which]
-    name = known["name"]
-    if name is None:
-        raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
-    if name in zoo.NETWORKS:
-        return zoo.NETWORKS[name](device)
-    if models.architecture(name) is None or weights not in card["files"]:
-        raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
-    about = {"device": device, "channels": known["channels"], "class_names": known["class_names"]}
-    try:
-        return models.load(name, folder / weights, **about, **_tuples(known["preprocessing"]))
-    except AdvconnError as error:
-        raise BundleError(f"{folder}: its {which} cannot be rebuilt: {error}") from error

@@ -12,10 +12,10 @@ from torch import Tensor
 from advconn.calibration import CLEAN, Calibration, enough, needed
 from advconn.conditions import CONDITIONS, usable
 from advconn.errors import FitError
+from advconn.exits import Missed, ordered
 from advconn.given import as_bytes
 from advconn.judging import Judging
 from advconn.progress import Progress, silent
-from advconn.stages import Missed, ordered
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
 
-BARE = frozenset({"self", "grain", "companion"})  # families that need no references
+BARE = frozenset({"query", "self", "grain", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
@@ -35,9 +35,9 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         classifier: the model that the images are shown to.
-        references: images that own and rival paths lead to; without them only the self family is walked.
-        families: of 'self', 'grain', 'companion', 'own', 'rival', 'latent', 'complexity'; None takes self, with a
-            companion that, with references own and rival, and with a layer latent.
+        references: images that own and rival paths lead to; without them no such path is walked.
+        families: of 'query', 'self', 'grain', 'companion', 'own', 'rival', 'latent', 'complexity'; None takes query
+            and self, with a companion that, with references own and rival, and with a layer latent.
         copies: names in COPIES. halves: those of them whose path is read half-way too.
         per_class: references of the predicted class walked to. rivals: next classes, one reference each.
         samples: positions on every own, rival and latent path, both ends included.
@@ -93,9 +93,9 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.families is None:
             second = () if self.companion is None else ("companion",)
             if self.references is None:
-                return ("self", *second)
+                return ("query", "self", *second)
             latent = () if self.layer is None else ("latent",)
-            return ("self", *second, "own", "rival", *latent)
+            return ("query", "self", *second, "own", "rival", *latent)
         unknown = set(self.families) - set(FEATURES)
         if unknown or not self.families:
             raise DataError(f"no family {', '.join(sorted(unknown))!r}: expected some of {', '.join(FEATURES)}")
@@ -161,8 +161,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         walked = self.walked
         wanted = tuple(self.copies) if "self" in walked else ()
         halves = tuple(name for name in self.halves if name in wanted)
-        known = self._stops(images, _known(start), wanted, halves)
-        parts: dict[str, Any] = {"query": known["query"]}
+        known = self._stops(images, {} if start is None else start.stops(), wanted, halves)
+        parts: dict[str, Any] = {"families": walked, "query": known["query"]}
         if wanted:
             parts |= {"names": wanted, "copies": torch.stack([known[name] for name in wanted], 1)}
         if halves:
@@ -280,18 +280,6 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         settings: dict[str, Any] = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
         landscape = self.classifier.landscape(label)
         return bypass(landscape, start, end, height, target=height - SLACK, scan=scan, **settings)
-
-
-def _known(start: Trace | None) -> dict[str, Tensor]:
-    """The logits (n, k) in a trace by where they were met."""
-    if start is None:
-        return {}
-    known = {"query": start.query}
-    if start.copies is not None:
-        known |= dict(zip(start.names, start.copies.unbind(1), strict=True))
-    if start.midway is not None:
-        known |= {f"half {name}": at for name, at in zip(start.halves, start.midway.unbind(1), strict=True)}
-    return known
 
 
 @lru_cache(maxsize=4)

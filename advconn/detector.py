@@ -26,9 +26,9 @@ from advconn.judgement import Judgement as Judgement  # of the public name
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
 from advconn.pretrained import Pretrained
-from advconn.progress import Progress, silent
+from advconn.progress import Progress
+from advconn.runner import Runner
 from advconn.stages import STAGES, Cascade, Stage, against, scored, shares_of, walks_of
-from advconn.store import Store
 from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
@@ -110,9 +110,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         groups: Any = None,
         kept: Any = None,
         surrogate: Classifier | None = None,
-        store: Store | None = None,
-        jobs: int = 1,
-        progress: Progress = silent,
+        runner: Runner | None = None,
     ) -> Detector:
         """Fit the head and calibrate it.
 
@@ -127,9 +125,8 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
             surrogate: another classifier of the same classes, on which attacks that need a gradient are made where
                 this one gives none; only those that change its prediction count.
-            store: where finished attacks are kept, so that a fit that was interrupted goes on.
-            jobs: processes that attacks are spread over.
-            progress: told (stage, done, total).
+            runner: spreads the attacks over processes, keeps what is finished, so that a fit that was interrupted goes
+                on, and tells how far it is.
 
         Raises:
             AttackError: an attack needs a gradient that nothing gives.
@@ -152,14 +149,15 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         train = ~np.isin(names, names[kept])
         walks = walks_of(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
-        maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, store or Store(None), jobs, progress)
+        runner = Runner() if runner is None else runner
+        maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, runner)
         usual = tuple(self.attacks) == MIXTURE
         mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
             found = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
             self.take(self.pretrained, found.sound())
-            return self._calibrated(images, kept, progress)
+            return self._calibrated(images, kept, runner.progress)
         if y is None:
             rows = attacked_rows(images[train], _maybe(labels, train), mixture, maker)
         else:
@@ -170,7 +168,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         self.teach(rows.sound())
         if y is None and self.evasive:
             self._harden(rows, images[train], _maybe(labels, train), mixture, maker)
-        return self._calibrated(images, kept, progress)
+        return self._calibrated(images, kept, runner.progress)
 
     def _harden(
         self, rows: Taught, images: Tensor, labels: Tensor | None, mixture: Sequence[Attack], maker: Maker

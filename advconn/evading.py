@@ -26,10 +26,11 @@ from torch import Tensor
 from advconn.attacks import Hits
 from advconn.classifier import Classifier
 from advconn.errors import AttackError
+from advconn.exits import cut
 from advconn.features import table
 from advconn.margins import margin
 from advconn.progress import Progress, silent
-from advconn.stages import Cascade, cut
+from advconn.stages import Cascade
 
 Score = Callable[[Tensor], Tensor]
 QUICK, STEPS = 2, 20  # stages that are followed, and steps, where many evasive images are made to learn from

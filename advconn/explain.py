@@ -31,9 +31,12 @@ _GROUPS = {  # what is told of columns whose names start with these, and the one
         "self.half.mean3",
         "half-way to a smoothed copy its margin has shifted by {0:+.2g} (clean: {1:+.2g})",
     ),
-    ("self.energy",): ("self.energy", "the logits are of strength {0:.3g} (log-sum-exp; clean: {1:.3g})"),
-    ("self.margin", "self.gap", "self.entropy"): (
-        "self.gap",
+    ("query.energy", "self.energy."): (
+        "query.energy",
+        "the logits are of strength {0:.3g} (log-sum-exp; clean: {1:.3g})",
+    ),
+    ("query.margin", "query.gap", "query.entropy", "self.entropy"): (
+        "query.gap",
         "its class leads by {0:.2g} over the next (clean: {1:.2g})",
     ),
     ("companion.",): (

@@ -3,6 +3,7 @@
 Every family is one function from a Trace to columns (n,). margin is the log-odds margin against the query's predicted
 class (negative where that class wins), energy is the logits' logsumexp.
 
+query       the query's own logits, before any path
 own         straight paths to reference images of the predicted class (Vrabel et al. 2025; Gu & Borovykh 2023)
 rival       straight paths to reference images of the classes that come next
 self        paths to label-preserving copies of the query, read at their ends and on the way
@@ -41,6 +42,7 @@ class Trace:
     latent: as own, between the outputs of a layer. detour: bypass of the n * r own paths.
     grain: (n, GRAIN) noise levels and fine structure of the query itself. companion: (n, 2, k), a second network's
     logits at the query and at its mirror image. What was not asked for is None.
+    families: whose features are read; unless told those of everything that is here.
     """
 
     query: Tensor
@@ -56,11 +58,21 @@ class Trace:
     grain: Tensor | None = None
     companion: Tensor | None = None
     detour: Detour | None = None
+    families: tuple[str, ...] = ()
 
     @property
     def predicted(self) -> Tensor:
         """The class that each query is given, (n,)."""
         return self.query.argmax(1)
+
+    def stops(self) -> dict[str, Tensor]:
+        """The logits (n, k) at the queries, at their copies and half-way, by name."""
+        stops = {"query": self.query}
+        if self.copies is not None:
+            stops |= dict(zip(self.names, self.copies.unbind(1), strict=True))
+        if self.midway is not None:
+            stops |= {f"half {name}": at for name, at in zip(self.halves, self.midway.unbind(1), strict=True)}
+        return stops
 
     def rows(self, index: Tensor) -> Trace:
         """The traces of these queries, as walked before any bypass."""
@@ -89,6 +101,17 @@ def _spread_of(columns: Columns, name: str, values: Tensor) -> None:
     columns[f"{name}.max"] = values.amax(1)
 
 
+def query_features(trace: Trace) -> Columns:
+    """What can be read off the query's own logits: how far its class leads, their strength, their entropy."""
+    first, second = trace.query.topk(2, dim=1).values.unbind(1)
+    return {
+        "margin": margin(trace.query, trace.predicted),
+        "energy": trace.query.logsumexp(1),
+        "entropy": torch.special.entr(trace.query.softmax(1)).sum(1),
+        "gap": first - second,
+    }
+
+
 def self_features(trace: Trace) -> Columns:
     """Where the copies lean: each copy's rise of the margin and of the class they lean to, and their consensus."""
     if trace.copies is None:
@@ -104,7 +127,7 @@ def self_features(trace: Trace) -> Columns:
     lean = _class(copies, other) - _class(copies, label) - (_class(query, other) - _class(query, label))[:, None]
     divergence = (shares * (copies.log_softmax(2) - query.log_softmax(1)[:, None])).sum(2)
     back = (before[:, None] * (query.log_softmax(1)[:, None] - copies.log_softmax(2))).sum(2)
-    columns: Columns = {"margin": start, "energy": query.logsumexp(1)}
+    columns: Columns = {}
     for i, name in enumerate(trace.names):
         columns[f"rise.{name}"] = rise[:, i]
         columns[f"lean.{name}"] = lean[:, i]
@@ -119,11 +142,8 @@ def self_features(trace: Trace) -> Columns:
     columns["share.other"] = _class(shares, other).mean(1)
     columns["share.sd"] = _class(shares, label).std(1, correction=0)
     columns["entropy"] = torch.special.entr(shares.mean(1)).sum(1)
-    columns["entropy.query"] = torch.special.entr(before).sum(1)
     columns["fall"] = _class(query, label) - _class(copies, label).mean(1)
     columns["climb"] = _class(copies, other).mean(1) - _class(query, other)
-    top = query.topk(2, dim=1).values
-    columns["gap"] = top[:, 0] - top[:, 1]
     if trace.midway is not None:
         ends = torch.stack([rise[:, trace.names.index(name)] for name in trace.halves], 1)
         half = margin(trace.midway, label[:, None]) - start[:, None]
@@ -246,6 +266,7 @@ def complexity_features(trace: Trace) -> Columns:
 
 FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
     {
+        "query": query_features,
         "self": self_features,
         "grain": grain_features,
         "companion": companion_features,
@@ -258,6 +279,7 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
 
 
 def table(trace: Trace) -> tuple[Tensor, list[str]]:
-    """All columns (n, d) of a trace and their names, 'family.name'."""
-    columns = {f"{family}.{name}": c for family, make in FEATURES.items() for name, c in make(trace).items()}
+    """The columns (n, d) of a trace's families and their names, 'family.name'."""
+    read = [family for family in FEATURES if not trace.families or family in trace.families]
+    columns = {f"{family}.{name}": c for family in read for name, c in FEATURES[family](trace).items()}
     return torch.stack(list(columns.values()), 1), list(columns)

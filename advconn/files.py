@@ -1,11 +1,12 @@
-"""Folders and files that appear only whole: written under a temporary name, then renamed."""
+"""Files that are found, and folders and files that appear only whole: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -132,3 +133,44 @@ def replacing(file: Path) -> Iterator[Path]:
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> int:
+    """Its mode, as os.stat has it.
+
+    Raises:
+        DataError: nothing there, or not to be read.
+    """
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or line_of(error)}") from error
+
+
+def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Path]:
+    """Every file under a folder, in order; links are followed, each folder once. What cannot be read is told."""
+
+    def refuse(error: OSError) -> None:
+        failed(DataError(f"{error.filename}: cannot be read: {error.strerror}"))
+
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
+            try:
+                regular = stat.S_ISREG(path.stat().st_mode)
+            except OSError as error:
+                failed(DataError(f"{path}: cannot be read: {error.strerror}"))
+                continue
+            if regular:
+                yield path
+            else:
+                failed(DataError(f"{path}: no regular file; expected an image"))

@@ -21,7 +21,7 @@ from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.given import as_tensor, marks
 from advconn.preparing import Clean, prepared, sound, with_references
-from advconn.progress import Progress, silent
+from advconn.runner import Runner
 from advconn.stages import STAGES, Stage, walks_of
 from advconn.suiting import harmless, mixture_for, shared
 
@@ -54,10 +54,8 @@ def fit(
     companion: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
     accuracy: float | None = None,
-    progress: Progress = silent,
+    runner: Runner | None = None,
     note: Callable[[str], None] = warn,
-    store: Any = None,
-    jobs: int = 1,
     walk: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
@@ -88,8 +86,8 @@ def fit(
         accept_accuracy: go on with a classifier that is no better than chance.
         accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: `note` is told where
             it gets significantly more of these right, and without one where it gets all of them right.
-        progress, note: told how far it is; told what a user should know (else these are warnings).
-        store, jobs: see Detector.fit.
+        runner: see Detector.fit.
+        note: told what a user should know (else these are warnings).
         walk: options of Connectivity.
         options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
             `conditions` those that leave it its predictions. Every image is attacked by about seven of the attacks
@@ -130,8 +128,7 @@ def fit(
     else:
         _enough(len(clean.images), len(chosen), detector)
     _promise(detector, confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
-    making = {"surrogate": other, "store": store, "jobs": jobs, "progress": progress}
-    detector.fit(used, labels=known, kept=kept, **making)
+    detector.fit(used, labels=known, kept=kept, surrogate=other, runner=runner)
     _tell(detector, note)
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(clean.images), detector.fitted_.seen))
     return detector

@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from advconn import arrays
 from advconn.arrays import Archive
-from advconn.errors import DataError, line_of
-from advconn.files import writing
+from advconn.errors import DataError
+from advconn.files import files_under, kind_of, writing
 from advconn.layout import layout
 from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, readings, sized
 from advconn.pictures import picture as picture  # of the public name
@@ -77,7 +76,7 @@ class Collection:
         self._archives: dict[str, Archive] = {}
         self.skipped: list[str] = []
         self.failed: list[DataError] = []
-        kind = _kind(self.path)
+        kind = kind_of(self.path)
         if stat.S_ISDIR(kind):
             self.items = self._folder()
         elif not stat.S_ISREG(kind):
@@ -100,7 +99,7 @@ class Collection:
     def _folder(self) -> tuple[Item, ...]:
         """Every image in the folder and under it; the name of the first folder is the label, as ImageFolder has it."""
         items = []
-        for path in _walk(self.path, self.failed.append):
+        for path in files_under(self.path, self.failed.append):
             parts = path.relative_to(self.path).parts
             if path.suffix.lower() in SUFFIXES or is_picture(path):
                 if path.name.startswith("._") and not is_picture(path):
@@ -233,72 +232,6 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
 
 def _label(archive: Archive, row: int) -> str | None:
     return None if archive.labels is None else str(archive.labels[row])
-
-
-def _kind(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file or folder") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or line_of(error)}") from error
-
-
-def _walk(root: Path, failed: Callable[[DataError], None]) -> Iterator[Path]:
-    """Every file under a folder, in order; links are followed, each folder once. What cannot be read is told."""
-
-    def refuse(error: OSError) -> None:
-        failed(DataError(f"{error.filename}: cannot be read: {error.strerror}"))
-
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        for name in sorted(files):
-            path = Path(folder, name)
-            try:
-                regular = stat.S_ISREG(path.stat().st_mode)
-            except OSError as error:
-                failed(DataError(f"{path}: cannot be read: {error.strerror}"))
-                continue
-            if regular:
-                yield path
-            else:
-                failed(DataError(f"{path}: no regular file; expected an image"))
-
-
-def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
-    """Images (n, c, h, w) from a path, a PIL picture, an array or tensor, or a sequence of these.
-
-    An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
-
-    Raises:
-        DataError: anything else, or what cannot be read.
-    """
-    if isinstance(given, (list, tuple)):
-        parts = [read_all(one, preprocessing, channels, reading) for one in given]
-        if not parts:
-            return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
-        kinds = {p.dtype for p in parts}
-        return torch.cat([p.to(torch.float32) / 255 if len(kinds) > 1 and p.dtype == torch.uint8 else p for p in parts])
-    if isinstance(given, (str, os.PathLike)):
-        collection = Collection(Path(given), reading=reading)
-        if collection.failed:
-            raise collection.failed[0]
-        return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
-    if isinstance(given, Image.Image):
-        (made,) = readings(given, "the picture", channels, reading).values()
-        return torch.from_numpy(pixels_of(fitted(made, preprocessing, "the picture"), channels))[None]
-    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
-    found = layout(array.shape, channels, "the array").images(array)
-    plain = [np.ascontiguousarray(one, dtype=np.uint8 if one.dtype == np.uint8 else np.float32) for one in found]
-    return torch.from_numpy(np.stack([sized(one, preprocessing, "the array") for one in plain]))
 
 
 def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:

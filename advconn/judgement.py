@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from advconn.calibration import Calibration
+from advconn.exits import ordered
 from advconn.features import Trace
 from advconn.margins import Cost
-from advconn.stages import Cascade, Found, ordered
+from advconn.stages import Cascade, Found
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from torch import Tensor
 from advconn.calibration import Calibration
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError, FitError
+from advconn.exits import ordered
 from advconn.explain import Explanation, Typical, explanation, reason
 from advconn.given import as_tensor
 from advconn.judgement import Judgement, judgement_of
 from advconn.margins import counting
 from advconn.progress import Progress, silent
-from advconn.stages import Cascade, Found, ordered
+from advconn.stages import Cascade, Found
 
 
 class Judging(ClassifierMixin):  # type: ignore[misc]
@@ -104,7 +105,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         Raises:
             DataError: what cannot be read.
         """
-        from advconn.images import read_all
+        from advconn.reading import read_all
 
         classifier = self.connectivity.classifier
         return read_all(images, classifier.preprocessing, classifier.channels, reading)

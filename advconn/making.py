@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,8 +16,8 @@ from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.errors import AttackError
 from advconn.features import Trace, table
-from advconn.progress import Progress, silent
-from advconn.store import Store
+from advconn.progress import Progress
+from advconn.runner import Runner
 
 SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too
 
@@ -42,8 +41,7 @@ class Maker:
 
     walks: what makes features, one table each; their classifier is attacked. per_attack: at most so many images by each
     attack. benign: conditions that some attacked copies are put under, so that these do not hide them. seed: of every
-    attack. surrogate: see Detector.fit. store: where what is finished is kept. jobs: processes.
-    progress: told (stage, done, total). threads: of torch in each process, 0 for as many as there are.
+    attack. surrogate: see Detector.fit. runner: where the work is spread and kept.
     """
 
     walks: tuple[Connectivity, ...]
@@ -51,39 +49,18 @@ class Maker:
     benign: tuple[str, ...] = ()
     seed: int = 0
     surrogate: Classifier | None = None
-    store: Store = field(default_factory=lambda: Store(None))
-    jobs: int = 1
-    progress: Progress = silent
-    threads: int = 0
+    runner: Runner = field(default_factory=Runner)
 
     def walked(self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]) -> Iterator[Made]:
         """What each attack gave."""
         calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
-        if self.jobs == 1 or not self._travels():
+        if self.runner.alone or not self.runner.travels(self.classifier):
             yield from (self._one(*call) for call in calls)
             return
-        from joblib import Parallel, delayed
-
-        quiet = replace(self, jobs=1, progress=silent, threads=max(1, torch.get_num_threads() // self.jobs))
-        pool = Parallel(n_jobs=self.jobs, return_as="generator")
-        for done, found in enumerate(pool(delayed(quiet._one)(*call) for call in calls)):
-            self.progress("attacks", done + 1, len(calls))
+        quiet = replace(self, runner=Runner(store=self.runner.store))
+        for done, found in enumerate(self.runner.spread(quiet._one, calls)):
+            self.runner.progress("attacks", done + 1, len(calls))
             yield found
-
-    def _travels(self) -> bool:
-        """Whether the classifier can be sent to other processes; modules from a user's file go along with it."""
-        try:
-            from joblib.externals import cloudpickle  # what joblib sends work by
-        except ImportError:  # newer ones have it as a package beside them
-            import cloudpickle
-        for name, module in list(sys.modules.items()):
-            if name.startswith("advconn_user_"):
-                cloudpickle.register_pickle_by_value(module)
-        try:
-            cloudpickle.dumps(self.classifier)
-            return True
-        except Exception:  # a module with a lock, a session or a hook in it may raise anything
-            return False
 
     @property
     def classifier(self) -> Classifier:
@@ -91,8 +68,6 @@ class Maker:
         return self.walks[0].classifier
 
     def _one(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
-        if self.threads:
-            torch.set_num_threads(self.threads)
         seed = self.seed * 1000 + i
 
         def make() -> Made:
@@ -100,15 +75,15 @@ class Maker:
             truth = self.classifier.predict(images[hits.rows]) if labels is None else labels[hits.rows]
             changed, kept = still_wrong(self.classifier, hits.images, truth, self.benign, seed)
             every = torch.cat([hits.images, changed])
-            features = features_of(self.walks, every, f"walk {attack}", self.progress)
+            features = features_of(self.walks, every, f"walk {attack}", self.runner.progress)
             return Made(hits.tried, len(hits.rows), features, torch.cat([hits.rows, hits.rows[kept]]).numpy())
 
-        if self.store.folder is None:
+        if self.runner.store.folder is None:
             return make()
         other = None if self.surrogate is None else self.surrogate.fingerprint
         truth = None if labels is None else labels.cpu().numpy()
         key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, self.benign, other)
-        return self.store.get("attack", key, make)
+        return self.runner.store.get("attack", key, make)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -119,11 +94,11 @@ class Maker:
         """Features (n, d) of images by each walk, kept too."""
 
         def make() -> tuple[np.ndarray, ...]:
-            return features_of(self.walks, images, stage, self.progress)
+            return features_of(self.walks, images, stage, self.runner.progress)
 
-        if self.store.folder is None:
+        if self.runner.store.folder is None:
             return make()
-        return self.store.get("walk", (self.key, images.cpu().numpy()), make)
+        return self.runner.store.get("walk", (self.key, images.cpu().numpy()), make)
 
     def source(self, attack: Attack) -> Classifier:
         """The classifier that an attack is made on.
@@ -154,7 +129,7 @@ class Maker:
             truth = None if labels is None else labels[rows]
             hits = successful(self.classifier, attack, images[rows], truth, seed=seed + i, source=source)
             parts.append((hits, rows))
-            self.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
+            self.runner.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
         return joined(parts, images)
 
 

@@ -126,49 +126,53 @@ def synthesise(
     wanted = torch.arange(classifier.num_classes, dtype=torch.int64, device="cpu") if classes is None else classes.cpu()
     together = max(1, LARGEST // (per_class * classifier.channels * h * w))
     if len(wanted) > together:
-        same: dict[str, Any] = {
-            "fourier": fourier,
-            "jitter": jitter,
-            "tv": tv,
-            "stop": stop,
-            "steps": steps,
-            "free": free,
-        }
-        same |= {"rate": rate, "seed": seed}
+        same: dict[str, Any] = {"fourier": fourier, "free": free, "jitter": jitter, "tv": tv}
+        same |= {"stop": stop, "steps": steps, "rate": rate, "seed": seed}
         parts = [synthesise(classifier, per_class, classes=some, **same) for some in wanted.split(together)]
         return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
     labels = wanted.repeat_interleave(per_class).to(classifier.device)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    shape = (len(labels), classifier.channels, h, w)
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, paint = _canvas(shape, fourier, free, generator, classifier.device)
-        optimizer = torch.optim.Adam([leaf], rate)
-        best, lowest = (
-            torch.zeros(shape, device=classifier.device, dtype=torch.float32),
-            torch.full(shape[:1], torch.inf, dtype=torch.float32, device="cpu"),
-        )
-        lowest = lowest.to(classifier.device)
-        for _ in range(steps):
-            images = paint(leaf)
-            energy = margin(classifier.logits(images.detach()), labels)
-            better = energy < lowest
-            lowest = torch.where(better, energy, lowest)
-            best = torch.where(better[:, None, None, None], images.detach(), best)
-            if bool((F.softplus(lowest) < stop).all()):
-                break
-            dy, dx = torch.randint(
-                -reach, reach + 1, (2,), generator=generator, dtype=torch.int64, device="cpu"
-            ).tolist()
-            loss = F.softplus(margin(classifier.logits(images.roll((dy, dx), (2, 3))), labels)).sum()
-            loss = loss + tv * _total_variation(images)
-            optimizer.zero_grad()
-            (leaf.grad,) = torch.autograd.grad(loss, leaf)
-            optimizer.step()
+        canvas = _canvas((len(labels), classifier.channels, h, w), fourier, free, generator, classifier.device)
+        best, lowest = _painted(classifier, labels, canvas, reach, tv, stop, steps, rate, generator)
     lost = labels[lowest >= 0].unique().tolist()
     if lost:
         raise DataError(f"no input of class {lost[0]} was found in {steps} steps: give more steps or a larger rate")
     best = best if free else (best * 255).round() / 255
     return References(best, classifier.logits(best), "synthesised")
+
+
+def _painted(
+    classifier: Classifier,
+    labels: Tensor,
+    canvas: tuple[Tensor, Callable[[Tensor], Tensor]],
+    reach: int,
+    tv: float,
+    stop: float,
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The images of the lowest margin against their labels (n,) that were seen, and that margin (n,)."""
+    leaf, paint = canvas
+    optimizer = torch.optim.Adam([leaf], rate)
+    best = torch.zeros_like(paint(leaf))
+    lowest = torch.full((len(labels),), torch.inf, dtype=torch.float32, device=classifier.device)
+    for _ in range(steps):
+        images = paint(leaf)
+        energy = margin(classifier.logits(images.detach()), labels)
+        better = energy < lowest
+        lowest = torch.where(better, energy, lowest)
+        best = torch.where(better[:, None, None, None], images.detach(), best)
+        if bool((F.softplus(lowest) < stop).all()):
+            break
+        dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator, dtype=torch.int64, device="cpu").tolist()
+        loss = F.softplus(margin(classifier.logits(images.roll((dy, dx), (2, 3))), labels)).sum()
+        loss = loss + tv * _total_variation(images)
+        optimizer.zero_grad()
+        (leaf.grad,) = torch.autograd.grad(loss, leaf)
+        optimizer.step()
+    return best, lowest
 
 
 def _canvas(

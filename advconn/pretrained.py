@@ -20,9 +20,10 @@ import torch.nn.functional as F
 
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, FitError
+from advconn.exits import exits_at
 from advconn.files import shipped
 from advconn.heads import load as load_head
-from advconn.stages import Cascade, exits_at, scored
+from advconn.stages import Cascade, scored
 
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"

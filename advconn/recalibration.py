@@ -14,12 +14,12 @@ from advconn.attacks import Attack, parse_all
 from advconn.calibration import CLEAN, enough
 from advconn.detector import Detector
 from advconn.errors import FitError
+from advconn.exits import ordered
 from advconn.fitting import tell_promise, warn
 from advconn.given import as_labels, as_tensor, marks
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.preparing import sound
 from advconn.progress import Progress, silent
-from advconn.stages import ordered
 
 UNTOLD = "as before"
 

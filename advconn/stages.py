@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.calibration import upper_share
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.features import Trace, joined, table
@@ -25,7 +24,6 @@ from advconn.margins import counting
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images
 GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
-MISSED = 0.02  # of attacked images that the whole walk catches: at most so many may leave early
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def _planned(
     copies: list[str] = []
     halves: list[str] = []
     second = ("companion",) * ("companion" in connectivity.walked)
-    families: tuple[str, ...] = ("self", "grain", *second)
+    families: tuple[str, ...] = ("query", "self", "grain", *second)
     options: dict[str, Any] = {}
     out: list[tuple[Connectivity, float]] = []
     for stage in stages:
@@ -95,7 +93,7 @@ def _planned(
         halves += [name for name in _more(stage.halves, connectivity.halves, halves) if name in copies]
         if stage.paths and paths:
             bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
-            families, options = ("self", "grain", *second, "own", "rival", *bend), NEAR
+            families, options = (*families, "own", "rival", *bend), NEAR
         if (len(copies), len(halves), families) == before:
             continue
         settings = connectivity.get_params(deep=False) | options
@@ -225,94 +223,3 @@ def log_odds(head: Any, features: np.ndarray) -> np.ndarray:
     else:
         values = np.log(np.asarray(head.predict_proba(features), dtype=np.float64).clip(1e-12))
     return np.asarray(np.logaddexp.reduce(values[:, 1:], axis=1) - values[:, 0])
-
-
-def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One score (n,) from those of the stages (n, stages), and the stage (n,) that each image left at, from 1.
-
-    Of one stage it is that stage's own. Of several its whole part is the number of stages passed, and the rest s / (1 +
-    |s|) of the log-odds s of the stage left at, brought to (0, 1). What was not walked (NaN) does not matter.
-
-    Args:
-        exits: of all stages but the last, the largest score that leaves.
-        most: no image goes farther than this stage.
-    """
-    if scores.shape[1] == 1:
-        return scores[:, 0], np.ones(len(scores), int)
-    count = scores.shape[1] if most is None else min(most, scores.shape[1])
-    stage = np.full(len(scores), count)
-    for k in reversed(range(count - 1)):
-        stage[(scores[:, k] <= exits[k]) | np.isposinf(scores[:, k])] = k + 1
-    last = scores[np.arange(len(scores)), stage - 1]
-    with np.errstate(invalid="ignore"):
-        part = np.where(np.isposinf(last), np.inf, (1 + last / (1 + np.abs(last))) / 2)
-    return stage - 1 + part, stage
-
-
-def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
-    """The largest log-odds at stage k (from 0) with which the ordered score stays at `threshold` or under.
-
-    None where no image that comes so far stays under it.
-    """
-    if not exits:
-        return threshold
-    place = threshold - k
-    if place >= 1:
-        return exits[k] if k < len(exits) else float("inf")
-    if place <= 0:
-        return None
-    part = 2 * place - 1
-    within = part / (1 - abs(part))
-    return min(within, exits[k]) if k < len(exits) else within
-
-
-@dataclass(frozen=True)
-class Missed:
-    """Attacked images that left early though the whole walk catches them: how many of how many, all and by attack."""
-
-    count: int
-    of: int
-    by_attack: dict[str, tuple[int, int]]
-
-    @property
-    def at_most(self) -> float:
-        """Their share is at most this, with 95 % confidence (Clopper & Pearson 1934)."""
-        return upper_share(self.count, self.of)
-
-
-def exits(
-    clean: np.ndarray, attacked: np.ndarray, kinds: Sequence[str], shares: Sequence[float], fpr: float
-) -> tuple[tuple[float, ...], Missed]:
-    """Where images leave, from scores (n, stages) that heads gave to images they were not fitted on.
-
-    The shares of clean images that go on are those wanted, raised together until attacked images that leave early,
-    though the last stage alone would catch them at `fpr`, are at most MISSED of all with 95 % confidence; to 1 if need
-    be.
-
-    Args:
-        clean, attacked: scores of all stages. kinds: (m,) the attack of each attacked image.
-        shares: for all stages but the last.
-    """
-    caught = attacked[:, -1] > np.quantile(clean[:, -1], 1 - fpr)
-    factor = 1.0
-    while True:
-        at = exits_at(clean, [min(1.0, factor * share) for share in shares])
-        _, stage = ordered(attacked, at)
-        missed = caught & (stage < clean.shape[1])
-        names = np.asarray(kinds)
-        each = {str(k): (int(missed[names == k].sum()), int((names == k).sum())) for k in dict.fromkeys(kinds)}
-        found = Missed(int(missed.sum()), len(attacked), each)
-        if found.at_most <= MISSED or all(np.isneginf(at)):
-            return at, found
-        factor *= 1.25
-
-
-def exits_at(clean: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
-    """Where images leave, so that these shares of clean ones, of scores (n, stages), go on from each stage."""
-    live, out = np.ones(len(clean), bool), []
-    for k, share in enumerate(shares):
-        scores, count = np.sort(clean[live, k]), round(share * len(clean))
-        at = -np.inf if share >= 1 or count >= len(scores) else float(scores[len(scores) - count - 1])
-        out.append(at)
-        live = live & (clean[:, k] > at)
-    return tuple(out)

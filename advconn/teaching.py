@@ -15,8 +15,9 @@ from advconn.conditions import CONDITIONS, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
 from advconn.evading import evasive
+from advconn.exits import Missed, exits
 from advconn.making import Maker, features_of
-from advconn.stages import Cascade, Missed, exits, scored
+from advconn.stages import Cascade, scored
 
 FOLDS = 3
 Tables = tuple[np.ndarray, ...]
@@ -116,12 +117,12 @@ def and_evasive(
     for eps in sizes:
 
         def make(eps: float = eps) -> tuple[Tables, np.ndarray, int]:
-            hits = evasive(cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.progress)
+            hits = evasive(cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.runner.progress)
             name = f"walk evasive {255 * eps:g}/255"
-            return features_of(maker.walks, hits.images, name, maker.progress), hits.rows.numpy(), hits.tried
+            return features_of(maker.walks, hits.images, name, maker.runner.progress), hits.rows.numpy(), hits.tried
 
         key = (maker.key, cascade.heads, cascade.exits, some.cpu().numpy(), truth.cpu().numpy(), eps, maker.seed, turn)
-        features, kept, tried = maker.store.get("evasive", key, make)
+        features, kept, tried = maker.runner.store.get("evasive", key, make)
         rows = rows.and_attacked(f"evasive:eps={255 * eps:g}/255", features, mine.numpy()[kept], tried)
     return rows
 

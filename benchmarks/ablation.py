@@ -49,7 +49,7 @@ HEADS = {
     "extra trees": ExtraTreesClassifier(400, min_samples_leaf=2, class_weight="balanced", random_state=SEED),
     "gradient boosting": HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, l2_regularization=1.0),
 }
-EVERY = ("self", "own", "rival")
+EVERY = ("query", "self", "own", "rival")
 GROUPS = {
     "geometry": ("left", "right", "up", "down", "aside", "zoom", "shear", "flip"),
     "smoothing": ("blur", "mean", "median", "rescale"),
@@ -142,7 +142,8 @@ def heads(table: Table, cost: int) -> None:
 
 def families(table: Table) -> None:
     table.add("logits only", logits_only, 1)
-    for chosen in (("self",), ("own",), ("rival",), ("own", "rival"), ("self", "own"), ("self", "rival")):
+    copies = ("query", "self")
+    for chosen in (copies, ("own",), ("rival",), ("own", "rival"), (*copies, "own"), (*copies, "rival")):
         prefixes = tuple(f"{f}." for f in chosen)
         table.add("+".join(chosen), lambda t, p=prefixes: only(p, t), forwards(table.folds.clean, chosen))
 

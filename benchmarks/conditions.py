@@ -76,7 +76,7 @@ def fits(
     k = len(detector.cascade_.walks) - 2  # the last stage of copies
     names = detector.cascade_.names[k]
     walk = detector.connectivity
-    alone = Connectivity(walk.classifier, families=("self", "grain"), copies=walk.copies, halves=walk.halves)
+    alone = Connectivity(walk.classifier, families=("query", "self", "grain"), copies=walk.copies, halves=walk.halves)
 
     def table(name: str, images: Tensor) -> np.ndarray:
         found = kept(cache, f"copies {name} {len(images)}", lambda: alone.transform(images))

@@ -28,9 +28,10 @@ from advconn import bundle
 from advconn.attacks import Attack, Hits
 from advconn.calibration import Calibration
 from advconn.detector import Detector, default_head
+from advconn.exits import ordered
 from advconn.features import Trace, table
 from advconn.kinds import MIXTURE
-from advconn.stages import log_odds, ordered, scored
+from advconn.stages import log_odds, scored
 
 ATTACKS = (
     "pgd:eps=8/255,steps=10",
@@ -45,8 +46,8 @@ LOGITS = "logits only"
 SQUARE = "square:eps=8/255,n_queries=500"
 CONFIDENCE = 0.95
 DOUBT = {
-    "copies": ("self.", "grain."),
-    "copies, own and rival paths": ("self.", "grain.", "own.", "rival."),
+    "copies": ("query.", "self.", "grain."),
+    "copies, own and rival paths": ("query.", "self.", "grain.", "own.", "rival."),
     "copies, own and rival paths, bypass": ("",),
     "bypass alone": ("complexity.",),
     "own and rival paths, bypass": ("own.", "rival.", "complexity."),
@@ -61,10 +62,8 @@ def only(prefixes: tuple[str, ...], trace: Trace) -> np.ndarray:
 
 def logits_only(trace: Trace) -> np.ndarray:
     """What can be read off the query's own logits: margin, energy, entropy, gap, the sorted logits."""
-    columns, names = table(Trace(trace.query, ("query",), trace.query[:, None]))
-    keep = [names.index(f"self.{n}") for n in ("margin", "energy", "entropy.query", "gap")]
     top = trace.query.sort(dim=1, descending=True).values
-    return torch.cat([columns[:, keep], top], 1).double().numpy()
+    return torch.cat([table(Trace(trace.query))[0], top], 1).double().numpy()
 
 
 def interval(clean: np.ndarray, hits: np.ndarray, draws: int = 500) -> tuple[float, float]:

@@ -192,7 +192,7 @@ def variants(lab: Lab, robust: Path, chosen: list[str], steps: int):
 
     makers = {
         "default": lambda: base,
-        "self alone": lambda: variant("self alone", part_of(("self",)), whole, ("self.",)),
+        "self alone": lambda: variant("self alone", part_of(("query", "self")), whole, ("query.", "self.")),
         "own and rival alone": lambda: variant(
             "own and rival alone", part_of(("own", "rival")), whole, ("own.", "rival.")
         ),

@@ -25,10 +25,11 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.connectivity import Connectivity
 from advconn.detector import default_head
+from advconn.exits import exits, ordered
 from advconn.features import Trace, table
 from advconn.kinds import MIXTURE
 from advconn.modes import synthesise
-from advconn.stages import exits, log_odds, ordered
+from advconn.stages import log_odds
 
 FIRST, SECOND = 0.25, 0.10
 SHARES = {

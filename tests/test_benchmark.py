@@ -29,15 +29,15 @@ from advconn.benchmark.measuring import Frozen, Measured, Where, freeze
 from advconn.benchmark.planted import plant
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
-from advconn.benchmark.runner import Runner
 from advconn.cli import main
-from advconn.cli.benchmark import _cluster as cluster_of
 from advconn.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
 from advconn.evading import WAYS, evade
 from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
+from advconn.runner import Runner, cluster
+from advconn.store import Store
 from advconn.untrained import untrained
 
 KEYS = {
@@ -142,7 +142,7 @@ def test_finished_work_is_not_done_again(tmp_path):
 
     calls = [(np.arange(3), "a", object()), (np.arange(4), "a", object())]
     for _ in range(2):
-        assert Runner(folder=str(tmp_path)).map("work", work, calls, "other") == [3, 6]
+        assert Runner(store=Store(tmp_path)).map("work", work, calls, "other") == [3, 6]
     assert done == ["a", "a"]
 
 
@@ -261,7 +261,7 @@ def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small
     """Of every detector with a gradient and at every eps; kept for a second run."""
     effort = Effort(limit=6, eps=(0.1, 0.4), steps=6, restarts=1)
     wanted = settings(baselines=("energy", "flip-shift", "knn"), effort=effort)
-    report = benchmark(small, shipped, wanted, Runner(folder=str(tmp_path)))
+    report = benchmark(small, shipped, wanted, Runner(store=Store(tmp_path)))
     rows = report.evasions
     assert {r.detector for r in rows} == {"advconn (as given)", "energy", "flip-shift"}
     assert len(rows) == 3 * 2 * (len(WAYS) + 1)
@@ -273,7 +273,7 @@ def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small
         assert r.claimed == pytest.approx(max(0, report.settings["accuracy"] * (0.95 - r.sr5)))
     best = [r for r in rows if r.way == "best of all" and r.detector == "energy"]
     assert best[0].sr5 < best[1].sr5
-    again = benchmark(small, shipped, wanted, Runner(folder=str(tmp_path)))
+    again = benchmark(small, shipped, wanted, Runner(store=Store(tmp_path)))
     assert again.evasions == rows
 
 
@@ -305,9 +305,9 @@ def test_a_cluster_of_two_gives_the_same_figures(shipped, small, monkeypatch):
     distributed = pytest.importorskip("distributed")
     import dask
 
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        monkeypatch.setitem(dask.config.config, "scheduler-address", cluster.scheduler_address)
-        with cluster_of("dask", 1):
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as here:
+        monkeypatch.setitem(dask.config.config, "scheduler-address", here.scheduler_address)
+        with cluster("dask", 1):
             far = benchmark(small, shipped, settings(), Runner(backend="dask"))
             assert len(distributed.get_client().scheduler_info()["workers"]) == 2
     near = benchmark(small, shipped, settings(), Runner())

@@ -108,6 +108,7 @@ def test_what_evaded_is_taught(hardened, classifier, digits):
     counts = hardened.fitted_.attacks
     assert counts["evasive:eps=25.5/255"][0] == counts["evasive:eps=51/255"][0] > 48
     assert {name.partition(".")[0] for name in hardened.names_} == {
+        "query",
         "self",
         "grain",
         "companion",

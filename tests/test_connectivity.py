@@ -11,7 +11,7 @@ from advconn.margins import counting
 from advconn.modes import References, choose
 from advconn.space import Space
 
-EVERY = ("self", "own", "rival", "latent", "complexity")
+EVERY = ("query", "self", "own", "rival", "latent", "complexity")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_trace_keeps_the_logits_of_the_path(walk, classifier, references, cl
 def test_latent_paths_run_between_the_outputs_of_a_layer(classifier, references, clean):
     """At their ends the network's own logits; on the way, the rest of the network at points between; differentiable."""
     walk = Connectivity(classifier, references, layer="stage1", samples=3)
-    assert walk.walked == ("self", "own", "rival", "latent")
+    assert walk.walked == ("query", "self", "own", "rival", "latent")
     images = clean.clone().requires_grad_()
     seen = walk.trace(images)
     torch.testing.assert_close(seen.latent[:, :, [0, 2]], seen.own[:, :, [0, 2]], atol=1e-3, rtol=1e-3)
@@ -114,7 +114,7 @@ def test_bypass_spends_gradients_only_where_a_barrier_stands(classifier, referen
 
 def test_without_references_only_the_self_family_is_walked(classifier, clean):
     """And asking for another raises."""
-    assert {n.split(".")[0] for n in Connectivity(classifier).get_feature_names_out()} == {"self"}
+    assert {n.split(".")[0] for n in Connectivity(classifier).get_feature_names_out()} == {"query", "self"}
     with pytest.raises(DataError, match="needs references"):
         Connectivity(classifier, families=("own",)).transform(clean)
 

@@ -66,7 +66,7 @@ def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detect
     last = len(detector.cascade_.walks)
     assert (seen.stage == last).any()
     families = detector.families(seen)
-    assert set(families) == {"self", "grain", "own", "rival", "complexity"}
+    assert set(families) == {"query", "self", "grain", "own", "rival", "complexity"}
     i = np.array([str(n).startswith("own.") for n in detector.names_])
     rows = seen.stage == last
     before, after = (

@@ -24,8 +24,17 @@ def test_a_copy_equal_to_the_query_adds_nothing():
     for name in ("rise.same", "lean.same", "energy.same", "move.same", "divergence.mean", "back.mean", "fall", "climb"):
         assert float(columns[name]) == pytest.approx(0, abs=1e-6)
     assert float(columns["agree"]) == 1
-    assert float(columns["margin"]) == pytest.approx(math.log(1 + math.exp(-1)) - 2)
-    assert float(columns["gap"]) == 2
+
+
+def test_the_query_alone_tells_its_margin():
+    """By hand: logits 2, 0, -1. Families that were not walked for are left out, though there are logits."""
+    columns, names = table(Trace(QUERY))
+    read = dict(zip(names, columns[0].tolist(), strict=True))
+    assert read["query.margin"] == pytest.approx(math.log(1 + math.exp(-1)) - 2)
+    assert read["query.gap"] == 2
+    assert set(read) == {"query.margin", "query.energy", "query.entropy", "query.gap"}
+    copied = table(Trace(QUERY, names=("same",), copies=QUERY[:, None], families=("self",)))[1]
+    assert {name.partition(".")[0] for name in copied} == {"self"}
 
 
 def test_copies_that_lean_to_another_class_say_so():

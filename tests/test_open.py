@@ -21,10 +21,10 @@ from advconn.benchmark.evasion import claimed, credible
 from advconn.benchmark.ranking import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
-from advconn.benchmark.runner import Runner
 from advconn.cli import main
 from advconn.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
+from advconn.runner import Runner
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 THIRD = """
@@ -269,11 +269,13 @@ def test_repeats_and_tables(folder):
     args = ["--attack", "fgsm:eps=51/255", "--repeats", 2, "--out", folder / "twice", "--table", "csv"]
     out = run(folder, *args)
     assert out.exit_code == 0, out.output
-    table = list(csv.reader(io.StringIO(out.stdout)))
-    assert table[0] == ["detector", "fgsm:eps=51/255"]
+    table = list(csv.DictReader(io.StringIO(out.stdout)))
     both = [json.loads((folder / "twice" / f"seed-{k}" / "results.json").read_text())["rows"] for k in (0, 1)]
-    mean = np.mean([rows[0]["auroc"] for rows in both])
-    assert table[1][1].startswith(f"{mean:.3f} ± ")
+    figures = [rows[0]["auroc"] for rows in both]
+    assert (table[0]["detector"], table[0]["attack"]) == (both[0][0]["detector"], "fgsm:eps=51/255")
+    assert float(table[0]["auroc"]) == pytest.approx(np.mean(figures), abs=1e-5)
+    assert float(table[0]["auroc_sd"]) == pytest.approx(np.std(figures, ddof=1), abs=1e-5)
+    assert table[0]["repeats"] == "2"
     assert both[0][0]["n_clean"] == both[1][0]["n_clean"]
     latex = run(folder, "--attack", "fgsm:eps=51/255", "--table", "latex").stdout
     assert latex.startswith("\\begin{tabular}{lr}")

@@ -7,9 +7,10 @@ import torch
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import DataError, FitError
+from advconn.exits import exits, ordered
 from advconn.features import table
 from advconn.margins import counting
-from advconn.stages import NEAR, STAGES, Stage, exits, ordered, shares_of, walked, walks_of
+from advconn.stages import NEAR, STAGES, Stage, shares_of, walked, walks_of
 
 
 def test_each_stage_goes_on_where_the_one_before_it_ended(detector, classifier, digits):
@@ -32,22 +33,22 @@ def test_the_first_stage_costs_four_forwards_and_the_copies_are_those_of_the_who
     assert len(walks) == len(STAGES)
     assert 1 + len(walks[0].copies) + len(walks[0].halves) == 4
     assert set(walks[-2].copies) == set(detector.connectivity.copies)
-    assert walks[-2].walked == ("self", "grain")
-    assert walks[-1].walked == ("self", "grain", "own", "rival", "complexity")
+    assert walks[-2].walked == ("query", "self", "grain")
+    assert walks[-1].walked == ("query", "self", "grain", "own", "rival", "complexity")
     gradients = sum(2**level * (NEAR["steps"] + 1) for level in range(NEAR["levels"]))
     assert gradients <= 16
 
 
 def test_without_references_or_gradients_there_is_no_stage_for_them(classifier, detector):
     """Self stages alone; own and rival paths without bypass."""
-    assert all(walk.walked == ("self", "grain") for walk in walks_of(Connectivity(classifier), STAGES))
+    assert all(walk.walked == ("query", "self", "grain") for walk in walks_of(Connectivity(classifier), STAGES))
     from advconn.classifier import Classifier
 
     function = Classifier.from_callable(
         lambda x: classifier.logits(torch.as_tensor(x)), num_classes=10, size=(8, 8), channels=1
     )
     walk = Connectivity(function, detector.connectivity.references)
-    assert walks_of(walk, STAGES)[-1].walked == ("self", "grain", "own", "rival")
+    assert walks_of(walk, STAGES)[-1].walked == ("query", "self", "grain", "own", "rival")
 
 
 def test_a_connectivity_with_other_copies_has_stages_of_its_own(classifier):

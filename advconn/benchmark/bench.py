@@ -16,10 +16,10 @@ from torch import Tensor
 from advconn.attacks import Hits, joined, succeeded, successful
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.results import AttackSize
-from advconn.benchmark.runner import Runner
 from advconn.calibration import enough
 from advconn.classifier import Classifier
 from advconn.errors import DataError, FitError
+from advconn.runner import Runner
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests

@@ -14,10 +14,10 @@ from torch import Tensor
 from advconn.attacks import Hits
 from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.runner import Runner
 from advconn.calibration import Calibration
 from advconn.errors import FitError, theirs
 from advconn.margins import counting
+from advconn.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from advconn.benchmark.detectors.ours import Advconn, Given
 from advconn.benchmark.evasion import STRICT, Effort, evasions
 from advconn.benchmark.measuring import Measured, Where, compared, freeze, kept, measure
 from advconn.benchmark.results import Control, LeftOut, Report
-from advconn.benchmark.runner import Runner
 from advconn.calibration import enough
 from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS, noise_of_size, usable
@@ -33,6 +32,7 @@ from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
 from advconn.given import marks
 from advconn.kinds import MIXTURE
+from advconn.runner import Runner
 
 Note = Callable[[str], None]
 SPOILT = ("jpeg75", "blur", "brighter")

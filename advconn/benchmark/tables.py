@@ -17,8 +17,8 @@ SPECIAL = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"}
 Records = Sequence[Mapping[str, Any]]
 
 
-def cells(records: Mapping[str, Records], *, spread: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of 'AUROC / caught' by detector and attack.
+def printed(kind: str, records: Mapping[str, Records], *, spread: bool = False) -> str:
+    """A table of the runs, in one of KINDS: 'AUROC / caught' by detector and attack; as CSV one number a cell.
 
     Args:
         records: results.json's by the run's name. spread: they are repeats of one run: their mean and deviation.
@@ -26,15 +26,36 @@ def cells(records: Mapping[str, Records], *, spread: bool = False) -> tuple[list
     Raises:
         DataError: runs on other images.
     """
-    first = next(iter(records.values()))[0]
     if not spread:
         _same_images(records)
     runs = {"": [r for found in records.values() for r in found]} if spread else records
-    attacks = list(dict.fromkeys(row["attack"] for row in first["rows"]))
-    attacks += [
-        row["attack"] for found in records.values() for r in found for row in r["rows"] if row["attack"] not in attacks
-    ]
-    attacks = list(dict.fromkeys(attacks))
+    return _csv(runs) if kind == "csv" else _text(kind, *_cells(runs))
+
+
+def _csv(runs: Mapping[str, Records]) -> str:
+    """One line for each run, detector and attack: a spreadsheet counts with it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "detector", "attack", "auroc", "auroc_sd", "caught", "caught_sd", "repeats"])
+    for run, found in runs.items():
+        grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in (row for record in found for row in record["rows"]):
+            grouped.setdefault((row["detector"], row["attack"]), []).append(row)
+        for names, rows in grouped.items():
+            numbers = [f"{v:.6g}" if math.isfinite(v) else "" for key in ("auroc", "tpr") for v in _spread(rows, key)]
+            writer.writerow([run, *names, *numbers, len(rows)])
+    return out.getvalue().rstrip("\n")
+
+
+def _spread(rows: Records, key: str) -> tuple[float, float]:
+    """Mean and standard deviation of repeats; of one, no deviation."""
+    values = np.array([math.nan if r[key] is None else r[key] for r in rows], float)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def _cells(runs: Mapping[str, Records]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines."""
+    attacks = list(dict.fromkeys(row["attack"] for found in runs.values() for r in found for row in r["rows"]))
     lines = []
     for run, found in runs.items():
         for name in dict.fromkeys(row["detector"] for r in found for row in r["rows"]):
@@ -62,18 +83,13 @@ def _cell(rows: Records) -> str:
         return "–"
     parts = []
     for key in ("auroc", "tpr"):
-        values = np.array([math.nan if r[key] is None else r[key] for r in rows], float)
-        shown = f"{values.mean():.3f}"
-        parts.append(shown if len(values) == 1 else f"{shown} ± {values.std(ddof=1):.3f}")
+        mean, deviation = _spread(rows, key)
+        parts.append(f"{mean:.3f}" if len(rows) == 1 else f"{mean:.3f} ± {deviation:.3f}")
     return " / ".join(parts).replace("nan", "–")
 
 
-def text(kind: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in one of KINDS."""
-    if kind == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([heads, *lines])
-        return out.getvalue().rstrip("\n")
+def _text(kind: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a page or a paper."""
     if kind == "md":
         rule = ["---", *["---:"] * (len(heads) - 1)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))

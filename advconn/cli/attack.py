@@ -7,21 +7,16 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import (
+from advconn.cli.common import Asked, classifier_of, detector_of, note, read, vacant
+from advconn.cli.options import (
     PATH,
-    Asked,
-    classifier_of,
     data_option,
-    detector_of,
     detector_option,
     device_option,
     list_attacks_option,
     model_options,
-    note,
-    read,
     reading_options,
     seed_option,
-    vacant,
 )
 from advconn.cli.progress import progress_bar
 

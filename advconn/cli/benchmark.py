@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import (
+from advconn.cli import subjects
+from advconn.cli.common import note, put, vacant
+from advconn.cli.options import (
     PATH,
     SPEC,
-    classifier_of,
-    detector_of,
     detector_option,
     device_option,
     list_attacks_option,
     model_options,
-    note,
-    put,
-    read,
     reading_options,
     seed_option,
-    unasked,
-    vacant,
+    spread_options,
 )
 from advconn.cli.progress import progress_bar
-from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.benchmark.bench import Ready
     from advconn.benchmark.results import Report
-    from advconn.classifier import Classifier
-    from advconn.datasets import Data
-    from advconn.detector import Detector
-    from advconn.images import Item
     from advconn.progress import Progress
-
-STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
-EVERY = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=2/255,steps=50",
-    "pgd-l2",
-    "fgsm",
-    "bim",
-    "cw",
-    "deepfool",
-    "autoattack",
-    "square",
-    "jitter",
-    "pgd-stop",
-)
 
 
 def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -109,8 +82,7 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 @click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
 @click.option("--leave-one-out", is_flag=True, help="Also train without each family of attacks in turn.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Runs, each of another seed.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
-@click.option("--backend", type=click.Choice(["loky", "ray", "dask"]), default="loky", show_default=True)
+@spread_options
 @click.option("--cache", type=PATH, help="Folder for finished work [default: ~/.cache/advconn].")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv, report.html and figures.")
 @click.option("--save", "extras", metavar="LIST", callback=_extras, help="Into --out too: some of scores,split,images.")
@@ -136,41 +108,19 @@ def benchmark(**given: Any) -> None:
       advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
     from advconn.benchmark.attackers import attackers
+    from advconn.runner import cluster
 
     if given["out"] is not None:
         vacant(given["out"])
     elif given["extras"]:
         raise click.UsageError("--save goes with --out")
-    kinds = _baselines(given["baselines"])
+    kinds = subjects.baselines(given["baselines"])
     attackers(given["attacks"])
-    with _cluster(given["backend"], given["jobs"]), progress_bar() as progress:
+    with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
         reports = list(_reports(given, kinds, progress))
     _show(reports, given["table"])
     if given["out"] is not None:
         _saved(reports, given["out"], given["extras"])
-
-
-def _baselines(names: Sequence[str]) -> tuple[Any, ...]:
-    """Names of BASELINES, and classes by FILE.py:CLASS."""
-    from advconn import models
-    from advconn.benchmark.candidate import Candidate
-    from advconn.benchmark.detectors import BASELINES
-
-    out: list[Any] = []
-    for name in names or BASELINES:
-        if ".py:" in name:
-            kind = models.named_in_file(name)
-            known = isinstance(kind, type) and issubclass(kind, Candidate)
-            if not known or not kind.name or kind.measure is Candidate.measure:
-                raise DataError(
-                    f"--baseline {name}: expected a class of advconn.benchmark.Candidate's with a name and `measure`"
-                )
-            out.append(kind)
-        elif name in BASELINES:
-            out.append(name)
-        else:
-            raise DataError(f"no baseline {name!r}: expected FILE.py:CLASS or some of {', '.join(BASELINES)}")
-    return tuple(out)
 
 
 def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
@@ -178,16 +128,17 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     from advconn.attacks import made_for
     from advconn.benchmark.evasion import Effort
     from advconn.benchmark.run import Settings, run
-    from advconn.benchmark.runner import Runner
     from advconn.datasets import DIGIT_MIXTURE
     from advconn.files import cache_folder
     from advconn.kinds import MIXTURE
+    from advconn.runner import Runner
+    from advconn.store import Store
 
-    detector, images, items = _subject(given, progress)
+    detector, images, items = subjects.subject(given, progress)
     classifier = detector.connectivity.classifier
-    attacks = given["attacks"] or (() if given["attacked"] else _suited(detector, note))
+    attacks = given["attacks"] or (() if given["attacked"] else subjects.suited(detector, note))
     settings = Settings(
-        attacks=_named(attacks, images, bool(given["attacks"])),
+        attacks=subjects.named(attacks, images, bool(given["attacks"])),
         baselines=kinds,
         mixture=DIGIT_MIXTURE if images.attacks else made_for(classifier, MIXTURE),
         limit=given["limit"],
@@ -195,159 +146,13 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
         leave_one_out=given["leave_one_out"],
         effort=Effort(eps=images.adaptive_eps) if given["adaptive"] else None,
     )
-    ready = [_ready(path, items, classifier, given) for path in given["attacked"]]
-    other = _second(given, classifier)
+    ready = [subjects.ready(path, items, classifier, given) for path in given["attacked"]]
+    other = subjects.second(given, classifier)
     folder = cache_folder(given["cache"])
-    runner = Runner(given["jobs"], given["backend"], None if folder is None else str(folder), progress, note)
+    runner = Runner(given["jobs"], given["backend"], Store(folder, note), progress)
     for i in range(given["repeats"]):
         once = replace(settings, seed=given["seed"] + i)
         yield run(images, detector, once, runner, second=other, ready=ready, note=note)
-
-
-def _second(given: dict[str, Any], subject: Classifier) -> Classifier | None:
-    from advconn import models
-
-    if given["second"] is None:
-        return None
-    return models.load(
-        given["second"], given["second_weights"], size=subject.preprocessing.size, num_classes=subject.num_classes,
-        device=str(subject.device),
-    )  # fmt: skip
-
-
-def _subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, list[Item]]:
-    """The detector that is measured, images that it has not seen, and what they are called."""
-    import numpy as np
-    import torch
-
-    from advconn.datasets import Data
-    from advconn.fitting import fit
-    from advconn.images import Collection
-
-    data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))
-    reading = {name: given[name] for name in ("labels", "max_bad", "accept")}
-    if data is None:
-        if asked.model is not None or folder is not None or given["attacked"]:
-            raise DataError(
-                "--data is needed with --detector, --model or --attacked: clean images that the classifier takes"
-            )
-        return (*unasked(device), [])
-    collection = Collection(data, **given["how"])
-    if asked.model is None or folder is not None:
-        found = detector_of(folder, asked, device)
-        pixels, labels, items = read(collection, found.connectivity.classifier, **reading)
-        return found, Data(data.name, pixels, labels), items
-    classifier = classifier_of(asked, collection, device)
-    pixels, labels, items = read(collection, classifier, **reading)
-    order = torch.from_numpy(np.random.default_rng(given["seed"]).permutation(len(pixels)))
-    apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
-    note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
-    found = fit(
-        classifier, pixels[apart], None if labels is None else labels[apart], fpr=given["fpr"], seed=given["seed"],
-        progress=progress, note=note, accept_accuracy=True,
-    )  # fmt: skip
-    known = [items[i] for i in rest.tolist()]
-    return found, Data(data.name, pixels[rest], None if labels is None else labels[rest]), known
-
-
-def _ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]) -> Ready:
-    """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array."""
-    import torch
-
-    from advconn.benchmark.bench import Ready
-    from advconn.images import Collection
-
-    collection = Collection(path, **given["how"])
-    batches = list(collection.batches(classifier.preprocessing, classifier.channels))
-    if any(any(batch.resized) for batch in batches):
-        note(f"images of {path} are of another size than the classifier's: they were resized, which changes them too")
-    _same_rows(path, collection.items, originals)
-    at = {_called(item, given["data"]): i for i, item in enumerate(originals)}
-    stems = {name.rpartition("/")[2]: i for name, i in at.items()}
-    stems = stems if len(stems) == len(at) else {}
-    names = [_called(item, path) for batch in batches for item in batch.items]
-    found = [at.get(name, stems.get(STAMP.sub("", name.rpartition("/")[2]), -1)) for name in names]
-    rows = torch.tensor(found, dtype=torch.int64, device="cpu")
-    if not bool((rows >= 0).any()):
-        raise DataError(
-            f"--attacked {path}: none is called like an image of --data; give copies under the originals' names, or an "
-            "array of as many rows"
-        )
-    if bool((rows < 0).any()):
-        note(f"{int((rows < 0).sum())} of {len(rows)} images of {path} have no original in --data: they are left out")
-    images = torch.cat([batch.images for batch in batches])
-    return Ready(path.name, images[rows >= 0], rows[rows >= 0])
-
-
-def _same_rows(path: Path, attacked: Sequence[Item], originals: Sequence[Item]) -> None:
-    """Raise DataError where an array has other rows than the clean images' one, or labels that contradict theirs."""
-    rows = [item.row for item in originals if item.row is not None]
-    count = len([item for item in attacked if item.row is not None])
-    if not rows or not count:
-        return
-    if count != max(rows) + 1:
-        raise DataError(
-            f"--attacked {path}: {count} rows, and --data has {max(rows) + 1}: each row is the attacked copy of "
-            "the same row; give as many, or folders of pictures under the same names"
-        )
-    labels = {item.row: item.label for item in originals}
-    other = [i for i in attacked if None not in (i.label, labels.get(i.row)) and i.label != labels[i.row]]
-    if other:
-        raise DataError(
-            f"--attacked {path}: {len(other)} of {count} labels are others than --data's in the same rows: the rows "
-            "do not go together"
-        )
-
-
-def _called(item: Item, root: Path) -> str:
-    """What an image and its attacked copy have in common: the row, or the path under the folder without its ending."""
-    if item.row is not None:
-        return str(item.row)
-    inside = item.path.relative_to(root) if root.is_dir() else Path(item.path.name)
-    return inside.with_suffix("").as_posix()
-
-
-def _suited(detector: Detector, told: Callable[[str], None]) -> tuple[str, ...]:
-    """Every attack that the classifier can be attacked with."""
-    if detector.connectivity.classifier.num_classes >= 4:
-        return EVERY
-    told("autoattack is left out: it needs four classes or more")
-    return tuple(name for name in EVERY if name != "autoattack")
-
-
-def _named(attacks: Sequence[str], images: Data, asked: bool) -> tuple[str, ...]:
-    """Full specifications: a bare name, or one that was not asked for, stands for strengths that suit the images."""
-    out = []
-    for spec in attacks:
-        name = spec.partition(":")[0]
-        bare = spec == name or (not asked and name in images.attacks)
-        out.append(images.attacks.get(name, spec) if bare else spec)
-    return tuple(dict.fromkeys(out))
-
-
-@contextmanager
-def _cluster(name: str, jobs: int) -> Iterator[None]:
-    """Joblib's backend, with what it runs on: the cluster that the environment names, or one on this machine.
-
-    Ray's is named by RAY_ADDRESS, Dask's by DASK_SCHEDULER_ADDRESS or Dask's settings.
-    """
-    try:
-        if name == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
-        elif name == "dask":
-            import dask
-            from distributed import Client
-
-            here = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
-            here |= {"n_workers": jobs} if jobs > 1 else {}
-            with Client(**({} if dask.config.get("scheduler-address", None) else here)):
-                yield
-            return
-    except ImportError:
-        raise DataError(f"--backend {name} needs its package: pip install 'advconn[{name}]'") from None
-    yield
 
 
 def _show(reports: Sequence[Report], kind: str | None) -> None:
@@ -361,7 +166,7 @@ def _show(reports: Sequence[Report], kind: str | None) -> None:
             put(table, max(160, 80 + 26 * len(reports[0].attacks)))
     if kind is not None or len(reports) > 1:
         records = {"": [as_record(report) for report in reports]}
-        click.echo(tables.text(kind or "md", *tables.cells(records, spread=True)))
+        click.echo(tables.printed(kind or "md", records, spread=True))
 
 
 def _saved(reports: Sequence[Report], out: Path, extras: Sequence[str]) -> None:

@@ -7,21 +7,16 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import (
+from advconn.cli.common import Asked, detector_of, note, promised, read, vacant
+from advconn.cli.options import (
     NONE,
     PATH,
-    Asked,
     conditions_option,
     confidence_option,
-    detector_of,
     device_option,
     fpr_option,
     model_options,
-    note,
-    promised,
-    read,
     reading_options,
-    vacant,
 )
 from advconn.cli.progress import progress_bar
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,141 +19,6 @@ if TYPE_CHECKING:
     from advconn.datasets import Data
     from advconn.detector import Detector
     from advconn.images import Collection, Item
-
-F = TypeVar("F", bound=Callable[..., Any])
-SPEC = (
-    "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
-)
-PATH = click.Path(path_type=Path, readable=False)
-data_option = click.option(
-    "--data", type=PATH, required=True, metavar="PATH", help="Clean images: an image, a folder or an array file."
-)
-detector_option = click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder.")
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for splits and attacks."
-)
-
-
-def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    """Print every attack by family, and end."""
-    if not value:
-        return
-    from advconn.attacks import Attack
-    from advconn.kinds import FAMILIES, KINDS
-
-    for family, what in FAMILIES.items():
-        click.echo(f"{family}: {what}")
-        for name in (name for name, kind in KINDS.items() if kind.family == family):
-            attack, kind = Attack(name), KINDS[name]
-            settings = ", ".join(f"{k}={v:.4g}" for k, v in attack.settings.items())
-            wants = ["gradients"] * attack.needs_gradient + ["foolbox"] * kind.made_by.startswith("foolbox:")
-            click.echo(f"  {name:<14} {settings:<40} {kind.source}" + f" (needs {', '.join(wants)})" * bool(wants))
-    ctx.exit()
-
-
-list_attacks_option = click.option(
-    "--list-attacks",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_attacks,
-    help="Show attacks by family, with their parameters, and exit.",
-)
-accept_option = click.option(
-    "--accept-accuracy", "accept", is_flag=True, help="Go on with a classifier that is no better than chance."
-)
-
-
-class _Confidence(click.ParamType):  # type: ignore[type-arg]
-    name = "SHARE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if str(value).lower() == NONE:
-            return NONE
-        try:
-            found = float(value)
-        except ValueError:
-            found = 0.0
-        if not 0 < found < 1:
-            self.fail(f"{value!r}: expected a share such as 0.95, or none", param, ctx)
-        return found
-
-
-class _Names(click.ParamType):  # type: ignore[type-arg]
-    name = "NAME,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        from advconn.conditions import usable
-
-        return (
-            usable((part.strip() for part in value.split(",") if part.strip()), 3) if isinstance(value, str) else value
-        )
-
-
-NONE = "none"
-fpr_option = click.option("--fpr", type=float, help="False-alarm rate; the detector's own unless told.")
-confidence_option = click.option(
-    "--confidence",
-    type=_Confidence(),
-    help="Of the rate, such as 0.95; none: it holds on average [default: as fitted].",
-)
-conditions_option = click.option(
-    "--conditions",
-    type=_Names(),
-    help="Benign changes under each of which the rate is to hold: clean,jpeg75,webp80,...",
-)
-by_class_option = click.option(
-    "--by-class/--no-by-class",
-    default=None,
-    help="A threshold for each predicted class that has enough calibration images.",
-)
-
-
-def model_options(function: F) -> F:
-    """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
-    from functools import wraps
-
-    names = ("model", "weights", "size", "channels", "mean", "std", "classes")
-
-    @wraps(function)
-    def command(**given: Any) -> Any:
-        return function(asked=Asked(**{name: given.pop(name) for name in names}), **given)
-
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command  # type: ignore[return-value]
-
-
-class _Side(click.ParamType):  # type: ignore[type-arg]
-    name = "HxW"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-            self.fail(f"{value!r}: expected a side or HEIGHTxWIDTH, such as 224 or 480x640", param, ctx)
-        return int(parts[0]), int(parts[-1])
-
-
-class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    name = "R,G,B"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return tuple(float(v) for v in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r}: expected a number a channel, such as 0.485,0.456,0.406", param, ctx)
-
-
-_MODEL = (
-    click.option("--model", metavar="SPEC", help=SPEC),
-    click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
-    click.option("--size", type=_Side(), help="Input size, 224 or 480x640, if not what the --model says."),
-    click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
-    click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
-    click.option("--std", type=_Numbers(), help="Per channel."),
-    click.option("--classes", type=PATH, metavar="FILE", help="Class names: one a line, a JSON list, or id2label."),
-)
 
 
 class Asked:
@@ -312,47 +176,6 @@ def place(device: str) -> str:
     return device
 
 
-READING = click.option(
-    "--reading",
-    type=click.Choice(["plain", "upright"]),
-    default="plain",
-    show_default=True,
-    help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white.",
-)
-LABELS = click.option(
-    "--labels",
-    type=click.Choice(["auto", "index", "name", "sorted", "none"]),
-    default="auto",
-    show_default=True,
-    help="What class folders mean; auto: what the classifier agrees with best.",
-)
-MAX_BAD = click.option(
-    "--max-bad",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Share of files that may be unreadable; they are left out.",
-)
-
-
-frames_option = click.option(
-    "--frames", type=click.Choice(["first", "all"]), help="Of animated files; without it they are refused."
-)
-
-
-def reading_options(function: F) -> F:
-    """--reading and --frames, handed on as `how` to open a collection, and --labels, --max-bad, --accept-accuracy."""
-    from functools import wraps
-
-    @wraps(function)
-    def command(reading: str, frames: str | None, **given: Any) -> Any:
-        return function(how={"reading": reading, "frames": frames}, **given)
-
-    for option in (accept_option, MAX_BAD, LABELS, frames_option, READING):
-        command = option(command)
-    return command  # type: ignore[return-value]
-
-
 def read(
     collection: Collection, classifier: Classifier, labels: str, max_bad: float, accept: bool
 ) -> tuple[Tensor, Tensor | None, list[Item]]:
@@ -365,7 +188,7 @@ def read(
     """
     import torch
 
-    from advconn.agreement import checked, chosen
+    from advconn.agreement import checked, chosen, some_of
 
     bad: list[DataError] = list(collection.failed)
     look, channels = classifier.preprocessing, classifier.channels
@@ -381,9 +204,10 @@ def read(
         note("images of another size were brought to the classifier's own, as its preprocessing does it")
     items = [item for b in batches for item in b.items]
     images = torch.cat([b.images for b in batches])
-    predicted = classifier.predict(images)
-    truth = chosen(items, classifier, predicted, labels, note)
-    note(checked(predicted, truth, classifier.num_classes, accept=accept))
+    rows = some_of(len(images))
+    predicted = classifier.predict(images[rows])
+    truth = chosen(items, classifier, predicted, labels, note, rows)
+    note(checked(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept))
     return images, truth, items
 
 

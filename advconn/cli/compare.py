@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from advconn.cli.common import PATH
+from advconn.cli.options import PATH
 
 
 @click.command()
@@ -25,4 +25,4 @@ def compare(results: tuple[Path, ...], table: str) -> None:
     from advconn.benchmark.folder import read
 
     records = {str(path): read(path) for path in results}
-    click.echo(tables.text(table, *tables.cells(records)))
+    click.echo(tables.printed(table, records))

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import (
-    PATH,
-    Asked,
-    classifier_of,
-    detector_of,
-    detector_option,
-    device_option,
-    model_options,
-    note,
-)
+from advconn.cli.common import Asked, classifier_of, detector_of, note
+from advconn.cli.options import PATH, detector_option, device_option, model_options
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 

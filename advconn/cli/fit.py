@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import (
+from advconn.cli.common import classifier_of, note, promised, read, vacant
+from advconn.cli.options import (
     PATH,
     SPEC,
-    classifier_of,
     conditions_option,
     confidence_option,
     device_option,
     list_attacks_option,
     model_options,
-    note,
-    promised,
-    read,
     reading_options,
     seed_option,
-    vacant,
+    spread_options,
 )
 from advconn.cli.progress import progress_bar, span
 from advconn.errors import AttackError, DataError
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 
     from advconn.classifier import Classifier
     from advconn.detector import Detector
-    from advconn.progress import Progress
+    from advconn.runner import Runner
     from advconn.store import Store
 
 
@@ -92,7 +89,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Take references from the images (they are stored in the detector), or make them.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes for the attacks.")
+@spread_options
 @click.option("--cache", type=PATH, help="Where finished attacks are kept [default: ~/.cache/advconn].")
 @list_attacks_option
 @reading_options
@@ -114,6 +111,7 @@ def fit(**given: Any) -> None:
     from advconn.attacks import parse_all
     from advconn.calibration import enough
     from advconn.files import cache_folder
+    from advconn.runner import Runner, cluster
     from advconn.store import Store
 
     if given["asked"].model is None:
@@ -131,8 +129,9 @@ def fit(**given: Any) -> None:
     others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
     seconds = _expected(classifier, others["companion"], len(images), options, quick)
     _tell(seconds, len(images), 1 if quick else given["jobs"], store)
-    with progress_bar(seconds) as progress, _going_on(store):
-        detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, store, progress)
+    with cluster(given["backend"], given["jobs"]), progress_bar(seconds) as progress, _going_on(store):
+        runner = Runner(given["jobs"], given["backend"], store, progress)
+        detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
     bundle.save(detector, given["out"])
     _say(detector, given["out"])
 
@@ -178,8 +177,7 @@ def _fitted(
     images: tuple[Tensor, Tensor | None, Tensor | None],
     options: dict[str, Any],
     quick: bool,
-    store: Store,
-    progress: Progress,
+    runner: Runner,
 ) -> Detector:
     """The detector; `images`: clean ones, their labels, those to calibrate on."""
     from advconn.fitting import fit as fit_detector
@@ -192,10 +190,9 @@ def _fitted(
         synthesised=given["references"] == "synthesise",
         quick=quick,
         accept_accuracy=True,  # looked at while reading
-        progress=progress,
+        runner=runner,
         note=note,
-        store=store,
-        **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy", "jobs")},
+        **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy")},
         **options,
     )
 

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import (
+from advconn.cli.common import Asked, detector_of, note, tell_skipped, vacant
+from advconn.cli.options import (
     NONE,
     PATH,
-    Asked,
     F,
     by_class_option,
     conditions_option,
     confidence_option,
-    detector_of,
     detector_option,
     device_option,
     fpr_option,
     frames_option,
     model_options,
-    note,
-    tell_skipped,
-    vacant,
 )
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError

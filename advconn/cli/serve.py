@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import PATH, Asked, detector_of, device_option, model_options, note
+from advconn.cli.common import Asked, detector_of, note
+from advconn.cli.options import PATH, device_option, model_options
 from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:

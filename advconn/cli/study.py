@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import (
-    PATH,
-    SPEC,
-    Asked,
-    classifier_of,
-    detector_of,
-    device_option,
-    note,
-    read,
-    seed_option,
-    unasked,
-    vacant,
-)
+from advconn.cli.common import Asked, classifier_of, detector_of, note, read, unasked, vacant
+from advconn.cli.options import PATH, SPEC, device_option, seed_option
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 

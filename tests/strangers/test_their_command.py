@@ -486,6 +486,7 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
     from advconn.making import Maker
+    from advconn.runner import Runner
     from advconn.store import Store
 
     made, attacked = [], Maker.attacked
@@ -499,15 +500,15 @@ def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     Maker.attacked = counting
     try:
         c = Classifier(trained(), size=16)
-        first = fit(c, store=Store(tmp_path))
+        first = fit(c, runner=Runner(store=Store(tmp_path)))
         assert made == list(FAST)
-        again = fit(c, store=Store(tmp_path))
+        again = fit(c, runner=Runner(store=Store(tmp_path)))
         assert made == list(FAST)
     finally:
         Maker.attacked = attacked
     x = images(n=5, seed=3)[0]
     np.testing.assert_array_equal(first.score_samples(x), again.score_samples(x))
-    spread = fit(c, jobs=2)
+    spread = fit(c, runner=Runner(jobs=2))
     np.testing.assert_allclose(first.score_samples(x), spread.score_samples(x), atol=1e-6)
 
 

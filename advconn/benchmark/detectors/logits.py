@@ -76,6 +76,4 @@ def _own_margin(logits: Tensor) -> Tensor:
 
 def logits_columns(logits: Tensor) -> Tensor:
     """Margin, energy, entropy, gap between the first two, and the (up to ten) highest logits: (n, d)."""
-    columns, names = table(Trace(logits, ("query",), logits[:, None]))
-    keep = [names.index(f"self.{n}") for n in ("margin", "energy", "entropy.query", "gap")]
-    return torch.cat([columns[:, keep], logits.topk(min(10, logits.shape[1]), dim=1).values], 1)
+    return torch.cat([table(Trace(logits))[0], logits.topk(min(10, logits.shape[1]), dim=1).values], 1)

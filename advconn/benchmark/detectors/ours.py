@@ -8,6 +8,7 @@ from torch import Tensor
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
+from advconn.connectivity import BARE, Connectivity
 from advconn.detector import Detector
 from advconn.evading import Score
 from advconn.heads import unfitted
@@ -16,7 +17,10 @@ from advconn.stages import log_odds
 
 
 class Advconn(Candidate):
-    """Its features, and a head fitted on the same images as the baselines'."""
+    """The features of its copies, and a head fitted on the same images as the baselines'.
+
+    Without stages, or where every stage walks to references, all that its connectivity walks.
+    """
 
     name, source = "advconn", "this package, head fitted on the same images as the baselines"
     learns = True
@@ -24,10 +28,12 @@ class Advconn(Candidate):
     def __init__(self, detector: Detector, clean: Tensor) -> None:
         super().__init__(detector.connectivity.classifier, clean)
         self.detector = detector
+        bare = [walk for walk in detector.cascade_.walks if not set(walk.walked) - BARE]
+        self.walk = bare[-1] if bare else detector.connectivity
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The features."""
-        return self.detector.connectivity.transform(images)
+        return self.walk.transform(images)
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Fit a head as the detector's is."""
@@ -51,8 +57,7 @@ class Advconn(Candidate):
 
     def state(self) -> bytes:
         """Everything that its walk depends on."""
-        _, _, images, settings = self.detector.connectivity.key()
-        return str(settings).encode() + (b"" if images is None else images.tobytes())
+        return _depends(self.walk)
 
 
 class Given(Advconn):
@@ -96,4 +101,10 @@ class Given(Advconn):
         cascade = self.detector.cascade_
         stages = [(w.copies, w.halves, w.families) for w in cascade.walks]
         scores = b"".join(np.ascontiguousarray(values).tobytes() for values in self.detector.clean_.values())
-        return super().state() + f"{stages} {cascade.exits}".encode() + scores
+        return _depends(self.detector.connectivity) + f"{stages} {cascade.exits}".encode() + scores
+
+
+def _depends(walk: Connectivity) -> bytes:
+    """What the features of an image depend on besides the classifier, which a candidate's key holds."""
+    _, _, references, *settings = walk.key()
+    return str(settings).encode() + (b"" if references is None else references.tobytes())

@@ -1,0 +1,48 @@
+"""Images from whatever they are given as: a path, a PIL picture, an array or tensor, or a sequence of these."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from advconn.errors import DataError
+from advconn.images import Collection
+from advconn.layout import layout
+from advconn.pictures import fitted, pixels_of, readings, sized
+from advconn.preprocessing import Preprocessing
+
+
+def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
+    """Images (n, c, h, w) from a path, a PIL picture, an array or tensor, or a sequence of these.
+
+    An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
+
+    Raises:
+        DataError: anything else, or what cannot be read.
+    """
+    if isinstance(given, (list, tuple)):
+        parts = [read_all(one, preprocessing, channels, reading) for one in given]
+        if not parts:
+            return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
+        kinds = {p.dtype for p in parts}
+        return torch.cat([p.to(torch.float32) / 255 if len(kinds) > 1 and p.dtype == torch.uint8 else p for p in parts])
+    if isinstance(given, (str, os.PathLike)):
+        collection = Collection(Path(given), reading=reading)
+        if collection.failed:
+            raise collection.failed[0]
+        return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
+    if isinstance(given, Image.Image):
+        (made,) = readings(given, "the picture", channels, reading).values()
+        return torch.from_numpy(pixels_of(fitted(made, preprocessing, "the picture"), channels))[None]
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
+    found = layout(array.shape, channels, "the array").images(array)
+    plain = [np.ascontiguousarray(one, dtype=np.uint8 if one.dtype == np.uint8 else np.float32) for one in found]
+    return torch.from_numpy(np.stack([sized(one, preprocessing, "the array") for one in plain]))

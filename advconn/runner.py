@@ -1,0 +1,136 @@
+"""Work spread over processes or a cluster, kept so that a run that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from advconn.errors import DataError
+from advconn.progress import Progress, silent
+from advconn.store import Store
+
+BACKENDS = ("loky", "ray", "dask")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Spreads pure functions over processes, keeps what they give, and tells how far it is.
+
+    jobs: processes. backend: joblib's 'loky', which shares this machine's cores among so many, or a registered one such
+    as 'ray' and 'dask', whose workers take one core each, all of them where jobs is 1. store: where results are kept.
+    progress: told (stage, done, total).
+    """
+
+    jobs: int = 1
+    backend: str = "loky"
+    store: Store = field(default_factory=lambda: Store(None))
+    progress: Progress = silent
+
+    @property
+    def alone(self) -> bool:
+        """Whether all work is done in this process."""
+        return self.jobs == 1 and self.backend == "loky"
+
+    def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
+        """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
+        out = []
+        for result in self.spread(_kept, ((self.store, work, call, ignored) for call in calls)):
+            out.append(result)
+            self.progress(stage, len(out), len(calls))
+        return out
+
+    def spread(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """`work(*call)` for every call, in order, each when it is asked for; a few more are under way."""
+        if self.alone:
+            yield from (work(*call) for call in calls)
+            return
+        from joblib import Parallel, delayed, parallel_config
+
+        with_their_code()
+        near = self.backend == "loky"
+        threads = max(1, torch.get_num_threads() // self.jobs) if near else 1
+        with parallel_config(backend=self.backend, n_jobs=self.jobs if near or self.jobs > 1 else -1):
+            tasks = (delayed(_threaded)(threads, work, call) for call in calls)
+            if self.backend != "ray":
+                yield from Parallel(return_as="generator", pre_dispatch="2 * n_jobs")(tasks)
+                return
+            pool = Parallel()  # whose backend gives whole lists alone
+            several = 8 * (self.jobs if self.jobs > 1 else os.cpu_count() or 1)
+            while some := list(itertools.islice(tasks, several)):
+                yield from pool(some)
+
+    def kept(self, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> bool:
+        """Whether `map` would not do this call anew."""
+        return self.store.has(work.__name__, _key(work, call, ignored))
+
+    def travels(self, value: Any) -> bool:
+        """Whether a value can be sent to other processes; here it need not."""
+        if self.alone:
+            return True
+        try:
+            with_their_code().dumps(value)
+            return True
+        except Exception:  # a module with a lock, a session or a hook in it may raise anything
+            return False
+
+
+def with_their_code() -> Any:
+    """What joblib sends work by, told that modules from a user's file go along with it."""
+    try:
+        from joblib.externals import cloudpickle
+    except ImportError:  # newer ones have it as a package beside them
+        import cloudpickle
+    for name, module in list(sys.modules.items()):
+        if name.startswith("advconn_user_"):
+            cloudpickle.register_pickle_by_value(module)
+    return cloudpickle
+
+
+@contextmanager
+def cluster(backend: str, jobs: int) -> Iterator[None]:
+    """What a backend runs on: the cluster that the environment names, or one on this machine.
+
+    Ray's is named by RAY_ADDRESS, Dask's by DASK_SCHEDULER_ADDRESS or Dask's settings.
+
+    Raises:
+        DataError: its package is not installed.
+    """
+    try:
+        if backend == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        elif backend == "dask":
+            import dask
+            from distributed import Client
+
+            here = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
+            here |= {"n_workers": jobs} if jobs > 1 else {}
+            with Client(**({} if dask.config.get("scheduler-address", None) else here)):
+                yield
+            return
+    except ImportError:
+        raise DataError(f"--backend {backend} needs its package: pip install 'advconn[{backend}]'") from None
+    yield
+
+
+def _key(work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> dict[str, Any]:
+    bound = inspect.signature(work).bind(*call).arguments
+    return {name: value for name, value in bound.items() if name != ignored}
+
+
+def _kept(store: Store, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> Any:
+    return store.get(work.__name__, _key(work, call, ignored), lambda: work(*call))
+
+
+def _threaded(threads: int, work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(threads)
+    return work(*call)
