@@ -18,6 +18,7 @@ from advconn import card as cards
 from advconn import pretrained, restoring
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
+from advconn.card import WEIGHTS as WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector, Fitted

@@ -18,6 +18,7 @@ from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised
 
 LARGEST = 3 * 2**17  # values in a batch on a CPU
+LARGEST_ON_A_GPU = 2**25
 
 
 class Classifier:
@@ -39,8 +40,9 @@ class Classifier:
         class_names: one for each class, or a dict from index to name.
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
-        batch_size: largest batch handed to the module at once; unless told 256 on a GPU, and on a CPU 32 small images
-            or 2 of 224 x 224 pixels: more do not fit its caches, and fresh memory for them costs more than they save.
+        batch_size: largest batch handed to the module at once; unless told 2048 small images or 222 of 224 x 224 pixels
+            on a GPU, and 32 or 2 on a CPU: more do not fit its caches, and fresh memory for them costs more than they
+            save.
         name: the specification it was made from, kept in a bundle.
         output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.
 
@@ -93,10 +95,9 @@ class Classifier:
         self.class_names = names_of(class_names, self.num_classes)
 
     def _usual_batch(self) -> int:
-        if self.device.type != "cpu":
-            return 256
         h, w = self.preprocessing.size or (32, 32)
-        return max(1, min(32, LARGEST // (self.channels * h * w)))
+        most, largest = (32, LARGEST) if self.device.type == "cpu" else (2048, LARGEST_ON_A_GPU)
+        return max(1, min(most, largest // (self.channels * h * w)))
 
     @classmethod
     def from_callable(cls, f: Callable[[Any], Any], *, num_classes: int, **options: Any) -> Classifier:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.connectivity import Connectivity
+from advconn.connectivity import ON_A_GPU, Connectivity
 from advconn.errors import DataError
 from advconn.features import Trace, joined, table
 from advconn.margins import counting
 
 BLOCK = 256  # images that go through the stages together
-LARGEST = 2**23  # values of those images
+LARGEST = 2**23  # values of those images; on a GPU connectivity.ON_A_GPU times as many of both
 GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
 
 
@@ -188,7 +188,8 @@ class Cascade:
 
     def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images in the numbers that go through together: memory does not grow with all of them."""
-        return images.split(max(1, min(BLOCK, LARGEST // max(images[:1].numel(), 1))))
+        times = ON_A_GPU if self.walks[0].classifier.device.type == "cuda" else 1
+        return images.split(max(1, min(times * BLOCK, times * LARGEST // max(images[:1].numel(), 1))))
 
 
 def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
