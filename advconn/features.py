@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -276,6 +277,11 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
         "complexity": complexity_features,
     }
 )
+
+
+def columns_of(trace: Trace) -> np.ndarray:
+    """The features (n, d) of a trace, in float64."""
+    return table(trace)[0].double().cpu().numpy()
 
 
 def table(trace: Trace) -> tuple[Tensor, list[str]]:

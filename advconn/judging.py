@@ -63,7 +63,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         if not len(images):
             raise DataError("no images to judge")
         with counting() as cost:
-            found = list(self._walked(images, full=full, most=max_stage))
+            found = list(self._walked(images, full=full, most=max_stage, threshold=calibration.threshold))
         return judgement_of(self.cascade_, calibration, found, cost, max_stage)
 
     @property

@@ -15,7 +15,7 @@ from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.errors import AttackError
-from advconn.features import Trace, table
+from advconn.features import Trace, columns_of
 from advconn.progress import Progress
 from advconn.runner import Runner
 
@@ -165,7 +165,7 @@ def features_of(
         trace: Trace | None = None
         for walk, out in zip(walks, rows, strict=True):
             trace = walk.trace(chunk, trace)
-            out.append(table(trace)[0].double().cpu().numpy())
+            out.append(columns_of(trace))
         done += len(chunk)
         progress(stage, done, len(images))
     empty = (np.zeros((0, len(walk.get_feature_names_out()))) for walk in walks) if not len(images) else ()

@@ -7,7 +7,8 @@ on how many stages there are, nor on where images leave. What depends on it is m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from advconn.connectivity import ON_A_GPU, Connectivity
 from advconn.errors import DataError
-from advconn.features import Trace, joined, table
+from advconn.exits import cut
+from advconn.features import Trace, columns_of, joined
 from advconn.margins import counting
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images; on a GPU connectivity.ON_A_GPU times as many of both
+UNSURE = 0.1  # log-odds: TF32 moves them by up to .2 at the first stage and .1 at the others, by .00003 in the middle
 GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
 
 
@@ -144,8 +147,13 @@ class Cascade:
     exits: tuple[float, ...]
     gate: float | None = None
 
-    def walk(self, images: Tensor, *, full: bool = False, most: int | None = None) -> Found:
+    def walk(
+        self, images: Tensor, *, full: bool = False, most: int | None = None, threshold: float | None = None
+    ) -> Found:
         """Send images (n, c, h, w) through the stages, at most `most` of them.
+
+        A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of where
+        it would leave, or be flagged at `threshold`, is walked there again in float32, so that its verdict is a CPU's.
 
         `full`: every stage for every image, for what it shows; where an image left and its score stay the same.
         """
@@ -156,13 +164,11 @@ class Cascade:
         left, spent = np.zeros(n, int), np.zeros((2, n))
         traces: list[tuple[np.ndarray, Trace]] = []
         start: Trace | None = None
-        for k, walk in enumerate(self.walks[:count]):
-            with counting() as cost:
-                trace = walked(walk, images[live.to(images.device)], start)
-            columns = table(trace)[0].double().cpu().numpy()
+        for k in range(count):
             rows = live.numpy()
+            with counting() as cost:
+                trace, columns, scores[rows, k] = self._at(k, images[live.to(images.device)], start, threshold)
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
-            scores[rows, k] = self.scored(k, columns)
             features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
             done = np.isinf(scores[rows, k]) if k + 1 < count else np.ones(len(rows), bool)
@@ -174,6 +180,28 @@ class Cascade:
             if not len(live):
                 break
         return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
+
+    def _at(
+        self, k: int, images: Tensor, start: Trace | None, threshold: float | None
+    ) -> tuple[Trace, np.ndarray, np.ndarray]:
+        """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
+        trace = walked(self.walks[k], images, start)
+        columns = columns_of(trace)
+        scores = self.scored(k, columns)
+        if trace.query.is_cuda and torch.backends.cudnn.allow_tf32:
+            near = self._near(k, scores, threshold)
+            if near.any():
+                with in_float32():
+                    again = walked(self.walks[k], images[torch.from_numpy(near).to(images.device)])
+                columns[near] = columns_of(again)
+                scores[near] = self.scored(k, columns[near])
+        return trace, columns, scores
+
+    def _near(self, k: int, scores: np.ndarray, threshold: float | None) -> np.ndarray:
+        """Which log-odds (n,) of stage k, from 0, are next to where it is decided of an image."""
+        cuts = [self.exits[k]] if k < len(self.exits) else []
+        cuts += [] if threshold is None else [at for at in [cut(self.exits, threshold, k)] if at is not None]
+        return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
 
     def scored(self, k: int, columns: np.ndarray) -> np.ndarray:
         """Log-odds (n,) of stage k, from 0, on its columns (n, d): the larger of the head's and the companion's."""
@@ -196,6 +224,17 @@ def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
     """The companion's log-odds (n,) against the predicted class, the mean of those at the image and at its mirror."""
     margin, mirror = (columns[:, list(names).index(name)] for name in GATED)
     return np.asarray(margin + mirror / 2)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Convolutions of a GPU in float32, and not in TF32."""
+    known = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = known
 
 
 def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:

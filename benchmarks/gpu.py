@@ -24,6 +24,7 @@ import advconn
 from advconn import bundle
 from advconn.classifier import Classifier
 from advconn.detector import Detector
+from advconn.stages import in_float32
 
 WARM = 2048  # images judged before anything is timed
 
@@ -74,8 +75,18 @@ def compared(images: torch.Tensor, folder: Path) -> dict[str, object]:
         "stages_that_differ": int((here.stage != there.stage).sum()),
         "largest_difference_of_p": float(np.abs(here.p_value - there.p_value).max()),
         "median_difference_of_score": float(np.median(np.abs(here.score - there.score))),
+        "largest_difference_of_log_odds": moved(images, folder),
         "flagged": int(here.adversarial.sum()),
     }
+
+
+def moved(images: torch.Tensor, folder: Path) -> list[float]:
+    """By how much TF32 moves the log-odds of each stage at most, every stage walked for every image."""
+    cascade = bundle.load(folder, device="cuda").cascade_
+    tf32 = cascade.walk(images[:512], full=True).scores
+    with in_float32():
+        exact = cascade.walk(images[:512], full=True).scores
+    return np.abs(tf32 - exact).max(0).tolist()
 
 
 def smooth(count: int, side: int, seed: int) -> torch.Tensor:
@@ -93,15 +104,30 @@ def smooth(count: int, side: int, seed: int) -> torch.Tensor:
     return torch.cat(out)
 
 
+def large(count: int, side: int) -> dict[str, object]:
+    """A ResNet-50 of random weights, and a detector fitted on pictures that nobody attacked."""
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(weights=None).eval()
+    classifier = Classifier(network, size=side, device="cuda")
+    pictures = smooth(count + 600, side, 0)
+    detector = advconn.fit(classifier, pictures[count:], confidence="none", accept_accuracy=True)
+    return figures(detector, pictures[:count])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="holds test.npz of CIFAR-10")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--compare", type=int, default=2000)
+    parser.add_argument("--exact", action="store_true", help="convolutions in float32 where TF32 is usual")
+    parser.add_argument("--no-large", action="store_true", help="leave the ResNet-50 out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
+    torch.backends.cudnn.allow_tf32 = not args.exact
     test = read(args.data / "test.npz").images
     many = torch.cat([test, test.flip(3), test])[: args.images]
     record: dict[str, object] = {"device": torch.cuda.get_device_name(), "tf32": torch.backends.cudnn.allow_tf32}
@@ -110,15 +136,9 @@ def main() -> None:
     record["cpu_and_gpu"] = compared(test[: args.compare], bundle.default())
     print(json.dumps(record["cpu_and_gpu"], indent=1), flush=True)
 
-    import torchvision
-
-    torch.manual_seed(0)
-    network = torchvision.models.resnet50(weights=None).eval()
-    classifier = Classifier(network, size=args.side, device="cuda")
-    pictures = smooth(args.images + 600, args.side, 0)
-    detector = advconn.fit(classifier, pictures[args.images :], confidence="none", accept_accuracy=True)
-    record["resnet50"] = figures(detector, pictures[: args.images])
-    print(json.dumps(record["resnet50"], indent=1), flush=True)
+    if not args.no_large:
+        record["resnet50"] = large(args.images, args.side)
+        print(json.dumps(record["resnet50"], indent=1), flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
