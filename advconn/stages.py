@@ -152,8 +152,9 @@ class Cascade:
     ) -> Found:
         """Send images (n, c, h, w) through the stages, at most `most` of them.
 
-        A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of where
-        it would leave, or be flagged at `threshold`, is walked there again in float32, so that its verdict is a CPU's.
+        A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of
+        where it would leave, or be flagged at `threshold`, is walked there again in float32, so that its verdict is a
+        CPU's.
 
         `full`: every stage for every image, for what it shows; where an image left and its score stay the same.
         """
