@@ -10,7 +10,8 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.images import Item, labels
+from advconn.images import labels
+from advconn.items import Item
 
 LOOKED_AT = 1000  # images by which it is seen what the labels mean and what the classifier makes of them
 ENOUGH = 20  # images before anything is said of an accuracy

@@ -8,6 +8,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ NAMES = (
     "x_test", "inputs", "data", "arr_0",
 )  # fmt: skip
 LABELS = ("labels", "y", "targets", "label")
-LARGEST = 2**30  # bytes of one array
+LARGEST = 2**30  # bytes of an array that is held in memory
+LARGEST_FILE = 2**41  # bytes of one that is mapped, or streamed
 LARGEST_IMAGE = 2**27  # bytes of one image
-MOST = 2**20  # images in one array
 LARGEST_HEADER = 10_000
 LARGEST_LABELS = 2**26  # bytes
 
@@ -38,11 +39,11 @@ class Archive:
     are the array's own. An .npz member is streamed, so that rows are best asked for in order.
 
     Raises:
-        DataError: no such array, objects, a wrong type, a size that the file does not hold, more than LARGEST bytes.
+        DataError: no such array, objects, a wrong type, a size that the file does not hold, too many bytes.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path, self.labels = path, None
+        self.path, self.name, self.labels = path, name, None
         with _refusing(path):
             opener = {".npz": _open_npz, ".npy": _open_npy}.get(path.suffix.lower(), _open_torch)
             self.source, labels, self.names = opener(path, name)
@@ -53,8 +54,6 @@ class Archive:
             raise DataError(f"{path}: images have shape {self.shape}; expected n x H x W x C with C 1 or 3")
         if 0 in self.shape:
             raise DataError(f"{path}: holds no images (shape {self.shape})")
-        if len(self.shape) > 3 and self.shape[0] > MOST:
-            raise DataError(f"{path}: {self.shape[0]:,} images; expected {MOST:,} or fewer: split it")
         self.layout = layout(self.shape, None, str(path)) if not _both(self.shape) else None
         if not _both(self.shape):
             h, w = self.size()
@@ -68,6 +67,11 @@ class Archive:
             self._sample()
         if labels is not None and (len(self.names) == 1 or len(labels) == len(self)):
             self.labels = _labels(labels, len(self), path)
+
+    def __reduce__(self) -> Any:
+        """It travels as its path; a process opens it once."""
+        status = self.path.stat()
+        return _opened, (self.path, self.name, status.st_mtime_ns, status.st_size)
 
     def __len__(self) -> int:
         return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]
@@ -110,6 +114,11 @@ class Archive:
                 "normalisation"
             )
         return image.clip(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, name: str | None, *changed: int) -> Archive:
+    return Archive(path, name)
 
 
 def _both(shape: tuple[int, ...]) -> bool:
@@ -211,6 +220,7 @@ def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, l
         name = wanted or names[0]
         shape, _, dtype, start, fortran = found[name]
         if fortran and len(shape) > 1:
+            _bounded(math.prod(shape) * dtype.itemsize, LARGEST)
             source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
         else:
             source = _Streamed(path, f"{name}.npy", shape, dtype, start)
@@ -236,12 +246,13 @@ def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bo
     shape = about["shape"]
     if dtype.hasobject or not isinstance(shape, tuple) or not all(type(v) is int and v >= 0 for v in shape):
         raise ValueError(f"an array of {dtype} with shape {shape}; expected numbers")
-    if math.prod(shape) * dtype.itemsize > LARGEST:
-        raise ValueError(
-            f"an array of {math.prod(shape) * dtype.itemsize / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: "
-            "split it"
-        )
+    _bounded(math.prod(shape) * dtype.itemsize, LARGEST_FILE)
     return shape, dtype.itemsize, dtype, 8 + width + length, bool(about["fortran_order"])
+
+
+def _bounded(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"an array of {size / 1e9:.1f} GB; expected {most / 1e9:.1f} or fewer: split it")
 
 
 def _open_npy(path: Path, wanted: str | None) -> tuple[Any, None, list[str]]:

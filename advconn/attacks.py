@@ -23,6 +23,7 @@ from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 from advconn.imitation import imitate
 from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
+from advconn.runner import Runner
 from advconn.toolboxes import LIBRARIES
 
 
@@ -113,14 +114,19 @@ class Attack:
         seed: int = 0,
         batch_size: int = 128,
         source: Classifier | None = None,
+        runner: Runner | None = None,
     ) -> Iterator[Tensor]:
-        """The same, a batch at a time."""
+        """The same, a batch at a time. `runner`: where each is made; the same whatever it is."""
         source = self.source(classifier, images, seed=seed) if source is None else source
-        for i, (x, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
-            devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
-            with seeded(seed * 1_000_003 + i, devices), torch.inference_mode(False), torch.enable_grad():
-                out = self._attack(source, source.check(x.clone()), y.clone().to(source.device))
-            yield out.detach().clamp(0, 1)
+        parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        calls = ((source, x.cpu(), y.cpu(), seed * 1_000_003 + i) for i, (x, y) in enumerate(parts))
+        yield from (Runner() if runner is None else runner).spread(self._batch, calls)
+
+    def _batch(self, source: Classifier, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
+        with seeded(seed, devices), torch.inference_mode(False), torch.enable_grad():
+            out = self._attack(source, source.check(images.clone()), labels.clone().to(source.device))
+        return out.detach().clamp(0, 1)
 
     @property
     def needs_gradient(self) -> bool:

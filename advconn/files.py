@@ -43,7 +43,7 @@ def vacant(folder: Path) -> None:
     Raises:
         DataError: as told.
     """
-    with _telling(folder):
+    with telling(folder):
         shutil.rmtree(_partial(folder))
 
 
@@ -62,7 +62,12 @@ def _partial(folder: Path) -> Path:
 
 
 @contextmanager
-def _telling(place: Path) -> Iterator[None]:
+def telling(place: Path) -> Iterator[None]:
+    """What a disk may raise, as one line.
+
+    Raises:
+        DataError: `place` cannot be written.
+    """
     try:
         yield
     except DataError:
@@ -84,7 +89,7 @@ def writing(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: `folder` exists and is not empty, or cannot be written.
     """
-    with _telling(folder):
+    with telling(folder):
         partial = _partial(folder)
         (partial / "x").unlink(missing_ok=True)
         try:
@@ -121,7 +126,7 @@ def replacing(file: Path) -> Iterator[Path]:
     Raises:
         DataError: `file` cannot be made.
     """
-    with _telling(file):
+    with telling(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=f"{SUFFIX}{file.suffix}", dir=file.parent)
         os.close(handle)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,46 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from advconn import arrays
+from advconn.ahead import ahead
 from advconn.arrays import Archive
 from advconn.errors import DataError
 from advconn.files import files_under, kind_of, writing
+from advconn.items import Batch, Item, Items, Unread
 from advconn.layout import layout
 from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, readings, sized
 from advconn.pictures import picture as picture  # of the public name
 from advconn.preprocessing import Preprocessing
 
+DECODERS = 8  # threads that files are decoded by
 JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none
 LONGEST_NAME = 200  # bytes of a file's name that is written
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a collection: its name, where it is, its row in which array, and its label where one is known."""
-
-    name: str
-    path: Path
-    row: int | None = None
-    label: str | None = None
-    array: str = ""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images (m, c, h, w) at the classifier's size, uint8 or float32 in [0, 1].
-
-    Of each row its item, the (width, height) it came with, and how it was read: 'plain', 'upright', or 'array'. An item
-    that is read in two ways has two rows, one after the other.
-    """
-
-    items: tuple[Item, ...]
-    images: Tensor
-    given: tuple[tuple[int, int], ...]
-    readings: tuple[str, ...]
-
-    @property
-    def resized(self) -> tuple[bool, ...]:
-        """Whether each came at another size."""
-        return tuple(size != (self.images.shape[3], self.images.shape[2]) for size in self.given)
 
 
 class Collection:
@@ -85,40 +62,39 @@ class Collection:
             first = Archive(self.path)
             names = first.names
             self._archives = {n: Archive(self.path, n) if i else first for i, n in enumerate(names)}
-            self.items = tuple(
-                Item(f"{self.path}{f'[{name}]' * (len(names) > 1)}[{i}]", self.path, i, _label(archive, i), name)
-                for name, archive in self._archives.items()
-                for i in range(len(archive))
+            called = {n: f"{self.path}{f'[{n}]' * (len(names) > 1)}" for n in names}
+            self.items = Items(
+                *((len(a), partial(_row, self.path, called[n], a, n)) for n, a in self._archives.items())
             )
         else:
-            self.items = (Item(str(self.path), self.path),)
+            self.items = Items((1, partial(_picture, None, [str(self.path)])))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def _folder(self) -> tuple[Item, ...]:
-        """Every image in the folder and under it; the name of the first folder is the label, as ImageFolder has it."""
-        items = []
+    def _folder(self) -> Items:
+        """Every image in the folder and under it."""
+        names = []
         for path in files_under(self.path, self.failed.append):
-            parts = path.relative_to(self.path).parts
             if path.suffix.lower() in SUFFIXES or is_picture(path):
                 if path.name.startswith("._") and not is_picture(path):
                     continue  # what a Mac keeps beside a file
-                items.append(Item(str(path), path, label=parts[0] if len(parts) > 1 else None))
+                names.append(str(path.relative_to(self.path)))
             elif path.name.lower() not in JUNK and not path.name.startswith("._"):
                 self.skipped.append(str(path))
-        if not items:
+        if not names:
             if self.failed:
                 raise self.failed[0]
             raise DataError(f"{self.path}: no images in this folder or under it")
-        return tuple(items)
+        return Items((len(names), partial(_picture, self.path, names)))
 
     def sample(self, limit: int | None, seed: int = 0) -> Collection:
         """At most `limit` of the images, picked at random."""
         chosen = copy.copy(self)
         if limit is not None and limit < len(self.items):
             kept = np.random.default_rng(seed).permutation(len(self.items))[:limit]
-            chosen.items = tuple(self.items[i] for i in sorted(kept))
+            few = [self.items[i] for i in sorted(kept)]
+            chosen.items = Items((len(few), few.__getitem__))
         return chosen
 
     def size(self) -> tuple[int, int]:
@@ -149,7 +125,9 @@ class Collection:
 
     def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
         """These images, at the classifier's size; each is brought to it as soon as it is read."""
-        rows = [row for item in items for row in self._rows(item, preprocessing, channels)]
+        rows = list(
+            itertools.chain.from_iterable(self._read(items, lambda i: [*self._rows(i, preprocessing, channels)]))
+        )
         if len({row[1].shape for row in rows}) > 1:
             raise DataError(
                 f"{self.path}: images of several sizes, and the classifier's input size is not known: give --size HxW"
@@ -157,8 +135,16 @@ class Collection:
         images = torch.from_numpy(np.stack([row[1] for row in rows]))
         return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
 
-    def _suits(self, preprocessing: Preprocessing, channels: int) -> None:
-        """Refuse an array as a whole where none of its images can be used."""
+    def _read(self, items: Sequence[Item], rows: Callable[[Item], list[Any]]) -> Iterator[list[Any]]:
+        """The rows of each item: files are decoded side by side, an archive is read from its start to its end."""
+        return map(rows, items) if self._archives or len(items) == 1 else _decoders().map(rows, items)
+
+    def suits(self, preprocessing: Preprocessing, channels: int) -> None:
+        """Refuse an array as a whole where none of its images can be used.
+
+        Raises:
+            DataError: as told.
+        """
         for archive in self._archives.values():
             axes = layout(archive.shape, channels, str(self.path)).axes
             sides = [archive.shape[axes.index(side)] for side in "hw"]
@@ -192,29 +178,38 @@ class Collection:
 
         An image that cannot be read raises, or, where `bad` is given, is told to it and left out.
         """
+        for found in ahead(self._parts(preprocessing, channels, batch_size)):
+            for part in found:
+                if isinstance(part, Batch):
+                    yield part
+                elif bad is None:
+                    raise part.error
+                else:
+                    bad(part.item, part.error)
+
+    def _parts(self, preprocessing: Preprocessing, channels: int, batch_size: int) -> Iterator[list[Batch | Unread]]:
         try:
-            self._suits(preprocessing, channels)
+            self.suits(preprocessing, channels)
         except DataError as error:
-            if bad is None:
-                raise
-            bad(Item(str(self.path), self.path), error)
+            yield [Unread(Item(str(self.path), self.path), error)]
             return
         for i in range(0, len(self.items), batch_size):
-            items = self.items[i : i + batch_size]
-            try:
-                yield self.read(items, preprocessing, channels)
-                continue
-            except DataError as error:
-                if bad is None:
-                    raise
-                if len(items) == 1:
-                    bad(items[0], error)
-                    continue
-            for item in items:
-                try:
-                    yield self.read([item], preprocessing, channels)
-                except DataError as error:
-                    bad(item, error)
+            yield self.some(self.items[i : i + batch_size], preprocessing, channels)
+
+    def some(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[Batch | Unread]:
+        """These images as one batch; where one cannot be read each as its own, or why not."""
+        try:
+            return [self.read(items, preprocessing, channels)]
+        except DataError as error:
+            if len(items) == 1:
+                return [Unread(items[0], error)]
+        return [part for item in items for part in self.some([item], preprocessing, channels)]
+
+    def without_items(self) -> Collection:
+        """The same to read from, for another process: without the names of its images."""
+        lean = copy.copy(self)
+        lean.items, lean.skipped, lean.failed = Items(), [], []
+        return lean
 
 
 def joined(collections: Sequence[Collection]) -> list[Collection]:
@@ -228,6 +223,23 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
         else:
             out.append(one)
     return out
+
+
+@lru_cache(maxsize=1)
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), "advconn-decoder")
+
+
+def _picture(root: Path | None, names: Sequence[str], i: int) -> Item:
+    """A file; the name of the first folder under the root is its label, as ImageFolder has it."""
+    if root is None:
+        return Item(names[i], Path(names[i]))
+    path, (first, *more) = root / names[i], Path(names[i]).parts
+    return Item(str(path), path, label=first if more else None)
+
+
+def _row(path: Path, called: str, archive: Archive, array: str, i: int) -> Item:
+    return Item(f"{called}[{i}]", path, i, _label(archive, i), array)
 
 
 def _label(archive: Archive, row: int) -> str | None:

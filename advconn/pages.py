@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from advconn.explain import Explanation
-from advconn.report import as_json
 from advconn.shown import shown
+from advconn.writers import Record, as_csv, as_jsonl
 
-PICTURES = 1000  # images shown on a page; the others stand there without their picture
+LISTED = 10_000  # images that a page tells of, the flagged ones first
+PICTURES = 1000  # of these, how many with their picture
 FIGURES = 100  # images whose path is drawn
-_COLUMNS = (
-    "image", "prediction", "class_name", "adversarial", "p_value", "score", "stage", "consensus_name", "agreeing",
-    "copies", "barrier", "secondary_barriers", "bends", "reading", "why", "error",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,25 +30,24 @@ class Case:
     explanation: Explanation | None = None
 
 
-def write(cases: Sequence[Case], about: str, folder: Path) -> None:
-    """Write the three files into a folder that is there."""
-    lines = (as_json(case.record) + "\n" for case in cases)
-    (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({k: _plain(v) for k, v in case.record.items()} for case in cases)
-    (folder / "report.html").write_text(page(cases, about), encoding="utf-8")
+@dataclass(frozen=True)
+class Counts:
+    """Of all images of a run: how many there are, are flagged, could not be judged."""
+
+    images: int
+    flagged: int
+    failed: int
 
 
-def _plain(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    text = shown(value) if isinstance(value, str) else value
-    return "'" + text if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+def write(records: Callable[[], Iterable[Record]], page: str, folder: Path) -> None:
+    """Write results.jsonl, results.csv and report.html into a folder that is there; `records` begins anew each time."""
+    as_jsonl(records(), folder / "results.jsonl")
+    as_csv(records(), folder / "results.csv")
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def page(cases: Sequence[Case], about: str) -> str:
-    """A self-contained HTML page: flagged images first, then by p-value."""
+def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str:
+    """A self-contained HTML page: flagged images first, then by p-value. `counts`: where not every image is shown."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string(
@@ -63,10 +58,12 @@ def page(cases: Sequence[Case], about: str) -> str:
     undrawn = sum(case.explanation is None and bool(case.record.get("adversarial")) for case in cases)
     left_out = [f"{bare} images are listed without their picture"] * bool(bare)
     left_out += [f"{undrawn} flagged images without their path"] * bool(undrawn)
+    if counts is None:
+        counts = Counts(len(cases), *(sum(e["kind"] == kind for e in entries) for kind in ("flagged", "failed")))
+    left_out += [f"{counts.images - len(cases)} other images stand in results.jsonl"] * (counts.images > len(cases))
     return template.render(
         cases=entries,
-        flagged=sum(e["kind"] == "flagged" for e in entries),
-        failed=sum(e["kind"] == "failed" for e in entries),
+        counts=counts,
         about=about,
         left_out="; ".join(left_out),
     )

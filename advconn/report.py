@@ -14,7 +14,7 @@ from rich.table import Table
 from advconn.calibration import Calibration
 from advconn.detector import Detector, Judgement
 from advconn.errors import line_of
-from advconn.images import Batch
+from advconn.items import Batch
 from advconn.shown import shown
 
 VERDICTS = ("clean", "ADVERSARIAL")

@@ -136,7 +136,7 @@ def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked,
     assert "<script>alert" not in html
     assert "not readable" in html
     assert "data:image/svg+xml;base64," in html
-    write(cases, "about", tmp_path)
+    write(lambda: (case.record for case in cases), html, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [*names, "broken.png"]
     assert "\n'=1+1.png," in (tmp_path / "results.csv").read_text()

@@ -12,7 +12,7 @@ import advconn
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"shown"},
-    {"errors", "nets", "copies", "grain", "progress", "kinds"},
+    {"errors", "ahead", "nets", "copies", "grain", "progress", "kinds"},
     {
         "margins",
         "metrics",
@@ -27,9 +27,9 @@ ORDER = [
         "store",
         "layout",
     },
-    {"exits", "runner"},
+    {"exits", "runner", "journal", "writers"},
     {"bypass", "band", "adapters", "conditions", "pictures", "weights", "architectures"},
-    {"probing", "arrays"},
+    {"probing", "arrays", "items"},
     {"classifier", "images"},
     {"datasets", "untrained", "reading"},
     {"modes", "models", "space", "agreement", "perturb", "imitation", "toolboxes"},
@@ -51,7 +51,7 @@ ORDER = [
     {"saving", "restoring"},
     {"bundle", "recalibration"},
     {"report", "figures"},
-    {"pages"},
+    {"pages", "scoring"},
     {"benchmark", "studies", "serving"},
     {"cli", "__init__"},
     {"__main__"},

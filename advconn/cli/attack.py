@@ -17,6 +17,7 @@ from advconn.cli.options import (
     model_options,
     reading_options,
     seed_option,
+    spread_options,
 )
 from advconn.cli.progress import progress_bar
 
@@ -32,6 +33,7 @@ from advconn.cli.progress import progress_bar
 @list_attacks_option
 @reading_options
 @seed_option
+@spread_options
 @device_option
 def attack(
     spec: str,
@@ -46,6 +48,8 @@ def attack(
     max_bad: float,
     accept: bool,
     seed: int,
+    jobs: int,
+    backend: str,
     device: str,
 ) -> None:
     """Write attacked copies of images as lossless PNG files and as images.npz, to see a flag go up.
@@ -59,6 +63,7 @@ def attack(
 
     from advconn.attacks import Attack, round_to_bytes, succeeded
     from advconn.images import Collection, save
+    from advconn.runner import Runner, cluster
 
     vacant(out)
     made = Attack.parse(spec)
@@ -72,8 +77,9 @@ def attack(
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)
     truth = predicted if known is None else known.to(predicted)
     done: list[torch.Tensor] = []
-    with progress_bar() as progress:
-        for part in made.batches(classifier, clean, truth, seed=seed, batch_size=64):
+    runner = Runner(jobs, backend)
+    with cluster(backend, jobs), progress_bar() as progress:
+        for part in made.batches(classifier, clean, truth, seed=seed, batch_size=64, runner=runner):
             done.append(part if floats else round_to_bytes(part))
             progress(str(made), sum(map(len, done)), len(clean))
     attacked = torch.cat(done)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from advconn.classifier import Classifier
     from advconn.datasets import Data
     from advconn.detector import Detector
-    from advconn.images import Collection, Item
+    from advconn.images import Collection
+    from advconn.items import Item
 
 
 class Asked:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, detector_of, note, tell_skipped, vacant
+from advconn.cli.common import detector_of, note, tell_skipped, vacant
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -23,6 +23,7 @@ from advconn.cli.options import (
     fpr_option,
     frames_option,
     model_options,
+    spread_options,
 )
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
@@ -67,30 +68,22 @@ def threshold_options(function: F) -> F:
 @frames_option
 @click.option("--strict", is_flag=True, help="Exit with 2 also where a file in a folder is no image.")
 @click.option("--full", is_flag=True, help="Walk every stage for every image: barriers and votes of all of them.")
-@click.option("--out", type=PATH, metavar="DIR", help="A new folder for results.jsonl, results.csv and report.html.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="PATH",
+    help="A new folder for results.jsonl, results.csv and report.html, or a new file .jsonl, .csv or .parquet.",
+)
+@click.option("--resume", is_flag=True, help="Go on where a run with this --out was stopped.")
 @click.option(
     "--explain",
     is_flag=True,
     help="The page in detail for every image, not the flagged alone; without --out a page NAME.html for one image.",
 )
 @threshold_options
+@spread_options
 @device_option
-def score(
-    images: tuple[Path, ...],
-    detector: Path | None,
-    asked: Asked,
-    style: str,
-    features: bool,
-    header: bool,
-    reading: str,
-    frames: str | None,
-    strict: bool,
-    full: bool,
-    out: Path | None,
-    explain: bool,
-    threshold: dict[str, Any],
-    device: str,
-) -> None:
+def score(images: tuple[Path, ...], **given: Any) -> None:
     """Say of each image (files, folders or arrays) whether it was adversarially perturbed.
 
     Exit status: 0 none flagged, 1 some flagged, 2 some image could not be judged (the others are).
@@ -100,59 +93,91 @@ def score(
       advconn score photo.png
       advconn score --detector detector/ --format json images/
       advconn score --detector detector/ --out verdicts/ images/
+      advconn score --detector detector/ --out verdicts.parquet --resume --jobs 8 images/
       advconn score --explain photo.png
     """
-    from advconn.cli.verdicts import Run, header_of
-    from advconn.images import Collection, joined
-    from advconn.watch import Watch
+    from advconn.cli.verdicts import Run, about
+    from advconn.journal import Journal
+    from advconn.report import as_json
+    from advconn.runner import Runner, cluster
+    from advconn.scoring import Steps
 
-    if header and style != "json":
-        raise click.UsageError("--header goes with --format json")
-    page = None
-    if explain and out is None:
-        if len(images) != 1 or images[0].is_dir():
-            raise click.UsageError("--explain writes one page of one image; for more give a folder for it: --out DIR")
-        page = Path(f"{images[0].stem}.html")
-        if page.exists():
-            raise DataError(f"{page}: is there already; remove it, or name a folder for the page: --out DIR")
-    if out is not None:
-        vacant(out)
-    run = Run(style, features, full, explain, out is not None or explain)
-    collections = []
-    for path in images:
-        try:
-            collections.append(Collection(path, reading=reading, frames=frames))
-        except DataError as error:
-            run.refuse(str(path), error)
-    collections = joined(collections)
-    folder = detector
-    if detector is None and asked.model is None:
+    target, single = _written(images, given)
+    collections, refused = _opened(images, given)
+    folder, shipped = given["detector"], given["detector"] is None
+    if shipped and given["asked"].model is None:
         folder, said = shipped_for(collections)
         note(said)
-    found = detector_of(folder, asked, device)
-    if threshold:
-        found.set_params(**threshold)
-    run.watch = Watch(found.calibration_)
-    if header:
-        click.echo(header_of(found, folder, shipped=detector is None))
-    run.shipped = detector is None
+    detector = detector_of(folder, given["asked"], given["device"])
+    if given["threshold"]:
+        detector.set_params(**given["threshold"])
+    known = about(detector, folder, shipped=shipped)
+    if given["header"]:
+        click.echo(as_json({"header": known}))
+    journal = None
+    if target is not None:
+        options = {name: given[name] for name in ("reading", "frames", "full", "features")}
+        what = {"images": [*map(str, images)], "count": sum(map(len, collections))}
+        journal = Journal(target, known | options | what, resume=given["resume"])
+    run = Run(detector, given["style"], given["features"], journal)
     try:
-        with progress_bar() as progress:
-            for batch in run.batches(collections, found):
-                for record, rows in run.judged(found, batch):
-                    run.take(record, found, batch, rows)
-                progress("score", run.done, sum(map(len, collections)))
-    finally:  # what was judged is shown and written, also when it is interrupted
-        for failure in (failure for collection in collections for failure in collection.failed):
-            run.refuse(str(failure).partition(": ")[0], failure)
-        run.show(found)
-        run.write(found, out, page)
+        with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
+            runner = Runner(given["jobs"], given["backend"], progress=progress)
+            full = given["full"] or given["explain"]
+            run.all(Steps(detector, collections, refused, full=full, runner=runner))
+    except BaseException:
+        run.stopped()
+        raise
+    finally:  # what was judged is shown, also when it is interrupted
+        run.show(shipped)
+    if journal is not None and target is not None:
+        run.write(target, collections, explain=given["explain"], single=single)
+        journal.remove()
     for collection in collections:
         tell_skipped(collection)
-    skipped = any(collection.skipped for collection in collections)
     run.close()
-    status = FAILED if run.failed or (strict and skipped) else FLAGGED if run.flagged else CLEAN
-    click.get_current_context().exit(status)
+    failed = run.failed or (given["strict"] and any(collection.skipped for collection in collections))
+    click.get_current_context().exit(FAILED if failed else FLAGGED if run.flagged else CLEAN)
+
+
+def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None, bool]:
+    """The folder or file that is asked for, or the page of one image, which can be written; whether it is that page."""
+    from advconn.writers import writer_for
+
+    out = given["out"]
+    if given["header"] and given["style"] != "json":
+        raise click.UsageError("--header goes with --format json")
+    if out is not None:
+        if writer_for(out) is None:
+            vacant(out)
+        elif given["explain"]:
+            raise click.UsageError("--explain makes a page: give --out a folder, or leave it out for one image")
+        elif out.exists():
+            raise DataError(f"{out}: is there already; give a new name or remove it")
+        return out, False
+    if given["resume"]:
+        raise click.UsageError("--resume goes with --out")
+    if not given["explain"]:
+        return None, False
+    if len(images) != 1 or images[0].is_dir():
+        raise click.UsageError("--explain writes one page of one image; for more give a folder for it: --out DIR")
+    page = Path(f"{images[0].stem}.html")
+    if page.exists():
+        raise DataError(f"{page}: is there already; remove it, or name a folder for the page: --out DIR")
+    return page, True
+
+
+def _opened(images: Sequence[Path], given: dict[str, Any]) -> tuple[list[Collection], list[tuple[str, DataError]]]:
+    """The collections behind these paths, and those paths that are none, with the reason."""
+    from advconn.images import Collection, joined
+
+    found, refused = [], []
+    for path in images:
+        try:
+            found.append(Collection(path, reading=given["reading"], frames=given["frames"]))
+        except DataError as error:
+            refused.append((str(path), error))
+    return joined(found), refused
 
 
 def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:

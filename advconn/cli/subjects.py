@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from advconn.classifier import Classifier
     from advconn.datasets import Data
     from advconn.detector import Detector
-    from advconn.images import Item
+    from advconn.items import Item
     from advconn.progress import Progress
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name

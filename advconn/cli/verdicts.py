@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,128 +11,179 @@ import click
 import numpy as np
 
 from advconn.cli.common import complain, note, promised, put
-from advconn.errors import AdvconnError, DataError
+from advconn.errors import DataError
 from advconn.files import replacing, writing
-from advconn.pages import FIGURES, PICTURES, Case, page, write
-from advconn.report import as_json, as_table, records
+from advconn.journal import Journal
+from advconn.pages import FIGURES, LISTED, PICTURES, Case, Counts, page, write
+from advconn.report import as_json, as_table
+from advconn.scoring import Said, Steps
 from advconn.watch import Watch
+from advconn.writers import writer_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.detector import Detector
-    from advconn.images import Batch, Collection
+    from advconn.images import Collection
 
-
-WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that it shows of more
+WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones, and failures, that are shown of more
 
 
 class Run:
-    """What a run has said so far."""
+    """What a run has said so far.
 
-    def __init__(self, style: str, features: bool, full: bool, explain: bool, kept: bool) -> None:
-        self.style, self.features, self.shipped = style, features, False
-        self.full, self.explain, self.kept = full or explain, explain, kept
-        self.cases: list[Case] = []
-        self.watch: Watch | None = None
-        self.records: list[dict[str, Any]] = []
-        self.failed: list[AdvconnError] = []
+    style: 'text' or 'json'. features: keep them in the records. journal: where records are kept, if they are.
+    """
+
+    def __init__(self, detector: Detector, style: str, features: bool, journal: Journal | None) -> None:
+        self.detector, self.style, self.features, self.journal = detector, style, features, journal
+        self.watch = Watch(detector.calibration_)
+        self.table: list[dict[str, Any]] = []
+        self.failures: list[str] = []
         self.resized = self.twice = False
-        self.done = self.drawn = self.judged_count = self.flagged = 0
+        self.judged = self.flagged = self.failed = 0
+        if journal is not None and journal.resumed:
+            for _, record in journal.records():
+                self._count(record)
+            self.table.clear()
+            note(f"{journal.path}: {self.judged + self.failed} images were judged before: going on with the next")
 
-    def refuse(self, name: str, error: AdvconnError) -> None:
-        """An image that cannot be judged: a record of its own in JSON, and a line on stderr."""
-        self.failed.append(error)
-        if self.kept:
-            self.cases.append(Case({"image": name, "error": str(error)}))
-        if self.style == "json":
-            click.echo(as_json({"image": name, "error": str(error)}))
+    def take(self, said: Sequence[Said], steps: int) -> None:
+        """What a step said; it is the last of so many."""
+        for one in said:
+            if not self.features:
+                one.record.pop("features", None)
+            if one.resized and not self.resized:
+                self.resized = True
+                note(_resize_note(self.detector))
+            if len(one.record.get("readings", ())) > 1 and not self.twice:
+                self.twice = True
+                note(
+                    "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, and p is "
+                    "twice the smaller; `reading` tells which spoke"
+                )
+        if self.journal is not None:
+            self.journal.add(((one.place, one.record) for one in said), steps)
+        for one in said:
+            self._count(one.record)
+            if self.style == "json":
+                click.echo(as_json(one.record))
 
-    def batches(self, collections: list[Collection], detector: Detector) -> Iterator[Batch]:
-        """Batches of all collections, as the classifier takes them."""
-        walk = detector.connectivity
-        look, channels = walk.classifier.preprocessing, walk.classifier.channels
-        for collection in collections:
-            refuse = lambda item, error: self.refuse(item.name, error)  # noqa: E731
-            for batch in collection.batches(look, channels, walk.batch_size, refuse):
-                if any(batch.resized) and not self.resized:
-                    self.resized = True
-                    note(_resize_note(detector))
-                self.done += len(batch.items)
-                yield batch
+    def all(self, steps: Steps) -> None:
+        """Take what every step says that was not taken before."""
+        done = 0 if self.journal is None else self.journal.done
+        count, tell = sum(map(len, steps.collections)), steps.runner.progress
+        for said in steps.run(done):
+            done += 1
+            self.take(said, done)
+            tell("score", self.judged + self.failed, count)
 
-    def take(self, record: dict[str, Any], detector: Detector, batch: Batch, rows: list[int]) -> None:
-        """A verdict, or why there is none, of an image in these rows of a batch."""
+    def stopped(self) -> None:
+        """The run ends before its time."""
+        if self.journal is not None:
+            self.journal.close()
+            if self.judged + self.failed:
+                note(f"{self.judged + self.failed} images are kept in {self.journal.path}: --resume goes on")
+
+    def _count(self, record: dict[str, Any]) -> None:
         if "error" in record:
-            self.refuse(record["image"], DataError(f"{record['image']}: {record['error']}"))
+            self.failed += 1
+            if len(self.failures) < LONGEST:
+                self.failures.append(record["error"])
             return
-        self.judged_count += 1
+        self.judged += 1
         self.flagged += record["adversarial"]
-        if self.watch is not None and self.watch.see(np.array([record["score"]])):
+        if self.watch.see(np.array([record["score"]])):
             note(self.watch.sentence())
-        if self.kept:
-            row = next(i for i in rows if batch.readings[i] == record["reading"])
-            self.cases.append(self.case(record, detector, batch.images[row]))
-        if len(record["readings"]) > 1 and not self.twice:
-            self.twice = True
-            note(
-                "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, and p is twice "
-                "the smaller; `reading` tells which spoke"
-            )
-        if not self.features:
-            del record["features"]
-        if self.style == "json":
-            click.echo(as_json(record))
-        else:
-            self.records.append({k: v for k, v in record.items() if k != "features"})
-            if self.judged_count > WHOLE:  # of many images the table shows those that are flagged
-                self.records = [known for known in self.records if known["adversarial"]][:LONGEST]
+        if self.style != "json":
+            self.table.append({k: v for k, v in record.items() if k != "features"})
+            if self.judged > WHOLE:  # of many images the table shows those that are flagged
+                self.table = [known for known in self.table if known["adversarial"]][:LONGEST]
 
-    def case(self, record: dict[str, Any], detector: Detector, image: Tensor) -> Case:
-        """What a page shows of it: pictures and paths of the first ones alone, so that it stays a page."""
-        checked = detector.connectivity.classifier.check(image[None])
-        told = None
-        if (self.explain or record["adversarial"]) and self.drawn < FIGURES:
-            self.drawn += 1
-            told = detector.explain(checked)
-        kept = {k: v for k, v in record.items() if k != "features" or self.features}
-        return Case(kept, checked[0].cpu() if len(self.cases) < PICTURES else None, told)
-
-    def judged(self, detector: Detector, batch: Batch) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """The record of each image of a batch, and its rows."""
-        return records(detector, batch, self.full)
-
-    def write(self, detector: Detector, out: Path | None, file: Path | None) -> None:
-        """The folder, or the one page, that was asked for."""
-        if out is not None:
-            with writing(out) as partial:
-                write(self.cases, flagged_where(detector), partial)
-            note(f"{out}: results.jsonl, results.csv and report.html of {len(self.cases)} images")
-        elif file is not None and self.cases:
-            with replacing(file) as partial:
-                partial.write_text(page(self.cases, flagged_where(detector)), encoding="utf-8")
-            note(f"{file}: what the image showed")
-
-    def show(self, detector: Detector) -> None:
+    def show(self, shipped: bool) -> None:
         """The table, if there is one: of all images, or of many those that are flagged."""
-        if not self.records:
+        if not self.table:
             return
-        size = detector.connectivity.classifier.preprocessing.size
-        view = f"{size[1]}x{size[0]}" if size is not None and self.shipped else ""
-        put(as_table(self.records, flagged_where(detector), view), 140)
+        size = self.detector.connectivity.classifier.preprocessing.size
+        view = f"{size[1]}x{size[0]}" if size is not None and shipped else ""
+        put(as_table(self.table, flagged_where(self.detector), view), 140)
+
+    def write(self, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool) -> None:
+        """What the journal becomes: a folder, a file of one kind, or with `single` the page by itself."""
+        journal = self.journal
+        assert journal is not None, "nothing was kept"
+
+        def kept() -> Iterator[dict[str, Any]]:
+            return (record for _, record in journal.records())
+
+        writer = None if single else writer_for(out)
+        if writer is not None:
+            with replacing(out) as partial:
+                writer(kept(), partial)
+            note(f"{out}: {self.judged + self.failed} images")
+            return
+        cases = self._cases(collections, explain)
+        html = page(cases, flagged_where(self.detector), Counts(self.judged + self.failed, self.flagged, self.failed))
+        if single:
+            with replacing(out) as partial:
+                partial.write_text(html, encoding="utf-8")
+            note(f"{out}: what the image showed")
+            return
+        with writing(out) as partial:
+            write(kept, html, partial)
+        note(f"{out}: results.jsonl, results.csv and report.html of {self.judged + self.failed} images")
+
+    def _cases(self, collections: Sequence[Collection], explain: bool) -> list[Case]:
+        """What the page tells of: flagged images first; their pictures are read again, those of the first alone."""
+        assert self.journal is not None, "nothing was kept"
+        chosen = heapq.nsmallest(LISTED, self.journal.records(), key=lambda kept: _rank(kept[1]))
+        pictures = {
+            id(record): self._picture(collections, place, record)
+            for place, record in sorted(chosen[:PICTURES], key=lambda kept: kept[0])  # in the order of the files
+        }
+        cases, drawn = [], 0
+        for _, record in chosen:
+            image, told = pictures.get(id(record)), None
+            if image is not None and (explain or record["adversarial"]) and drawn < FIGURES:
+                drawn += 1
+                told = self.detector.explain(image[None])
+            cases.append(Case(record, None if image is None else image.cpu(), told))
+        return cases
+
+    def _picture(
+        self, collections: Sequence[Collection], place: Sequence[int], record: dict[str, Any]
+    ) -> Tensor | None:
+        """The image (c, h, w) that a record is of, as it was judged; None where it is gone."""
+        if "error" in record or place[0] < 0:
+            return None
+        collection, classifier = collections[place[0]], self.detector.connectivity.classifier
+        try:
+            batch = collection.read([collection.items[place[1]]], classifier.preprocessing, classifier.channels)
+        except DataError:
+            return None
+        for item, reading, image in zip(batch.items, batch.readings, batch.images, strict=True):
+            if (item.name, reading) == (record["image"], record["reading"]):
+                return classifier.check(image[None])[0]
+        return None
 
     def close(self) -> None:
         """Lines on stderr for what was not judged; of several images, a last one that counts."""
-        for error in self.failed:
-            complain(str(error))
-        total = self.judged_count + len(self.failed)
+        for error in self.failures:
+            complain(error)
+        total = self.judged + self.failed
         if total > 1:
-            hidden = self.flagged - len(self.records) if self.style == "text" and self.judged_count > WHOLE else 0
+            many = self.style == "text" and self.judged > WHOLE
             note(
-                f"{self.flagged} of {total} images flagged, {len(self.failed)} could not be judged"
-                + "; the table shows the flagged ones" * (self.style == "text" and self.judged_count > WHOLE)
-                + f", the first {LONGEST} of them" * (hidden > 0)
+                f"{self.flagged} of {total} images flagged, {self.failed} could not be judged"
+                + "; the table shows the flagged ones" * many
+                + f", the first {LONGEST} of them" * (many and self.flagged > LONGEST)
             )
+
+
+def _rank(record: dict[str, Any]) -> tuple[int, float]:
+    """Flagged images first, those that could not be judged next, and each by p-value."""
+    kind = 1 if "error" in record else 0 if record["adversarial"] else 2
+    return kind, record.get("p_value", 1.0)
 
 
 def flagged_where(detector: Detector) -> str:
@@ -144,12 +196,12 @@ def flagged_where(detector: Detector) -> str:
     )
 
 
-def header_of(detector: Detector, folder: Path | None, *, shipped: bool) -> str:
-    """A first line of JSON about the detector in a folder, which is a shipped one or not."""
+def about(detector: Detector, folder: Path | None, *, shipped: bool) -> dict[str, Any]:
+    """A detector in a folder, which is a shipped one or not, and how it flags."""
     from importlib.metadata import version
 
     classifier, calibration = detector.connectivity.classifier, detector.calibration_
-    about = {
+    return {
         "advconn": version("advconn"),
         "detector": f"{folder.name} (shipped)" if shipped and folder is not None else str(folder),
         "threshold": calibration.threshold,
@@ -162,7 +214,6 @@ def header_of(detector: Detector, folder: Path | None, *, shipped: bool) -> str:
         "classifier": classifier.name,
         "fingerprint": classifier.fingerprint,
     }
-    return as_json({"header": about})
 
 
 def _resize_note(detector: Detector) -> str:

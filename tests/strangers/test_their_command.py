@@ -358,9 +358,11 @@ def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
-    """In the second batch: the first is in the table; status 130."""
+    """In the second step: the first is in the table and kept, status 130, and --resume goes on with the next."""
+    from advconn import scoring
     from advconn.detector import Detector
 
+    monkeypatch.setattr(scoring, "BLOCK", 16)
     judge, calls = Detector.judge, []
 
     def interrupted(self, batch, **how):
@@ -371,12 +373,31 @@ def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Detector, "judge", interrupted)
     folder(tmp_path / "in", images(n=40)[0])
-    out = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "out")
+    line = ("score", tmp_path / "in", *known(place), "--out", tmp_path / "out")
+    out = run(*line)
     assert out.exit_code == 130
-    assert out.stdout.count(".png") == 32
-    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 32
+    assert out.stdout.count(".png") == 16
     assert "verdict" in out.stdout
-    assert one_line(out) == "advconn: interrupted"
+    assert "--resume goes on" in out.stderr
+    assert out.stderr.splitlines()[-1] == "advconn: interrupted"
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Detector, "judge", judge)
+    assert "go on with --resume, or remove it" in one_line(run(*line))
+    other = run(*line, "--resume", "--fpr", "0.3", "--confidence", "none")
+    assert other.exit_code == 2
+    assert "the run that was stopped had other" in other.stderr
+    again = run(*line, "--resume")
+    assert again.exit_code in (0, 1), again.output
+    whole = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "whole")
+    assert whole.exit_code == again.exit_code
+
+    def lines(name):
+        kept = map(json.loads, (tmp_path / name / "results.jsonl").read_text().splitlines())
+        return [{k: v for k, v in record.items() if k != "cost"} for record in kept]
+
+    assert lines("out") == lines("whole")
+    assert len(lines("out")) == 40
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_what_a_folder_cannot_show_is_in_its_results_too(place, tmp_path):

@@ -14,7 +14,8 @@ import advconn
 from advconn import pictures
 from advconn.attacks import Attack, round_to_bytes
 from advconn.errors import DataError
-from advconn.images import Collection, Item
+from advconn.images import Collection
+from advconn.items import Item
 from advconn.preprocessing import Preprocessing
 
 LOOK = Preprocessing(size=(32, 32))

@@ -1,0 +1,230 @@
+"""Many images: read ahead, judged in steps that are kept, gone on from, and spread over processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from advconn import bundle, scoring
+from advconn.ahead import ahead
+from advconn.cli import main
+from advconn.errors import DataError
+from advconn.images import Collection
+from advconn.journal import SUFFIX, Journal
+from advconn.runner import Runner
+from advconn.scoring import Steps
+from advconn.writers import COLUMNS, as_csv, as_parquet
+
+PIXELS = (load_digits().images * 255 / 16).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return bundle.load(bundle.default("digits"))
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Pictures in two folders, one of which is none, and an array."""
+    for i in range(60):
+        (tmp_path / "in" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[i]).save(tmp_path / "in" / str(i % 2) / f"{i:03d}.png")
+    (tmp_path / "in" / "0" / "zz.png").write_text("no picture")
+    np.save(tmp_path / "more.npy", PIXELS[60:100])
+    return tmp_path
+
+
+def run(*args):
+    return CliRunner().invoke(main, ["score", "--detector", "digits", *map(str, args)])
+
+
+def without_cost(records):
+    return [{k: v for k, v in record.items() if k != "cost"} for record in records]
+
+
+def kept(path):
+    return without_cost(map(json.loads, path.read_text().splitlines()))
+
+
+def test_values_come_in_order_ahead_of_time():
+    """Two are ready before they are asked for; an error comes in its turn; the thread ends when nobody asks."""
+    made = []
+
+    def values():
+        for i in range(5):
+            made.append(i)
+            yield i
+        raise ValueError("the sixth")
+
+    found = ahead(values(), 2)
+    assert next(found) == 0
+    for _ in range(100):
+        time.sleep(0.01)
+        if len(made) == 4:
+            break
+    assert made == [0, 1, 2, 3]  # one given, two ready, one that waits to be
+    assert [next(found) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="the sixth"):
+        next(found)
+    before = threading.active_count()
+    left = ahead(iter(range(100)), 1)
+    next(left)
+    left.close()
+    for _ in range(100):
+        time.sleep(0.01)
+        if threading.active_count() <= before:
+            break
+    assert threading.active_count() <= before
+
+
+def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monkeypatch):
+    """Same records to the digit, in the same order; what cannot be read has its own."""
+    monkeypatch.setattr(scoring, "BLOCK", 16)
+    found = [Collection(many / "in"), Collection(many / "more.npy")]
+    refused = [("nothing", DataError("nothing: no such file"))]
+    alone = [s for step in Steps(digits, found, refused).run() for s in step]
+    spread = [s for step in Steps(digits, found, refused, runner=Runner(2)).run() for s in step]
+    assert len(alone) == 60 + 1 + 40 + 1
+    assert [s.place for s in alone] == [s.place for s in spread]
+    assert without_cost(s.record for s in alone) == without_cost(s.record for s in spread)
+    assert ["error" in s.record for s in alone].count(True) == 2
+    names = [s.record["image"] for s in alone]
+    assert names[0] == "nothing"
+    assert names[-1].endswith("more.npy[39]")
+    rest = [s for step in Steps(digits, found, refused).run(after=3) for s in step]
+    assert without_cost(s.record for s in rest) == without_cost(s.record for s in alone[33:])
+
+
+def test_a_file_of_each_kind(many):
+    """JSON lines, CSV and Parquet hold the same verdicts; a file that is there is refused before the work."""
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        out = run(many / "in", "--out", many / name)
+        assert out.exit_code == 2  # one file is no picture
+        assert "61 images" in out.stderr
+    records = [json.loads(line) for line in (many / "a.jsonl").read_text().splitlines()]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(many / "a.parquet").to_pylist()
+    assert [r["image"] for r in table] == [r["image"] for r in records]
+    assert [r["p_value"] for r in table] == [r.get("p_value") for r in records]
+    assert list(table[0]) == list(COLUMNS)
+    assert len((many / "a.csv").read_text().splitlines()) == 62
+    assert not list(many.glob(f"*{SUFFIX}"))
+    assert "is there already" in run(many / "in", "--out", many / "a.csv").stderr
+
+
+def test_without_pyarrow_parquet_is_refused_in_one_line(many, monkeypatch):
+    """Before the work."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = run(many / "in", "--out", many / "b.parquet")
+    assert (out.exit_code, out.stderr.count("\n")) == (2, 1)
+    assert "pip install 'advconn[parquet]'" in out.stderr
+
+
+def test_a_column_has_its_kind_where_nothing_is_known(tmp_path):
+    """A file of failures alone is a table too."""
+    pytest.importorskip("pyarrow")
+    as_parquet([{"image": "a.png", "error": "a.png: broken"}], tmp_path / "a.parquet")
+    as_csv([{"image": "=1+1.png", "error": "broken"}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_a_journal_forgets_what_no_step_ended(tmp_path):
+    """A torn line, and lines after the last step, are cut off; another run's is refused."""
+    journal = Journal(tmp_path / "out", {"images": ["a"]}, resume=False)
+    journal.add([([0, 0], {"n": 0}), ([0, 1], {"n": 1})], 1)
+    journal.add([([0, 2], {"n": 2})], 2)
+    journal.close()
+    file = tmp_path / f"out{SUFFIX}"
+    whole = file.read_bytes()
+    for cut, done in ((len(whole), 2), (len(whole) - 1, 1), (len(whole) - 5, 1), (len(whole) - 30, 1)):
+        file.write_bytes(whole[:cut] + b'[[0, 3], {"n": 3}]\n' * (cut == len(whole)))
+        again = Journal(tmp_path / "out", {"images": ["a"]}, resume=True)
+        assert (again.done, again.resumed) == (done, True)
+        assert [r["n"] for _, r in again.records()] == [0, 1, 2][: done + 1]
+        again.close()
+    with pytest.raises(DataError, match="other images"):
+        Journal(tmp_path / "out", {"images": ["b"]}, resume=True)
+    with pytest.raises(DataError, match="go on with --resume"):
+        Journal(tmp_path / "out", {"images": ["a"]}, resume=False)
+    file.write_bytes(b"\x00not a journal")
+    with pytest.raises(DataError, match="no record of a run"):
+        Journal(tmp_path / "out", {"images": ["a"]}, resume=True)
+
+
+def test_a_full_disk_is_one_line(many):
+    """What was written stays to go on from; what is no journal is refused."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from advconn.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", script, "score", "--detector", "digits", many / "in", "--out", many / "out"]
+    out = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert out.returncode == 2, out.stderr
+    assert "cannot be written: File too large" in out.stderr.splitlines()[-1]
+    assert "Traceback" not in out.stderr
+    assert not (many / "out").exists()
+    again = run(many / "in", "--out", many / "out", "--resume")
+    assert len(kept(many / "out" / "results.jsonl")) == 61, again.output
+    (many / f"other{SUFFIX}").symlink_to("/dev/full")
+    assert "no record of a run" in run(many / "in", "--out", many / "other", "--resume").stderr
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_verdicts(many):
+    """Killed as soon as a step is kept; no file is half-written."""
+    np.save(many / "long.npy", np.concatenate([PIXELS[:1500]] * 2))
+    command = [sys.executable, "-m", "advconn", "score", "--detector", "digits", str(many / "long.npy"), "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen([*command, str(many / "a.jsonl")], env=environment, stderr=subprocess.DEVNULL)
+    journal = many / f"a.jsonl{SUFFIX}"
+    for _ in range(1200):
+        time.sleep(0.05)
+        if journal.exists() and b'{"done": 2}' in journal.read_bytes():
+            break
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert journal.exists()
+    assert not (many / "a.jsonl").exists()
+    again = run(many / "long.npy", "--out", many / "a.jsonl", "--resume")
+    assert "were judged before" in again.stderr
+    run(many / "long.npy", "--out", many / "b.jsonl")
+    assert kept(many / "a.jsonl") == kept(many / "b.jsonl")
+    assert len(kept(many / "a.jsonl")) == 3000
+
+
+def test_of_a_million_images_little_more_than_the_names_is_held(tmp_path):
+    """An array of a million rows is listed at once, and any of its images is read from where it lies."""
+    header = np.lib.format.open_memmap(tmp_path / "large.npy", mode="w+", dtype=np.uint8, shape=(10**6, 8, 8, 1))
+    header[999_999] = 7
+    header.flush()
+    started = time.perf_counter()
+    found = Collection(tmp_path / "large.npy")
+    last = found.items[-1]
+    assert time.perf_counter() - started < 1
+    assert (len(found), last.row, last.name) == (10**6, 999_999, f"{tmp_path / 'large.npy'}[999999]")
+    digits = bundle.load(bundle.default("digits")).connectivity.classifier
+    assert int(found.read([last], digits.preprocessing, 1).images.max()) == 7
+
+
+def test_an_attack_is_the_same_in_other_processes(digits):
+    """Also one that draws at random."""
+    import torch
+
+    from advconn.attacks import Attack
+
+    model = digits.connectivity.classifier
+    images, labels = torch.from_numpy(PIXELS[:100])[:, None], torch.from_numpy(load_digits().target[:100])
+    made = Attack.parse("pgd:eps=0.2,steps=5")
+    alone, spread = (
+        torch.cat([*made.batches(model, images, labels, batch_size=40, runner=runner)]) for runner in (None, Runner(2))
+    )
+    assert torch.equal(alone, spread)
+    assert float((alone - model.check(images)).abs().max()) > 0.1
