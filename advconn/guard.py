@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from advconn.detector import Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.watch import Watch
+
+
+KEEP = "advconn.save(guard.detector, folder) keeps its detector, and Guard(advconn.load(folder)) makes it again"
 
 
 class Verdict(NamedTuple):
@@ -68,6 +72,26 @@ class Guard(nn.Module):
             )
         classifier.to(wanted.device)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        """Another guard, with a detector and a watch of its own."""
+        made = Guard(copy.deepcopy(self.detector, memo), threshold=self.threshold, max_stage=self.max_stage)
+        made.watch = copy.deepcopy(self.watch, memo)
+        memo[id(self)] = made
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse torch.save and pickle: whoever loads a pickle runs its code."""
+        raise ModelError(
+            f"a guard is not pickled, and so not kept by torch.save: {KEEP}; advconn.serving.Judge travels to other "
+            "processes"
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing, inside a larger module; of the guard alone it would keep nothing and is refused."""
+        if args or kwargs.get("prefix"):
+            return super().state_dict(*args, **kwargs)
+        raise ModelError(f"a guard has no state_dict: {KEEP}")
 
     def extra_repr(self) -> str:
         """The classifier, the threshold, and the rate it stands for."""

@@ -1,5 +1,8 @@
 """The call inside an inference pipeline."""
 
+import copy
+import io
+import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +11,7 @@ import torch
 
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.errors import AdvconnWarning, DataError, FitError
+from advconn.errors import AdvconnWarning, DataError, FitError, ModelError
 from advconn.guard import Guard
 
 
@@ -124,3 +127,17 @@ def test_the_watch_warns_once_that_images_changed(detector, images):
     with warnings.catch_warnings():
         warnings.simplefilter("error", AdvconnWarning)
         guard(noise)
+
+
+def test_a_guard_moves_as_modules_do(guard, images):
+    """A copy judges alike and watches on its own; what would lose or hide the detector is refused with the way to go."""
+    other = copy.deepcopy(guard)
+    assert other.detector is not guard.detector
+    torch.testing.assert_close(other(images).score, guard(images).score)
+    assert other.to("cpu")(images).flag.equal(guard(images).flag)
+    for refused in (lambda: torch.save(guard, io.BytesIO()), lambda: pickle.dumps(guard), guard.state_dict):
+        with pytest.raises(ModelError, match=r"advconn\.save\(guard\.detector, folder\)"):
+            refused()
+    whole = torch.nn.Sequential(torch.nn.Linear(2, 2), guard)
+    assert set(whole.state_dict()) == {"0.weight", "0.bias"}
+    whole.load_state_dict(whole.state_dict())
