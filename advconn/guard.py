@@ -14,7 +14,6 @@ from advconn.detector import Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.watch import Watch
 
-
 KEEP = "advconn.save(guard.detector, folder) keeps its detector, and Guard(advconn.load(folder)) makes it again"
 
 

@@ -130,7 +130,7 @@ def test_the_watch_warns_once_that_images_changed(detector, images):
 
 
 def test_a_guard_moves_as_modules_do(guard, images):
-    """A copy judges alike and watches on its own; what would lose or hide the detector is refused with the way to go."""
+    """A copy judges alike; what would lose or hide the detector is refused with the way to go."""
     other = copy.deepcopy(guard)
     assert other.detector is not guard.detector
     torch.testing.assert_close(other(images).score, guard(images).score)

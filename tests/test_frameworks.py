@@ -1,0 +1,148 @@
+"""The detector inside what others serve and process data with; each test runs where its package is installed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import advconn
+from advconn import Classifier, bundle
+from advconn.serving import Judge
+
+try:
+    import litserve
+except ImportError:
+    litserve = None
+
+RUNTIME = """
+import numpy as np
+import advconn
+from advconn import bundle
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceResponse
+
+class Digits(MLModel):
+    async def load(self):
+        self.classifier = advconn.load(bundle.default("digits")).connectivity.classifier
+        return True
+
+    async def predict(self, payload):
+        import torch
+        images = NumpyCodec.decode_input(payload.inputs[0])
+        logits = self.classifier.logits(torch.from_numpy(np.asarray(images, np.float32))).numpy()
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", logits)])
+"""
+SETTINGS = {
+    "name": "digits",
+    "implementation": "runtime.Digits",
+    "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}],
+    "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
+}
+
+
+class Guarded(litserve.LitAPI if litserve else object):
+    """At the top of a module, for it is sent to a worker."""
+
+    def setup(self, device):
+        self.judge = Judge("digits")
+
+    def decode_request(self, request):
+        return np.asarray(request["images"], np.float32)
+
+    def predict(self, images):
+        return self.judge(images)
+
+    def encode_response(self, verdicts):
+        return {name: np.asarray(verdicts[name]).tolist() for name in ("advconn_flag", "advconn_p_value")}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return (load_digits().images[:12] / 16).astype(np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def expected(pixels):
+    return Judge("digits")(pixels)
+
+
+def test_ray_data_maps_batches_with_a_judge(pixels, expected):
+    """In Ray's own processes, where the judge loads its detector."""
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        data = ray.data.from_items([{"id": i, "image": pixels[i]} for i in range(len(pixels))])
+        found = data.map_batches(Judge("digits"), batch_format="numpy", batch_size=4).take_all()
+    finally:
+        ray.shutdown()
+    found.sort(key=lambda row: row["id"])
+    assert [row["advconn_flag"] for row in found] == expected["advconn_flag"].tolist()
+    np.testing.assert_allclose([row["advconn_p_value"] for row in found], expected["advconn_p_value"], atol=1e-6)
+
+
+def test_litserve_predicts_with_a_judge(pixels, expected):
+    """Inside its worker."""
+    pytest.importorskip("litserve")
+    client = pytest.importorskip("fastapi.testclient").TestClient
+    from litserve.utils import wrap_litserve_start
+
+    server = litserve.LitServer(Guarded(), accelerator="cpu", workers_per_device=1)
+    with wrap_litserve_start(server) as started, client(started.app) as asked:
+        answer = asked.post("/predict", json={"images": pixels.tolist()}).json()
+    assert answer["advconn_flag"] == expected["advconn_flag"].tolist()
+    np.testing.assert_allclose(answer["advconn_p_value"], expected["advconn_p_value"], atol=1e-6)
+
+
+def test_mlserver_runs_the_classifier_that_is_guarded(pixels, tmp_path):
+    """Its own server in a process of its own is the classifier; the verdicts are those of the network here."""
+    pytest.importorskip("mlserver")
+    ports = [free_port() for _ in range(3)]
+    (tmp_path / "runtime.py").write_text(RUNTIME)
+    (tmp_path / "model-settings.json").write_text(json.dumps(SETTINGS))
+    about = dict(zip(("http_port", "grpc_port", "metrics_port"), ports, strict=True)) | {"parallel_workers": 0}
+    (tmp_path / "settings.json").write_text(json.dumps(about))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from mlserver.cli import main; main()", "start", str(tmp_path)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{ports[0]}"
+        waited(f"{url}/v2/models/digits/ready", server)
+        with pytest.warns(advconn.errors.AdvconnWarning, match="no gradient"):
+            there = bundle.load(
+                bundle.default("digits"), model=Classifier.from_endpoint(url, "digits", size=8, channels=1)
+            )
+        here = advconn.load(bundle.default("digits"))
+        most = len(there.cascade_.walks)
+        np.testing.assert_allclose(there.judge(pixels).p_value, here.judge(pixels, max_stage=most).p_value, atol=1e-3)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def waited(url: str, server: subprocess.Popen) -> None:
+    """Until it answers."""
+    for _ in range(240):
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server never answered")
