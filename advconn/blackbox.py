@@ -19,6 +19,7 @@ from advconn.errors import ModelError, line_of
 
 LARGEST_ANSWER = 2**28  # bytes
 LARGEST_REQUEST = 2**20  # values
+MOST = 256  # images in a request
 _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
 
@@ -182,7 +183,7 @@ class Endpoint(Described):
         """What the server says of it; batches small enough for JSON."""
         known = super().known()
         values = (self.channels or 3) * (self.size[0] or 32) * (self.size[1] or 32)
-        return known | {"batch_size": max(1, min(32, LARGEST_REQUEST // values))}
+        return known | {"batch_size": max(1, min(MOST, LARGEST_REQUEST // values))}
 
     def ask(self, images: np.ndarray) -> Any:
         """What it answers for images (n, c, h, w)."""

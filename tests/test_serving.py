@@ -462,3 +462,23 @@ def test_files_wait_in_the_same_queue(shipped, pixels):
         assert answered.status_code == 502
         assert "inner" not in answered.text
         assert any("inner" in line for line in told)
+
+
+def test_an_upstream_that_hangs_is_told_in_one_line():
+    """After --upstream-timeout, not after a minute."""
+    import socket
+
+    from click.testing import CliRunner
+
+    from advconn.cli import main
+
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        there = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        line = ["serve", "--detector", "digits", "--upstream", there, "--upstream-model", "x"]
+        started = time.perf_counter()
+        out = CliRunner().invoke(main, [*line, "--upstream-timeout", "0.5"])
+    assert time.perf_counter() - started < 10
+    assert (out.exit_code, out.stderr.count("\n")) == (2, 1)
+    assert "no answer" in out.stderr

@@ -37,7 +37,7 @@ class Asked:
     ) -> None:
         self.model, self.weights, self.classes = model, weights, classes
         told = {"size": size, "channels": channels, "mean": mean, "std": std}
-        self.options = {name: value for name, value in told.items() if value is not None}
+        self.options: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         if model is None and (weights is not None or classes is not None or self.options):
             raise DataError(
                 "--weights, --size, --channels, --mean, --std and --classes go with --model: name the model"

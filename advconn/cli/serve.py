@@ -25,6 +25,13 @@ EXTRA = "pip install 'advconn[serve]'"
 @model_options
 @click.option("--upstream", metavar="URL", help="A server of the Open Inference Protocol that runs the classifier.")
 @click.option("--upstream-model", metavar="NAME", help="The classifier's name there.")
+@click.option(
+    "--upstream-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+    show_default=True,
+    help="Seconds until an image that it does not answer for cannot be judged.",
+)
 @click.option("--name", default="cifar10", show_default=True, help="The model's name for clients.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for clients of other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any free one.")
@@ -39,6 +46,7 @@ def serve(
     asked: Asked,
     upstream: str | None,
     upstream_model: str | None,
+    upstream_timeout: float,
     name: str,
     host: str,
     port: int,
@@ -73,7 +81,7 @@ def serve(
 
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
-    found = _detector(detector, asked, upstream, upstream_model, device)
+    found = _detector(detector, asked, (upstream, upstream_model, upstream_timeout), device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
     server = Server(Judge(found), name, flagged_where(found), block=block, limits=limits, note=note)
 
@@ -97,9 +105,10 @@ def serve(
 
 
 def _detector(
-    detector: Path | None, asked: Asked, upstream: str | None, upstream_model: str | None, device: str
+    detector: Path | None, asked: Asked, elsewhere: tuple[str | None, str | None, float], device: str
 ) -> Detector:
-    """The detector, whose classifier is here or upstream."""
+    """The detector, whose classifier is here or upstream: at an address, by a name, with a timeout."""
+    upstream, upstream_model, timeout = elsewhere
     if upstream is None and upstream_model is None:
         return detector_of(detector, asked, device)
     if upstream is None or upstream_model is None or asked.model is not None:
@@ -107,4 +116,6 @@ def _detector(
     if not upstream.startswith(("http://", "https://")):
         raise click.UsageError(f"--upstream: expected http://HOST:PORT, got {upstream!r}")
     address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
-    return detector_of(detector, Asked(address), device)
+    there = Asked(address)
+    there.options["timeout"] = timeout
+    return detector_of(detector, there, device)
