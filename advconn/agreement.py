@@ -25,9 +25,12 @@ def some_of(count: int) -> Tensor:
 
 
 def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
-    """Labels (n,) by each way that fits: 'name', 'index', and 'sorted' (folders in the order of their text).
+    """Labels (n,) by each way that fits: 'name', 'index' and 'sorted' (folders in the order of their text).
 
-    Arrays hold indices.
+    Args:
+        items: the n images, each with the label that it came with; a label in an array is an index.
+        class_names: one for each class, or None.
+        num_classes: of the classifier.
     """
     found: dict[str, Tensor | None] = {"index": labels(items, None, num_classes)}
     given = [item.label for item in items]
@@ -54,13 +57,20 @@ def chosen(
     note: Callable[[str], None] = lambda text: None,
     rows: Tensor | slice = slice(None),
 ) -> Tensor | None:
-    """True labels (n,) of images, read in the way asked for, or in the one that the predictions agree with best.
+    """True labels (n,) of images, read as asked, or in the way that the predictions agree with best.
 
-    None where none are known; `note` is told which way was taken, and why none was. `predicted` are those of the images
-    in `rows`.
+    None where none are known.
+
+    Args:
+        items: the n images, each with the label that it came with.
+        classifier: what gave the predictions.
+        predicted: classes (m,) that it gives the images in `rows`.
+        how: 'name', 'index', 'sorted', 'auto' (the one of these that fits best) or 'none'.
+        note: told which way was taken, and why none was.
+        rows: which items `predicted` is of, (m,) or a slice.
 
     Raises:
-        DataError: the way asked for does not fit.
+        DataError: the labels do not fit the way asked for.
     """
     if how == "none":
         return None
@@ -95,7 +105,15 @@ def chosen(
 
 
 def above_chance(right: int, count: int, classes: int) -> bool:
-    """Whether so many right answers are more than chance (binomial, one-sided, 95 %), or the images too few to tell."""
+    """Whether so many right answers are more than chance, or the images too few to tell.
+
+    The test is binomial and one-sided, at 95 %. Fewer than 20 images are too few.
+
+    Args:
+        right: images that the classifier gets right.
+        count: images in all.
+        classes: of the classifier.
+    """
     from scipy.stats import binom
 
     return count < ENOUGH or float(binom.sf(right - 1, count, 1 / classes)) < LEVEL
@@ -105,8 +123,11 @@ def trained_on(right: int, count: int, accuracy: float | None = None) -> str | N
     """One line where so many right answers of a classifier look as if it had been trained on the images, else None.
 
     Args:
+        right: images that the classifier gets right.
+        count: images in all.
         accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: significantly more
-            (binomial, one-sided, 95 %) tells. Where it is not, no mistake in 100 images or more does.
+            right answers (binomial, one-sided, 95 %) tell. Where it is not known, no mistake in 100 images or more
+            does.
     """
     from scipy.stats import binom
 
@@ -125,7 +146,13 @@ def trained_on(right: int, count: int, accuracy: float | None = None) -> str | N
 
 
 def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bool = False) -> str:
-    """One line on what the classifier makes of clean images: its predictions (n,), and their true labels if known.
+    """One line on what the classifier makes of clean images.
+
+    Args:
+        predicted: classes (n,) that it gives them.
+        truth: true classes (n,), or None.
+        classes: of the classifier.
+        accept: whether to go on with a classifier that is no better than chance.
 
     Raises:
         DataError: with `accept` false, on 20 images or more: no more right than by chance, or one class for all though

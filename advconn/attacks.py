@@ -1,8 +1,4 @@
-"""Attacks: a named one with its parameters, run on a classifier, and what of it succeeded.
-
-What torchattacks has is made with it, some with foolbox (extra `attacks`), the rest in `perturb`. No library is
-imported before an attack of its own is made, so that scoring works where none is installed.
-"""
+"""Attacks by name, made by torchattacks, foolbox (extra `attacks`) or `perturb`; a library is imported when needed."""
 
 from __future__ import annotations
 
@@ -39,7 +35,16 @@ def _number(text: str) -> float:
 
 @dataclass(frozen=True)
 class Attack:
-    """A named attack with its parameters; `Attack.parse("pgd:eps=2/255,steps=50")`."""
+    """A named attack with its parameters.
+
+    Example:
+        >>> import torch
+        >>> from advconn import Classifier, attacks
+        >>> classifier = Classifier(torch.nn.Flatten().eval(), size=2, channels=1)
+        >>> attack = attacks.Attack.parse("fgsm:eps=51/255")
+        >>> attack.run(classifier, torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])).flatten()
+        tensor([0.3000, 0.7000, 0.7000, 0.7000])
+    """
 
     name: str
     params: tuple[tuple[str, float | str], ...] = ()
@@ -95,11 +100,14 @@ class Attack:
         batch_size: int = 128,
         source: Classifier | None = None,
     ) -> Tensor:
-        """Attacked copies (n, c, h, w) in [0, 1] of images (n, c, h, w) with labels (n,), untargeted.
-
-        Whether they succeeded is for the caller to see: predictions that differ from `labels`.
+        """Untargeted attacked copies (n, c, h, w) in [0, 1]; those given another class than their label succeeded.
 
         Args:
+            classifier: what is attacked.
+            images: (n, c, h, w) in [0, 1] or uint8.
+            labels: their classes (n,).
+            seed: of all that is drawn.
+            batch_size: images attacked at once.
             source: what it is made on; `self.source(classifier, images)` unless given.
         """
         batches = self.batches(classifier, images, labels, seed=seed, batch_size=batch_size, source=source)
@@ -116,7 +124,7 @@ class Attack:
         source: Classifier | None = None,
         runner: Runner | None = None,
     ) -> Iterator[Tensor]:
-        """The same, a batch at a time. `runner`: where each is made; the same whatever it is."""
+        """The same as `run`, a batch at a time. `runner`: where each is made; the same whatever it is."""
         source = self.source(classifier, images, seed=seed) if source is None else source
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
         calls = ((source, x.cpu(), y.cpu(), seed * 1_000_003 + i) for i, (x, y) in enumerate(parts))
@@ -140,7 +148,8 @@ class Attack:
             images: (n, c, h, w) what the imitation is trained on, with the classifier's answers.
 
         Raises:
-            AttackError: a surrogate of other classes. ModelError: none that can be loaded.
+            AttackError: a surrogate of other classes.
+            ModelError: a surrogate that cannot be loaded.
         """
         if self.name != "transfer":
             return classifier
@@ -273,9 +282,7 @@ def successful(
 
 
 def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
-    """Hits of several parts of the images as one; with each the rows (m,) of all images that its part is.
-
-    like: images (n, c, h, w) that give the shape where there is no part.
+    """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is no part.
     """
     found = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
     rows = [rows[hits.rows] for hits, rows in parts]

@@ -30,9 +30,13 @@ MEMORY, SPREAD = 0.8, 0.95  # Adam's two decay rates
 class Band:
     """Relaxed paths of n pairs.
 
-    path: through pivots + 2 knots. barrier: (n,) largest energy of a dense scan of the path; place: (n,) its position.
-    length_ratio: (n,) length over that of the straight line between the ends. stopped: (n,) the path had grown to the
-    cap and was left as it was. gradients: (n,) spent on every pair.
+    Attributes:
+        path: n paths through pivots + 2 knots.
+        barrier: (n,) largest energy of a dense scan of the path.
+        place: (n,) its position, in [0, 1].
+        length_ratio: (n,) length over that of the straight line between the ends.
+        stopped: (n,) whether the path had grown to the longest length allowed and was left as it was.
+        gradients: (n,) number of gradients spent on every pair.
     """
 
     path: Path
@@ -61,22 +65,38 @@ def relax(
 ) -> Band:
     """Relax bands that start on `path` (straight, or through any knots) and keep their ends.
 
-    Args:
-        landscape: energies (n, k) of points (n, k, *shape); one that differs from row to row has a method
-            `rows(index)` that gives the landscape of those rows.
-        method: one of METHODS. pivots: movable points between the ends.
-        steps: at most so many; `pivots` gradients each, fewer once pivots rest.
-        rate: first length of a step, in spacings of the pivots; falls to nothing along a cosine.
-        level: (n,) energies: a pair is done when a dense scan finds nothing above its level.
-        target: (n,) energies: a pivot at or under its target rests, which keeps a band on flat ground from drifting.
-        spring: stiffness, in slopes a spacing ('neb'). climb: the highest pivot climbs to the saddle ('neb').
-        longest: a pair whose path grows to so many times the straight line's length stops.
-        check: a scan, and removal of pairs that are done, every so many steps. samples: of every segment's scan.
-
     Of all scans of a pair the path with the lowest barrier is kept; with `climb`, the last.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape). One that differs from row to row has a method `rows(index)`
+            that gives the landscape of those rows.
+        path: where the n bands start.
+        method: 'string' or 'neb', see the top of this module.
+        pivots: movable points between the ends, 1 or more.
+        steps: at most so many; each takes `pivots` gradients a pair, fewer once pivots rest.
+        rate: length of the first step, in spacings of the pivots; it falls to nothing along a cosine.
+        level: energies (n,); a pair is done when a dense scan finds nothing above its level.
+        target: energies (n,); a pivot at or under its target rests, which keeps a band on flat ground from drifting.
+        spring: stiffness, in slopes a spacing; of 'neb'.
+        climb: whether the highest pivot climbs to the saddle; of 'neb'.
+        longest: a pair stops once its path is longer than so many times the straight line.
+        check: a scan, and removal of pairs that are done, every so many steps.
+        samples: points of every segment's scan.
 
     Raises:
         PathError: a method or a number that makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from advconn.band import relax
+        >>> from advconn.paths import profile, straight
+        >>> def hill(points):
+        ...     return torch.exp(-points.square().sum(2))
+        >>> line = straight(torch.tensor([[-2.0, 0.1]]), torch.tensor([[2.0, 0.1]]))
+        >>> profile(line, hill).barrier
+        tensor([0.9900])
+        >>> relax(hill, line).barrier < 0.1
+        tensor([True])
     """
     if method not in METHODS:
         raise PathError(f"no method {method!r}: expected one of {', '.join(METHODS)}")

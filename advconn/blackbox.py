@@ -67,7 +67,16 @@ class Function(nn.Module):
 
 
 class Described(Function):
-    """A network whose input is described as (n, c, h, w) or (n, h, w, c), of a type, perhaps of one batch size only."""
+    """A network whose input is described as (n, c, h, w) or (n, h, w, c), of a type, perhaps of one batch size only.
+
+    Args:
+        kind: type of its input: 'FP16', 'FP32', 'FP64' or 'UINT8'.
+        shape: four sides of its input; one that is no whole number above 0 is open.
+        where: the file or address that error messages name.
+
+    Raises:
+        ModelError: another type, or not four sides.
+    """
 
     def __init__(self, kind: str, shape: list[Any], where: str) -> None:
         super().__init__(self.ask)
@@ -153,7 +162,18 @@ class Onnx(Described):
 
 
 class Endpoint(Described):
-    """A model behind the Open Inference Protocol's REST interface, version 2."""
+    """A model behind the Open Inference Protocol's REST interface, version 2.
+
+    Args:
+        url: of the server, such as http://localhost:8080.
+        model: its name there.
+        version: of the model; empty for the server's own choice.
+        timeout: seconds for one answer.
+        shape: of its input, (n, c, h, w), where the server describes none.
+
+    Raises:
+        ModelError: no such address, no answer, or not one input of images.
+    """
 
     def __init__(
         self, url: str, model: str, version: str = "", timeout: float = 60.0, shape: list[int] | None = None

@@ -68,6 +68,12 @@ def load(
     Raises:
         BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights, or a
             trial verdict that fails.
+
+    Example:
+        >>> from advconn import bundle, datasets
+        >>> detector = bundle.load(bundle.default("digits"))
+        >>> detector.judge(datasets.digits()[0][1000:1003]).adversarial
+        array([False, False, False])
     """
     folder = Path(folder)
     try:

@@ -25,15 +25,16 @@ LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
 class Detour:
     """Paths that go round the barriers of n straight ones.
 
-    path: through 2^levels + 1 knots; a knot that was not needed lies on the line between its neighbours.
-    barriers: (n, levels + 1) barriers above the level on the straight path and after each level of bypass; the last
-        column counts those that remain.
-    bends: (n,) number of knots that were moved.
-    displacement: (n,) largest |B' - B| over the length of its segment.
-    length_ratio: (n,) length of the detour over that of the straight path, at least 1.
-    residual: (n,) largest energy found on the final path.
-    stuck: (n,) a step was asked for where the slope in the hyperplane vanishes.
-    gradients: (n,) gradients spent on every pair.
+    Attributes:
+        path: n paths through 2^levels + 1 knots; a knot that was not needed lies on the line between its neighbours.
+        barriers: (n, levels + 1) barriers above the level on the straight path and after each level of bypass; the last
+            column counts those that remain.
+        bends: (n,) number of knots that were moved.
+        displacement: (n,) largest |B' - B| over the length of its segment.
+        length_ratio: (n,) length of the detour over that of the straight path, at least 1.
+        residual: (n,) largest energy found on the final path.
+        stuck: (n,) whether a step was asked for where the slope in the hyperplane vanishes.
+        gradients: (n,) number of gradients spent on every pair.
     """
 
     path: Path
@@ -53,7 +54,14 @@ class Detour:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the bypass of n segments ended: points (n, *shape), displacement over length, stuck, gradients (n,)."""
+    """Where the bypass of n segments ended.
+
+    Attributes:
+        points: (n, *shape) the lowest points seen.
+        displacement: (n,) how far each lies from where it started, over the length of its segment.
+        stuck: (n,) whether the slope in the hyperplane vanished above the target.
+        gradients: (n,) number of gradients spent.
+    """
 
     points: Tensor
     displacement: Tensor
@@ -72,10 +80,18 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 def sidestep(
     landscape: Landscape, start: Tensor, end: Tensor, top: Tensor, target: Tensor, rows: Tensor, steps: int
 ) -> Step:
-    """Move `top` (n, *shape) orthogonally to start-end until its energy is at most `target` (n,).
+    """Move points orthogonally to their segments until their energy is at most `target`.
 
-    `rows` (n,) names each segment's pair and is handed to the landscape as its second argument. Rows that are done, or
-    stuck (no slope in the hyperplane), leave the batch. The lowest point seen is returned.
+    The lowest point seen is returned. Rows that are done, or stuck (no slope in the hyperplane), leave the batch.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape).
+        start: first ends (n, *shape) of the segments.
+        end: second ends (n, *shape).
+        top: points (n, *shape) on the segments to start from.
+        target: energies (n,) to get down to.
+        rows: (n,) each segment's pair, which is its row of the landscape.
+        steps: at most so many.
     """
     chord = end - start
     length = chord.flatten(1).norm(dim=1).clamp_min(1e-12)
@@ -123,12 +139,32 @@ def bypass(
     samples: int = 9,
     scan: Profile | None = None,
 ) -> Detour:
-    """Go round every barrier above `level` (n,) between start and end (n, *shape), `levels` deep.
+    """Go round every barrier above `level` between start and end.
 
-    `target` (n,): the energy a bypassed point is brought down to, `level` itself unless told. `samples`: points of
-    the straight line's scan; at every level a segment gets half as many, but 9 where there were as many. Segments
-    without a barrier are not touched. `scan`: the straight line's, where it was made before. What still stands after
-    `steps` steps, or after the last level, is reported as it is: `converged` is then False.
+    Segments without a barrier are not touched. What still stands after `steps` steps, or after the last level, is
+    reported as it is: `converged` is then False.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape).
+        start: (n, *shape).
+        end: (n, *shape).
+        level: energies (n,) above which a barrier stands.
+        target: energies (n,) that a bypassed point is brought down to; `level` unless told.
+        levels: how often the segments made by a bypass are bypassed in turn.
+        steps: at most so many for each barrier.
+        samples: points of the straight line's scan; at every level a segment gets half as many, but 9 where there were
+            as many.
+        scan: of the straight line, where it was made before.
+
+    Example:
+        >>> import torch
+        >>> from advconn.bypass import bypass
+        >>> def hill(points):
+        ...     return torch.exp(-points.square().sum(2))
+        >>> start, end = torch.tensor([[-2.0, 0.1]]), torch.tensor([[2.0, 0.1]])
+        >>> detour = bypass(hill, start, end, level=torch.tensor([0.5]), target=torch.tensor([0.1]))
+        >>> detour.converged, detour.bends
+        (tensor([True]), tensor([1]))
     """
     n, width = len(start), 2**levels
     goal = level if target is None else target

@@ -20,10 +20,16 @@ from advconn.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit was made from: images in each use, of every attack how many were tried and succeeded, and `marks`.
+    """What a fit was made from.
 
-    missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
-    fitted on them; None of one stage. pretrained: whether the heads were taught on other networks.
+    Attributes:
+        train: number of clean images that were fitted on.
+        calibrate: number of clean images that were calibrated on.
+        attacks: for every attack how many images were tried, and on how many it succeeded.
+        seen: marks (m,) uint64 of the images used, see given.marks.
+        missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
+            fitted on them; None of one stage.
+        pretrained: whether the heads were taught on other networks.
     """
 
     train: int

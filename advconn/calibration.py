@@ -106,7 +106,15 @@ class Calibration:
         return out
 
     def p_value(self, scores: np.ndarray, predicted: np.ndarray | None = None) -> np.ndarray:
-        """p-values (m,) in (0, 1] of scores (m,), of images that are given the classes `predicted` (m,)."""
+        """p-values (m,) in (0, 1] of scores (m,), of images that are given the classes `predicted` (m,).
+
+        Example:
+            >>> import numpy as np
+            >>> from advconn.calibration import Calibration
+            >>> calibration = Calibration(np.arange(99.0), fpr=0.05)
+            >>> calibration.p_value(np.array([50.0, 98.0, 200.0]))
+            array([0.5 , 0.02, 0.01])
+        """
         out = np.max([_p_value(values, scores) for values in self._sorted], axis=0)
         if predicted is not None:
             for label, part in self.by_class.items():
@@ -147,7 +155,16 @@ def needed(fpr: float, confidence: float | None = None) -> int:
 
 
 def enough(count: int, fpr: float, confidence: float | None = None) -> None:
-    """Raise FitError if `count` clean images cannot calibrate a false-alarm rate of `fpr`, or if that is no rate."""
+    """Check that so many clean images can calibrate a false-alarm rate.
+
+    Args:
+        count: number of clean images.
+        fpr: false-alarm rate, in (0, 1).
+        confidence: with which it is promised, in (0, 1); None promises it on average.
+
+    Raises:
+        FitError: too few images, or a rate or a confidence that is none.
+    """
     least = needed(fpr, confidence)
     if count < least:
         sure = "" if confidence is None else f" with {confidence:.0%} confidence"
@@ -157,7 +174,13 @@ def enough(count: int, fpr: float, confidence: float | None = None) -> None:
 
 
 def upper_share(count: int, of: int, confidence: float = 0.95) -> float:
-    """A share that is at most this, with that confidence, where `count` of `of` were seen (Clopper & Pearson 1934)."""
+    """A share that the true one is at most, with that confidence (Clopper & Pearson 1934).
+
+    Args:
+        count: how many were seen.
+        of: among how many.
+        confidence: in (0, 1).
+    """
     from scipy.special import betaincinv
 
     return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))

@@ -38,12 +38,24 @@ def maybe(check: Check) -> Check:
 
 
 def several(check: Check, low: int, high: int) -> Check:
-    """A list of low to high of these."""
+    """A list of these.
+
+    Args:
+        check: of every entry.
+        low: fewest entries.
+        high: most entries.
+    """
     return lambda v: isinstance(v, list) and low <= len(v) <= high and all(map(check, v))
 
 
 def table(keys: Check, values: Check, most: int = 1000) -> Check:
-    """An object of at most so many entries."""
+    """An object, with text as keys.
+
+    Args:
+        keys: check of every key.
+        values: check of every value.
+        most: entries at most.
+    """
     return lambda v: isinstance(v, dict) and len(v) <= most and all(keys(k) and values(x) for k, x in v.items())
 
 

@@ -25,7 +25,7 @@ class Classifier:
     """A network that maps images (n, c, h, w) to logits (n, k), with what comes before it.
 
     A torch module of any precision, also scripted, traced, exported (torch.export), quantised, compiled, or wrapped in
-    DataParallel. It may answer with logits, a dict, a dataclass, a tuple or a list, or with one logit a image (then
+    DataParallel. It may answer with logits, a dict, a dataclass, a tuple or a list, or with one logit an image (then
     there are two classes, with logits 0 and z). What is no module comes in by `from_callable`, `from_onnx` or
     `from_endpoint`.
 
@@ -35,20 +35,31 @@ class Classifier:
             module that cannot be copied is used as it is, and refused once it has been changed.
         size: (h, w) or one side of the images it takes; if not given, any that the module takes (it is tried out with
             32 x 32).
-        mean, std: per channel, applied to images in [0, 1]; leave out if the module does it itself.
-        resize, interpolation, crop: how images of another size are brought to `size`, see Preprocessing.
+        mean: per channel, subtracted from images in [0, 1]; leave out if the module does it itself.
+        std: per channel, divided by afterwards.
+        resize: pixels of the shorter side before the crop, for images of another size, see Preprocessing.
+        interpolation: how they are resized.
+        crop: how they are cropped to `size`.
         class_names: one for each class, or a dict from index to name.
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
-        batch_size: largest batch handed to the module at once; unless told 2048 small images or 222 of 224 x 224 pixels
-            on a GPU, and 32 or 2 on a CPU: more do not fit its caches, and fresh memory for them costs more than they
-            save.
+        device: where it runs; the module's own unless told.
+        batch_size: largest batch handed to the module at once. Unless told, at most 2048 images and 2^25 values on a
+            GPU, and 32 images and 3 x 2^17 values on a CPU, where more do not fit the caches.
         name: the specification it was made from, kept in a bundle.
         output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.
 
     Raises:
         ModelError: training mode, no logits (n, k), probabilities, a wrong class or channel count, an answer that
             changes from call to call or with the other images of the batch.
+
+    Example:
+        >>> import torch
+        >>> from advconn import Classifier
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> classifier = Classifier(network, size=8, channels=1)
+        >>> classifier.predict(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5])
     """
 
     def __init__(
@@ -101,10 +112,12 @@ class Classifier:
 
     @classmethod
     def from_callable(cls, f: Callable[[Any], Any], *, num_classes: int, **options: Any) -> Classifier:
-        """A classifier from any function of images, as float32 array or tensor (n, c, h, w) in [0, 1], to logits.
+        """A classifier from any function of images; it gives no gradient.
 
-        It gives no gradient. `options` as for Classifier: `size` and `channels` above all. The array is tried first,
-        then the tensor.
+        Args:
+            f: from images (n, c, h, w) in [0, 1], float32, to logits (n, k). An array is tried first, then a tensor.
+            num_classes: k.
+            options: as for Classifier; `size` and `channels` above all.
         """
         from advconn.blackbox import Function
 
@@ -130,7 +143,8 @@ class Classifier:
 
         Args:
             url: of the server, such as http://localhost:8080.
-            model, version: as the server names them.
+            model: as the server names it.
+            version: as the server names it; empty for the server's own choice.
             timeout: seconds for one answer.
             options: as for Classifier; size and channels are read off the server's description of the model.
 

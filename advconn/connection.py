@@ -23,11 +23,18 @@ OUTCOMES = ("line", "curve", "none")
 
 @dataclass(frozen=True)
 class Connection:
-    """n pairs, walked from their first images to their second ones; energies are cross-entropies of `labels` (n,).
+    """n pairs, walked from their first images to their second ones.
 
-    line: profile of the straight path; found: of the path that `method` found (the straight one where that has no
-    barrier). path: through k knots in the space. heights: (n,) cross-entropy above which a barrier stands. barriers:
-    (n, levels + 1) at every level of bypass, else None. gradients: (n,) spent on every pair.
+    Attributes:
+        space: where the paths live.
+        method: one of METHODS.
+        labels: classes (n,) whose cross-entropies are the energies.
+        line: cross-entropies along the straight paths.
+        found: those along the paths that `method` found; the straight ones where these have no barrier.
+        path: the n paths found, through k knots in the space.
+        heights: (n,) cross-entropy above which a barrier stands.
+        barriers: (n, levels + 1) barriers at every level of bypass; None of other methods.
+        gradients: (n,) number of gradients spent on every pair.
     """
 
     space: Space
@@ -67,16 +74,24 @@ def connect(
     rate: float = 0.1,
     samples: int = SCAN,
 ) -> Connection:
-    """Connect checked images `start` and `end` (n, c, h, w) so that they stay in classes `labels` (n,).
+    """Connect pairs of images so that they stay in their classes.
 
     A barrier stands where the cross-entropy exceeds the larger of `delta` and the larger end's by `delta`: two images
     that the classifier is unsure of are connected at their own height. Only where one stands on the line is anything
     searched for. Points are not kept within [0, 1].
 
     Args:
-        method: 'line' (search nothing), 'bypass' (of every barrier, `levels` deep; Vrabel et al. 2025), or 'band' (a
-            string of `pivots`; Gu & Borovykh 2023), which needs fewer gradients (benchmarks/hard_pairs.py).
-        steps: of every bypass, or of the band. rate: of the band's first step, in spacings of its pivots.
+        space: where the paths live.
+        start: first images (n, c, h, w), checked.
+        end: second images (n, c, h, w), checked.
+        labels: classes (n,) to stay in.
+        method: 'line' (search nothing), 'bypass' (of every barrier; Vrabel et al. 2025), or 'band' (a string of pivots;
+            Gu & Borovykh 2023), which needs fewer gradients (benchmarks/hard_pairs.py).
+        delta: cross-entropy, above 0.
+        levels: of bypass.
+        pivots: of the band.
+        steps: of every bypass, or of the band.
+        rate: of the band's first step, in spacings of its pivots.
         samples: points of every path that are looked at in the end.
 
     Raises:
@@ -116,6 +131,12 @@ def connect(
 
 
 def losses(path: Path, landscape: Callable[[Tensor], Tensor], samples: int) -> Profile:
-    """Cross-entropies along every path, from a landscape of margins."""
+    """Cross-entropies along every path.
+
+    Args:
+        path: n paths.
+        landscape: margins (n, k) of points (n, k, *shape).
+        samples: evenly spaced positions on every path, both ends included.
+    """
     seen = profile(path, landscape, samples)
     return Profile(seen.t, F.softplus(seen.energies))

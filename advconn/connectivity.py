@@ -37,17 +37,23 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         classifier: the model that the images are shown to.
         references: images that own and rival paths lead to; without them no such path is walked.
-        families: of 'query', 'self', 'grain', 'companion', 'own', 'rival', 'latent', 'complexity'; None takes query
-            and self, with a companion that, with references own and rival, and with a layer latent.
-        copies: names in COPIES. halves: those of them whose path is read half-way too.
-        per_class: references of the predicted class walked to. rivals: next classes, one reference each.
+        families: some of FEATURES; None takes all but 'grain' and 'complexity' that the other arguments allow.
+        copies: names in COPIES.
+        halves: those of them whose path is read half-way too.
+        per_class: references of the predicted class walked to.
+        rivals: next classes, one reference each.
         samples: positions on every own, rival and latent path, both ends included.
         layer: whose outputs the family 'latent' walks between, by its name in the module.
-        levels, steps: of bypass, for the family 'complexity'.
+        levels: of bypass, for the family 'complexity'.
+        steps: of every bypass.
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
-        batch_size: images walked from at once, on a GPU ON_A_GPU times as many; memory grows with it, not with the
-            number of images.
+        batch_size: images walked from at once, on a GPU ON_A_GPU times as many; memory grows with it alone.
         companion: a second network of the same classes, trained against attacks, that the images are shown to too.
+
+    Example:
+        >>> classifier = Classifier(torch.nn.Flatten().eval(), size=4)
+        >>> Connectivity(classifier, copies=("flip",), halves=()).transform(torch.rand(5, 3, 4, 4)).shape
+        (5, 36)
     """
 
     def __init__(
@@ -182,10 +188,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _stops(
         self, images: Tensor, known: dict[str, Tensor], wanted: Sequence[str], halves: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Logits (n, k) at the queries, at their copies and half-way, by name; those already known stand as they are.
-
-        No more copies are laid out at once than make one batch of the classifier's.
-        """
+        """Logits (n, k) at queries, copies and half-way, by name, asked for in batches; those in `known` stand."""
         new = {name for name in wanted if name not in known}
         half = {name for name in halves if f"half {name}" not in known}
         found, names = dict(known), [] if "query" in known else ["query"]

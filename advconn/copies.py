@@ -38,12 +38,26 @@ def median3(images: Tensor) -> Tensor:
 
 
 def flip(images: Tensor) -> Tensor:
-    """Mirror image."""
+    """Mirror image.
+
+    Example:
+        >>> import torch
+        >>> from advconn.copies import flip
+        >>> flip(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
+        [[[[1.0, 0.5, 0.0]]]]
+    """
     return images.flip(3)
 
 
 def bits(count: int) -> Copy:
-    """Rounded to so many bits a channel; a gradient goes straight through (Athalye et al. 2018)."""
+    """Rounded to so many bits a channel; a gradient goes straight through (Athalye et al. 2018).
+
+    Example:
+        >>> import torch
+        >>> from advconn.copies import bits
+        >>> bits(1)(torch.tensor([0.2, 0.4, 0.6]))
+        tensor([0., 0., 1.])
+    """
 
     def fewer(images: Tensor) -> Tensor:
         rounded = (images.detach() * (2**count - 1)).round() / (2**count - 1)
@@ -53,7 +67,19 @@ def bits(count: int) -> Copy:
 
 
 def shift(dy: int, dx: int) -> Copy:
-    """Moved by whole pixels; the border is repeated."""
+    """Moved by whole pixels; the border is repeated.
+
+    Args:
+        dy: pixels down.
+        dx: pixels to the right.
+
+    Example:
+        >>> import torch
+        >>> from advconn.copies import shift
+        >>> right1 = shift(0, 1)
+        >>> right1(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
+        [[[[0.0, 0.0, 0.5]]]]
+    """
 
     def moved(images: Tensor) -> Tensor:
         h, w = images.shape[2:]

@@ -44,7 +44,15 @@ DIGIT_MIXTURE = (
 
 @dataclass(frozen=True)
 class Data:
-    """Images (n, c, h, w) uint8 with labels (n,) where known; what they are; attack strengths that suit them."""
+    """Images that a benchmark runs on.
+
+    Attributes:
+        name: what they are.
+        images: (n, c, h, w) uint8.
+        labels: true classes (n,), or None where they are not known.
+        attacks: specifications by name, of strengths that suit the images.
+        adaptive_eps: largest changes (Linf) of attacks that know the detector, in [0, 1].
+    """
 
     name: str
     images: Tensor

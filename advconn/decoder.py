@@ -25,10 +25,15 @@ SMALLEST = 4  # side that a vector is laid out on
 
 
 def network(shape: tuple[int, ...], image: tuple[int, int, int], width: int = WIDTH) -> nn.Sequential:
-    """A decoder from points of `shape`, (channels, h, w) or (features,), to images (c, h, w) in [0, 1].
+    """A decoder from points of a space to images in [0, 1].
 
     A vector is first laid out on a small square by a linear layer. Then two convolutions, and a transposed convolution
     for every doubling up to the image's size; a last interpolation makes up for sizes that are no power of two.
+
+    Args:
+        shape: of a point, (channels, h, w) or (features,).
+        image: (c, h, w).
+        width: channels of its convolutions.
     """
     c, h, w = image
     maps = len(shape) == 3 and shape[1] * shape[2] > 1
@@ -48,7 +53,13 @@ def network(shape: tuple[int, ...], image: tuple[int, int, int], width: int = WI
 
 @dataclass(frozen=True)
 class Decoder:
-    """A trained decoder of one space. loss: mean square error of images it was not trained on, or None."""
+    """A trained decoder of one space.
+
+    Attributes:
+        space: what its points are of.
+        network: from points (n, *shape) to images (n, c, h, w).
+        loss: mean square error of images it was not trained on, or None.
+    """
 
     space: Space
     network: nn.Module
@@ -107,12 +118,21 @@ def train(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Decoder:
-    """Train a decoder of a latent space on images (n, c, h, w), a share of them held out for `loss`.
+    """Train a decoder of a latent space.
 
-    epochs, batch: unless told, 10 of 32 for a layer of feature maps and 5 of 128 for one of vectors.
+    Args:
+        space: the outputs of a layer.
+        images: (n, c, h, w), 10 or more.
+        epochs: unless told 10 for a layer of feature maps and 5 for one of vectors.
+        batch: images a step; unless told 32 for a layer of feature maps and 128 for one of vectors.
+        rate: of Adam.
+        held_out: share of the images that is kept for `loss`, in (0, 1).
+        seed: of the split, the order and the weights.
+        progress: told (stage, done, total).
 
     Raises:
-        PathError: of pixels: there is nothing to decode. DataError: fewer than 10 images.
+        PathError: of pixels: there is nothing to decode.
+        DataError: fewer than 10 images.
     """
     if space.layer == "pixel":
         raise PathError("pixels need no decoder: name a layer")

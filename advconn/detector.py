@@ -39,30 +39,33 @@ TURNS = 2  # in which heads are taught on what evades them
 class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
-    `decision_function > 0` and `predict == 1` are the verdict, at one threshold for all attacks; so is `p_value <=
-    calibration_.level`, where classes have no thresholds of their own. `predict_proba` is the head's own and knows
-    nothing of the threshold.
+    `predict == 1` and `decision_function > 0` are the verdict, at one threshold for all attacks; so is `p_value <=
+    calibration_.level`, where classes share it. `predict_proba` is the head's own and knows of no threshold.
 
     Args:
         connectivity: how features are made; its classifier is never copied, not by `clone` either.
         head: a scikit-learn classifier of features, one of which is fitted for each stage; `default_head` unless given.
         attacks: the mixture that attacked images are made with, where `fit` is given clean ones alone.
         per_attack: at most so many images are attacked by each.
-        fpr: false-alarm rate asked for.
-        calibrate: share of the clean images kept for calibration.
+        fpr: false-alarm rate asked for, in (0, 1).
+        calibrate: share of the clean images kept for calibration, in (0, 1).
         seed: of every split and attack.
         stages: what is walked first, and what only of images still in doubt; None walks all of `connectivity` at once.
         benign: conditions that change no verdict: every clean image is fitted on once more under one of them in turn,
             as clean, and every third attacked one, if it is still misclassified, as attacked.
         conditions: benign conditions under each of which the false-alarm rate is promised.
-        confidence: with which it is promised, where the calibration images are enough for one, see Calibration; None
-            promises it on average.
+        confidence: of that promise, in (0, 1), where there are images enough for one; None promises it on average.
         by_class: thresholds of their own for predicted classes that have enough calibration images.
-        pretrained: heads that were taught on other networks; where `fit` is given clean images alone it takes these,
-            and makes no attack.
+        pretrained: heads taught on other networks; a fit on clean images alone takes these, and makes no attack.
         refine: with pretrained heads, so many images are attacked after all, by `attacks` in turn, and move the heads.
         evasive: from so many images, in each of two turns, are made images that evade the heads fitted so far, within
             the largest changes of `attacks`; the heads are then fitted on these too. 0 for none.
+
+    Example:
+        >>> from advconn import bundle, datasets
+        >>> detector = bundle.load(bundle.default("digits"))
+        >>> detector.predict(datasets.digits()[0][1000:1004])
+        array([0, 0, 0, 0])
     """
 
     fitted_: Fitted
@@ -118,15 +121,13 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             X: images (n, c, h, w), floats in [0, 1] or uint8.
             y: None if all are clean: the attacked copies are then made here, of the training part's images alone. Else
                 0 clean, 1 attacked; or 0 clean and a number for each kind of attack, which the head then tells apart.
-            labels: true classes (n,), where known: only images that the classifier gets right are attacked; without
-                them its own predictions stand in.
+            labels: true classes (n,), where known; only images classified right are attacked. Else predictions count.
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
                 attacked copies out of the training part.
             kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
-            surrogate: another classifier of the same classes, on which attacks that need a gradient are made where
-                this one gives none; only those that change its prediction count.
-            runner: spreads the attacks over processes, keeps what is finished, so that a fit that was interrupted goes
-                on, and tells how far it is.
+            surrogate: another classifier of the same classes, on which attacks that need a gradient are made where this
+                one gives none; only those that change its prediction count.
+            runner: spreads the attacks over processes, keeps what is finished, and tells how far it is.
 
         Raises:
             AttackError: an attack needs a gradient that nothing gives.
@@ -185,9 +186,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         return self
 
     def take(self, heads: Pretrained, rows: Taught) -> Detector:
-        """Take heads that were taught on other networks, standardised by clean images, moved by attacked ones if any.
-
-        `calibrate_on` or `set_calibration` makes it whole.
+        """Take heads taught on other networks, standardised by clean rows, moved by attacked ones; then calibrate.
 
         Raises:
             FitError: too few images, or stages that no head was taught for.
@@ -209,11 +208,14 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         *,
         groups: np.ndarray | None = None,
     ) -> Detector:
-        """Fit on features that were made before, of kinds (n,): 0 clean, 1 and more the attacks.
+        """Fit on features that were made before.
 
-        With `stages=None` features (n, d) are those of `connectivity`, else one table for each of
-        `walks_of(connectivity, stages)`. `clean` are those of the clean images to calibrate on; `attacks` tells how
-        many of each attack were tried and succeeded, for the record; `groups` which image each row is a copy of.
+        Args:
+            features: (n, d) of `connectivity`; with stages a table for each of `walks_of(connectivity, stages)`.
+            kinds: (n,) 0 clean, 1 and more the attacks.
+            clean: features of the clean images to calibrate on, given in the same way.
+            attacks: for the record, how many of each attack were tried and succeeded.
+            groups: (n,) which image each row is a copy of.
 
         Raises:
             FitError: no attacked image, or too few clean ones for the false-alarm rate.

@@ -39,7 +39,12 @@ WAYS = ("lagrangian", "selective", "orthogonal", "rejection")
 
 @dataclass(frozen=True)
 class Evaded:
-    """For n images: the lowest score (n,) met while misclassified (inf if never), at which image (n, c, h, w)."""
+    """What was found for n images.
+
+    Attributes:
+        score: (n,) the lowest met while misclassified; infinite if never.
+        images: (n, c, h, w) in [0, 1] where it was met.
+    """
 
     score: np.ndarray
     images: Tensor
@@ -64,16 +69,27 @@ def evade(
 ) -> Evaded:
     """Look for images within `eps` (Linf) that are given another class than `labels` and score low.
 
-    Every image goes on until it is misclassified with a score under the threshold, or nothing got better for
-    `patience` steps, or after `steps`; then again from another random start. The step size falls from eps / 4 to
-    eps / 40.
+    Every image goes on until it is misclassified with a score under the threshold, or nothing got better for `patience`
+    steps, or after `steps`; then again from another random start. The step size falls from eps / 4 to eps / 40.
 
     Args:
-        images: (n, c, h, w), checked. labels: (n,) true classes.
-        score: differentiable, higher = more adversarial; `differentiable(detector)`.
+        classifier: what is to be misled.
+        score: of images, differentiable, higher = more adversarial; `differentiable(detector)`.
+        images: (n, c, h, w), checked.
+        labels: true classes (n,).
         threshold: score above which an image is flagged: what the attack aims under.
-        way: one of WAYS.
+        eps: largest change of every value, in [0, 1].
+        way: one of WAYS, see the top of this module.
+        steps: from one start, at most.
+        restarts: random starts.
+        patience: steps without progress, once misclassified.
+        seed: of the starts.
+        batch_size: images at once.
+        progress: told (stage, done, total).
         logits: what stands in for the classifier: of points (m, c, h, w) made from the images in rows (m,), (m, k).
+
+    Raises:
+        AttackError: no such way.
     """
     if way not in WAYS:
         raise AttackError(f"no way {way!r}: expected one of {', '.join(WAYS)}")
@@ -172,7 +188,12 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Score:
-    """How far the nearest of the stages (the first `most` of them) is from letting an image go, plus the threshold.
+    """How far the nearest of the stages is from letting an image go, plus the threshold.
+
+    Args:
+        cascade: fitted stages.
+        threshold: score above which an image is flagged.
+        most: only so many of the first stages are looked at; None for all.
 
     Raises:
         AttackError: none of them has a head whose gradient can be followed.
@@ -201,17 +222,23 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
 def evasive(
     cascade: Cascade, images: Tensor, labels: Tensor, eps: float, *, seed: int = 0, progress: Progress = silent
 ) -> Hits:
-    """Misclassified images within `eps` of clean ones (n, c, h, w) that leave the first stages as clean, or nearly.
+    """Misclassified images within `eps` of clean ones that leave the first stages as clean, or nearly.
 
     Where no image leaves so early, what is aimed at is that the first stages' heads hold it for clean.
 
     Made by the Lagrangian through the first stages alone, which is enough to leave: a fifth of the work.
 
     Args:
-        labels: (n,) true classes; only images that get theirs are tried.
+        cascade: fitted stages.
+        images: clean ones (n, c, h, w).
+        labels: true classes (n,); only images that get theirs are tried.
+        eps: largest change of every value, in [0, 1].
+        seed: of the random starts.
+        progress: told (stage, done, total).
 
     Raises:
-        AttackError: no head whose gradient can be followed. ModelError: a classifier that gives none.
+        AttackError: no head whose gradient can be followed.
+        ModelError: a classifier that gives none.
     """
     classifier = cascade.walks[0].classifier
     checked = classifier.check(images)

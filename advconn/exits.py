@@ -16,12 +16,13 @@ MISSED = 0.02  # of attacked images that the whole walk catches: at most so many
 
 
 def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One score (n,) from those of the stages (n, stages), and the stage (n,) that each image left at, from 1.
+    """One score (n,) from those of the stages, and the stage (n,) that each image left at, from 1.
 
     Of one stage it is that stage's own. Of several its whole part is the number of stages passed, and the rest s / (1 +
     |s|) of the log-odds s of the stage left at, brought to (0, 1). What was not walked (NaN) does not matter.
 
     Args:
+        scores: log-odds (n, stages).
         exits: of all stages but the last, the largest score that leaves.
         most: no image goes farther than this stage.
     """
@@ -38,9 +39,14 @@ def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None)
 
 
 def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
-    """The largest log-odds at stage k (from 0) with which the ordered score stays at `threshold` or under.
+    """The largest log-odds at a stage with which the ordered score stays at `threshold` or under.
 
     None where no image that comes so far stays under it.
+
+    Args:
+        exits: of all stages but the last, the largest score that leaves.
+        threshold: an ordered score.
+        k: the stage, from 0.
     """
     if not exits:
         return threshold
@@ -56,7 +62,13 @@ def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
 
 @dataclass(frozen=True)
 class Missed:
-    """Attacked images that left early though the whole walk catches them: how many of how many, all and by attack."""
+    """Attacked images that left early though the whole walk catches them.
+
+    Attributes:
+        count: how many.
+        of: among how many attacked ones.
+        by_attack: both numbers for every attack.
+    """
 
     count: int
     of: int
@@ -71,15 +83,18 @@ class Missed:
 def exits(
     clean: np.ndarray, attacked: np.ndarray, kinds: Sequence[str], shares: Sequence[float], fpr: float
 ) -> tuple[tuple[float, ...], Missed]:
-    """Where images leave, from scores (n, stages) that heads gave to images they were not fitted on.
+    """Where images leave, from scores that heads gave to images they were not fitted on, and what is missed there.
 
     The shares of clean images that go on are those wanted, raised together until attacked images that leave early,
     though the last stage alone would catch them at `fpr`, are at most MISSED of all with 95 % confidence; to 1 if need
     be.
 
     Args:
-        clean, attacked: scores of all stages. kinds: (m,) the attack of each attacked image.
-        shares: for all stages but the last.
+        clean: scores (n, stages) of clean images.
+        attacked: scores (m, stages) of attacked ones.
+        kinds: (m,) the attack of each attacked image.
+        shares: of clean images that go on, in (0, 1], for all stages but the last.
+        fpr: false-alarm rate, in (0, 1).
     """
     caught = attacked[:, -1] > np.quantile(clean[:, -1], 1 - fpr)
     factor = 1.0

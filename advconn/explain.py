@@ -92,9 +92,12 @@ class Typical:
 def reason(typical: Typical, judgement: Judgement, i: int) -> str:
     """What image i showed, in words.
 
-    How many copies say what; where they agree with the prediction though it is flagged, what else weighs most; and, if
-    the stage of paths was reached, the barrier on the line to an image of the predicted class and what it takes to go
-    round it.
+    What its copies say, what else weighs most, and, if paths were walked, the barrier to its class and the way round.
+
+    Args:
+        typical: what it is compared with.
+        judgement: of several images.
+        i: its row there.
     """
     error = judgement.errors[i] if judgement.errors else None
     if error is not None:
@@ -153,14 +156,25 @@ def _short(value: float) -> str:
 class Explanation:
     """What one image showed.
 
-    prediction, consensus: class names. flagged, p_value, stage: the verdict. votes: copies by the class they are given.
-    barrier, typical_barrier: largest cross-entropy on the line to the nearest reference, of this and of a typical clean
-    image, as the detector reads it: at `samples` points.
-    secondary_barriers: how many stand after each level of bypass. bends: points moved to go round them.
-    place: (s,) positions in [0, 1]; line, detour: (s,) cross-entropy there, on the straight path and on the one that
-    goes round the barrier; None where there is no reference, or no gradient. typical_line: (m, 2) positions and the
-    cross-entropy of a typical clean image there.
-    image, reference: (c, h, w) in [0, 1].
+    Attributes:
+        prediction: name of the class that it is given.
+        consensus: name of the class that most of its copies are given.
+        flagged: whether it is judged adversarial.
+        p_value: in (0, 1].
+        stage: that it left at, from 1.
+        reason: the same in words.
+        votes: number of copies by the name of the class that they are given.
+        barrier: largest cross-entropy on the line to the nearest reference, as read at `samples` points, or None.
+        typical_barrier: that of a typical clean image, or None.
+        secondary_barriers: how many stand after each level of bypass.
+        bends: points moved to go round them, or None.
+        place: positions (s,) in [0, 1] on the way to the reference.
+        line: cross-entropy (s,) there on the straight path; None without a reference.
+        detour: the same on the path round the barrier; None where none was looked for.
+        typical_line: (m, 2) positions, and the cross-entropy of a typical clean image there.
+        samples: positions that the detector reads on the line.
+        image: (c, h, w) in [0, 1].
+        reference: (c, h, w) in [0, 1], or None.
     """
 
     prediction: str

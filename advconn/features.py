@@ -35,15 +35,23 @@ Columns = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Trace:
-    """Logits (..., k) kept along the paths from n queries.
+    """Logits (..., k) kept along the paths from n queries. What was not asked for is None.
 
-    query: (n, k). copies: (n, m, k), at the ends of the paths to the copies, in the order of `names`.
-    midway: (n, h, k), half-way to the copies in `halves`. own: (n, r, s, k), to r references of the predicted class, at
-    positions `t` (s,), both ends included; rival: (n, q, s, k), to one reference of each of the q next classes.
-    latent: as own, between the outputs of a layer. detour: bypass of the n * r own paths.
-    grain: (n, GRAIN) noise levels and fine structure of the query itself. companion: (n, 2, k), a second network's
-    logits at the query and at its mirror image. What was not asked for is None.
-    families: whose features are read; unless told those of everything that is here.
+    Attributes:
+        query: (n, k) at the queries.
+        names: of the m copies.
+        copies: (n, m, k) at the ends of the paths to the copies.
+        halves: names of the h copies whose paths are read half-way.
+        midway: (n, h, k) half-way to these.
+        t: positions (s,) in [0, 1] on the paths to references, both ends included.
+        own: (n, r, s, k) on paths to r references of the predicted class.
+        rival: (n, q, s, k) on paths to one reference of each of the q next classes.
+        rivals: (n, q) these classes.
+        latent: as own, between the outputs of a layer.
+        grain: (n, GRAIN) noise levels and fine structure of the query itself.
+        companion: (n, 2, k) a second network's logits at the query and at its mirror image.
+        detour: bypass of the n * r own paths.
+        families: whose features are read; unless told those of everything that is here.
     """
 
     query: Tensor

@@ -34,8 +34,14 @@ th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left}img{max-wi
 def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, given: Sequence[Tensor] = ()) -> Figure:
     """One pair: images and class probabilities along the straight and the found path, losses, the difference pattern.
 
-    In a latent space the images along a path are the decoder's; without one only those `given`, two (1, c, h, w),
-    stand at its ends. Where the line connects, or nothing else was looked for, there is no second path to show.
+    In a latent space the images along a path are the decoder's. Where the line connects, or nothing else was looked
+    for, there is no second path to show.
+
+    Args:
+        found: connected pairs.
+        row: which of them.
+        decoder: of the latent space, or None.
+        given: two images (1, c, h, w) in [0, 1] that stand at the ends of the path.
     """
     from matplotlib.figure import Figure
 
@@ -69,7 +75,13 @@ def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, 
 
 
 def images(found: Connection, points: Tensor, decoder: Decoder | None) -> Tensor | None:
-    """Points (n, *shape) of a path as images (n, c, h, w), if that can be had."""
+    """Points of a path as images (n, c, h, w), if that can be had, else None.
+
+    Args:
+        found: connected pairs.
+        points: (n, *shape) in their space.
+        decoder: of a latent space, or None.
+    """
     if found.space.layer == "pixel":
         return points.clamp(0, 1).cpu()
     return None if decoder is None else decoder.images(points).cpu()
@@ -86,7 +98,14 @@ def picture(ax: Axes, image: Tensor | None) -> None:
 
 
 def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
-    """Class probabilities (k,), the target's marked, with names under them if there are any."""
+    """Class probabilities, the target's marked, with names under them if there are any.
+
+    Args:
+        ax: where they are drawn.
+        shares: probabilities (k,).
+        target: index of the class that is marked.
+        names: of the k classes, or none.
+    """
     ax.bar(range(len(shares)), shares.numpy(), color=[TARGET if i == target else OTHER for i in range(len(shares))])
     ax.set(ylim=(0, 1), xticks=range(len(names)))
     ax.set_xticklabels([name[:10] for name in names], fontsize=6, rotation=90)
@@ -94,7 +113,14 @@ def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
 
 
 def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
-    """Cross-entropy along both paths on a logarithmic scale, with the level, the barrier and secondary barriers."""
+    """Cross-entropy along both paths on a logarithmic scale, with the level, the barrier and secondary barriers.
+
+    Args:
+        ax: where they are drawn.
+        found: connected pairs.
+        row: which of them.
+        bent: whether the path found is drawn beside the straight one.
+    """
     height, least = float(found.heights[row]), 1e-8
     walked = (("straight", found.line, LINE), (found.method, found.found, FOUND))
     for name, seen, colour in walked if bent else walked[:1]:
@@ -121,7 +147,13 @@ def peaks(energy: np.ndarray, height: float) -> list[int]:
 
 
 def detour(found: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:
-    """B and B' - B (*shape): B' is the found path's point that stands over the straight path's highest, B its foot."""
+    """B and B' - B (*shape): B' is the found path's point that stands over the straight path's highest, B its foot.
+
+    Args:
+        found: connected pairs.
+        row: which of them.
+        samples: points of the path among which B' is looked for.
+    """
     start, end = found.path.start[row], found.path.end[row]
     chord = end - start
     points = Path(found.path.knots[row : row + 1]).at(
@@ -140,7 +172,14 @@ def relative(found: Connection, row: int) -> float:
 
 
 def pattern(figure: Figure, ax: Axes, found: Connection, row: int) -> None:
-    """The difference pattern B' - B; of a latent space, its channels' mean or its values in a row."""
+    """The difference pattern B' - B; of a latent space, its channels' mean or its values in a row.
+
+    Args:
+        figure: that the axes are in.
+        ax: where it is drawn.
+        found: connected pairs.
+        row: which of them.
+    """
     _, change = detour(found, row)
     values = change.mean(0).numpy() if change.ndim == 3 else change.reshape(1, -1).numpy()
     most = max(float(np.abs(values).max()), 1e-12)
@@ -158,7 +197,13 @@ def png(figure: Figure) -> bytes:
 
 
 def page(title: str, figures: Sequence[Figure], facts: Sequence[tuple[str, Any]]) -> str:
-    """A self-contained page: facts, then figures."""
+    """A self-contained page: facts, then figures.
+
+    Args:
+        title: of the page.
+        figures: in order.
+        facts: (name, value) pairs, one a line.
+    """
     rows = "".join(f"<tr><th>{escape(k)}<td>{escape(str(v))}" for k, v in facts)
     shown = "".join(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(f)).decode()}">' for f in figures)
     return (

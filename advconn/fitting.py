@@ -59,23 +59,24 @@ def fit(
     walk: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
-    """A detector for `classifier`, fitted and calibrated on clean images (n, c, h, w), uint8 or in [0, 1].
+    """A detector for `classifier`, fitted and calibrated on clean images.
 
     References are chosen among a fifth of the images, which are in no other use, or synthesised. Where the images leave
     a class without a reference, own and rival paths are left out, and `note` is told.
 
     Args:
         classifier: what is to be guarded.
-        images, labels: clean images, as tensor or array; true classes (n,) where known (integers or one-hot).
-        fpr: false-alarm rate asked for.
+        images: clean ones (n, c, h, w), uint8 or in [0, 1], as tensor or array.
+        labels: true classes (n,) where known, as integers or one-hot.
+        fpr: false-alarm rate asked for, in (0, 1).
         confidence: with which it is promised, or 'none': it holds on average. Unless told .95 where the images to
             calibrate on are enough for it, and else none, which `note` tells.
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
-        quick: take heads that were taught on other networks, standardised by the clean images, and make no attack:
-            no gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option
-            says how attacks are made, images walked or heads fitted (OF_ATTACKS, walk, stages, benign).
+        quick: take heads that were taught on other networks, standardised by the clean images, and make no attack: no
+            gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option says
+            how attacks are made, images walked or heads fitted (OF_ATTACKS, walk, stages, benign).
         refine: of a quick fit, so many images are attacked after all, by the mixture or `attacks` in turn, and move the
             heads towards this classifier.
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
@@ -97,6 +98,14 @@ def fit(
         FitError: too few images for the false-alarm rate, no attack succeeded, or options that a quick fit has no use
             for.
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
+
+    Example:
+        >>> from advconn import bundle, datasets, fit
+        >>> classifier = bundle.load(bundle.default("digits")).connectivity.classifier
+        >>> images, labels = datasets.digits()
+        >>> detector = fit(classifier, images[1000:1200], labels[1000:1200], conditions=("clean",))
+        >>> detector.predict(images[1200:1204])
+        array([0, 0, 0, 0])
     """
     quick = _quick(options | {"surrogate": surrogate, "companion": companion, "walk": walk}, quick, refine)
     clean = prepared(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)

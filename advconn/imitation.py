@@ -30,10 +30,16 @@ class _Shrunk(nn.Module):
 
 
 def imitate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int = STEPS) -> Classifier:
-    """A network trained on a classifier's answers to images (n, c, h, w) in [0, 1] (Papernot et al. 2017).
+    """A network trained on a classifier's answers to images (Papernot et al. 2017).
 
     It asks for the classifier's logits at every image once, and for nothing else: no label, no gradient. It is trained
     on copies of the images that are shifted, mirrored and changed in light, to give the same answer.
+
+    Args:
+        classifier: what is imitated.
+        images: (n, c, h, w) in [0, 1].
+        seed: of its weights and of all that is drawn.
+        steps: of training.
     """
     images = classifier.check(images).detach()
     with torch.no_grad():

@@ -20,21 +20,25 @@ from advconn.stages import Cascade, Found
 class Judgement:
     """What a detector says of n images.
 
-    logits: (n, k) of the classifier.
-    score, p_value, adversarial: (n,).
-    stage: (n,) that each image left at, from 1.
-    votes: for each image the classes that its copies are given, one a copy walked.
-    consensus: (n,) the class that most copies are given; of equally many the one with the larger mean probability.
-    barrier: (n,) cross-entropy barrier on the path to the nearest reference of the predicted class (the mean over
-        several references); NaN where that stage was not reached.
-    secondary_barriers: (n, levels) how many barriers stand after each level of bypass; NaN likewise.
-    bends: (n,) points moved to go round them; NaN likewise.
-    features: (n, d) of the last stage's columns, NaN where not walked.
-    forwards, gradients: (n,) passes spent on each image, see stages.Found.
-    total_cost: of all images together.
-    errors: (n,) None, or why an image could not be judged: the classifier gives NaN for it or for a copy of it. Such an
-        image is flagged, with an infinite score and the smallest p-value there is.
-    traces: (n,) of each image the deepest trace, and its row in it.
+    Attributes:
+        logits: (n, k) of the classifier.
+        score: (n,) higher = more adversarial.
+        p_value: (n,) in (0, 1].
+        adversarial: (n,) whether it is flagged.
+        stage: (n,) that each image left at, from 1.
+        votes: for each image the classes that its copies are given, one a copy walked.
+        consensus: (n,) the class that most copies are given; of equally many the one with the larger mean probability.
+        barrier: (n,) cross-entropy barrier on the path to the nearest reference of the predicted class (the mean over
+            several references); NaN where that stage was not reached.
+        secondary_barriers: (n, levels) how many barriers stand after each level of bypass; NaN likewise.
+        bends: (n,) points moved to go round them; NaN likewise.
+        features: (n, d) of the last stage's columns, NaN where not walked.
+        forwards: (n,) forward passes spent on each image, see stages.Found.
+        gradients: (n,) gradients spent on each image.
+        total_cost: of all images together.
+        errors: (n,) None, or why an image could not be judged: the classifier gives NaN for it or for a copy of it.
+            Such an image is flagged, with an infinite score and the smallest p-value there is.
+        traces: (n,) of each image the deepest trace, and its row in it.
     """
 
     logits: Tensor
@@ -63,7 +67,15 @@ class Judgement:
 def judgement_of(
     cascade: Cascade, calibration: Calibration, found: Sequence[Found], cost: Cost, most: int | None
 ) -> Judgement:
-    """The judgement of images that went through a cascade in blocks, at most `most` stages."""
+    """The judgement of images that went through a cascade in blocks.
+
+    Args:
+        cascade: what they went through.
+        calibration: which gives p-values and thresholds.
+        found: what each block showed, in order.
+        cost: of all blocks together.
+        most: no image went farther than this stage; None for the last.
+    """
     logits = torch.cat([block.query for block in found])
     scores, features = (np.concatenate([getattr(b, name) for b in found]) for name in ("scores", "features"))
     score, stage = ordered(scores, cascade.exits, most)

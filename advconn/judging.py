@@ -47,15 +47,17 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
             progress(told, done, len(images))
 
     def judge(self, X: Any, *, full: bool = False, max_stage: int | None = None) -> Judgement:
-        """Everything the detector says of images (n, c, h, w).
+        """Everything the detector says of images.
 
         Args:
+            X: images (n, c, h, w), uint8 or in [0, 1].
             full: walk every stage for every image, for what it shows; the verdicts stay the same.
             max_stage: go no farther than this stage, with a threshold of its own from the same calibration images: it
                 bounds what an image can cost.
 
         Raises:
-            FitError: no such stage.
+            FitError: no such stage, or the detector has not been fitted.
+            DataError: no images.
         """
         self._fitted()
         calibration = self.calibration_ if max_stage is None else self.calibration(max_stage)

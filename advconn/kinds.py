@@ -27,11 +27,17 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Kind:
-    """An attack's family, what makes it, its parameters unless told, and where it comes from.
+    """A kind of attack.
 
-    made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
-    renamed: parameters that the library calls otherwise. fixed: further arguments of the class.
-    gradient: whether it needs one. channels: that it is made for; 0 for any number.
+    Attributes:
+        family: one of FAMILIES.
+        made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
+        defaults: its parameters unless told.
+        source: where it comes from.
+        fixed: further arguments of the class.
+        renamed: parameters that the library calls otherwise.
+        gradient: whether it needs one.
+        channels: of the images it is made for; 0 for any number.
     """
 
     family: str

@@ -25,10 +25,15 @@ class Layout:
 
 
 def layout(shape: tuple[int, ...], channels: int | None, name: str) -> Layout:
-    """How an array of this shape holds images of so many channels (None: 1 or 3).
+    """How an array holds images.
+
+    Args:
+        shape: of the array.
+        channels: of the images; None for 1 or 3.
+        name: what error messages name.
 
     Raises:
-        DataError: it cannot, or in two ways.
+        DataError: it holds none, or in two ways.
     """
     counts = (1, 3) if channels is None else (channels,)
     fits = []

@@ -39,6 +39,12 @@ def alike(
     """Whether this is another form of the classifier that a detector was fitted for, by its logits.
 
     Two ordinary modules of one precision must answer alike to rounding: then one is the other inside a wrapper.
+
+    Args:
+        classifier: the one that is given.
+        card: what the detector's card says of the other.
+        tensors: of the detector's folder, with the other's answers.
+        references: of the detector, with the other's logits, or None.
     """
     kind = card["kind"] == "module" and plain_module(classifier)
     exact = kind and card["dtype"] == dtype_of(classifier)  # the same module, perhaps inside another

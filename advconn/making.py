@@ -24,9 +24,13 @@ SHARE = 3  # one of so many attacked copies is fitted on under a benign conditio
 
 @dataclass(frozen=True)
 class Made:
-    """Of an attack: how many images were tried, on how many it succeeded; features by walk, and the rows they are of.
+    """What an attack gave.
 
-    The features are of the copies it succeeded on, and of some of these under benign conditions.
+    Attributes:
+        tried: number of images that were attacked.
+        succeeded: number of them on which it succeeded.
+        features: a table for each walk, of the copies it succeeded on, and of some of these under benign conditions.
+        rows: which image each row of the tables is a copy of.
     """
 
     tried: int
@@ -39,9 +43,13 @@ class Made:
 class Maker:
     """How attacked copies are made.
 
-    walks: what makes features, one table each; their classifier is attacked. per_attack: at most so many images by each
-    attack. benign: conditions that some attacked copies are put under, so that these do not hide them. seed: of every
-    attack. surrogate: see Detector.fit. runner: where the work is spread and kept.
+    Attributes:
+        walks: what makes features, one table each; their classifier is attacked.
+        per_attack: at most so many images are attacked by each attack.
+        benign: conditions that some attacked copies are put under, so that these do not hide them.
+        seed: of every attack.
+        surrogate: see Detector.fit.
+        runner: where the work is spread and kept.
     """
 
     walks: tuple[Connectivity, ...]
@@ -52,7 +60,13 @@ class Maker:
     runner: Runner = field(default_factory=Runner)
 
     def walked(self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]) -> Iterator[Made]:
-        """What each attack gave."""
+        """What each attack gave.
+
+        Args:
+            images: clean ones (n, c, h, w).
+            labels: true classes (n,), or None: the predictions stand in.
+            attacks: in order.
+        """
         calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
         if self.runner.alone or not self.runner.travels(self.classifier):
             yield from (self._one(*call) for call in calls)
@@ -118,7 +132,14 @@ class Maker:
         return self.surrogate
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
-        """Successful copies of at most `per_attack` images, see attacks.successful."""
+        """Successful copies of at most `per_attack` images, see attacks.successful.
+
+        Args:
+            images: clean ones (n, c, h, w).
+            labels: true classes (n,), or None: the predictions stand in.
+            attack: by which they are attacked.
+            seed: of the images drawn, and of the attack.
+        """
         order = torch.randperm(
             len(images), generator=torch.Generator(device="cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
         )
@@ -136,9 +157,14 @@ class Maker:
 def still_wrong(
     classifier: Classifier, images: Tensor, truth: Tensor, names: Sequence[str], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Every third attacked image (n, c, h, w), under one benign condition in turn, if it is still misclassified.
+    """Every third attacked image, under one benign condition in turn, if it is still misclassified; and their rows.
 
-    And the rows that these are of. `truth`: (n,).
+    Args:
+        classifier: which was attacked.
+        images: attacked ones (n, c, h, w) in [0, 1].
+        truth: true classes (n,).
+        names: of the conditions.
+        seed: of what they draw.
     """
     third = torch.arange(0, len(images), SHARE, dtype=torch.int64, device="cpu")
     out, rows = [images[:0]], [third[:0]]
@@ -155,9 +181,13 @@ def still_wrong(
 def features_of(
     walks: Sequence[Connectivity], images: Tensor, stage: str, progress: Progress
 ) -> tuple[np.ndarray, ...]:
-    """Features (n, d) of images (n, c, h, w) by each walk, of which every one goes on where the one before it ended.
+    """Features (n, d) of images by each walk, of which every one goes on where the one before it ended.
 
-    `progress` is told (stage, done, total).
+    Args:
+        walks: what makes them, one table each.
+        images: (n, c, h, w).
+        stage: name that `progress` is told.
+        progress: told (stage, done, total).
     """
     rows: list[list[np.ndarray]] = [[] for _ in walks]
     images, done = images.detach(), 0

@@ -78,9 +78,17 @@ class MarginLandscape:
 
 
 def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
-    """What `forward` gives for points (m, ...), counted, at most `batch_size` at once.
+    """What `forward` gives for points, counted, at most `batch_size` at once.
 
     Differentiable, and then in one batch, where the points ask for a gradient.
+
+    Args:
+        forward: from points to an answer with one row each.
+        points: (m, ...).
+        batch_size: points at once.
+
+    Raises:
+        ModelError: a gradient was asked for, and `forward` gives none.
     """
     wanted = points.requires_grad and torch.is_grad_enabled()
     cost = _cost.get()
@@ -102,7 +110,13 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
 
 
 def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
-    """What `forward` gives for points (m, ...), padded to a power of two: one compiled graph serves many m."""
+    """What `forward` gives for points, padded to a power of two: one compiled graph serves many m.
+
+    Args:
+        forward: from points to an answer with one row each.
+        points: (m, ...).
+        batch_size: the largest number that is padded to.
+    """
     m = len(points)
     size = min(batch_size, 1 << (m - 1).bit_length()) if m else 0
     if size <= m:

@@ -18,7 +18,14 @@ def auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
 
 
 def interval(clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the AUROC, clean and attacked images drawn apart; nan under two of each."""
+    """95 % percentile bootstrap interval of the AUROC, clean and attacked images drawn apart; nan under two of each.
+
+    Args:
+        clean: scores (n,).
+        attacked: scores (m,).
+        draws: number of bootstrap samples.
+        seed: of the draws.
+    """
     if min(len(clean), len(attacked)) < 2:
         return float("nan"), float("nan")
     with warnings.catch_warnings():

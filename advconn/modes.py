@@ -23,7 +23,13 @@ from advconn.margins import margin
 
 @dataclass(frozen=True)
 class References:
-    """Reference images (m, c, h, w) in [0, 1] and the logits (m, k) that the classifier gives them."""
+    """Reference images.
+
+    Attributes:
+        images: (m, c, h, w) in [0, 1].
+        logits: (m, k) that the classifier gives them.
+        origin: 'chosen', 'synthesised' or 'given'.
+    """
 
     images: Tensor
     logits: Tensor
@@ -61,10 +67,27 @@ class References:
 
 
 def choose(classifier: Classifier, images: Tensor, labels: Tensor | None = None, per_class: int = 5) -> References:
-    """Pick references among clean images (n, c, h, w): of each predicted class the most confident, spread apart.
+    """Pick references among clean images: of each predicted class the most confident, spread apart.
 
     The more confident half of a class's images stand for choice; the most confident comes first, then each time the one
-    farthest (in pixels) from those already picked. Images whose true label, where given, is another are left out.
+    farthest (in pixels) from those already picked.
+
+    Args:
+        classifier: whose classes they stand for.
+        images: (n, c, h, w), checked.
+        labels: true classes (n,), where known; images that are given another class are left out.
+        per_class: references of each class, at most.
+
+    Raises:
+        DataError: no image is given its true class.
+
+    Example:
+        >>> import torch
+        >>> from advconn import Classifier, choose
+        >>> classifier = Classifier(torch.nn.Flatten().eval(), size=1, channels=2)
+        >>> images = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]]).view(3, 2, 1, 1)
+        >>> choose(classifier, images, per_class=1)
+        References(2 chosen, 2 classes)
     """
     logits = classifier.logits(images)
     predicted = logits.argmax(1)
@@ -110,11 +133,23 @@ def synthesise(
 ) -> References:
     """References made by input optimisation (feature visualisation), all classes in one batch, or as many as fit.
 
-    Adam on the pixels, or on a spectrum whose amplitudes fall as 1/f, through a sigmoid, shifted at random by up to
-    `jitter` pixels (a sixteenth of the size unless told) at each step, with `tv` times the total variation added to the
-    loss. `free`: pixels of any value, neither through a sigmoid nor rounded to bytes; a classifier without mean and std
-    then sees them as its network does. Stops where the unshifted image's cross-entropy is under `stop`; the best image
-    seen is kept. After Vrabel et al. (ICLR 2025, section 4.3), who optimise pixels, and Olah et al. (2017).
+    Adam on the pixels, or on a spectrum whose amplitudes fall as 1/f, through a sigmoid, shifted at random at each
+    step. The best image seen is kept. After Vrabel et al. (ICLR 2025, section 4.3), who optimise pixels, and Olah et
+    al. (2017).
+
+    Args:
+        classifier: whose classes they stand for; its input size must be known.
+        per_class: references of each class.
+        classes: of which they are made, (q,); None for all.
+        fourier: whether the spectrum is optimised, and not the pixels.
+        free: pixels of any value, neither through a sigmoid nor rounded to bytes; a classifier without mean and std
+            then sees them as its network does.
+        jitter: largest shift in pixels; a sixteenth of the size unless told.
+        tv: weight of the total variation in the loss.
+        stop: cross-entropy of the unshifted images under which it stops.
+        steps: at most so many.
+        rate: of Adam.
+        seed: of all that is drawn.
 
     Raises:
         DataError: an input size is not known, or a class was not reached.

@@ -28,8 +28,13 @@ class _Stage(nn.Module):
 def compact(num_classes: int = 10, in_chans: int = 3, widths: tuple[int, ...] = (24, 64, 128, 256)) -> nn.Sequential:
     """A plain convolutional classifier for images of about 32 pixels; 80 million multiply-adds at 32 x 32.
 
-    A stem of `widths[0]` channels, then one stage for each further width (each halves the resolution), global
-    max-pooling and a linear layer. Takes normalised images (n, in_chans, h, w), gives logits (n, num_classes).
+    A stem, then one stage for each further width (each halves the resolution), global max-pooling and a linear layer.
+    Takes normalised images (n, in_chans, h, w), gives logits (n, num_classes).
+
+    Args:
+        num_classes: of its answer.
+        in_chans: channels of the images.
+        widths: channels of the stem and of every stage.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["stem"] = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)

@@ -94,7 +94,15 @@ class Profile:
 
 
 def straight(start: Tensor, end: Tensor) -> Path:
-    """Straight paths from start (n, *shape) to end (n, *shape)."""
+    """Straight paths from start (n, *shape) to end (n, *shape).
+
+    Example:
+        >>> import torch
+        >>> from advconn import straight
+        >>> path = straight(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> path.at(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        [[[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]]
+    """
     return Path(torch.stack([start, end], 1))
 
 
@@ -107,7 +115,21 @@ LARGEST = 2**26  # values of points laid out at once
 
 
 def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
-    """Energies of the landscape at evenly spaced positions of every path; memory does not grow with their number."""
+    """Energies met on every path; memory does not grow with the number of paths.
+
+    Args:
+        path: n paths.
+        landscape: energies (n, k) of points (n, k, *shape).
+        samples: evenly spaced positions on every path, both ends included.
+
+    Example:
+        >>> import torch
+        >>> from advconn import profile, straight
+        >>> path = straight(torch.tensor([[-1.0]]), torch.tensor([[1.0]]))
+        >>> found = profile(path, lambda points: 1 - points[:, :, 0].square(), samples=5)
+        >>> found.barrier.item(), found.place.item()
+        (1.0, 0.5)
+    """
     t = positions(samples, path.knots)
     together = max(1, LARGEST // (samples * path.knots[0, 0].numel())) if len(path.knots) else 1
     if len(path.knots) <= together:
@@ -117,7 +139,13 @@ def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
 
 
 def at_rows(landscape: Landscape, points: Tensor, rows: Tensor) -> Tensor:
-    """Energies (n, k) of points (n, k, *shape) that belong to these rows (n,) of the landscape."""
+    """Energies (n, k) of points that belong to some rows of a landscape.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape).
+        points: (n, k, *shape).
+        rows: (n,) the row of each.
+    """
     return of_rows(landscape, rows)(points)
 
 
@@ -131,7 +159,13 @@ def of_rows(landscape: Landscape, rows: Tensor) -> Landscape:
 
 
 def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (n,) and their gradients (n, *shape) at points (n, *shape) of these rows; no other gradient is made."""
+    """Energies (n,) and their gradients (n, *shape) at points; no other gradient is made.
+
+    Args:
+        landscape: energies (n, k) of points (n, k, *shape).
+        points: (n, *shape).
+        rows: (n,) the row of the landscape that each belongs to.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = points.detach().clone().unsqueeze(1).requires_grad_()
         energy = at_rows(landscape, leaf, rows)

@@ -21,7 +21,17 @@ Applied = Callable[[Tensor, Tensor], Tensor]  # images (n, c, h, w) and a pertur
 def low_frequency(
     classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float, grid: float
 ) -> Tensor:
-    """PGD (Linf, eps) on a coarse grid of `grid` x `grid` values a channel, enlarged to the image (bicubic)."""
+    """PGD (Linf) on a coarse grid of values, enlarged to the image (bicubic).
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        eps: largest change, in [0, 1].
+        alpha: size of a step.
+        steps: number of steps.
+        grid: values a side and channel.
+    """
     size = images.shape[2:]
 
     def applied(x: Tensor, change: Tensor) -> Tensor:
@@ -34,13 +44,31 @@ def low_frequency(
 def universal(
     classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
 ) -> Tensor:
-    """One perturbation (Linf, eps) for all the images of a batch (Moosavi-Dezfooli et al. 2017), by PGD."""
+    """One perturbation (Linf) for all the images of a batch (Moosavi-Dezfooli et al. 2017), by PGD.
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        eps: largest change, in [0, 1].
+        alpha: size of a step.
+        steps: number of steps.
+    """
     start = _signs(images, (1, *images.shape[1:])) * eps / 2
     return _climbed(classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps))
 
 
 def patch(classifier: Classifier, images: Tensor, labels: Tensor, *, side: float, alpha: float, steps: float) -> Tensor:
-    """A square of `side` x `side` pixels at a random place of each image, anything in [0, 1] (Brown et al. 2017)."""
+    """A square at a random place of each image, anything in [0, 1] (Brown et al. 2017).
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        side: of the square, in pixels.
+        alpha: size of a step.
+        steps: number of steps.
+    """
     n, _, h, w = images.shape
     side = min(int(side), h, w)
     top, left = (torch.randint(0, size - side + 1, (n, 1), dtype=torch.int64, device="cpu") for size in (h, w))
@@ -58,9 +86,17 @@ def patch(classifier: Classifier, images: Tensor, labels: Tensor, *, side: float
 def colour(
     classifier: Classifier, images: Tensor, labels: Tensor, *, size: float, alpha: float, steps: float
 ) -> Tensor:
-    """Every pixel's channels mixed by one matrix and shifted, each entry moved by `size` at most.
+    """Every pixel's channels mixed by one matrix and shifted.
 
     An image of one channel is made lighter or darker and stronger or weaker.
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        size: largest change of every entry of the matrix and of the shift.
+        alpha: size of a step.
+        steps: number of steps.
     """
     n, c = images.shape[:2]
     plain = torch.eye(c, c + 1, dtype=torch.float32, device=images.device)
@@ -109,7 +145,16 @@ def _climbed(
 def stopped(
     classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
 ) -> Tensor:
-    """PGD (Linf) in which every image stops once it is misclassified as confidently as another clean image is right."""
+    """PGD (Linf) in which every image stops once it is misclassified as confidently as another clean image is right.
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        eps: largest change, in [0, 1].
+        alpha: size of a step.
+        steps: number of steps.
+    """
     with torch.no_grad():
         goal = margin(classifier.logits(images), labels).roll(1).clamp(max=0)
     point = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
@@ -131,7 +176,15 @@ def stopped(
 
 
 def noise(classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, tries: float) -> Tensor:
-    """Random signs of size eps, drawn anew for each image until it is misclassified."""
+    """Random signs, drawn anew for each image until it is misclassified.
+
+    Args:
+        classifier: what is attacked; no gradient is needed.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        eps: size of the change, in [0, 1].
+        tries: at most so many draws.
+    """
     out = images.clone()
     live = torch.arange(len(images), device=images.device, dtype=torch.int64)
     for _ in range(int(tries)):

@@ -152,9 +152,14 @@ def _check_size(image: Image.Image, name: str) -> None:
 def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict[str, Image.Image]:
     """A picture with 1 or 3 channels, by how it is read.
 
-    'plain' is what most loaders hand to a classifier, `Image.open(f).convert("RGB")`: no turn, transparency ignored,
-    16 bits cut off. 'upright' is what a person sees: turned by its EXIF tag, transparency on white, 16 bits scaled to
-    8. 'both' gives the two, or 'plain' alone where nothing can make them differ.
+    'plain' is what most loaders hand to a classifier, `Image.open(f).convert("RGB")`: no turn, transparency ignored, 16
+    bits cut off. 'upright' is what a person sees: turned by its EXIF tag, transparency on white, 16 bits scaled to 8.
+
+    Args:
+        image: as opened.
+        name: what error messages name.
+        channels: 1 or 3.
+        reading: 'plain', 'upright', or 'both', which gives 'plain' alone where nothing can make the two differ.
     """
     if channels not in _MODES:
         raise DataError(f"{name}: the model takes {channels} channels; images from files have 1 or 3")
@@ -184,6 +189,11 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def picture(path: Path, channels: int = 3, reading: str = "upright") -> Image.Image:
     """The still picture in a file, read in one way.
+
+    Args:
+        path: of the file.
+        channels: 1 or 3.
+        reading: 'plain' or 'upright', see `readings`.
 
     Raises:
         DataError: see `opened` and `readings`.
@@ -219,8 +229,12 @@ def _upright(image: Image.Image, name: str, channels: int, turn: Image.Transpose
 def fitted(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
     """An image of exactly the input size as it is; another resized and cropped as the classifier's library does it.
 
-    To the pixel as torchvision's Resize and CenterCrop ('center', 'squash') and timm's transform ('border') do it, but
-    by Pillow, which they call too: importing torchvision takes longer than judging an image.
+    To the pixel as torchvision ('center', 'squash') and timm ('border') do it, but by Pillow, which they call too.
+
+    Args:
+        image: as read.
+        preprocessing: of the classifier.
+        name: what error messages name.
     """
     size = preprocessing.size
     if size is None or image.size == (size[1], size[0]):
@@ -267,7 +281,13 @@ def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
-    """An array (c, h, w) at the classifier's size. Floats are never resized: that would round what they hold."""
+    """An array at the classifier's size. Floats are never resized: that would round what they hold.
+
+    Args:
+        array: (c, h, w), uint8 or floats.
+        preprocessing: of the classifier.
+        name: what error messages name.
+    """
     size = preprocessing.size
     if size is None or array.shape[1:] == tuple(size):
         return array

@@ -23,7 +23,13 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Clean:
-    """Images (n, c, h, w), true classes (n,) where known, and the classes (n,) that the classifier gives them."""
+    """Clean images of a fit.
+
+    Attributes:
+        images: (n, c, h, w).
+        truth: true classes (n,), or None where they are not known.
+        predicted: classes (n,) that the classifier gives them.
+    """
 
     images: Tensor
     truth: Tensor | None
@@ -33,13 +39,19 @@ class Clean:
 def prepared(
     classifier: Classifier, images: Any, labels: Any, *, accept: bool, accuracy: float | None, note: Note
 ) -> Clean:
-    """What users give, without the images for which the classifier gives NaN; `note` is told what is odd about them.
+    """What users give, without the images for which the classifier gives NaN.
 
     Args:
-        accept: a classifier that is no better than chance. accuracy: see agreement.trained_on.
+        classifier: what is to be guarded.
+        images: (n, c, h, w), uint8 or in [0, 1], as tensor or array.
+        labels: true classes (n,), or None.
+        accept: whether to go on with a classifier that is no better than chance.
+        accuracy: see agreement.trained_on.
+        note: told what is odd about the images.
 
     Raises:
-        FitError, DataError: see fitting.fit.
+        FitError: a label that is no class, or NaN for most images.
+        DataError: see fitting.fit.
     """
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
@@ -62,6 +74,13 @@ def with_references(
     """References, the rows that they were chosen among, and the rows that are left for other uses.
 
     None where a class would have no reference: `note` is told, and all rows are left.
+
+    Args:
+        classifier: whose classes they stand for.
+        clean: the images.
+        synthesised: make the references instead of choosing them.
+        seed: of the rows, and of what is synthesised.
+        note: told which classes have none.
 
     Raises:
         FitError: synthesised ones of a classifier without gradients.
@@ -111,7 +130,13 @@ def _every_class(order: Tensor, chosen: int, predicted: Tensor, truth: Tensor | 
 def sound(
     classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The images for which the classifier gives finite logits, labels, predictions; `note` is told of others.
+    """The images for which the classifier gives finite logits, labels, predictions.
+
+    Args:
+        classifier: what is to be guarded.
+        images: (n, c, h, w).
+        truth: true classes (n,), or None.
+        note: told how many images are left out.
 
     Raises:
         FitError: it gives NaN for most of them.

@@ -19,10 +19,15 @@ CROPS = ("center", "squash", "cover", "border")
 class Preprocessing:
     """How a classifier's images are made.
 
-    size: (h, w). resize: of the shorter side before the crop. mean, std: per channel. crop: 'center' (of the image
-    whose shorter side is `resize`; where `size` is no square the image is stretched to it), 'squash' (stretched to
-    `resize`, then cropped), 'cover' (as 'center', also for a `size` that is no square) or 'border' (its longer side is
-    brought to `resize`, what is missing is filled with `mean`).
+    Attributes:
+        size: (h, w) in pixels; None for any.
+        resize: pixels of the shorter side before the crop; that of `size` unless told.
+        interpolation: one of INTERPOLATIONS.
+        mean: per channel, subtracted from images in [0, 1].
+        std: per channel, divided by afterwards.
+        crop: 'center' (of the image whose shorter side is `resize`; where `size` is no square the image is stretched to
+            it), 'squash' (stretched to `resize`, then cropped), 'cover' (as 'center', also for a `size` that is no
+            square) or 'border' (its longer side is brought to `resize`, what is missing is filled with `mean`).
     """
 
     size: tuple[int, int] | None = None
@@ -37,6 +42,15 @@ def preprocessing_of(
     size: Any, resize: Any, interpolation: Any, mean: Any, std: Any, crop: str, channels: int
 ) -> Preprocessing:
     """What was given, as plain values that a bundle can hold.
+
+    Args:
+        size: (h, w) or one side in pixels, or None.
+        resize: pixels of the shorter side before the crop, or None.
+        interpolation: one of INTERPOLATIONS, or an object with such a `value`.
+        mean: per channel, or None.
+        std: per channel, or None.
+        crop: one of CROPS.
+        channels: of the images.
 
     Raises:
         ModelError: mean without std, one value too many, no side, an interpolation or a crop that nobody knows.
@@ -65,7 +79,11 @@ def preprocessing_of(
 
 
 def sides_of(size: Any) -> tuple[int, int]:
-    """(height, width) from a pair or one side, in any kind of sequence; or ModelError."""
+    """(height, width) from a pair or one side, in any kind of sequence.
+
+    Raises:
+        ModelError: not one or two whole numbers above 0.
+    """
     given = list(size) if isinstance(size, (Sequence, Tensor)) or hasattr(size, "tolist") else [size, size]
     if len(given) not in (1, 2):
         raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
@@ -73,7 +91,11 @@ def sides_of(size: Any) -> tuple[int, int]:
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number above 0, or ModelError."""
+    """A whole number above 0.
+
+    Raises:
+        ModelError: another value; the message names it by `name`.
+    """
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -36,9 +36,13 @@ INNER = (0.16, 0.84)  # quantiles that are two standard deviations apart where v
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A head for each stage, of standardised features, and the names (d,) of the columns that it takes.
+    """Heads of standardised features, one for each kind of stage.
 
-    networks, attacks: what they were taught on.
+    Attributes:
+        names: for each head the names (d,) of the columns that it takes.
+        heads: fitted scikit-learn classifiers.
+        networks: that they were taught on.
+        attacks: that they were taught on.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -63,9 +67,11 @@ class Pretrained:
         shares: Sequence[float],
         attacked: Sequence[np.ndarray] = (),
     ) -> Cascade:
-        """The stages of a classifier, standardised by features (n, d) of its clean images at each.
+        """The stages of a classifier, standardised by features of its clean images.
 
         Args:
+            walks: what each stage walks.
+            clean: features (n, d) at each stage of clean images.
             shares: of clean images that go on, for all stages but the last.
             attacked: features (m, d) at each stage of its attacked images, which move the heads, see `moved`.
 
@@ -107,10 +113,15 @@ def standard(clean: np.ndarray) -> Any:
 
 
 def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
-    """A taught head that was moved by standardised features of clean (n, d) and attacked images (m, d).
+    """A taught head that was moved by standardised features of a classifier's own images.
 
     It has the largest likelihood of which is which, less PULL / 2 times the squared distance of its weights, in
     deviations of their features, from those that were taught: the fewer images, the less it moves.
+
+    Args:
+        head: a logistic regression.
+        clean: features (n, d) of clean images.
+        attacked: features (m, d) of attacked ones.
     """
     features = np.concatenate([clean, attacked]).clip(-FAR, FAR)
     rows = torch.from_numpy(features)

@@ -12,7 +12,14 @@ from advconn.errors import ModelError
 
 
 def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
-    """The same images (n, channels, height, width) in [0, 1] every time, unlike one another in light and contrast."""
+    """The same images (n, c, h, w) in [0, 1] every time, unlike one another in light and contrast.
+
+    Args:
+        n: number of images.
+        channels: of each.
+        height: in pixels.
+        width: in pixels.
+    """
     generator = torch.Generator(device="cpu").manual_seed(0)
     noise = torch.rand(n, channels, height, width, generator=generator, dtype=torch.float32, device="cpu")
     ramp = torch.linspace(0, 1, width, dtype=torch.float32, device="cpu")
@@ -29,7 +36,18 @@ def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
 def classes_of(
     forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.Module, dtype: torch.dtype, output: Output | None
 ) -> int:
-    """The number of classes of a network that answers several images, one, and the same ones twice as it should."""
+    """The number of classes of a network that answers several images, one, and the same ones twice as it should.
+
+    Args:
+        forward: from images to logits (n, k).
+        probe: images (n, c, h, w) to ask it.
+        network: the module behind it.
+        dtype: that it works in.
+        output: what takes the logits out of its answer, if given.
+
+    Raises:
+        ModelError: it does not, or answers with NaN, infinity or probabilities.
+    """
     logits, again, alone = forward(probe), forward(probe), forward(probe[:1])
     if bool(torch.isnan(logits).any()) or bool((logits == torch.inf).any()):
         raise ModelError("the model gives NaN or infinity for ordinary images: are there NaN in its weights?")

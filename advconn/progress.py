@@ -8,4 +8,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
+    """Report nothing.
+
+    Args:
+        stage: name of what is done.
+        done: how much is.
+        total: how much there is.
+    """

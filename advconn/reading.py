@@ -23,6 +23,12 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
 
     An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
 
+    Args:
+        given: any of these.
+        preprocessing: of the classifier.
+        channels: of the images.
+        reading: of files, see pictures.readings.
+
     Raises:
         DataError: anything else, or what cannot be read.
     """

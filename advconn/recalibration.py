@@ -20,13 +20,21 @@ from advconn.given import as_labels, as_tensor, marks
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.preparing import sound
 from advconn.progress import Progress, silent
+from advconn.suiting import mixture_for
 
 UNTOLD = "as before"
+LEAST = 10  # attacked images that tell whether scores still hold
 
 
 @dataclass(frozen=True)
 class Order:
-    """How well scores tell an attack from clean images: AUROC, on how many attacked ones."""
+    """How well scores tell an attack from clean images.
+
+    Attributes:
+        attack: its specification.
+        auroc: in [0, 1].
+        count: number of attacked images.
+    """
 
     attack: str
     auroc: float
@@ -45,13 +53,21 @@ def recalibrated(
     note: Callable[[str], None] = warn,
     progress: Progress = silent,
 ) -> tuple[Detector, Order]:
-    """A detector with a threshold from these clean images (n, c, h, w), if its scores still mean something.
+    """A detector with a threshold from new clean images, if its scores still mean something.
 
-    One attack (PGD of the mixture it was fitted on, or Square without gradients) is made on up to 100 of the images:
-    its AUROC against the clean ones must be `least` or more. Images that the detector was fitted on are left out.
+    One attack (PGD, or Square without gradients) is made on up to 100 of the images: its AUROC against the clean ones
+    must be `least` or more. Images that the detector was fitted on are left out.
 
     Args:
-        fpr, confidence, conditions: see Detector; its own where not told.
+        detector: a fitted one.
+        images: clean ones (n, c, h, w), uint8 or in [0, 1].
+        labels: true classes (n,), or None.
+        fpr: false-alarm rate asked for, in (0, 1); the detector's own unless told.
+        confidence: of the promise, see Detector; the detector's own unless told.
+        conditions: that the promise holds under, see Detector; the detector's own unless told.
+        least: AUROC, in [0, 1].
+        note: told what a user should know (else these are warnings).
+        progress: told (stage, done, total).
 
     Raises:
         FitError: too few images, or scores that no longer tell the attack from them.
@@ -77,16 +93,15 @@ def recalibrated(
         enough(len(new.calibration_.scores), rate, confidence)
     tell_promise(new, note)
     clean = ordered(new.clean_[CLEAN], new.cascade_.exits)[0]
-    usual = [a for a in parse_all(list(detector.fitted_.attacks)) if a.needs_gradient == classifier.differentiable]
-    attack = next((a for a in usual if a.name in ("pgd", "square")), None) or Attack.parse(
-        MIXTURE[0] if classifier.differentiable else BLACK_BOX[0]
-    )
+    attack = _attack_for(detector, images, truth)
     few = Detector(detector.connectivity, per_attack=100, seed=detector.seed)
     hits = few.attacked(images, truth, attack, seed=0)
-    if len(hits.images) < 10:
-        raise FitError(f"{attack} changed {len(hits.images)} predictions: too few to see whether the scores still hold")
-    attacked = detector.scores(hits.images, progress)
-    order = Order(str(attack), _auroc(clean, attacked), len(attacked))
+    if len(hits.images) < LEAST:
+        raise FitError(
+            f"{attack} changed {len(hits.images)} predictions of {hits.tried}: too few to see whether the scores still "
+            f"hold (expected {LEAST} or more; give more images)"
+        )
+    order = Order(str(attack), _auroc(clean, detector.scores(hits.images, progress)), len(hits.images))
     if order.auroc < least:
         raise FitError(
             f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
@@ -96,6 +111,19 @@ def recalibrated(
     new.fitted_ = replace(new.fitted_, seen=seen)
     new.figures_ = {}
     return new, order
+
+
+def _attack_for(detector: Detector, images: torch.Tensor, truth: torch.Tensor | None) -> Attack:
+    """PGD (Square without gradients) of the mixture fitted on; after a quick fit at the strength that suits."""
+    classifier = detector.connectivity.classifier
+    usual, name = (MIXTURE[0], "pgd") if classifier.differentiable else (BLACK_BOX[0], "square")
+    known = [a for a in parse_all(list(detector.fitted_.attacks)) if a.name == name]
+    if not known:
+        labels = classifier.predict(images[:256]) if truth is None else truth[:256]
+        found = mixture_for(classifier, images[:256], labels, None, lambda text: None, detector.seed)
+        suits = [a for a in parse_all(found) if a.name == name]  # of the first twice as strong as it need be
+        known = suits[1:] if usual not in found else []
+    return known[0] if known else Attack.parse(usual)
 
 
 def _auroc(clean: np.ndarray, attacked: np.ndarray) -> float:

@@ -22,7 +22,14 @@ FAR = 1.5  # a picture so many times larger than what is judged is another one t
 
 
 def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
-    """One record an image; its keys are those that README lists."""
+    """One record an image; its keys are those that README lists.
+
+    Args:
+        detector: what judged them.
+        names: of the n images.
+        judgement: of these.
+        seconds: that it took for all.
+    """
     names = list(names)
     predictions = judgement.predicted.tolist()
     called = detector.connectivity.classifier.label_names
@@ -89,7 +96,13 @@ def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str,
 
 
 def records(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """The record of each image of a batch, and its rows in it."""
+    """The record of each image of a batch, and its rows in it.
+
+    Args:
+        detector: what judges them.
+        batch: of images.
+        full: walk every stage for every image.
+    """
     yield from zip(_judged(detector, batch, full), _grouped(batch), strict=True)
 
 
@@ -139,7 +152,10 @@ def as_json(row: dict[str, Any]) -> str:
 def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> Table:
     """A table for the terminal: prediction, verdict, p-value, and why.
 
-    `about`: what is flagged. `view`: what is judged of a much larger picture, said in the verdict.
+    Args:
+        records: of the images.
+        about: what is flagged, said under the table.
+        view: what is judged of a much larger picture, said in the verdict.
     """
     table = Table(caption=about, caption_justify="left")
     for name, justify in (("image", "left"), ("prediction", "left"), ("verdict", "left"), ("p-value", "right")):

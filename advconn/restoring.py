@@ -38,7 +38,19 @@ def classifier_and_references(
     device: str | None,
     same_weights: bool,
 ) -> tuple[Classifier, References | None]:
-    """The classifier, given or held, if it is the one that was fitted for, and the references."""
+    """The classifier, given or held, if it is the one that was fitted for, and the references.
+
+    Args:
+        folder: of the detector.
+        card: of the detector, checked.
+        tensors: of the folder, by name.
+        model: the classifier, where it is given.
+        device: for a classifier that the folder holds.
+        same_weights: whether the classifier must answer as the one that was fitted for.
+
+    Raises:
+        BundleError: it does not, takes other images, or cannot be had.
+    """
     size = card["classifier"]["preprocessing"]["size"]
     if "references" in tensors and size is not None and list(tensors["references"].shape[2:]) != size:
         raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
@@ -73,6 +85,16 @@ def cascade_of(
     """The stages that this classifier can walk, fitted; a typical clean image's features (d,) at the last; the stages.
 
     One that gives no gradient is judged by those before bypass: their scores are calibrated too.
+
+    Args:
+        folder: of the detector.
+        card: of the detector, checked.
+        tensors: of the folder, by name.
+        connectivity: what is walked.
+        stages: of the detector, or None.
+
+    Raises:
+        BundleError: stages, features or heads that do not fit one another.
     """
     names, count = list(card["features"]), len(card["exits"]) + 1
     bypass = any(name.startswith("complexity.") for name in names)
@@ -110,7 +132,17 @@ def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) ->
 def calibration_of(
     tensors: dict[str, np.ndarray], conditions: Sequence[str], stages: int, number: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Scores (n, stages) by condition, and the classes (n,) that the images are given, if they are kept."""
+    """Scores (n, stages) by condition, and the classes (n,) that the images are given, if they are kept.
+
+    Args:
+        tensors: of the folder, by name.
+        conditions: that were calibrated under.
+        stages: how many there are.
+        number: of the card's format.
+
+    Raises:
+        BundleError: scores or classes that are missing, or of another shape.
+    """
     if number < 3:
         return {CLEAN: _array(tensors, "calibration", (len(tensors["calibration"]),))[:, None]}, None
     n = len(tensors.get(f"calibration.{conditions[0]}", ()))
@@ -176,7 +208,17 @@ def _close(found: Any, expected: Any) -> bool:
 
 
 def companion_of(folder: Path, card: dict[str, Any], given: Classifier | None, device: str | None) -> Classifier | None:
-    """The companion, given or held, if it is the one that was fitted beside the classifier."""
+    """The companion, given or held, if it is the one that was fitted beside the classifier; None where there was none.
+
+    Args:
+        folder: of the detector.
+        card: of the detector, checked.
+        given: the companion, where it is given.
+        device: for a companion that the folder holds.
+
+    Raises:
+        BundleError: another companion, or none that can be had.
+    """
     if card["companion"] is None:
         return None
     found = _held(folder, card, "companion", device) if given is None else given

@@ -26,10 +26,26 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     """Write a fitted detector to a folder, which appears only whole.
 
     The classifier's weights, and its companion's, go in where their architecture can be named (advconn, timm,
-    torchvision); else only their fingerprint. `figures`: anything JSON that belongs on the card.
+    torchvision); else only their fingerprint.
+
+    Args:
+        detector: a fitted one.
+        folder: not there yet, or empty.
+        figures: anything JSON that belongs on the card.
 
     Raises:
-        FitError: not fitted. BundleError: the head cannot be saved without pickle. DataError: the folder is not empty.
+        FitError: not fitted.
+        BundleError: the head cannot be saved without pickle.
+        DataError: the folder is not empty, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from advconn import bundle
+        >>> detector = bundle.load(bundle.default("digits"))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = bundle.save(detector, f"{place}/mine")
+        ...     print(bundle.load(folder).calibration_.threshold == detector.calibration_.threshold)
+        True
     """
     from safetensors.numpy import save_file
 

@@ -33,10 +33,13 @@ GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-
 class Stage:
     """What a stage walks beside what those before it did.
 
-    copies: names of copies; None for all that are left. halves: those read half-way; None for all that are left.
-    paths: own and rival paths to the nearest references, and bypass of the barrier on the own one, where the classifier
-    gives gradients. share: of clean images that go on from here to the next stage, in (0, 1]; more if fewer would miss
-    too many attacks.
+    Attributes:
+        copies: names of copies; None for all that are left.
+        halves: names of those read half-way; None for all that are left.
+        paths: own and rival paths to the nearest references, and bypass of the barrier on the own one, where the
+            classifier gives gradients.
+        share: of clean images that go on from here to the next stage, in (0, 1]; more if fewer would miss too many
+            attacks.
     """
 
     copies: tuple[str, ...] | None = None
@@ -62,6 +65,8 @@ def walks_of(
     A stage that brings nothing new, for want of references or of its copies in `connectivity`, is left out.
 
     Args:
+        connectivity: the whole walk.
+        stages: in order, or None.
         bypass: whether barriers are bypassed; unless told they are where the classifier gives gradients.
 
     Raises:
@@ -117,10 +122,14 @@ def _more(wanted: Sequence[str] | None, known: Sequence[str], had: list[str]) ->
 class Found:
     """What a cascade found for n images.
 
-    scores: (n, stages) log-odds of each stage, NaN where an image had left, infinite where a feature is not finite.
-    features: (n, d) of the last stage's columns, NaN where not walked. query: (n, k) logits. stage: (n,) that an image
-    left at, from 1. traces: for each stage the rows that went through it, and their trace. forwards, gradients: (n,)
-    passes spent on each image; in the last stage, where they differ, their mean.
+    Attributes:
+        scores: (n, stages) log-odds of each stage, NaN where an image had left, infinite where a feature is not finite.
+        features: (n, d) of the last stage's columns, NaN where not walked.
+        query: (n, k) logits.
+        stage: (n,) that an image left at, from 1.
+        traces: for each stage the rows that went through it, and their trace.
+        forwards: (n,) forward passes spent on each image; in the last stage, where they differ, their mean.
+        gradients: (n,) gradients spent on each image, counted likewise.
     """
 
     scores: np.ndarray
@@ -134,11 +143,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Stages that were fitted: what each walks, the names of its columns, its head, and where images leave.
+    """Stages that were fitted.
 
-    exits: of all stages but the last, the largest score that leaves. gate: with a companion, what is taken off its
-    log-odds against the predicted class, to be held against a head's: the larger of both counts at every stage, so that
-    an image must convince the companion too, whatever else it shows.
+    Attributes:
+        walks: what each stage walks.
+        names: of each stage's columns.
+        heads: a fitted scikit-learn classifier for each stage.
+        exits: of all stages but the last, the largest score that leaves.
+        gate: with a companion, what is taken off its log-odds against the predicted class, to be held against a head's:
+            the larger of both counts at every stage, so that an image must convince the companion too, whatever else it
+            shows.
     """
 
     walks: tuple[Connectivity, ...]
@@ -150,13 +164,17 @@ class Cascade:
     def walk(
         self, images: Tensor, *, full: bool = False, most: int | None = None, threshold: float | None = None
     ) -> Found:
-        """Send images (n, c, h, w) through the stages, at most `most` of them.
+        """Send images through the stages.
 
         A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of
         where it would leave, or be flagged at `threshold`, is walked there again in float32, so that its verdict is a
         CPU's.
 
-        `full`: every stage for every image, for what it shows; where an image left and its score stay the same.
+        Args:
+            images: (n, c, h, w).
+            full: every stage for every image, for what it shows; where an image left and its score stay the same.
+            most: go no farther than this stage, from 1; None for the last.
+            threshold: score above which an image is flagged, where it is known.
         """
         count = len(self.walks) if most is None else most
         n, live = len(images), torch.arange(len(images), dtype=torch.int64, device="cpu")
@@ -239,7 +257,13 @@ def in_float32() -> Iterator[None]:
 
 
 def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
-    """The trace of images (n, c, h, w), from where `start` ended, walked a few at a time."""
+    """The trace of images, walked a few at a time.
+
+    Args:
+        walk: what is walked.
+        images: (n, c, h, w).
+        start: a trace of the same images to go on from, or None.
+    """
     return joined(list(walk.traces(images, start)))
 
 

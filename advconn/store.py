@@ -50,7 +50,13 @@ class Store:
         return self._content(self.path(kind, key)) is not None
 
     def get(self, kind: str, key: Any, make: Callable[[], T]) -> T:
-        """The entry of a key, made now where it is not there."""
+        """The entry of a key, made now where it is not there.
+
+        Args:
+            kind: folder that it lies in.
+            key: what it depends on; anything that joblib can hash.
+            make: gives its value.
+        """
         import joblib
 
         path = self.path(kind, key)

@@ -34,6 +34,16 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
     The smallest Linf radius at which PGD of ten steps (Square of 300 queries, without a gradient) changes nine of ten
     predictions is looked for by factors of two between 1/255 and 1/2; the mixture spans half of it to twice it, and
     8/255 in any case, in the shapes of MIXTURE.
+
+    Args:
+        classifier: what is attacked.
+        images: clean ones (n, c, h, w).
+        labels: their classes (n,).
+        seed: of the attacks.
+        most: images that are attacked, at most.
+
+    Raises:
+        AttackError: the classifier gets none of the images right.
     """
     right = classifier.logits(classifier.check(images)).argmax(1) == labels.to(classifier.device)
     rows = right.nonzero()[:most, 0].cpu()
@@ -80,6 +90,14 @@ def mixture_for(
     """The attacks to train on: MIXTURE where this classifier falls at its strengths, else one that suits it.
 
     Without a gradient: those that need none, and with a surrogate MIXTURE's made on it.
+
+    Args:
+        classifier: what is attacked.
+        images: clean ones (n, c, h, w).
+        labels: their classes (n,).
+        surrogate: another network of the same classes, or None.
+        note: told what was chosen, and why.
+        seed: of the attacks.
     """
     if not classifier.differentiable:
         weak = falls(classifier, images, labels, Attack.parse(BLACK_BOX[0]), seed) < 0.5
@@ -104,7 +122,15 @@ def mixture_for(
 def harmless(
     classifier: Classifier, images: Tensor, names: Sequence[str], note: Callable[[str], None], seed: int = 0
 ) -> tuple[str, ...]:
-    """Those of the benign conditions under which four of five of at most 256 images keep their predicted class."""
+    """Those of the benign conditions under which four of five of at most 256 images keep their predicted class.
+
+    Args:
+        classifier: what is shown them.
+        images: clean ones (n, c, h, w).
+        names: of the conditions.
+        note: told which are left out.
+        seed: of what the conditions draw.
+    """
     few = as_bytes(images[:256])
     wanted = usable(names, classifier.channels)
     before = classifier.predict(few)
@@ -123,7 +149,16 @@ def shared(train: int, attacks: int) -> int:
 def falls(
     classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0, most: int = 64
 ) -> float:
-    """Share of at most `most` images that the classifier gets right whose prediction an attack changes."""
+    """Share of images that the classifier gets right whose prediction an attack changes; 1 if it gets none right.
+
+    Args:
+        classifier: what is attacked.
+        images: clean ones (n, c, h, w).
+        labels: their classes (n,).
+        attack: by which.
+        seed: of the attack.
+        most: images that are attacked, at most.
+    """
     few = images[: 4 * most]
     right = (classifier.predict(few) == labels[: 4 * most].cpu()).nonzero()[:most, 0]
     if not len(right):

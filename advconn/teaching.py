@@ -27,8 +27,12 @@ Tables = tuple[np.ndarray, ...]
 class Taught:
     """Rows to learn from.
 
-    features: (n, d) for each stage. kinds: (n,) 0 clean, 1 and more the attacks. groups: (n,) which image each is a
-    copy of. benign: (n,) clean but changed by a benign condition. attacks: how many of each were tried and succeeded.
+    Attributes:
+        features: (n, d) for each stage.
+        kinds: (n,) 0 clean, 1 and more the attacks.
+        groups: (n,) which image each is a copy of.
+        benign: (n,) clean but changed by a benign condition.
+        attacks: how many of each were tried and succeeded.
     """
 
     features: Tables
@@ -47,7 +51,14 @@ class Taught:
         return self._with(features, 0, groups, benign=True)
 
     def and_attacked(self, name: str, features: Tables, groups: np.ndarray, tried: int) -> Taught:
-        """With these rows of a further attack, all of which succeeded; more of one that is there already are added."""
+        """With these rows of a further attack, all of which succeeded; more of one that is there already are added.
+
+        Args:
+            name: of the attack.
+            features: (m, d) for each stage.
+            groups: (m,) which image each is a copy of.
+            tried: number of images that were attacked.
+        """
         if not len(groups):
             return self
         kind = list(self.attacks).index(name) + 1 if name in self.attacks else int(self.kinds.max(initial=0)) + 1
@@ -78,13 +89,26 @@ class Taught:
 
 
 def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **known: Any) -> Taught:
-    """Rows of which none is under a benign condition; every one an image of its own unless told."""
+    """Rows of which none is under a benign condition.
+
+    Args:
+        features: (n, d) for each stage.
+        kinds: (n,) 0 clean, 1 and more the attacks.
+        groups: (n,) which image each is a copy of; every one an image of its own unless told.
+        known: `attacks` of Taught.
+    """
     names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
     return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **known)
 
 
 def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attack], maker: Maker) -> Taught:
     """Clean images and their successfully attacked copies, by which attack, and what succeeded.
+
+    Args:
+        images: clean ones (n, c, h, w).
+        labels: true classes (n,), or None: the predictions stand in.
+        attacks: in order.
+        maker: what makes the copies and their features.
 
     Raises:
         AttackError: an attack needs a gradient that nothing gives.
@@ -106,9 +130,17 @@ def and_evasive(
     rows: Taught, cascade: Cascade, images: Tensor, labels: Tensor | None, sizes: Sequence[float], count: int,
     turn: int, maker: Maker,
 ) -> Taught:  # fmt: skip
-    """Rows with images that evade a cascade, made from `count` of its clean images (n, c, h, w) within each of `sizes`.
+    """Rows with images that evade a cascade.
 
-    turn: which images: others every time, as long as there are any.
+    Args:
+        rows: what they are added to.
+        cascade: what they evade.
+        images: clean ones (n, c, h, w) that they are made from.
+        labels: true classes (n,), or None: the predictions stand in.
+        sizes: largest changes (Linf), in [0, 1]; copies are made within each.
+        count: number of images that are taken.
+        turn: which images, from 0: others every time, as long as there are any.
+        maker: what makes the features.
     """
     order = np.random.default_rng(maker.seed).permutation(len(images))
     mine = torch.from_numpy(np.take(order, np.arange(turn * count, (turn + 1) * count), mode="wrap"))[: len(images)]
@@ -130,7 +162,15 @@ def and_evasive(
 def spoilt(
     images: Tensor, groups: np.ndarray, names: Sequence[str], maker: Maker, seed: int
 ) -> tuple[Tables, np.ndarray]:
-    """Features of images (n, c, h, w) uint8, each under one of the benign conditions in turn, and their groups."""
+    """Features of images, each under one of the benign conditions in turn, and their groups.
+
+    Args:
+        images: clean ones (n, c, h, w) uint8.
+        groups: (n,) which image each is a copy of.
+        names: of the conditions.
+        maker: what makes the features.
+        seed: of what the conditions draw.
+    """
     kinds = usable(names, images.shape[1])
     parts = [np.arange(len(images))[i :: len(kinds)] for i in range(min(len(kinds), len(images)))]
     if not parts:
@@ -153,7 +193,12 @@ def teach(
     """A cascade, and of several stages which attacked images leave it early.
 
     Args:
-        new_head: an unfitted head. shares: of clean images that go on, for all stages but the last. fpr: see `exits`.
+        walks: what each stage walks.
+        rows: what is learned from.
+        new_head: gives an unfitted head.
+        shares: of clean images that go on, in (0, 1], for all stages but the last.
+        fpr: false-alarm rate, in (0, 1), see exits.exits.
+        seed: of the folds by which it is seen who may leave.
 
     Raises:
         FitError: no attacked image.

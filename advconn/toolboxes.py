@@ -43,7 +43,18 @@ def _class(library: str, module: Any, name: str) -> Any:
 def of_torchattacks(
     cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]
 ) -> Tensor:
-    """Images attacked by a class of torchattacks."""
+    """Images attacked by a class of torchattacks.
+
+    Args:
+        cls: name of the class.
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        options: of the class.
+
+    Raises:
+        AttackError: the library is not installed, or has no such class.
+    """
     with _installed("torchattacks"):
         import torchattacks
     attack = _class("torchattacks", torchattacks, cls)(classifier.module, **options)
@@ -55,7 +66,15 @@ def of_torchattacks(
 def of_foolbox(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Images attacked by a class of foolbox; an image that it finds nothing for stays as it is.
 
-    options: of the class, and `epsilons` of its call, the largest change.
+    Args:
+        cls: name of the class.
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        options: of the class, and `epsilons` of its call, the largest change.
+
+    Raises:
+        AttackError: the library is not installed, or has no such class.
     """
     with _installed("foolbox"):
         import foolbox
@@ -70,7 +89,18 @@ def of_foolbox(cls: str, classifier: Classifier, images: Tensor, labels: Tensor,
 
 
 def of_art(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Images attacked by a class of the Adversarial Robustness Toolbox."""
+    """Images attacked by a class of the Adversarial Robustness Toolbox.
+
+    Args:
+        cls: name of the class.
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        options: of the class.
+
+    Raises:
+        AttackError: the library is not installed, or has no such class.
+    """
     with _installed("art"):
         from art.attacks import evasion
         from art.estimators.classification import PyTorchClassifier
@@ -87,7 +117,18 @@ def of_art(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, opt
 
 
 def of_advlib(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Images attacked by a function of adv-lib."""
+    """Images attacked by a function of adv-lib.
+
+    Args:
+        cls: name of the function.
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1].
+        labels: their classes (n,).
+        options: of the function.
+
+    Raises:
+        AttackError: the library is not installed, or has no such function.
+    """
     with _installed("advlib"):
         from adv_lib import attacks
     out: Tensor = _class("advlib", attacks, cls)(classifier.module, images, labels, **options)

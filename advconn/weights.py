@@ -146,6 +146,11 @@ def misfit(state: State, expected: Mapping[str, Tensor]) -> str | None:
 def fill(module: nn.Module, state: State, spec: str) -> None:
     """Load a state dict into a module.
 
+    Args:
+        module: what is filled.
+        state: tensors by name, under any common prefix.
+        spec: what error messages name.
+
     Raises:
         ModelError: it does not fit.
     """

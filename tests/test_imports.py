@@ -1,6 +1,7 @@
 """Data flows one way, and so do imports; the package is light until it is used."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,56 @@ def test_a_module_imports_only_what_stands_before_it(path):
     assert own in RANK
     for name in imported(path) & set(RANK) - ({own} if path.parent != PACKAGE else set()):
         assert RANK[name] < RANK[own], f"{path} imports {name}"
+
+
+INSIDE = {
+    "benchmark": (
+        {"following", "keys", "planted", "results", "tables"},
+        {"attackers", "candidate", "controls", "ranking"},
+        {"bench", "plots", "detectors"},
+        {"measuring"},
+        {"evasion", "examples", "rows"},
+        {"page", "run", "terminal"},
+        {"folder"},
+    ),
+    "benchmark/detectors": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
+    "cli": (
+        {"common", "progress"},
+        {"options", "subjects", "verdicts"},
+        {"attack", "benchmark", "calibrate", "compare", "connect", "fit", "score", "serve", "study"},
+    ),
+    "serving": ({"batching", "judge", "metrics", "protocol"}, {"app"}),
+    "studies": (
+        {"common"},
+        {"barriers", "linear_or_not", "percolation", "training", "untrained"},
+        {"architectures", "bypass"},
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", INSIDE)
+def test_inside_a_folder_imports_go_one_way_too(folder):
+    """Every module has a place; __init__ gathers what is public, and stands last."""
+    rank = {name: i for i, names in enumerate(INSIDE[folder]) for name in names}
+    inside, prefix = PACKAGE / folder, ["advconn", *folder.split("/")]
+    for path in sorted(inside.glob("*.py")):
+        if path.stem.startswith("__"):
+            continue
+        assert path.stem in rank, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[: len(prefix)] == prefix:
+                rest = node.module.split(".")[len(prefix) :]
+                for name in rest[:1] or [alias.name for alias in node.names if alias.name in rank]:
+                    assert rank[name] < rank[path.stem], f"{path} imports {name}"
+
+
+def test_every_module_stands_in_the_floor_plan():
+    """advconn/README.md, which ships with the source."""
+    plan = (PACKAGE / "README.md").read_text().partition("## Where things live")[2]
+    named = set(re.findall(r"`(\w+)/?`", plan))
+    assert {path.stem for path in PACKAGE.glob("[a-z]*.py")} <= named
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= named
+    assert {name for name in named if name != "tests/test_imports.py"} <= set(RANK)
 
 
 MAKERS = {
