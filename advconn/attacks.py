@@ -282,8 +282,7 @@ def successful(
 
 
 def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
-    """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is no part.
-    """
+    """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is none."""
     found = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
     rows = [rows[hits.rows] for hits, rows in parts]
     none = torch.zeros(0, dtype=torch.int64, device="cpu")

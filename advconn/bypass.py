@@ -150,10 +150,10 @@ def bypass(
         end: (n, *shape).
         level: energies (n,) above which a barrier stands.
         target: energies (n,) that a bypassed point is brought down to; `level` unless told.
-        levels: how often the segments made by a bypass are bypassed in turn.
+        levels: 1 bypasses the barrier on the line alone, 2 also those on the two segments that this makes, and so on.
         steps: at most so many for each barrier.
-        samples: points of the straight line's scan; at every level a segment gets half as many, but 9 where there were
-            as many.
+        samples: points of the straight line's scan; at every further level half as many, but no fewer than 9 (or than
+            `samples`).
         scan: of the straight line, where it was made before.
 
     Example:

@@ -174,12 +174,12 @@ def enough(count: int, fpr: float, confidence: float | None = None) -> None:
 
 
 def upper_share(count: int, of: int, confidence: float = 0.95) -> float:
-    """A share that the true one is at most, with that confidence (Clopper & Pearson 1934).
+    """Upper confidence bound of a share (Clopper & Pearson 1934).
 
     Args:
         count: how many were seen.
         of: among how many.
-        confidence: in (0, 1).
+        confidence: that the true share is not above the bound, in (0, 1).
     """
     from scipy.special import betaincinv
 

@@ -38,7 +38,7 @@ def maybe(check: Check) -> Check:
 
 
 def several(check: Check, low: int, high: int) -> Check:
-    """A list of these.
+    """A list whose entries all pass a check.
 
     Args:
         check: of every entry.
@@ -49,7 +49,7 @@ def several(check: Check, low: int, high: int) -> Check:
 
 
 def table(keys: Check, values: Check, most: int = 1000) -> Check:
-    """An object, with text as keys.
+    """An object whose keys and values all pass a check.
 
     Args:
         keys: check of every key.

@@ -87,7 +87,7 @@ def connect(
         labels: classes (n,) to stay in.
         method: 'line' (search nothing), 'bypass' (of every barrier; Vrabel et al. 2025), or 'band' (a string of pivots;
             Gu & Borovykh 2023), which needs fewer gradients (benchmarks/hard_pairs.py).
-        delta: cross-entropy, above 0.
+        delta: a cross-entropy, more than 0; how it sets a barrier is told above.
         levels: of bypass.
         pivots: of the band.
         steps: of every bypass, or of the band.

@@ -265,8 +265,8 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
     ) -> Detector:
         """A fitted detector from what one was made of: its stages, what they were fitted on, its calibration.
 
-        scores, predicted: see `set_calibration`. parameters: those that it was constructed with; `head` is the last
-        stage's, unfitted, unless the heads were taught on other networks.
+        `scores` and `predicted` are those of `set_calibration`, `parameters` those that it was constructed with. `head`
+        is the last stage's, unfitted, unless the heads were taught on other networks.
         """
         head = None if fitted.pretrained else unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)

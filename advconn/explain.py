@@ -162,7 +162,7 @@ class Explanation:
         flagged: whether it is judged adversarial.
         p_value: in (0, 1].
         stage: that it left at, from 1.
-        reason: the same in words.
+        reason: what its copies and paths showed, in words.
         votes: number of copies by the name of the class that they are given.
         barrier: largest cross-entropy on the line to the nearest reference, as read at `samples` points, or None.
         typical_barrier: that of a typical clean image, or None.
@@ -170,7 +170,7 @@ class Explanation:
         bends: points moved to go round them, or None.
         place: positions (s,) in [0, 1] on the way to the reference.
         line: cross-entropy (s,) there on the straight path; None without a reference.
-        detour: the same on the path round the barrier; None where none was looked for.
+        detour: the same on the path round the barrier; None where none was gone round.
         typical_line: (m, 2) positions, and the cross-entropy of a typical clean image there.
         samples: positions that the detector reads on the line.
         image: (c, h, w) in [0, 1].

@@ -140,7 +140,7 @@ def synthesise(
     Args:
         classifier: whose classes they stand for; its input size must be known.
         per_class: references of each class.
-        classes: of which they are made, (q,); None for all.
+        classes: (q,) that references are made of; None for all.
         fourier: whether the spectrum is optimised, and not the pixels.
         free: pixels of any value, neither through a sigmoid nor rounded to bytes; a classifier without mean and std
             then sees them as its network does.

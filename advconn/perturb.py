@@ -30,7 +30,7 @@ def low_frequency(
         eps: largest change, in [0, 1].
         alpha: size of a step.
         steps: number of steps.
-        grid: values a side and channel.
+        grid: values on each side of the grid, for every channel.
     """
     size = images.shape[2:]
 

@@ -21,7 +21,7 @@ class Preprocessing:
 
     Attributes:
         size: (h, w) in pixels; None for any.
-        resize: pixels of the shorter side before the crop; that of `size` unless told.
+        resize: pixels of the shorter side before the crop; min(size) unless told.
         interpolation: one of INTERPOLATIONS.
         mean: per channel, subtracted from images in [0, 1].
         std: per channel, divided by afterwards.

@@ -11,7 +11,7 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing.
 
     Args:
-        stage: name of what is done.
-        done: how much is.
-        total: how much there is.
+        stage: name of the work.
+        done: how much of it is done.
+        total: how much there is in all.
     """

@@ -53,7 +53,7 @@ class Store:
         """The entry of a key, made now where it is not there.
 
         Args:
-            kind: folder that it lies in.
+            kind: subfolder that it lies in.
             key: what it depends on; anything that joblib can hash.
             make: gives its value.
         """
