@@ -1,0 +1,53 @@
+"""What docstrings show runs, and every parameter has a line of its own."""
+
+import ast
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import advconn
+
+PACKAGE = Path(advconn.__file__).parent
+SHOWN = sorted(p for p in PACKAGE.rglob("*.py") if ">>> " in p.read_text())
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda p: p.stem)
+def test_the_examples_of_a_module(path):
+    """As they stand, with the values that they show."""
+    name = ".".join(("advconn", *path.relative_to(PACKAGE).with_suffix("").parts))
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_the_names_one_begins_with_have_an_example():
+    """A classifier, a detector and its folder, an attack, a path and its bypass."""
+    assert {p.stem for p in SHOWN} >= {
+        "classifier",
+        "fitting",
+        "bundle",
+        "attacks",
+        "paths",
+        "bypass",
+        "band",
+        "detector",
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_args_have_one_parameter_a_line(path):
+    """In an Args section an entry names one parameter, and one that the function has."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        section = re.search(r"\n\s*Args:\n(.*?)(?:\n\s*\n|\Z)", ast.get_docstring(node) or "", re.S)
+        if section is None:
+            continue
+        known = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
+        known |= {a.arg for a in (node.args.vararg, node.args.kwarg) if a is not None}
+        for entry in re.findall(r"^    ?\s{0,3}(\S[^:\n]*):", section[1], re.M):
+            if re.fullmatch(r"[\w*]+(, [\w*]+)*", entry):
+                assert entry.lstrip("*") in known, f"{path.stem}.{node.name}: {entry}"
