@@ -77,10 +77,11 @@ def fits(
     names = detector.cascade_.names[k]
     walk = detector.connectivity
     alone = Connectivity(walk.classifier, families=("query", "self", "grain"), copies=walk.copies, halves=walk.halves)
+    columns = list(map(str, alone.get_feature_names_out()))
 
     def table(name: str, images: Tensor) -> np.ndarray:
-        found = kept(cache, f"copies {name} {len(images)}", lambda: alone.transform(images))
-        order = [list(alone.get_feature_names_out()).index(n) for n in names]
+        found = kept(cache, f"copies {name} {len(images)} {columns}", lambda: alone.transform(images))
+        order = [columns.index(n) for n in names]
         return found[:, order]
 
     held = tables(whole(cache, walk, "calibrate", groups["calibrate"].images), detector.cascade_.walks)[k]

@@ -113,8 +113,8 @@ def toy(cache: Path, name: str) -> Lesson:
         return walked(images[FITTED:1400]), found
 
     names = _names(walks)
-    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {len(names[-1])}", test)
-    learned = kept(cache, f"learn {model.fingerprint} {DIGITS} {len(names[-1])}", learn)
+    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {names[-1]}", test)
+    learned = kept(cache, f"learn {model.fingerprint} {DIGITS} {names[-1]}", learn)
     return Lesson(learned, clean, attacked, names, first=2)
 
 

@@ -529,6 +529,25 @@ def copies_tried(record: dict) -> list[str]:
     return out + lines(["copy", *specs], cells)
 
 
+def interrupted(record: dict) -> list[str]:
+    out = [f"## Killed, on a full disk, two at a time (`interrupted.py`, {record['folder']})", ""]
+    out += [f"Each command was killed at {record['kills']} random moments and started again.", ""]
+    cells = [
+        [
+            r["command"],
+            f"{r['seconds']:.0f}",
+            r["killed"],
+            r["half_written"],
+            "yes" if r["same_figures"] else "no",
+            "yes" if r["two_on_one_cache"] else "no",
+            f"{r['full_disk_status']}: {r['full_disk_line']}",
+        ]
+        for r in record["results"]
+    ]
+    head = ["command", "s alone", "killed", "half-written", "same figures", "two on one cache", "full disk"]
+    return out + lines(head, cells)
+
+
 def flat(record: dict) -> dict:
     """Figures of a part under 'part: figure'."""
     parts = {k: v for k, v in record.items() if isinstance(v, dict) and k != "machine"}
@@ -564,6 +583,8 @@ def main() -> None:
         ("certificate-sigma-12", certificate),
         ("certificate-sigma-25", certificate),
         ("load", load),
+        ("scale", lambda r: plain("Spread, read ahead, streamed (`scale.py`)", flat(r))),
+        ("interrupted", interrupted),
         ("gpu", lambda r: plain("On a GPU (`gpu.py`)", flat(r))),
         ("gpu-exact", lambda r: plain("On a GPU, all in float32 (`gpu.py --exact`)", flat(r))),
         ("hardening", hardening),
