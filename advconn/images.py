@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, re
 from advconn.pictures import picture as picture  # of the public name
 from advconn.preprocessing import Preprocessing
 
+Row = tuple[Item, np.ndarray, tuple[int, int], str]  # an image, its pixels, the size it came with, how it was read
 DECODERS = 8  # threads that files are decoded by
 JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none
 LONGEST_NAME = 200  # bytes of a file's name that is written
@@ -124,20 +124,35 @@ class Collection:
         return next(iter(found))
 
     def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
-        """These images, at the classifier's size; each is brought to it as soon as it is read."""
-        rows = list(
-            itertools.chain.from_iterable(self._read(items, lambda i: [*self._rows(i, preprocessing, channels)]))
-        )
+        """These images, at the classifier's size.
+
+        Raises:
+            DataError: one cannot be read, or they are of several sizes.
+        """
+        found = self._tried(items, preprocessing, channels)
+        error = next((rows for rows in found if isinstance(rows, DataError)), None)
+        if error is not None:
+            raise error
+        rows = [row for some in found if not isinstance(some, DataError) for row in some]
         if len({row[1].shape for row in rows}) > 1:
             raise DataError(
                 f"{self.path}: images of several sizes, and the classifier's input size is not known: give --size HxW"
             )
-        images = torch.from_numpy(np.stack([row[1] for row in rows]))
-        return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
+        return _batch(rows)
 
-    def _read(self, items: Sequence[Item], rows: Callable[[Item], list[Any]]) -> Iterator[list[Any]]:
-        """The rows of each item: files are decoded side by side, an archive is read from its start to its end."""
-        return map(rows, items) if self._archives or len(items) == 1 else _decoders().map(rows, items)
+    def _tried(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[list[Row] | DataError]:
+        """The rows of each item, or why it has none; each is brought to the classifier's size as soon as it is read.
+
+        Files are decoded side by side, an archive is read from its start to its end.
+        """
+
+        def rows(item: Item) -> list[Row] | DataError:
+            try:
+                return list(self._rows(item, preprocessing, channels))
+            except DataError as error:
+                return error
+
+        return list((map if self._archives or len(items) == 1 else _decoders().map)(rows, items))
 
     def suits(self, preprocessing: Preprocessing, channels: int) -> None:
         """Refuse an array as a whole where none of its images can be used.
@@ -150,9 +165,7 @@ class Collection:
             sides = [archive.shape[axes.index(side)] for side in "hw"]
             sized(np.broadcast_to(archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
 
-    def _rows(
-        self, item: Item, preprocessing: Preprocessing, channels: int
-    ) -> Iterator[tuple[Item, np.ndarray, tuple[int, int], str]]:
+    def _rows(self, item: Item, preprocessing: Preprocessing, channels: int) -> Iterator[Row]:
         if item.row is not None:
             array = self._archives[item.array].read(item.row, channels)
             yield item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
@@ -197,13 +210,11 @@ class Collection:
             yield self.some(self.items[i : i + batch_size], preprocessing, channels)
 
     def some(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[Batch | Unread]:
-        """These images as one batch; where one cannot be read each as its own, or why not."""
-        try:
-            return [self.read(items, preprocessing, channels)]
-        except DataError as error:
-            if len(items) == 1:
-                return [Unread(items[0], error)]
-        return [part for item in items for part in self.some([item], preprocessing, channels)]
+        """These images as one batch, or as one of each size, and what cannot be read."""
+        found = list(zip(items, self._tried(items, preprocessing, channels), strict=True))
+        rows = (row for _, some in found if not isinstance(some, DataError) for row in some)
+        parts: list[Batch | Unread] = [Unread(item, some) for item, some in found if isinstance(some, DataError)]
+        return parts + [_batch(list(alike)) for _, alike in itertools.groupby(rows, lambda row: row[1].shape)]
 
     def without_items(self) -> Collection:
         """The same to read from, for another process: without the names of its images."""
@@ -223,6 +234,12 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
         else:
             out.append(one)
     return out
+
+
+def _batch(rows: Sequence[Row]) -> Batch:
+    """Rows of one size together."""
+    images = torch.from_numpy(np.stack([row[1] for row in rows]))
+    return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
 
 
 @lru_cache(maxsize=1)

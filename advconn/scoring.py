@@ -123,4 +123,4 @@ def judged(
             if "error" in record:
                 record = {"image": record["image"], "error": f"{record['image']}: {record['error']}"}
             out.append(Said(where(part.items[rows[0]]), record, any(resized[i] for i in rows)))
-    return out
+    return sorted(out, key=lambda said: said.place)

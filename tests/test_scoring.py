@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from advconn import bundle, scoring
 from advconn.ahead import ahead
 from advconn.cli import main
+from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
 from advconn.journal import SUFFIX, Journal
@@ -24,6 +25,7 @@ from advconn.runner import Runner
 from advconn.scoring import Steps
 from advconn.writers import COLUMNS, as_csv, as_parquet
 
+judge = Detector.judge
 PIXELS = (load_digits().images * 255 / 16).round().astype(np.uint8)
 
 
@@ -102,6 +104,16 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
     assert names[-1].endswith("more.npy[39]")
     rest = [s for step in Steps(digits, found, refused).run(after=3) for s in step]
     assert without_cost(s.record for s in rest) == without_cost(s.record for s in alone[33:])
+
+
+def test_a_bad_image_does_not_break_up_the_others(digits, many, monkeypatch):
+    """They are judged together all the same, and stand in their order."""
+    judged = []
+    monkeypatch.setattr(type(digits), "judge", lambda self, x, **how: judged.append(len(x)) or judge(self, x, **how))
+    (step,) = list(Steps(digits, [Collection(many / "in")]).run())
+    assert judged == [60]
+    assert [s.place for s in step] == [(0, i) for i in range(61)]
+    assert "error" in step[30].record
 
 
 def test_a_file_of_each_kind(many):
