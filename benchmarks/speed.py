@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from cifar10 import MEAN, STD, machine, parts
 from safetensors.torch import load_file
 
-from advconn import bundle
+from advconn import bundle, zoo
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.nets import compact
@@ -107,13 +107,11 @@ def copies(module: torch.nn.Module, classifier: Classifier, images: torch.Tensor
 
 
 def efficientnet() -> tuple[torch.nn.Module, Classifier] | None:
-    try:
-        from imagenette import efficientnet as build
-    except ImportError:
+    if not zoo.photographs_installed():
         return None
     import timm
 
-    return timm.create_model("efficientnet_lite0").eval(), build()
+    return timm.create_model("efficientnet_lite0").eval(), zoo.efficientnet_lite0()
 
 
 def main() -> None:
@@ -161,9 +159,11 @@ def main() -> None:
     if args.device == "cpu":
         run = [sys.executable, "-m", "advconn.cli"]
         figures["help_seconds"] = seconds(lambda: subprocess.run([*run, "--help"], capture_output=True, check=True), 5)
-        figures["cold_score_seconds"] = seconds(
-            lambda: subprocess.run([*run, "score", CAT], capture_output=True, check=False), 3
-        )
+        for name in ("cifar10", *["imagenet"] * zoo.photographs_installed()):
+            cold = [*run, "score", CAT, "--detector", name]
+            figures[f"cold_score_seconds, {name}"] = seconds(
+                lambda cold=cold: subprocess.run(cold, capture_output=True, check=False), 3
+            )
         for n in (64, 256, 2048):
             out = subprocess.run([sys.executable, "-c", MEMORY, str(n)], capture_output=True, text=True, check=True)
             figures[f"peak_mib_{n}_images"] = float(out.stdout)
