@@ -95,10 +95,12 @@ class Run:
         self.flagged += record["adversarial"]
         if self.watch.see(np.array([record["score"]])):
             note(self.watch.sentence())
-        if self.style != "json":
+        if self.style == "json":
+            return
+        if self.judged == WHOLE + 1:  # of many images the table shows those that are flagged
+            self.table = [known for known in self.table if known["adversarial"]]
+        if (self.judged <= WHOLE or record["adversarial"]) and len(self.table) < LONGEST:
             self.table.append({k: v for k, v in record.items() if k != "features"})
-            if self.judged > WHOLE:  # of many images the table shows those that are flagged
-                self.table = [known for known in self.table if known["adversarial"]][:LONGEST]
 
     def show(self, shipped: bool) -> None:
         """The table, if there is one: of all images, or of many those that are flagged."""
