@@ -220,7 +220,8 @@ class Cascade:
         """Which log-odds (n,) of stage k, from 0, are next to where it is decided of an image."""
         cuts = [self.exits[k]] if k < len(self.exits) else []
         cuts += [] if threshold is None else [at for at in [cut(self.exits, threshold, k)] if at is not None]
-        return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
+        with np.errstate(invalid="ignore"):  # both may be infinite
+            return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
 
     def scored(self, k: int, columns: np.ndarray) -> np.ndarray:
         """Log-odds (n,) of stage k, from 0, on its columns (n, d): the larger of the head's and the companion's."""
