@@ -125,6 +125,7 @@ def killed(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--only", action="append", choices=("score", "fit", "benchmark"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -132,6 +133,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for name, (command, figures) in prepared(place).items():
+            if args.only and name not in args.only:
+                continue
             base = place / f"{name}-whole"
             seconds = whole([*command, "--out", str(base)], place / f"{name}-cache")
             row = {"command": name, "seconds": seconds}
