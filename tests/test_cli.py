@@ -125,11 +125,12 @@ def test_score_as_text_is_a_table(place):
         assert word in out.stdout
 
 
-def test_a_path_that_is_not_there_does_not_stop_the_others(place, tmp_path):
+def test_a_path_that_is_not_there_does_not_stop_the_others(place, tmp_path, monkeypatch):
     """And a name with brackets in it is shown whole."""
-    odd = tmp_path / "a[bold]b.png"
+    monkeypatch.chdir(tmp_path)
+    odd = Path("a[bold]b.png")
     odd.write_bytes((place / "png" / "0.png").read_bytes())
-    out = run("score", tmp_path / "none.png", odd, "--detector", place / "detector", "--model", spec(place))
+    out = run("score", "none.png", odd, "--detector", place / "detector", "--model", spec(place))
     assert out.exit_code == 2
     assert "none.png" in out.stderr
     assert "[bold]" in "".join(out.stdout.split())

@@ -308,10 +308,11 @@ def test_arrays_that_cannot_be_used_get_one_line(make, text, known, tmp_path):
     make(tmp_path)
     folder(tmp_path / "fine", images(n=1)[0])
     (file,) = [p for p in tmp_path.iterdir() if p.name != "fine"]
-    out = run("score", file, tmp_path / "fine", *known)
+    out = run("score", file, tmp_path / "fine", *known, "--format", "json")
     assert text in one_line(out)
     assert out.exit_code == 2
-    assert "0000.png" in "".join(out.stdout.split()).replace("│", "")
+    judged = [r["image"] for r in map(json.loads, out.stdout.splitlines()) if "error" not in r]
+    assert judged == [str(tmp_path / "fine" / "0000.png")]
 
 
 def test_scoring_needs_no_labels_and_one_picture_is_enough(known, tmp_path):
