@@ -139,7 +139,7 @@ def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list
         return [f"no barrier on the line to a {label} image"]
     names = typical.cascade.names[-1]
     if "own.gap.mean" in names and judgement.features[i, names.index("own.gap.mean")] < DELTA:
-        return [f"its cross-entropy as {label} is {_short(height)}{usual}, and no barrier stands on the line to one"]
+        return [f"its cross-entropy as {label} is {_short(height)}{usual}, and no barrier stands on the line there"]
     told = [f"the line to a {label} image has a barrier of {_short(height)}{usual}"]
     bends = float(judgement.bends[i])
     if bends > 0:

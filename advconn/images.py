@@ -85,7 +85,9 @@ class Collection:
         if not names:
             if self.failed:
                 raise self.failed[0]
-            raise DataError(f"{self.path}: no images in this folder or under it")
+            arrays_there = any(Path(name).suffix.lower() in arrays.SUFFIXES for name in self.skipped)
+            hint = "; arrays are read where they are named themselves" * arrays_there
+            raise DataError(f"{self.path}: no images in this folder or under it{hint}")
         return Items((len(names), partial(_picture, self.path, names)))
 
     def sample(self, limit: int | None, seed: int = 0) -> Collection:

@@ -33,7 +33,7 @@ class Journal:
     def __init__(self, out: Path, about: Mapping[str, Any], *, resume: bool) -> None:
         self.path, self.done, self.resumed = out.with_name(out.name + SUFFIX), 0, False
         line = (json.dumps({"run": KIND, "about": dict(about)}) + "\n").encode()
-        with telling(self.path):
+        with telling(out):
             if self.path.exists():
                 if not resume:
                     raise DataError(f"{self.path}: keeps a run that was stopped: go on with --resume, or remove it")

@@ -6,12 +6,7 @@ brings along, and shapes are compared with the weights' before anything is alloc
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from advconn import architectures
 from advconn.classifier import Classifier
-from advconn.errors import ModelError, line_of
+from advconn.errors import ModelError
+from advconn.factories import made_by
 from advconn.weights import State, aligned, fill, misfit, read_weights
 
 ARCHITECTURES = ("advconn", "timm", "torchvision")
@@ -81,7 +77,7 @@ def load(
         classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | known | options))
         classifier.state = state
         return classifier
-    made = _factory(origin, name)
+    made = made_by(origin, name)
     if isinstance(made, Classifier):
         return _as_given(made, spec, state, device, options)
     if state is not None:
@@ -207,90 +203,3 @@ def _plainly(device: str) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _factory(origin: str, name: str) -> nn.Module | Classifier:
-    try:
-        factory = getattr(_holder(origin), name, None)
-        if not callable(factory) and not isinstance(factory, Classifier):
-            raise ModelError(f"{origin} has no callable {name!r}")
-        if isinstance(factory, (nn.Module, Classifier)):  # the network itself, or what is made of it
-            module: Any = factory
-        else:
-            needed = _needed(factory)
-            if needed:
-                raise ModelError(f"{origin}:{name} takes {', '.join(needed)}; expected a function without arguments")
-            module = factory()
-    except ModelError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
-        raise ModelError(f"{origin}:{name} failed with {type(error).__name__}: {line_of(error)}") from error
-    if isinstance(module, Classifier):
-        return module
-    if not isinstance(module, nn.Module) and type(module).__name__ != "ExportedProgram":
-        way = ": return Classifier.from_callable(f, num_classes=, size=, channels=)" if callable(module) else ""
-        way = ": return the module alone" if isinstance(module, (tuple, list)) else way
-        raise ModelError(f"{origin}:{name} returned {type(module).__name__}; expected a torch.nn.Module{way}")
-    if isinstance(module, nn.Module) and any(getattr(m, "training", False) for m in module.modules()):
-        if _moves(module):
-            raise ModelError(f"{origin}:{name} returned a model in training mode: call .eval() before returning it")
-        if "eval" not in vars(module):
-            module = module.eval()
-    return module
-
-
-def named_in_file(spec: str) -> Any:
-    """What FILE.py:NAME names.
-
-    Raises:
-        ModelError: no such file or name, or code that fails.
-    """
-    origin, _, name = spec.rpartition(":")
-    try:
-        found = getattr(_holder(origin), name, None)
-    except ModelError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
-        raise ModelError(f"{spec}: failed with {type(error).__name__}: {line_of(error)}") from error
-    if not callable(found):
-        raise ModelError(f"{origin} has no callable {name!r}")
-    return found
-
-
-def _needed(factory: Any) -> list[str]:
-    """Names of the arguments that a call must give."""
-    try:
-        known = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-
-
-def _holder(origin: str) -> Any:
-    """The module that holds the factory; the current folder, and the file's own, can be imported from."""
-    for folder in (str(Path.cwd()), *([str(Path(origin).resolve().parent)] if origin.endswith(".py") else ())):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    if not origin.endswith(".py"):
-        return importlib.import_module(origin)
-    file = Path(origin)
-    if not file.is_file():
-        raise ModelError(f"{origin}: no such file")
-    unique = f"advconn_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(unique, origin)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{origin}: cannot be imported")
-    holder = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = holder  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(holder)
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return holder
-
-
-def _moves(module: nn.Module) -> bool:
-    """Whether training mode changes what the module answers."""
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    return any(isinstance(m, kinds) and m.training for m in module.modules())

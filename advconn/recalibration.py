@@ -23,6 +23,7 @@ from advconn.progress import Progress, silent
 from advconn.suiting import mixture_for
 
 UNTOLD = "as before"
+CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before
 LEAST = 10  # attacked images that tell whether scores still hold
 
 
@@ -102,10 +103,16 @@ def recalibrated(
             f"hold (expected {LEAST} or more; give more images)"
         )
     order = Order(str(attack), _auroc(clean, detector.scores(hits.images, progress)), len(hits.images))
-    if order.auroc < least:
+    quick = detector.fitted_.pretrained and not detector.refine  # nothing is known of how well it told attacks before
+    if order.auroc < (min(least, CHANCE) if quick else least):
         raise FitError(
             f"the scores no longer tell {attack} from clean images (AUROC {order.auroc:.3f} on {order.count}, expected "
             f"{least:g} or more): fit a new detector"
+        )
+    if order.auroc < least:
+        note(
+            f"the scores tell {attack} from clean images with an AUROC of {order.auroc:.2f} alone: a full fit (--full) "
+            "may tell it better"
         )
     seen = np.union1d(detector.fitted_.seen, marks(images))
     new.fitted_ = replace(new.fitted_, seen=seen)

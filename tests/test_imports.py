@@ -32,7 +32,7 @@ ORDER = [
     {"bypass", "band", "adapters", "conditions", "pictures", "weights", "architectures"},
     {"probing", "arrays", "items"},
     {"classifier", "images"},
-    {"datasets", "untrained", "reading"},
+    {"datasets", "untrained", "reading", "factories"},
     {"modes", "models", "space", "agreement", "perturb", "imitation", "toolboxes"},
     {"attacks"},
     {"features", "connection", "decoder"},

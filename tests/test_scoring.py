@@ -240,3 +240,33 @@ def test_an_attack_is_the_same_in_other_processes(digits):
     )
     assert torch.equal(alone, spread)
     assert float((alone - model.check(images)).abs().max()) > 0.1
+
+
+def test_what_was_asked_for_by_mistake_is_told(many):
+    """A suffix that no writer has, a run that was finished, and arrays that lie in a folder."""
+    assert "expected a folder's name, or a file" in run(many / "in", "--out", many / "a.xlsx").stderr
+    run(many / "more.npy", "--out", many / "b.jsonl")
+    again = run(many / "more.npy", "--out", many / "b.jsonl", "--resume")
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "the run that wrote it was finished" in again.stderr
+    (many / "arrays").mkdir()
+    np.save(many / "arrays" / "x.npy", PIXELS[:3])
+    assert "arrays are read where they are named themselves" in run(many / "arrays").stderr
+    Image.fromarray(PIXELS[0]).save(many / "arrays" / "a.png")
+    assert "arrays inside a folder are not read" in run(many / "arrays").stderr
+
+
+def test_files_beside_a_factory_hide_no_library(tmp_path):
+    """They can be imported from by the factory, and stand last when the command imports what it needs."""
+    (tmp_path / "skops.py").write_text("raise RuntimeError('a file of the user')")
+    (tmp_path / "beside.py").write_text("CLASSES = 10")
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom beside import CLASSES\n\n\ndef build():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, CLASSES)).eval()\n"
+    )
+    np.savez(tmp_path / "clean.npz", images=PIXELS[:200])
+    line = [sys.executable, "-m", "advconn", "fit", "--model", f"{tmp_path / 'mine.py'}:build", "--size", "8"]
+    line += ["--channels", "1", "--data", tmp_path / "clean.npz", "--accept-accuracy", "--out", tmp_path / "d"]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, check=False, cwd=tmp_path.parent)
+    assert done.returncode == 0, done.stderr
+    assert "a file of the user" not in done.stderr

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advconn import models
+from advconn import factories
 from advconn.attacks import Attack, seeded
 from advconn.benchmark.keys import code, parameters
 from advconn.classifier import Classifier
@@ -80,7 +80,7 @@ def attacker(given: str | Runs) -> Attacker:
     if given.endswith(".py"):
         raise AttackError(f"{given}: name what gives the attack, {given}:FACTORY")
     if library.endswith(".py"):
-        factory = models.named_in_file(given)
+        factory = factories.named_in_file(given)
         with theirs(given, AttackError):
             return _of(factory())
     return _of(Attack.parse(given))

@@ -213,7 +213,15 @@ def read(
 
 
 def tell_skipped(collection: Collection) -> None:
-    """A line on files that are no images, if there are any."""
+    """Lines on files that are no images, and on arrays, which are read only where they are named."""
+    from advconn.arrays import SUFFIXES
+
+    arrays = [name for name in collection.skipped if Path(name).suffix.lower() in SUFFIXES]
+    if arrays:
+        note(
+            f"arrays inside a folder are not read, name them themselves: {', '.join(arrays[:3])}"
+            + ", ..." * (len(arrays) > 3)
+        )
     if collection.skipped:
         first = ", ".join(collection.skipped[:3]) + ", ..." * (len(collection.skipped) > 3)
         many = len(collection.skipped) > 1

@@ -231,6 +231,8 @@ def _say(detector: Detector, out: Path) -> None:
         f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
         f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
     )
+    if fitted.pretrained:
+        click.echo("how well it catches attacks on this classifier tells advconn benchmark, on other images")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from advconn.images import Collection
 
 CLEAN, FLAGGED, FAILED = 0, 1, 2
+OTHER_FILES = {".json", ".ndjson", ".tsv", ".txt", ".xls", ".xlsx", ".html", ".pq"}  # that nobody means a folder by
 SMALL = 64  # pixels of the shorter side: more is a photograph
 
 
@@ -149,11 +150,14 @@ def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None
         raise click.UsageError("--header goes with --format json")
     if out is not None:
         if writer_for(out) is None:
+            if out.suffix.lower() in OTHER_FILES:
+                raise click.UsageError(f"--out {out}: expected a folder's name, or a file .jsonl, .csv or .parquet")
             vacant(out)
         elif given["explain"]:
             raise click.UsageError("--explain makes a page: give --out a folder, or leave it out for one image")
         elif out.exists():
-            raise DataError(f"{out}: is there already; give a new name or remove it")
+            done = ": the run that wrote it was finished" * given["resume"]
+            raise DataError(f"{out}: is there already{done}; give a new name or remove it")
         return out, False
     if given["resume"]:
         raise click.UsageError("--resume goes with --out")

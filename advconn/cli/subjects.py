@@ -36,14 +36,14 @@ EVERY = (
 
 def baselines(names: Sequence[str]) -> tuple[Any, ...]:
     """Names of BASELINES, and classes by FILE.py:CLASS."""
-    from advconn import models
+    from advconn import factories
     from advconn.benchmark.candidate import Candidate
     from advconn.benchmark.detectors import BASELINES
 
     out: list[Any] = []
     for name in names or BASELINES:
         if ".py:" in name:
-            kind = models.named_in_file(name)
+            kind = factories.named_in_file(name)
             known = isinstance(kind, type) and issubclass(kind, Candidate)
             if not known or not kind.name or kind.measure is Candidate.measure:
                 raise DataError(
