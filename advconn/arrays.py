@@ -71,7 +71,7 @@ class Archive:
     def __reduce__(self) -> Any:
         """It travels as its path; a process opens it once."""
         status = self.path.stat()
-        return _opened, (self.path, self.name, status.st_mtime_ns, status.st_size)
+        return _opened, (self.path.absolute(), self.name, status.st_mtime_ns, status.st_size)
 
     def __len__(self) -> int:
         return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]

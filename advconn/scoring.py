@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ class Steps:
                 continue
             lean = collection if self.runner.alone else collection.without_items()
             for first in range(0, len(collection.items), self.size):
-                yield lean, (number, first), collection.items[first : first + self.size]
+                items = collection.items[first : first + self.size]
+                if not self.runner.alone:  # other processes may stand in another folder
+                    items = tuple(replace(item, path=item.path.absolute()) for item in items)
+                yield lean, (number, first), items
         for hidden in (hidden for collection in self.collections for hidden in collection.failed):
             yield _failure(str(hidden).partition(": ")[0], hidden)
 

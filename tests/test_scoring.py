@@ -242,6 +242,19 @@ def test_an_attack_is_the_same_in_other_processes(digits):
     assert float((alone - model.check(images)).abs().max()) > 0.1
 
 
+def test_other_processes_may_stand_in_another_folder(digits, many, monkeypatch):
+    """Relative names go on being shown, and are found from where the command was given."""
+    monkeypatch.chdir(many)
+    for paths in (["in"], ["more.npy"]):
+        assert len(list(Steps(digits, [*map(Collection, paths)], runner=Runner(2)).run())) == 1
+    monkeypatch.chdir(many / "in")
+    here = [Collection(path) for path in ("0", "../more.npy")]
+    said = [s.record for step in Steps(digits, here, runner=Runner(2)).run() for s in step]
+    assert ["error" in record for record in said].count(True) == 1
+    assert said[0]["image"] == "0/000.png"
+    assert said[-1]["image"] == "../more.npy[39]"
+
+
 def test_what_was_asked_for_by_mistake_is_told(many):
     """A suffix that no writer has, a run that was finished, and arrays that lie in a folder."""
     assert "expected a folder's name, or a file" in run(many / "in", "--out", many / "a.xlsx").stderr
