@@ -127,8 +127,8 @@ class Attack:
         """The same as `run`, a batch at a time. `runner`: where each is made; the same whatever it is."""
         source = self.source(classifier, images, seed=seed) if source is None else source
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-        calls = ((source, x.cpu(), y.cpu(), seed * 1_000_003 + i) for i, (x, y) in enumerate(parts))
-        yield from (Runner() if runner is None else runner).spread(self._batch, calls)
+        calls = ((source, x, y, seed * 1_000_003 + i) for i, (x, y) in enumerate(parts))
+        yield from (Runner() if runner is None else runner.carrying(source)).spread(self._batch, calls)
 
     def _batch(self, source: Classifier, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []

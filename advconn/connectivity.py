@@ -20,14 +20,13 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
 from advconn.grain import grain
-from advconn.margins import level, margin
+from advconn.margins import at_once, level, margin
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
 
 BARE = frozenset({"query", "self", "grain", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
-ON_A_GPU = 32  # times as many of both there
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
 
@@ -47,7 +46,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         levels: of bypass, for the family 'complexity'.
         steps: of every bypass.
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
-        batch_size: images walked from at once, on a GPU ON_A_GPU times as many; memory grows with it alone.
+        batch_size: images walked from at once, on a GPU margins.ON_A_GPU times as many; memory grows with it alone.
         companion: a second network of the same classes, trained against attacks, that the images are shown to too.
 
     Example:
@@ -151,8 +150,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def together(self, images: Tensor) -> int:
         """How many of the images (n, c, h, w) are walked from at once."""
-        times = ON_A_GPU if self.classifier.device.type == "cuda" else 1
-        return max(1, min(times * self.batch_size, times * LARGEST // max(images[:1].numel(), 1)))
+        return at_once(self.classifier.device, self.batch_size, LARGEST, images[:1].numel())
 
     def trace(self, images: Tensor, start: Trace | None = None) -> Trace:
         """Walk from images (n, c, h, w) to their modes and keep the logits met; differentiable where images are.

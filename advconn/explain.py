@@ -39,10 +39,7 @@ _GROUPS = {  # what is told of columns whose names start with these, and the one
         "query.gap",
         "its class leads by {0:.2g} over the next (clean: {1:.2g})",
     ),
-    ("companion.",): (
-        "companion.loss",
-        "its companion's cross-entropy for {label} is {0:.2g} (clean: {1:.2g})",
-    ),
+    ("companion.",): ("companion.loss", "its companion's cross-entropy for {label} is {0:.2g} (clean: {1:.2g})"),
     ("rival.",): (
         "rival.tips.mean",
         "on the line to the next classes it tips after {0:.0%} of the way (clean: {1:.0%})",
@@ -135,12 +132,13 @@ def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list
     if np.isnan(height):
         return []
     usual = f" (clean: {_short(typical.value('own.barrier.mean'))})"
-    if height < DELTA:
-        return [f"no barrier on the line to a {label} image"]
+    line = f"the line to a {label} image"
     names = typical.cascade.names[-1]
+    if height < DELTA:
+        return [f"no barrier on {line}"]
     if "own.gap.mean" in names and judgement.features[i, names.index("own.gap.mean")] < DELTA:
-        return [f"its cross-entropy as {label} is {_short(height)}{usual}, and no barrier stands on the line there"]
-    told = [f"the line to a {label} image has a barrier of {_short(height)}{usual}"]
+        return [f"its cross-entropy as {label} is {_short(height)}{usual}, and no barrier stands on {line}"]
+    told = [f"{line} has a barrier of {_short(height)}{usual}"]
     bends = float(judgement.bends[i])
     if bends > 0:
         stand = int(judgement.secondary_barriers[i, -1]) if judgement.secondary_barriers.shape[1] else 0

@@ -72,6 +72,11 @@ class Collection:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def arrays(self) -> list[str]:
+        """Those of the skipped files that are array files."""
+        return [name for name in self.skipped if Path(name).suffix.lower() in arrays.SUFFIXES]
+
     def _folder(self) -> Items:
         """Every image in the folder and under it."""
         names = []
@@ -85,8 +90,7 @@ class Collection:
         if not names:
             if self.failed:
                 raise self.failed[0]
-            arrays_there = any(Path(name).suffix.lower() in arrays.SUFFIXES for name in self.skipped)
-            hint = "; arrays are read where they are named themselves" * arrays_there
+            hint = "; arrays are read where they are named themselves" * bool(self.arrays)
             raise DataError(f"{self.path}: no images in this folder or under it{hint}")
         return Items((len(names), partial(_picture, self.path, names)))
 
@@ -143,10 +147,7 @@ class Collection:
         return _batch(rows)
 
     def _tried(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[list[Row] | DataError]:
-        """The rows of each item, or why it has none; each is brought to the classifier's size as soon as it is read.
-
-        Files are decoded side by side, an archive is read from its start to its end.
-        """
+        """The rows of each item, or why it has none. Files are decoded side by side, archives from start to end."""
 
         def rows(item: Item) -> list[Row] | DataError:
             try:

@@ -68,11 +68,12 @@ class Maker:
             attacks: in order.
         """
         calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
-        if self.runner.alone or not self.runner.travels(self.classifier):
+        runner = self.runner.carrying(self.classifier)
+        if runner.alone:
             yield from (self._one(*call) for call in calls)
             return
         quiet = replace(self, runner=Runner(store=self.runner.store))
-        for done, found in enumerate(self.runner.spread(quiet._one, calls)):
+        for done, found in enumerate(runner.spread(quiet._one, calls)):
             self.runner.progress("attacks", done + 1, len(calls))
             yield found
 

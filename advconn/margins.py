@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 from advconn.errors import ModelError
+
+ON_A_GPU = 32  # times as many images go together there
+ONE_PRECISION = RLock()  # held while torch's flag for TF32, which is one for all threads, must not change
 
 
 @dataclass
@@ -77,6 +81,19 @@ class MarginLandscape:
         return MarginLandscape(self._logits, self._labels[index])
 
 
+def at_once(device: torch.device, most: int, largest: int, values: int) -> int:
+    """How many images go together: so many, and so many values in all; on a GPU ON_A_GPU times as many of both.
+
+    Args:
+        device: where they go.
+        most: images.
+        largest: values of all these images.
+        values: of one image.
+    """
+    times = ON_A_GPU if device.type == "cuda" else 1
+    return max(1, min(times * most, times * largest // max(values, 1)))
+
+
 def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     """What `forward` gives for points, counted, at most `batch_size` at once.
 
@@ -122,3 +139,15 @@ def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     if size <= m:
         return forward(points)
     return forward(torch.cat([points, points[-1:].expand(size - m, *points.shape[1:])]))[:m]
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Convolutions of a GPU in float32, and not in TF32, for one thread at a time: torch has one flag for all."""
+    with ONE_PRECISION:
+        known = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = known

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ import torch
 from advconn.errors import DataError
 from advconn.progress import Progress, silent
 from advconn.store import Store
-
-BACKENDS = ("loky", "ray", "dask")
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,15 @@ class Runner:
         """Whether `map` would not do this call anew."""
         return self.store.has(work.__name__, _key(work, call, ignored))
 
-    def travels(self, value: Any) -> bool:
-        """Whether a value can be sent to other processes; here it need not."""
+    def carrying(self, value: Any) -> Runner:
+        """Itself, or where a value that the work needs cannot be sent to other processes, the same in this one."""
         if self.alone:
-            return True
+            return self
         try:
             with_their_code().dumps(value)
-            return True
+            return self
         except Exception:  # a module with a lock, a session or a hook in it may raise anything
-            return False
+            return replace(self, jobs=1, backend="loky")
 
 
 def with_their_code() -> Any:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from advconn.ahead import ahead
-from advconn.connectivity import ON_A_GPU
 from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
 from advconn.items import Batch, Item, Unread
 from advconn.report import records
 from advconn.runner import Runner
-from advconn.stages import BLOCK
 
-LARGEST = 2**25  # values of the images of a step
 Place = tuple[int, int]  # which collection, and which of its images
 NOWHERE: Place = (-1, 0)
 
@@ -52,12 +49,11 @@ class Steps:
         runner: Runner | None = None,
     ) -> None:
         self.detector, self.collections, self.refused, self.full = detector, collections, refused, full
-        self.runner = Runner() if runner is None else runner
+        self.runner = Runner() if runner is None else runner.carrying(detector)
         classifier = detector.connectivity.classifier
         self.look = classifier.preprocessing, classifier.channels
         h, w = classifier.preprocessing.size or (32, 32)
-        times = ON_A_GPU if classifier.device.type == "cuda" else 1
-        self.size = max(1, min(times * BLOCK, times * LARGEST // (classifier.channels * h * w)))
+        self.size = detector.cascade_.block(classifier.channels * h * w)
 
     def run(self, after: int = 0) -> Iterator[list[Said]]:
         """What each step said; the first `after` are left out."""

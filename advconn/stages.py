@@ -7,8 +7,8 @@ on how many stages there are, nor on where images leave. What depends on it is m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.connectivity import ON_A_GPU, Connectivity
+from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.exits import cut
 from advconn.features import Trace, columns_of, joined
-from advconn.margins import counting
+from advconn.margins import ONE_PRECISION, at_once, counting, in_float32
 
 BLOCK = 256  # images that go through the stages together
-LARGEST = 2**23  # values of those images; on a GPU connectivity.ON_A_GPU times as many of both
+LARGEST = 2**23  # values of those images
 UNSURE = 0.1  # log-odds: TF32 moves them by up to .2 at the first stage and .1 at the others, by .00003 in the middle
 GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
 
@@ -204,11 +204,12 @@ class Cascade:
         self, k: int, images: Tensor, start: Trace | None, threshold: float | None
     ) -> tuple[Trace, np.ndarray, np.ndarray]:
         """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
-        trace = walked(self.walks[k], images, start)
-        columns = columns_of(trace)
-        scores = self.scored(k, columns)
-        if trace.query.is_cuda and torch.backends.cudnn.allow_tf32:
-            near = self._near(k, scores, threshold)
+        on_a_gpu = self.walks[k].classifier.device.type == "cuda"
+        with ONE_PRECISION if on_a_gpu else nullcontext():  # no other thread may set torch's flag meanwhile
+            trace = walked(self.walks[k], images, start)
+            columns = columns_of(trace)
+            scores = self.scored(k, columns)
+            near = self._near(k, scores, threshold) & (on_a_gpu and torch.backends.cudnn.allow_tf32)
             if near.any():
                 with in_float32():
                     again = walked(self.walks[k], images[torch.from_numpy(near).to(images.device)])
@@ -236,25 +237,17 @@ class Cascade:
 
     def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images in the numbers that go through together: memory does not grow with all of them."""
-        times = ON_A_GPU if self.walks[0].classifier.device.type == "cuda" else 1
-        return images.split(max(1, min(times * BLOCK, times * LARGEST // max(images[:1].numel(), 1))))
+        return images.split(self.block(images[:1].numel()))
+
+    def block(self, values: int) -> int:
+        """How many images of so many values go through together."""
+        return at_once(self.walks[0].classifier.device, BLOCK, LARGEST, values)
 
 
 def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
     """The companion's log-odds (n,) against the predicted class, the mean of those at the image and at its mirror."""
     margin, mirror = (columns[:, list(names).index(name)] for name in GATED)
     return np.asarray(margin + mirror / 2)
-
-
-@contextmanager
-def in_float32() -> Iterator[None]:
-    """Convolutions of a GPU in float32, and not in TF32."""
-    known = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = known
 
 
 def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:

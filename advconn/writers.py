@@ -43,7 +43,7 @@ def as_parquet(records: Iterable[Record], file: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    schema = pa.schema([(name, {"double": "float64"}.get(kind, kind)) for name, kind in COLUMNS.items()])
+    schema = pa.schema(list(COLUMNS.items()))
     with parquet.ParquetWriter(file, schema) as writer:
         rest = iter(records)
         while some := list(islice(rest, TOGETHER)):

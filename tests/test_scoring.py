@@ -1,5 +1,6 @@
 """Many images: read ahead, judged in steps that are kept, gone on from, and spread over processes."""
 
+import copy
 import json
 import os
 import signal
@@ -7,20 +8,23 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from advconn import bundle, scoring
+from advconn import bundle, stages
 from advconn.ahead import ahead
 from advconn.cli import main
 from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
 from advconn.journal import SUFFIX, Journal
+from advconn.margins import in_float32
 from advconn.runner import Runner
 from advconn.scoring import Steps
 from advconn.writers import COLUMNS, as_csv, as_parquet
@@ -90,7 +94,7 @@ def test_values_come_in_order_ahead_of_time():
 
 def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monkeypatch):
     """Same records to the digit, in the same order; what cannot be read has its own."""
-    monkeypatch.setattr(scoring, "BLOCK", 16)
+    monkeypatch.setattr(stages, "BLOCK", 16)
     found = [Collection(many / "in"), Collection(many / "more.npy")]
     refused = [("nothing", DataError("nothing: no such file"))]
     alone = [s for step in Steps(digits, found, refused).run() for s in step]
@@ -104,6 +108,31 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
     assert names[-1].endswith("more.npy[39]")
     rest = [s for step in Steps(digits, found, refused).run(after=3) for s in step]
     assert without_cost(s.record for s in rest) == without_cost(s.record for s in alone[33:])
+
+
+def test_a_detector_that_cannot_be_sent_is_asked_here(digits, many):
+    """A network with a lock in it stays in this process; the verdicts are the same."""
+    found = [Collection(many / "more.npy")]
+    expected = [s.record for step in Steps(digits, found).run() for s in step]
+    held = copy.copy(digits)
+    held.lock = threading.Lock()
+    steps = Steps(held, found, runner=Runner(2))
+    assert steps.runner.alone
+    assert without_cost(s.record for step in steps.run() for s in step) == without_cost(expected)
+
+
+def test_torchs_precision_is_what_it_was_after_threads_changed_it():
+    """Each sets it for a while, one at a time."""
+    known = torch.backends.cudnn.allow_tf32
+
+    def work(_):
+        with in_float32():
+            time.sleep(0.002)
+            return torch.backends.cudnn.allow_tf32
+
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(work, range(40)))
+    assert torch.backends.cudnn.allow_tf32 == known
 
 
 def test_a_bad_image_does_not_break_up_the_others(digits, many, monkeypatch):
@@ -228,8 +257,6 @@ def test_of_a_million_images_little_more_than_the_names_is_held(tmp_path):
 
 def test_an_attack_is_the_same_in_other_processes(digits):
     """Also one that draws at random."""
-    import torch
-
     from advconn.attacks import Attack
 
     model = digits.connectivity.classifier

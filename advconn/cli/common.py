@@ -208,21 +208,18 @@ def read(
     rows = some_of(len(images))
     predicted = classifier.predict(images[rows])
     truth = chosen(items, classifier, predicted, labels, note, rows)
-    note(checked(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept))
+    said = checked(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept)
+    note(said + f", of the {len(images)} here" * (len(rows) < len(images)))
     return images, truth, items
 
 
 def tell_skipped(collection: Collection) -> None:
     """Lines on files that are no images, and on arrays, which are read only where they are named."""
-    from advconn.arrays import SUFFIXES
-
-    arrays = [name for name in collection.skipped if Path(name).suffix.lower() in SUFFIXES]
-    if arrays:
-        note(
-            f"arrays inside a folder are not read, name them themselves: {', '.join(arrays[:3])}"
-            + ", ..." * (len(arrays) > 3)
-        )
-    if collection.skipped:
-        first = ", ".join(collection.skipped[:3]) + ", ..." * (len(collection.skipped) > 3)
-        many = len(collection.skipped) > 1
-        note(f"{len(collection.skipped)} file{'s' * many} {'were no images' if many else 'was no image'}: {first}")
+    others = [name for name in collection.skipped if name not in collection.arrays]
+    many = len(others) > 1
+    for names, what in (
+        (collection.arrays, "arrays inside a folder are not read, name them themselves"),
+        (others, f"{len(others)} file{'s' * many} {'were no images' if many else 'was no image'}"),
+    ):
+        if names:
+            note(f"{what}: {', '.join(names[:3])}" + ", ..." * (len(names) > 3))

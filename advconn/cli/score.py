@@ -132,7 +132,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     finally:  # what was judged is shown, also when it is interrupted
         run.show(shipped)
     if journal is not None and target is not None:
-        run.write(target, collections, explain=given["explain"], single=single)
+        run.write(journal, target, collections, explain=given["explain"], single=single)
         journal.remove()
     for collection in collections:
         tell_skipped(collection)

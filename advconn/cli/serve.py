@@ -81,7 +81,7 @@ def serve(
 
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
-    found = _detector(detector, asked, (upstream, upstream_model, upstream_timeout), device)
+    found = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
     server = Server(Judge(found), name, flagged_where(found), block=block, limits=limits, note=note)
 
@@ -105,10 +105,14 @@ def serve(
 
 
 def _detector(
-    detector: Path | None, asked: Asked, elsewhere: tuple[str | None, str | None, float], device: str
+    detector: Path | None,
+    asked: Asked,
+    upstream: str | None,
+    upstream_model: str | None,
+    timeout: float,
+    device: str,
 ) -> Detector:
-    """The detector, whose classifier is here or upstream: at an address, by a name, with a timeout."""
-    upstream, upstream_model, timeout = elsewhere
+    """The detector, whose classifier is here or upstream; `timeout`: seconds that it waits for an answer from there."""
     if upstream is None and upstream_model is None:
         return detector_of(detector, asked, device)
     if upstream is None or upstream_model is None or asked.model is not None:

@@ -110,10 +110,10 @@ class Run:
         view = f"{size[1]}x{size[0]}" if size is not None and shipped else ""
         put(as_table(self.table, flagged_where(self.detector), view), 140)
 
-    def write(self, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool) -> None:
+    def write(
+        self, journal: Journal, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool
+    ) -> None:
         """What the journal becomes: a folder, a file of one kind, or with `single` the page by itself."""
-        journal = self.journal
-        assert journal is not None, "nothing was kept"
 
         def kept() -> Iterator[dict[str, Any]]:
             return (record for _, record in journal.records())
@@ -124,7 +124,7 @@ class Run:
                 writer(kept(), partial)
             note(f"{out}: {self.judged + self.failed} images")
             return
-        cases = self._cases(collections, explain)
+        cases = self._cases(journal, collections, explain)
         html = page(cases, flagged_where(self.detector), Counts(self.judged + self.failed, self.flagged, self.failed))
         if single:
             with replacing(out) as partial:
@@ -135,10 +135,9 @@ class Run:
             write(kept, html, partial)
         note(f"{out}: results.jsonl, results.csv and report.html of {self.judged + self.failed} images")
 
-    def _cases(self, collections: Sequence[Collection], explain: bool) -> list[Case]:
+    def _cases(self, journal: Journal, collections: Sequence[Collection], explain: bool) -> list[Case]:
         """What the page tells of: flagged images first; their pictures are read again, those of the first alone."""
-        assert self.journal is not None, "nothing was kept"
-        chosen = heapq.nsmallest(LISTED, self.journal.records(), key=lambda kept: _rank(kept[1]))
+        chosen = heapq.nsmallest(LISTED, journal.records(), key=lambda kept: _rank(kept[1]))
         pictures = {
             id(record): self._picture(collections, place, record)
             for place, record in sorted(chosen[:PICTURES], key=lambda kept: kept[0])  # in the order of the files
@@ -149,7 +148,7 @@ class Run:
             if image is not None and (explain or record["adversarial"]) and drawn < FIGURES:
                 drawn += 1
                 told = self.detector.explain(image[None])
-            cases.append(Case(record, None if image is None else image.cpu(), told))
+            cases.append(Case(record, image, told))
         return cases
 
     def _picture(
@@ -165,7 +164,7 @@ class Run:
             return None
         for item, reading, image in zip(batch.items, batch.readings, batch.images, strict=True):
             if (item.name, reading) == (record["image"], record["reading"]):
-                return classifier.check(image[None])[0]
+                return classifier.check(image[None])[0].cpu()
         return None
 
     def close(self) -> None:

@@ -359,10 +359,10 @@ def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
 
 def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
     """In the second step: the first is in the table and kept, status 130, and --resume goes on with the next."""
-    from advconn import scoring
+    from advconn import stages
     from advconn.detector import Detector
 
-    monkeypatch.setattr(scoring, "BLOCK", 16)
+    monkeypatch.setattr(stages, "BLOCK", 16)
     judge, calls = Detector.judge, []
 
     def interrupted(self, batch, **how):
