@@ -104,9 +104,9 @@ def killed(
     kills: int,
     rng: random.Random,
 ) -> dict[str, object]:
-    """Kill a run at random moments of its first `seconds`, again and again; then let it end."""
+    """Kill a run at random moments of its first `seconds` until that was done `kills` times; then let it end."""
     alive, half = 0, 0
-    for _ in range(kills):
+    while alive < kills:
         process = started([*command, "--out", str(out)], cache)
         try:
             process.wait(rng.uniform(0.5, seconds))
