@@ -59,13 +59,13 @@ class Attack:
         name, _, rest = text.strip().partition(":")
         if name not in KINDS:
             raise AttackError(f"no attack named {name!r}: expected one of {', '.join(KINDS)}")
-        known = set(KINDS[name].defaults) | ({"alpha"} if name in STEP_SHARES else set())
+        keys = set(KINDS[name].defaults) | ({"alpha"} if name in STEP_SHARES else set())
         texts = TEXTS.get(name, ())
         params: dict[str, float | str] = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
-            if not equals or key not in known | set(texts):
-                expected = ", ".join(sorted(known | set(texts)))
+            if not equals or key not in keys | set(texts):
+                expected = ", ".join(sorted(keys | set(texts)))
                 raise AttackError(f"{name} has no parameter {part!r}: expected {expected} as key=value")
             params[key] = value if key in texts else _checked(name, key, value)
         if "weights" in params and "surrogate" not in params:
@@ -156,19 +156,19 @@ class Attack:
         given = dict(self.params)
         if "surrogate" not in given:
             return imitate(classifier, images, seed=seed)
-        found = models.load(
+        surrogate = models.load(
             str(given["surrogate"]),
             None if "weights" not in given else Path(str(given["weights"])),
             size=classifier.preprocessing.size,
             channels=classifier.channels,
             device=str(classifier.device),
         )
-        if found.num_classes != classifier.num_classes:
+        if surrogate.num_classes != classifier.num_classes:
             raise AttackError(
-                f"{self}: the surrogate has {found.num_classes} classes, the classifier {classifier.num_classes}: give "
-                "a network of the same classes"
+                f"{self}: the surrogate has {surrogate.num_classes} classes, the classifier {classifier.num_classes}: "
+                "give a network of the same classes"
             )
-        return found
+        return surrogate
 
     def _attack(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         settings: dict[str, Any] = {k: int(v) if k in INTEGERS else v for k, v in self.settings.items()}
@@ -283,10 +283,10 @@ def successful(
 
 def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
     """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is none."""
-    found = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
+    tensors = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
     rows = [rows[hits.rows] for hits, rows in parts]
     none = torch.zeros(0, dtype=torch.int64, device="cpu")
-    return Hits(found[0], torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
+    return Hits(tensors[0], torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
 
 
 def round_to_bytes(images: Tensor) -> Tensor:

@@ -101,9 +101,9 @@ def evade(
         for restart in range(restarts):
             generator = torch.Generator(device="cpu").manual_seed(seed * 10_007 + i * 101 + restart)
             here = partial(_offset, ask, done)
-            found, where = _run(here, score, x, y.to(x.device), threshold, eps, way, steps, patience, generator)
-            better = found < low
-            low = torch.where(better, found, low)
+            scores, where = _run(here, score, x, y.to(x.device), threshold, eps, way, steps, patience, generator)
+            better = scores < low
+            low = torch.where(better, scores, low)
             kept[better] = where[better]
         lowest.append(low.cpu())
         best.append(kept.cpu())
@@ -199,21 +199,23 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
         AttackError: none of them has a head whose gradient can be followed.
     """
     followed = []
-    for k, (walk, head) in enumerate(zip(cascade.walks[:most], cascade.heads[:most], strict=True)):
-        odds, at = linear_odds(head, walk.classifier.device), cut(cascade.exits, threshold, k)
-        if odds is not None and at not in (None, -np.inf) and "complexity" not in walk.walked:
-            followed.append((walk, odds, at))
+    for k, (connectivity, head) in enumerate(zip(cascade.walks[:most], cascade.heads[:most], strict=True)):
+        odds, limit = linear_odds(head, connectivity.classifier.device), cut(cascade.exits, threshold, k)
+        if odds is not None and limit not in (None, -np.inf) and "complexity" not in connectivity.walked:
+            followed.append((connectivity, odds, limit))
     if not followed:
         raise AttackError("no stage of this detector has a head whose gradient can be followed")
 
     def score(images: Tensor) -> Tensor:
         trace, over = None, []
-        for walk, odds, at in followed:
-            trace = walk.trace(images, trace)
-            found = odds(table(trace)[0])
+        for connectivity, odds, limit in followed:
+            trace = connectivity.trace(images, trace)
+            log_odds = odds(table(trace)[0])
             if cascade.gate is not None and trace.companion is not None:
-                found = torch.maximum(found, margin(trace.companion, trace.predicted[:, None]).mean(1) - cascade.gate)
-            over.append(found - at)
+                log_odds = torch.maximum(
+                    log_odds, margin(trace.companion, trace.predicted[:, None]).mean(1) - cascade.gate
+                )
+            over.append(log_odds - limit)
         return threshold + torch.stack(over).amin(0)
 
     return score
@@ -248,10 +250,10 @@ def evasive(
         cascade = replace(cascade, exits=(0.0,) * len(cascade.exits))
     if not len(x):
         return Hits(x[:0], torch.zeros(0, dtype=torch.int64, device="cpu"), 0)
-    at = float(len(cascade.exits))  # over every exit: nothing but the exits of the first stages matters
-    score = of_stages(cascade, at, QUICK)
+    threshold = float(len(cascade.exits))  # over every exit: nothing but the exits of the first stages matters
+    score = of_stages(cascade, threshold, QUICK)
     made = evade(
-        classifier, score, x, y, at, eps=eps, way="lagrangian", steps=STEPS, restarts=1, seed=seed,
+        classifier, score, x, y, threshold, eps=eps, way="lagrangian", steps=STEPS, restarts=1, seed=seed,
         batch_size=16 if x.device.type == "cpu" else 256,
         progress=progress,
     ).images  # fmt: skip
@@ -278,7 +280,7 @@ def linear_odds(head: Any, device: torch.device) -> Score | None:
     middle, spread, weight, bias = (torch.from_numpy(v).float().to(device) for v in values)
 
     def odds(columns: Tensor) -> Tensor:
-        found = (columns - middle) / spread @ weight.T + bias
-        return found[:, 0] if found.shape[1] == 1 else found[:, 1:].logsumexp(1) - found[:, 0]
+        logits = (columns - middle) / spread @ weight.T + bias
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1:].logsumexp(1) - logits[:, 0]
 
     return odds

@@ -70,19 +70,19 @@ class Maker:
         calls = [(images, labels, attack, i) for i, attack in enumerate(attacks)]
         runner = self.runner.carrying(self.classifier)
         if runner.alone:
-            yield from (self._one(*call) for call in calls)
+            yield from (self._made_by(*call) for call in calls)
             return
         quiet = replace(self, runner=Runner(store=self.runner.store))
-        for done, found in enumerate(runner.spread(quiet._one, calls)):
+        for done, made in enumerate(runner.spread(quiet._made_by, calls)):
             self.runner.progress("attacks", done + 1, len(calls))
-            yield found
+            yield made
 
     @property
     def classifier(self) -> Classifier:
         """The classifier that is attacked."""
         return self.walks[0].classifier
 
-    def _one(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
+    def _made_by(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
         seed = self.seed * 1000 + i
 
         def make() -> Made:
@@ -103,7 +103,7 @@ class Maker:
     @property
     def key(self) -> tuple[Any, ...]:
         """What the features depend on besides the images."""
-        return tuple(walk.key() for walk in self.walks)
+        return tuple(connectivity.key() for connectivity in self.walks)
 
     def features(self, images: Tensor, stage: str) -> tuple[np.ndarray, ...]:
         """Features (n, d) of images by each walk, kept too."""
@@ -194,10 +194,12 @@ def features_of(
     images, done = images.detach(), 0
     for chunk in images.split(walks[-1].together(images)) if len(images) else ():
         trace: Trace | None = None
-        for walk, out in zip(walks, rows, strict=True):
-            trace = walk.trace(chunk, trace)
+        for connectivity, out in zip(walks, rows, strict=True):
+            trace = connectivity.trace(chunk, trace)
             out.append(columns_of(trace))
         done += len(chunk)
         progress(stage, done, len(images))
-    empty = (np.zeros((0, len(walk.get_feature_names_out()))) for walk in walks) if not len(images) else ()
+    empty = (
+        (np.zeros((0, len(connectivity.get_feature_names_out()))) for connectivity in walks) if not len(images) else ()
+    )
     return tuple(empty) or tuple(map(np.concatenate, rows))

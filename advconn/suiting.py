@@ -106,17 +106,17 @@ def mixture_for(
             note("this classifier gives no gradient: only attacks that need none are trained on (square, noise)")
             return own
         note("this classifier gives no gradient: attacks that need one are made on the surrogate")
-        found = mixture_for(surrogate, images, labels, None, note, seed)
-        return (*own, *(spec for spec in found if not spec.startswith("square")))
+        mixture = mixture_for(surrogate, images, labels, None, note, seed)
+        return (*own, *(spec for spec in mixture if not spec.startswith("square")))
     share = falls(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
     if share >= 0.9:
         return made_for(classifier, MIXTURE)
-    found = suited(classifier, images, labels, seed=seed)
+    mixture = suited(classifier, images, labels, seed=seed)
     note(
         f"{MIXTURE[0]} changes only {share:.0%} of its predictions: attacks are made at strengths that suit it, up to "
-        f"{found[0]} (--attack sets others)"
+        f"{mixture[0]} (--attack sets others)"
     )
-    return found
+    return mixture
 
 
 def harmless(
@@ -185,10 +185,10 @@ def estimate(detector: Detector, count: int) -> float:
     gradients += detector.evasive * EVADING
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
-    one = _seconds(lambda: classifier.logits(probe)) / len(probe)
+    forward_time = _seconds(lambda: classifier.logits(probe)) / len(probe)
     stages = walks_of(detector.connectivity, detector.stages)
-    walk = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
-    return walk * walks * 1.6 + one * (forwards + 4 * gradients)  # own and rival paths are walked too
+    walk_time = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
+    return walk_time * walks * 1.6 + forward_time * (forwards + 4 * gradients)  # own and rival paths are walked too
 
 
 def _seconds(call: Callable[[], Any]) -> float:

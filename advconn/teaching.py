@@ -63,8 +63,8 @@ class Taught:
             return self
         kind = list(self.attacks).index(name) + 1 if name in self.attacks else int(self.kinds.max(initial=0)) + 1
         before = self.attacks.get(name, (0, 0))
-        known = self.attacks | {name: (before[0] + tried, before[1] + len(groups))}
-        return replace(self._with(features, kind, groups, benign=False), attacks=known)
+        attacks = self.attacks | {name: (before[0] + tried, before[1] + len(groups))}
+        return replace(self._with(features, kind, groups, benign=False), attacks=attacks)
 
     def _with(self, features: Tables, kind: int, groups: np.ndarray, *, benign: bool) -> Taught:
         """With these rows, all of one kind."""
@@ -116,14 +116,14 @@ def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attac
     for attack in attacks:
         maker.source(attack)
     tables, groups = [maker.features(images, "walk")], [np.arange(len(images))]
-    kinds, seen = [np.zeros(len(images), int)], {}
+    kinds, counts = [np.zeros(len(images), int)], {}
     for i, (attack, made) in enumerate(zip(attacks, maker.walked(images, labels, attacks), strict=True)):
-        seen[str(attack)] = (made.tried, made.succeeded)
+        counts[str(attack)] = (made.tried, made.succeeded)
         tables.append(made.features)
         groups.append(made.rows)
         kinds.append(np.full(len(made.rows), i + 1))
     features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
-    return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=seen)
+    return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=counts)
 
 
 def and_evasive(
@@ -205,25 +205,25 @@ def teach(
     """
     if len(np.unique(rows.kinds)) < 2:
         raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
-    names = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
     heads = tuple(new_head().fit(table, rows.kinds) for table in rows.features)
     if len(walks) == 1:
         return Cascade(walks, names, heads, ()), None
     scores = _held_out(rows, new_head, seed)
-    known = ~np.isnan(scores).any(1)
-    clean, attacked = known & rows.plain, known & (rows.kinds > 0)
+    finite = ~np.isnan(scores).any(1)
+    clean, attacked = finite & rows.plain, finite & (rows.kinds > 0)
     if not clean.any() or not attacked.any():  # too few to tell who may leave: everyone goes on
         return Cascade(walks, names, heads, (-np.inf,) * (len(walks) - 1)), Missed(0, 0, {})
     called = list(rows.attacks) or [str(kind) for kind in range(1, int(rows.kinds.max()) + 1)]
     kinds = [called[kind - 1] for kind in rows.kinds[attacked]]
-    at, missed = exits(scores[clean], scores[attacked], kinds, shares, fpr)
-    return Cascade(walks, names, heads, at), missed
+    limits, missed = exits(scores[clean], scores[attacked], kinds, shares, fpr)
+    return Cascade(walks, names, heads, limits), missed
 
 
 def _held_out(rows: Taught, new_head: Callable[[], Any], seed: int) -> np.ndarray:
     """Scores (n, stages) by heads that were fitted on other images than those they judge; NaN where none could be."""
-    groups, at = np.unique(rows.groups, return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(groups))[at] % FOLDS
+    groups, inverse = np.unique(rows.groups, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(len(groups))[inverse] % FOLDS
     scores = np.full((len(rows.kinds), len(rows.features)), np.nan)
     for part in range(FOLDS):
         mine, others = fold == part, fold != part

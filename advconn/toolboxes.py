@@ -34,10 +34,10 @@ def _installed(library: str) -> Iterator[None]:
 
 
 def _class(library: str, module: Any, name: str) -> Any:
-    found = getattr(module, name, None)
-    if found is None:
+    attack_class = getattr(module, name, None)
+    if attack_class is None:
         raise AttackError(f"{library} has no attack {name!r}")
-    return found
+    return attack_class
 
 
 def of_torchattacks(
@@ -84,8 +84,8 @@ def of_foolbox(cls: str, classifier: Classifier, images: Tensor, labels: Tensor,
     wrong = foolbox.criteria.Misclassification(labels)
     with torch.set_grad_enabled(classifier.differentiable):
         _, out, _ = attack(model, images, wrong, epsilons=options.get("epsilons"))
-    found: Tensor = torch.where(out.isfinite(), out, images)
-    return found
+    attacked: Tensor = torch.where(out.isfinite(), out, images)
+    return attacked
 
 
 def of_art(cls: str, classifier: Classifier, images: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
