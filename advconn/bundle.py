@@ -152,14 +152,19 @@ def _load(
 
     tensors = load_file(folder / TENSORS)
     classifier, references = restoring.classifier_and_references(folder, card, tensors, model, device, same_weights)
-    known, fitted = card["calibration"], card["fitted"]
+    calibration, fitted = card["calibration"], card["fitted"]
     connectivity = Connectivity(classifier, references, companion=companion, **restoring.tuples(card["connectivity"]))
     stages = None if card["stages"] is None else tuple(Stage(**restoring.tuples(stage)) for stage in card["stages"])
     cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
-    seen = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
+    marks = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     made = Fitted(
-        fitted["train"], fitted["calibrate"], attacks, seen, restoring.missed_of(card["missed"]), fitted["pretrained"]
+        fitted["train"],
+        fitted["calibrate"],
+        attacks,
+        marks,
+        restoring.missed_of(card["missed"]),
+        fitted["pretrained"],
     )
     conditions, number, count = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1, len(cascade.walks)
     scores, classes = restoring.calibration_of(tensors, conditions, number, card["format"])
@@ -172,20 +177,20 @@ def _load(
         classes,
         attacks=tuple(fitted["mixture"] or fitted["attacks"] or MIXTURE),
         per_attack=fitted["per_attack"],
-        fpr=known["fpr"],
+        fpr=calibration["fpr"],
         calibrate=fitted["held_out"],
         seed=fitted["seed"],
         stages=stages,
         benign=tuple(card["conditions"]["fitted"]),
         conditions=conditions,
-        confidence=known["confidence"],
-        by_class=known["by_class"],
+        confidence=calibration["confidence"],
+        by_class=calibration["by_class"],
         pretrained=pretrained.load() if fitted["pretrained"] else None,
         refine=fitted["refine"],
         evasive=fitted["evasive"],
     )
-    at = detector.calibration_.threshold
-    if count == number and not np.isclose(at, known["threshold"], rtol=1e-9, atol=1e-9):
+    threshold = detector.calibration_.threshold
+    if count == number and not np.isclose(threshold, calibration["threshold"], rtol=1e-9, atol=1e-9):
         raise BundleError(f"{folder}: the card's threshold is not that of its calibration; fit the detector again")
     detector.figures_ = card["figures"]
     return detector

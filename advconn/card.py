@@ -197,16 +197,16 @@ def checked(card: Any, where: str) -> dict[str, Any]:
     return dict(card)
 
 
-def _compare(found: Any, schema: Schema, path: tuple[str, ...], where: str) -> None:
+def _compare(content: Any, schema: Schema, path: tuple[str, ...], where: str) -> None:
     said = ".".join(path) or "the card"
-    if not isinstance(found, dict):
-        raise BundleError(f"{where}: the card does not describe this detector ({said} is {type(found).__name__})")
-    unknown = sorted(set(map(str, found)) - set(schema))
-    missing = [key for key in schema if key not in found and (*path, key) not in LATER]
+    if not isinstance(content, dict):
+        raise BundleError(f"{where}: the card does not describe this detector ({said} is {type(content).__name__})")
+    unknown = sorted(set(map(str, content)) - set(schema))
+    missing = [key for key in schema if key not in content and (*path, key) not in LATER]
     if unknown or missing:
         what = f"{unknown[0]!r} is unknown" if unknown else f"{missing[0]!r} is missing"
         raise BundleError(f"{where}: the card does not describe this detector ({what} in {said})")
-    for key, value in found.items():
+    for key, value in content.items():
         check = schema[key]
         if value is None and LATER.get((*path, key), 0) is None:
             continue

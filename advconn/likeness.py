@@ -58,11 +58,11 @@ def alike(
     coarse = QUANTISED if classifier.quantised else 0.0
     slack = EXACT if exact else max(_SAME[card["dtype"]], _SAME[dtype_of(classifier)], coarse)
     for images, expected in pairs:
-        found = classifier.logits(classifier.check(images)).cpu().numpy()
-        if found.shape != expected.shape:
+        logits = classifier.logits(classifier.check(images)).cpu().numpy()
+        if logits.shape != expected.shape:
             return False
         scale = max(float(np.abs(expected).max()), 1e-6)
-        if not float(np.abs(found - expected).max()) <= slack * scale:
+        if not float(np.abs(logits - expected).max()) <= slack * scale:
             return False
     return bool(pairs)
 

@@ -53,8 +53,8 @@ class Pretrained:
     def serving(self, walks: Sequence[Connectivity]) -> tuple[int, ...]:
         """Which head serves each of these stages, up to the first that none was taught for."""
         out: list[int] = []
-        for walk in walks:
-            columns = tuple(map(str, walk.get_feature_names_out()))
+        for connectivity in walks:
+            columns = tuple(map(str, connectivity.get_feature_names_out()))
             if columns not in self.names:
                 break
             out.append(self.names.index(columns))

@@ -109,24 +109,24 @@ def cascade_of(
     walks = walks_of(connectivity, stages, bypass=bypass)
     if len(walks) != count:
         raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
-    columns = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    columns = tuple(tuple(map(str, stage_walk.get_feature_names_out())) for stage_walk in walks)
     if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
         raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
     files = cards.head_files(len(card["exits"]) + 1)[:count]
-    found = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
-    exits = tuple(-math.inf if at is None else float(at) for at in card["exits"][: count - 1])
+    fitted_heads = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
+    exits = tuple(-math.inf if limit is None else float(limit) for limit in card["exits"][: count - 1])
     typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
     if card["gate"] is not None and not set(GATED) <= set(columns[0]):
         raise BundleError(f"{folder}: has a gate and no companion; fit the detector again")
-    return Cascade(walks, columns, found, exits, card["gate"]), typical, stages
+    return Cascade(walks, columns, fitted_heads, exits, card["gate"]), typical, stages
 
 
 def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor of numbers of this shape."""
-    found = tensors[name]
-    if found.shape != shape or found.dtype.kind != "f" or not np.isfinite(found).all():
-        raise BundleError(f"{name} is {found.dtype} {found.shape} or not finite; expected finite numbers {shape}")
-    return found
+    array = tensors[name]
+    if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise BundleError(f"{name} is {array.dtype} {array.shape} or not finite; expected finite numbers {shape}")
+    return array
 
 
 def calibration_of(
@@ -190,21 +190,21 @@ def _references(tensors: dict[str, np.ndarray], card: dict[str, Any], classifier
 
 def _same_input(folder: Path, classifier: Classifier, card: dict[str, Any]) -> None:
     """The same weights behind another normalisation are another classifier."""
-    look = tuples(card["preprocessing"])
-    found = vars(classifier.preprocessing) | {"channels": classifier.channels, "num_classes": classifier.num_classes}
-    expected = look | {"channels": card["channels"], "num_classes": card["num_classes"]}
+    settings = tuples(card["preprocessing"])
+    actual = vars(classifier.preprocessing) | {"channels": classifier.channels, "num_classes": classifier.num_classes}
+    expected = settings | {"channels": card["channels"], "num_classes": card["num_classes"]}
     for name in ("mean", "std", "size", "channels", "num_classes"):
-        if found[name] != expected[name] and not _close(found[name], expected[name]):
+        if actual[name] != expected[name] and not _close(actual[name], expected[name]):
             raise BundleError(
-                f"{folder}: was fitted with {name} {expected[name]}, and this classifier has {found[name]}; give the "
+                f"{folder}: was fitted with {name} {expected[name]}, and this classifier has {actual[name]}; give the "
                 "same"
             )
 
 
-def _close(found: Any, expected: Any) -> bool:
+def _close(actual: Any, expected: Any) -> bool:
     """Whether two means or deviations differ by rounding only."""
-    pair = isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected)
-    return pair and bool(np.allclose(found, expected, rtol=1e-6, atol=0))
+    pair = isinstance(actual, tuple) and isinstance(expected, tuple) and len(actual) == len(expected)
+    return pair and bool(np.allclose(actual, expected, rtol=1e-6, atol=0))
 
 
 def companion_of(folder: Path, card: dict[str, Any], given: Classifier | None, device: str | None) -> Classifier | None:
@@ -221,24 +221,24 @@ def companion_of(folder: Path, card: dict[str, Any], given: Classifier | None, d
     """
     if card["companion"] is None:
         return None
-    found = _held(folder, card, "companion", device) if given is None else given
-    if found.fingerprint != card["companion"]["fingerprint"]:
+    companion = _held(folder, card, "companion", device) if given is None else given
+    if companion.fingerprint != card["companion"]["fingerprint"]:
         raise BundleError(f"{folder}: was fitted with another companion than this; give the same, or fit it again")
-    return found
+    return companion
 
 
 def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) -> Classifier:
     """The classifier or the companion, whose weights the bundle holds, or which installs."""
-    known, (weights, how) = card[which], HELD[which]
-    name = known["name"]
+    entry, (weights, how) = card[which], HELD[which]
+    name = entry["name"]
     if name is None:
         raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
     if name in zoo.NETWORKS:
         return zoo.NETWORKS[name](device)
     if models.architecture(name) is None or weights not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
-    about = {"device": device, "channels": known["channels"], "class_names": known["class_names"]}
+    about = {"device": device, "channels": entry["channels"], "class_names": entry["class_names"]}
     try:
-        return models.load(name, folder / weights, **about, **tuples(known["preprocessing"]))
+        return models.load(name, folder / weights, **about, **tuples(entry["preprocessing"]))
     except AdvconnError as error:
         raise BundleError(f"{folder}: its {which} cannot be rebuilt: {error}") from error

@@ -50,21 +50,24 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     from safetensors.numpy import save_file
 
     detector._fitted()
-    walk, classifier = detector.connectivity, detector.connectivity.classifier
+    connectivity, classifier = detector.connectivity, detector.connectivity.classifier
     tensors = {"typical": detector.typical_}
     tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
     tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
     tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
-    tensors |= {"answers": answers(classifier, walk.references)}
-    if walk.references is not None:
-        images = (walk.references.images * 255).round().byte()
-        tensors |= {"references": images.cpu().numpy(), "reference_logits": walk.references.logits.cpu().numpy()}
+    tensors |= {"answers": answers(classifier, connectivity.references)}
+    if connectivity.references is not None:
+        images = (connectivity.references.images * 255).round().byte()
+        tensors |= {
+            "references": images.cpu().numpy(),
+            "reference_logits": connectivity.references.logits.cpu().numpy(),
+        }
     folder = Path(folder)
     with writing(folder) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
         for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
             heads.save(head, partial / name)
-        for network, name in ((classifier, WEIGHTS), (walk.companion, COMPANION)):
+        for network, name in ((classifier, WEIGHTS), (connectivity.companion, COMPANION)):
             if network is not None and network.state is not None:
                 from safetensors.torch import save_file as save_weights
 
@@ -78,22 +81,22 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
 
 
 def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
-    walk, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
+    connectivity, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
     return {
         "format": FORMAT,
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("advconn", "torch", "torchvision", "scikit-learn", "numpy", "skops")},
         "classifier": _network(classifier),
-        "companion": None if walk.companion is None else _network(walk.companion),
-        "connectivity": {name: _plain(value) for name, value in walk.settings().items()},
-        "references": walk.references.origin if walk.references is not None else None,
+        "companion": None if connectivity.companion is None else _network(connectivity.companion),
+        "connectivity": {name: _plain(value) for name, value in connectivity.settings().items()},
+        "references": connectivity.references.origin if connectivity.references is not None else None,
         "fitted": {"train": fitted.train, "calibrate": fitted.calibrate, "seed": detector.seed}
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
         | {"pretrained": fitted.pretrained}
         | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
         | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
-        "exits": [_number(at) for at in detector.cascade_.exits],
+        "exits": [_number(limit) for limit in detector.cascade_.exits],
         "gate": detector.cascade_.gate,
         "missed": None
         if fitted.missed is None

