@@ -68,11 +68,11 @@ def logits_of(raw: Any, output: Output | None = None) -> Tensor:
     fits = [v for v in parts.values() if v.ndim == 2 and v.is_floating_point()]
     if len(fits) == 1:
         return fits[0]
-    found = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(parts.items())[:6]) or "no tensor"
+    listing = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(parts.items())[:6]) or "no tensor"
     first = next(iter(parts), "logits")
     way = f'out["{first}"]' if isinstance(raw, Mapping) else f"out[{first}]" if first.isdigit() else f"out.{first}"
     raise ModelError(
-        f"expected logits (n, k) from the model, got {type(raw).__name__} with {found}: say which they are, "
+        f"expected logits (n, k) from the model, got {type(raw).__name__} with {listing}: say which they are, "
         f"such as output=lambda out: {way} (for the command line, return Classifier(net, output=...) from a factory)"
     )
 

@@ -31,9 +31,9 @@ def _compact(
 
     if name != "compact":
         raise ModelError(f"{name!r} is no advconn architecture: expected compact")
-    found = {k.removeprefix("module."): v for k, v in state.items()}
-    names = ["stem.weight", *(f"stage{i}.widen.weight" for i in range(1, len(found)))]
-    sides = [found[k].shape for k in names if k in found]
+    weights = {k.removeprefix("module."): v for k, v in state.items()}
+    names = ["stem.weight", *(f"stage{i}.widen.weight" for i in range(1, len(weights)))]
+    sides = [weights[k].shape for k in names if k in weights]
     if not sides or any(len(side) != 4 or 0 in side for side in sides):
         raise ModelError("the weights do not fit advconn:compact: stem.weight is missing")
     widths, channels = tuple(int(side[0]) for side in sides), int(sides[0][1])
@@ -61,7 +61,7 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
     side, share = config["input_size"][1:], config["crop_pct"] or 0.875
     scaled = [math.floor(v / share) for v in side]
     crop = config.get("crop_mode") or "center"
-    known = {
+    settings = {
         "size": tuple(side),
         "mean": config["mean"],
         "std": config["std"],
@@ -81,7 +81,7 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
             module = timm.create_model(name, pretrained=False, num_classes=classes)
         return module
 
-    return build, known
+    return build, settings
 
 
 _DENSE = re.compile(
@@ -108,7 +108,7 @@ def _torchvision(
         note(f"torchvision:{name}: its input is turned as for the published weights (transform_input=True)")
     shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     side = shown.crop_size[0]
-    known = {
+    settings = {
         "size": (side, side),
         "mean": shown.mean,
         "std": shown.std,
@@ -120,7 +120,7 @@ def _torchvision(
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
         return module
 
-    return build, known
+    return build, settings
 
 
 BUILDERS: Mapping[str, Builder] = MappingProxyType({"advconn": _compact, "timm": _timm, "torchvision": _torchvision})
@@ -141,41 +141,41 @@ def hugging_face(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         module, about = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **local)
-        look = AutoImageProcessor.from_pretrained(folder, **local).to_dict()
+        processor = AutoImageProcessor.from_pretrained(folder, **local).to_dict()
     except Exception as error:  # transformers raises many types on folders it cannot read
         raise ModelError(f"hf:{folder}: cannot be loaded: {line_of(error)}") from error
     lost = [*about.get("missing_keys", ()), *about.get("mismatched_keys", ())]
     if lost:
         raise ModelError(f"hf:{folder}: its weights lack {lost[0]}: is it a network without its classification head?")
     names = {int(k): str(v) for k, v in module.config.id2label.items()}
-    known = _processed(look, f"hf:{folder}") | {"channels": int(getattr(module.config, "num_channels", 3) or 3)}
-    return module, known | {"class_names": [names[i] for i in sorted(names)]}
+    settings = _processed(processor, f"hf:{folder}") | {"channels": int(getattr(module.config, "num_channels", 3) or 3)}
+    return module, settings | {"class_names": [names[i] for i in sorted(names)]}
 
 
-def _processed(look: dict[str, Any], name: str) -> dict[str, Any]:
+def _processed(processor: dict[str, Any], name: str) -> dict[str, Any]:
     """An image processor's settings as those of Classifier."""
-    scale = look.get("rescale_factor", 1 / 255) if look.get("do_rescale", True) else 1.0
-    if abs(scale - 1 / 255) > 1e-6 or look.get("do_flip_channel_order") or look.get("rescale_offset"):
+    scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    if abs(scale - 1 / 255) > 1e-6 or processor.get("do_flip_channel_order") or processor.get("rescale_offset"):
         raise ModelError(
             f"{name}: its image processor scales or turns channels in a way of its own: use it in a factory that "
             "returns a module of images in [0, 1]"
         )
-    known: dict[str, Any] = {"interpolation": _RESAMPLE.get(int(look.get("resample") or 2), "bilinear")}
-    if look.get("do_normalize", True) and look.get("image_mean") is not None:
-        known |= {"mean": look["image_mean"], "std": look["image_std"]}
-    size, crop = dict(look.get("size") or {}), dict(look.get("crop_size") or {})
+    settings: dict[str, Any] = {"interpolation": _RESAMPLE.get(int(processor.get("resample") or 2), "bilinear")}
+    if processor.get("do_normalize", True) and processor.get("image_mean") is not None:
+        settings |= {"mean": processor["image_mean"], "std": processor["image_std"]}
+    size, crop = dict(processor.get("size") or {}), dict(processor.get("crop_size") or {})
     short = size.get("shortest_edge")
-    cropped = look.get("do_center_crop") and crop
-    if short and look.get("crop_pct"):  # ConvNeXt: a crop below 384 pixels, else stretched
+    cropped = processor.get("do_center_crop") and crop
+    if short and processor.get("crop_pct"):  # ConvNeXt: a crop below 384 pixels, else stretched
         side = int(short)
         crop = {"height": side, "width": side}
-        known |= {"resize": int(side / look["crop_pct"])} if side < 384 else {"resize": side, "crop": "squash"}
+        settings |= {"resize": int(side / processor["crop_pct"])} if side < 384 else {"resize": side, "crop": "squash"}
     elif short:
-        known["resize"] = int(short)
+        settings["resize"] = int(short)
         crop = crop if cropped else {"height": short, "width": short}
     elif size.get("height"):
-        known |= {"resize": min(int(size["height"]), int(size["width"])), "crop": "squash"}
+        settings |= {"resize": min(int(size["height"]), int(size["width"])), "crop": "squash"}
         crop = crop if cropped else size
     if not crop.get("height"):
         raise ModelError(f"{name}: its image processor names no input size")
-    return known | {"size": (int(crop["height"]), int(crop["width"]))}
+    return settings | {"size": (int(crop["height"]), int(crop["width"]))}

@@ -50,11 +50,11 @@ class Function(nn.Module):
         call = self._call[0]
         if self._array is None:
             try:
-                found = call(images.numpy().copy())
+                answer = call(images.numpy().copy())
                 self._array = True
             except Exception as error:  # the user's own code; perhaps it takes tensors
                 try:
-                    found = call(images)
+                    answer = call(images)
                     self._array = False
                 except Exception as second:
                     raise ModelError(
@@ -62,8 +62,8 @@ class Function(nn.Module):
                         f"({line_of(second, 100)}) of shape {tuple(images.shape)}"
                     ) from second
         else:
-            found = call(images.numpy().copy() if self._array else images)
-        return np.asarray(found) if isinstance(found, list) and found and not hasattr(found[0], "shape") else found
+            answer = call(images.numpy().copy() if self._array else images)
+        return np.asarray(answer) if isinstance(answer, list) and answer and not hasattr(answer[0], "shape") else answer
 
 
 class Described(Function):
@@ -94,8 +94,8 @@ class Described(Function):
 
     def known(self) -> dict[str, Any]:
         """What its description says, as options of Classifier."""
-        known: dict[str, Any] = {"channels": self.channels} if self.channels else {}
-        return known | ({"size": self.size} if all(self.size) else {})
+        options: dict[str, Any] = {"channels": self.channels} if self.channels else {}
+        return options | ({"size": self.size} if all(self.size) else {})
 
     def given(self, images: np.ndarray) -> np.ndarray:
         """Images (n, c, h, w) as its input."""
@@ -115,8 +115,8 @@ def chosen(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
         return outputs["logits"]
     fits = {k: v for k, v in outputs.items() if v.dtype.kind == "f" and v.ndim <= 2}
     if len(fits) != 1:
-        found = ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in outputs.items()) or "nothing"
-        raise ModelError(f"{where}: expected one output of logits (n, k), got {found}")
+        listing = ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in outputs.items()) or "nothing"
+        raise ModelError(f"{where}: expected one output of logits (n, k), got {listing}")
     return next(iter(fits.values()))
 
 
@@ -156,8 +156,8 @@ class Onnx(Described):
 
     def ask(self, images: np.ndarray) -> Any:
         """What it answers for images (n, c, h, w)."""
-        found = self.session.run(self.outputs, {self.name: self.given(images)})
-        arrays = {n: v for n, v in zip(self.outputs, found, strict=True) if isinstance(v, np.ndarray)}
+        answers = self.session.run(self.outputs, {self.name: self.given(images)})
+        arrays = {n: v for n, v in zip(self.outputs, answers, strict=True) if isinstance(v, np.ndarray)}
         return chosen(arrays, str(self.path))
 
 
@@ -201,9 +201,9 @@ class Endpoint(Described):
 
     def known(self) -> dict[str, Any]:
         """What the server says of it; batches small enough for JSON."""
-        known = super().known()
+        options = super().known()
         values = (self.channels or 3) * (self.size[0] or 32) * (self.size[1] or 32)
-        return known | {"batch_size": max(1, min(MOST, LARGEST_REQUEST // values))}
+        return options | {"batch_size": max(1, min(MOST, LARGEST_REQUEST // values))}
 
     def ask(self, images: np.ndarray) -> Any:
         """What it answers for images (n, c, h, w)."""
@@ -229,12 +229,12 @@ def _request(address: str, body: dict[str, Any] | None, timeout: float) -> dict[
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            found = json.loads(answer.read(LARGEST_ANSWER))
+            reply = json.loads(answer.read(LARGEST_ANSWER))
     except urllib.error.HTTPError as error:
         said = error.read(300).decode(errors="replace")
         raise ModelError(f"{address}: the server answers {error.code}: {' '.join(said.split())[:200]}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{address}: no answer: {line_of(error)}") from error
-    if not isinstance(found, dict):
+    if not isinstance(reply, dict):
         raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
-    return found
+    return reply

@@ -210,8 +210,8 @@ class Classifier:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) in [0, 1] with mean and std applied."""
-        known = self._normal(images)
-        return images if known is None else (images - known[0]) / known[1]
+        constants = self._normal(images)
+        return images if constants is None else (images - constants[0]) / constants[1]
 
     def _normal(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and deviation (1, c, 1, 1), if there are any."""
@@ -227,8 +227,10 @@ class Classifier:
             batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
             return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
         batch = torch.empty_like(images, memory_format=torch.channels_last)  # the only copy that is made
-        known = self._normal(images)
-        return batch.copy_(images) if known is None else torch.sub(images, known[0], out=batch).div_(known[1])
+        constants = self._normal(images)
+        return (
+            batch.copy_(images) if constants is None else torch.sub(images, constants[0], out=batch).div_(constants[1])
+        )
 
     def check(self, images: Tensor) -> Tensor:
         """The same images on the classifier's device in float32, clamped to [0, 1].
@@ -274,8 +276,8 @@ class Classifier:
 
     def predict(self, images: Tensor) -> Tensor:
         """The class (n,) given to each of images (n, c, h, w), as they are given to `check`; on the CPU."""
-        found = [self.logits(self.check(x)).argmax(1).cpu() for x in images.split(64)]
-        return torch.cat(found) if len(images) else torch.zeros(0, dtype=torch.int64, device="cpu")
+        classes = [self.logits(self.check(x)).argmax(1).cpu() for x in images.split(64)]
+        return torch.cat(classes) if len(images) else torch.zeros(0, dtype=torch.int64, device="cpu")
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

@@ -71,23 +71,23 @@ def named_in_file(spec: str) -> Any:
     origin, _, name = spec.rpartition(":")
     try:
         with _importable(origin):
-            found = getattr(_holder(origin), name, None)
+            member = getattr(_holder(origin), name, None)
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
         raise ModelError(f"{spec}: failed with {type(error).__name__}: {line_of(error)}") from error
-    if not callable(found):
+    if not callable(member):
         raise ModelError(f"{origin} has no callable {name!r}")
-    return found
+    return member
 
 
 def _needed(factory: Any) -> list[str]:
     """Names of the arguments that a call must give."""
     try:
-        known = inspect.signature(factory).parameters.values()
+        parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         return []
-    return [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 @contextmanager

@@ -45,11 +45,11 @@ def _pairs(module: nn.Module, ask: Callable[[nn.Module], Tensor]) -> list[tuple[
     finally:
         for handle in handles:
             handle.remove()
-    seen = [part for part, _, _ in calls]
+    called = [part for part, _, _ in calls]
     pairs = []
     for norm, given, _ in calls:
-        if type(norm) is nn.BatchNorm2d and seen.count(norm) == 1:
+        if type(norm) is nn.BatchNorm2d and called.count(norm) == 1:
             conv = next((p for p, _, out in calls if out is given and type(p) is nn.Conv2d), None)
-            if conv is not None and seen.count(conv) == 1:
+            if conv is not None and called.count(conv) == 1:
                 pairs.append((names[conv], names[norm]))
     return pairs

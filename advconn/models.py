@@ -65,16 +65,16 @@ def load(
         return Classifier.from_onnx(name, **(sized | options))
     if origin == "hf":
         _no_weights(origin, weights)
-        module, known = architectures.hugging_face(Path(name))
-        known = _resized(known, size)
-        return Classifier(module.eval(), device=device, name=spec, **(known | options))
+        module, settings = architectures.hugging_face(Path(name))
+        settings = _resized(settings, size)
+        return Classifier(module.eval(), device=device, name=spec, **(settings | options))
     state = read_weights(weights, note) if weights is not None else None
     if origin in ARCHITECTURES:
         if state is None:
             raise ModelError(f"{spec} names an architecture only: give its weights with --weights FILE")
         told = (lambda text: None) if "mean" in options else note
-        module, known, state = _architecture(origin, name, state, size, told)
-        classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | known | options))
+        module, settings, state = _architecture(origin, name, state, size, told)
+        classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | settings | options))
         classifier.state = state
         return classifier
     made = made_by(origin, name)
@@ -90,21 +90,21 @@ def _no_weights(origin: str, weights: Path | None) -> None:
         raise ModelError(f"{origin}: brings its own weights: leave --weights out")
 
 
-def _resized(known: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+def _resized(settings: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     """What a library knows of its images, at another input size: the resize before the crop keeps its share."""
-    own = known.get("size")
+    own = settings.get("size")
     if size is None or own is None or tuple(size) == tuple(own):
-        return known
-    scaled = {"resize": int(known["resize"] * min(size) / min(own))} if known.get("resize") else {}
-    return known | {"size": tuple(size)} | scaled
+        return settings
+    scaled = {"resize": int(settings["resize"] * min(size) / min(own))} if settings.get("resize") else {}
+    return settings | {"size": tuple(size)} | scaled
 
 
 def _served(spec: str, weights: Path | None, options: dict[str, Any]) -> Classifier:
     _no_weights("an endpoint", weights)
-    found = re.fullmatch(r"(https?://[^/]+.*?)/v2/models/([^/]+)(?:/versions/([^/]+))?/?", spec)
-    if found is None:
+    match = re.fullmatch(r"(https?://[^/]+.*?)/v2/models/([^/]+)(?:/versions/([^/]+))?/?", spec)
+    if match is None:
         raise ModelError(f"{spec}: expected an address such as http://localhost:8080/v2/models/NAME")
-    url, model, version = found.groups()
+    url, model, version = match.groups()
     return Classifier.from_endpoint(url, unquote(model), version=unquote(version or ""), **options)
 
 
@@ -156,8 +156,8 @@ def _architecture(
     """
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ModelError(f"{name!r} is no {origin} architecture")
-    build, known = architectures.BUILDERS[origin](name, state, size, note)
-    known = _resized(known, size)
+    build, settings = architectures.BUILDERS[origin](name, state, size, note)
+    settings = _resized(settings, size)
     state = aligned(state, _weightless(lambda: build(2).state_dict()))
     heads = _weightless(lambda: architectures.heads_of(build))
     head = next((h for h in reversed(heads) if h in state and state[h].ndim), None)
@@ -170,7 +170,7 @@ def _architecture(
     with _plainly("cpu"):
         module = build(classes)
     fill(module, state, f"{origin}:{name}")
-    return module, known, state
+    return module, settings, state
 
 
 class _Numbers(TorchFunctionMode):

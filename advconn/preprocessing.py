@@ -61,12 +61,12 @@ def preprocessing_of(
     plain: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
     for label, values in pair.items():
         if values is not None:
-            found = tuple(float(v) for v in ([values] if isinstance(values, (int, float)) else list(values)))
-            if len(found) != channels:
-                raise ModelError(f"{label} has {len(found)} values for {channels} channels")
-            if not all(map(math.isfinite, found)) or (label == "std" and min(found) <= 0):
-                raise ModelError(f"{label} {found}: expected finite numbers{', above 0' * (label == 'std')}")
-            plain[label] = found
+            numbers = tuple(float(v) for v in ([values] if isinstance(values, (int, float)) else list(values)))
+            if len(numbers) != channels:
+                raise ModelError(f"{label} has {len(numbers)} values for {channels} channels")
+            if not all(map(math.isfinite, numbers)) or (label == "std" and min(numbers) <= 0):
+                raise ModelError(f"{label} {numbers}: expected finite numbers{', above 0' * (label == 'std')}")
+            plain[label] = numbers
     sides = None if size is None else sides_of(size)
     method = str(getattr(interpolation, "value", interpolation)).lower()
     if method.partition("-")[0] not in INTERPOLATIONS:
@@ -115,6 +115,6 @@ def names_of(given: Sequence[str] | Mapping[Any, str] | None, classes: int) -> t
             raise ModelError("class_names as a dict must go from every index 0, 1, 2, ... to a name")
         given = [byindex[i] for i in range(len(given))]
     if isinstance(given, str) or len(given) != classes:
-        found = "a text" if isinstance(given, str) else f"{len(given)} class names"
-        raise ModelError(f"the model has {classes} classes, but {found} were given")
+        description = "a text" if isinstance(given, str) else f"{len(given)} class names"
+        raise ModelError(f"the model has {classes} classes, but {description} were given")
     return tuple(map(str, given))

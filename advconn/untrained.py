@@ -25,8 +25,8 @@ def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
         for name, value in network.named_parameters():
             if value.numel() > 1 and torch.equal(value, before[name]) and float(value.std()) > 0:
                 torch.nn.init.normal_(value, float(value.mean()), float(value.std()))
-    look = classifier.preprocessing
+    preprocessing = classifier.preprocessing
     return Classifier(
-        network.eval(), size=look.size, mean=look.mean, std=look.std, channels=classifier.channels,
-        device=classifier.device, output=classifier.adapter.output,
+        network.eval(), size=preprocessing.size, mean=preprocessing.mean, std=preprocessing.std,
+        channels=classifier.channels, device=classifier.device, output=classifier.adapter.output,
     )  # fmt: skip

@@ -91,7 +91,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _state(held: Any, path: Path, note: Callable[[str], None]) -> State:
-    found = held
+    state = held
     if isinstance(held, Mapping) and not _tensors(held):
         there = [key for key in KEYS if isinstance(held.get(key), Mapping) and _tensors(held[key])]
         if not there:
@@ -99,12 +99,12 @@ def _state(held: Any, path: Path, note: Callable[[str], None]) -> State:
             raise ModelError(f"{path}: expected a state dict of tensors, or one under {KEYS[0]!r}; found {names}")
         if len(there) > 1:
             note(f"{path} holds weights under {', '.join(there)}: {there[0]} is taken")
-        found = held[there[0]]
-    if not isinstance(found, Mapping) or not found:
+        state = held[there[0]]
+    if not isinstance(state, Mapping) or not state:
         raise ModelError(f"{path}: holds {type(held).__name__}; expected a state dict of tensors")
-    if not all(isinstance(name, str) for name in found):
+    if not all(isinstance(name, str) for name in state):
         raise ModelError(f"{path}: its entries have no names; expected a state dict of tensors")
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _tensors(values: Mapping[Any, Any]) -> bool:
@@ -118,8 +118,8 @@ def aligned(state: State, expected: Iterable[str]) -> State:
     Unchanged where no prefix gives every name.
     """
     names = list(expected)
-    known = set(names)
-    if not names or known <= set(state):
+    wanted_names = set(names)
+    if not names or wanted_names <= set(state):
         return state
     last = names[-1]
     prefixes = dict.fromkeys(k[: -len(last)] for k in state if k.endswith(f".{last}"))
@@ -155,11 +155,11 @@ def fill(module: nn.Module, state: State, spec: str) -> None:
         ModelError: it does not fit.
     """
     own = module.state_dict()
-    found = aligned(state, own)
-    wrong = misfit(found, {k: v for k, v in own.items() if isinstance(v, Tensor)})
+    entries = aligned(state, own)
+    wrong = misfit(entries, {k: v for k, v in own.items() if isinstance(v, Tensor)})
     if wrong:
         raise ModelError(f"the weights do not fit {spec}: {wrong}")
     try:
-        module.load_state_dict(found)
+        module.load_state_dict(entries)
     except RuntimeError as error:
         raise ModelError(f"the weights do not fit {spec}: {line_of(error, 160)}") from error
