@@ -32,21 +32,21 @@ def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: 
         class_names: one for each class, or None.
         num_classes: of the classifier.
     """
-    found: dict[str, Tensor | None] = {"index": labels(items, None, num_classes)}
+    by_way: dict[str, Tensor | None] = {"index": labels(items, None, num_classes)}
     given = [item.label for item in items]
     if any(label is None for label in given):
         return {}
     if class_names is not None:
-        at = {name: i for i, name in enumerate(class_names)}
-        if all(label in at for label in given):
-            found["name"] = torch.tensor([at[str(label)] for label in given], dtype=torch.int64, device="cpu")
-        elif found["index"] is None:
-            found["index"] = labels(items, class_names, num_classes)  # some by name, some by index
+        indices = {name: i for i, name in enumerate(class_names)}
+        if all(label in indices for label in given):
+            by_way["name"] = torch.tensor([indices[str(label)] for label in given], dtype=torch.int64, device="cpu")
+        elif by_way["index"] is None:
+            by_way["index"] = labels(items, class_names, num_classes)  # some by name, some by index
     folders = sorted({str(label) for label in given})
     if all(item.row is None for item in items) and len(folders) <= num_classes:
         order = {name: i for i, name in enumerate(folders)}
-        found["sorted"] = torch.tensor([order[str(label)] for label in given], dtype=torch.int64, device="cpu")
-    return {how: values for how, values in found.items() if values is not None}
+        by_way["sorted"] = torch.tensor([order[str(label)] for label in given], dtype=torch.int64, device="cpu")
+    return {how: values for how, values in by_way.items() if values is not None}
 
 
 def chosen(
@@ -74,19 +74,19 @@ def chosen(
     """
     if how == "none":
         return None
-    found = ways(items, classifier.class_names, classifier.num_classes)
+    by_way = ways(items, classifier.class_names, classifier.num_classes)
     if how != "auto":
-        if how not in found:
+        if how not in by_way:
             raise DataError(
-                f"--labels {how}: the images have no such labels; what fits is {', '.join(found) or 'none'}"
+                f"--labels {how}: the images have no such labels; what fits is {', '.join(by_way) or 'none'}"
             )
-        return found[how]
-    if not found:
+        return by_way[how]
+    if not by_way:
         some = sorted({item.label for item in items if item.label is not None})[:3]
         why = f" (the labels {', '.join(some)}, ... are no class of its {classifier.num_classes})" if some else ""
         note(f"no true labels are known{why}: the classifier's own predictions stand in for them")
         return None
-    agree = {way: float((values[rows] == predicted.cpu()).float().mean()) for way, values in found.items()}
+    agree = {way: float((values[rows] == predicted.cpu()).float().mean()) for way, values in by_way.items()}
     best = max(("name", "index", "sorted"), key=lambda way: agree.get(way, -1.0))
     folders = len({item.label for item in items})
     if best == "sorted" and folders < classifier.num_classes and agree[best] < 0.5:  # some classes of many, by accident
@@ -95,13 +95,13 @@ def chosen(
             "classifier's own predictions stand in for labels (--classes FILE gives the names)"
         )
         return None
-    others = [f"{way} {agree[way]:.0%}" for way in found if way != best and not torch.equal(found[way], found[best])]
+    others = [f"{way} {agree[way]:.0%}" for way in by_way if way != best and not torch.equal(by_way[way], by_way[best])]
     if others:
         note(
             f"labels are read by {best}: {agree[best]:.0%} agree with the classifier ({', '.join(others)}); see "
             "--labels"
         )
-    return found[best]
+    return by_way[best]
 
 
 def above_chance(right: int, count: int, classes: int) -> bool:
@@ -159,9 +159,9 @@ def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bo
             their labels differ or are unknown.
     """
     count, kinds = len(predicted), len(np.unique(predicted.cpu().numpy()))
-    known = truth is not None
+    labelled = truth is not None
     right = int((predicted.cpu() == truth.cpu()).sum()) if truth is not None else 0
-    line = f"the classifier gets {right} of {count} images right ({right / max(count, 1):.1%})" if known else (
+    line = f"the classifier gets {right} of {count} images right ({right / max(count, 1):.1%})" if labelled else (
         f"the classifier gives {count} images {kinds} of its {classes} classes; no true labels are known"
     )  # fmt: skip
     if accept or count < ENOUGH:
@@ -174,6 +174,6 @@ def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bo
     alike = truth is not None and len(np.unique(truth.cpu().numpy())) == 1
     if kinds == 1 and not (alike and right == count):
         raise DataError(f"the classifier gives all {count} images the class {int(predicted[0])}: {way}")
-    if known and not above_chance(right, count, classes):
+    if labelled and not above_chance(right, count, classes):
         raise DataError(f"{line}, which is no more than chance ({1 / classes:.1%}): {way}")
     return line

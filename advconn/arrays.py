@@ -93,15 +93,15 @@ class Archive:
 
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
-        found = self.layout or layout(self.shape, None, str(self.path))
-        return self.shape[found.axes.index("h")], self.shape[found.axes.index("w")]
+        array_layout = self.layout or layout(self.shape, None, str(self.path))
+        return self.shape[array_layout.axes.index("h")], self.shape[array_layout.axes.index("w")]
 
     def read(self, row: int, channels: int) -> np.ndarray:
         """One image (c, h, w): uint8, or float32 in [0, 1]."""
-        found = layout(self.shape, channels, str(self.path))
+        array_layout = layout(self.shape, channels, str(self.path))
         with _refusing(self.path):
-            array = self.source.row(row) if "n" in found.axes else self.source.whole()
-        image = found.images(array[None] if "n" in found.axes else array)[0]
+            array = self.source.row(row) if "n" in array_layout.axes else self.source.whole()
+        image = array_layout.images(array[None] if "n" in array_layout.axes else array)[0]
         if image.dtype == np.uint8:
             return np.ascontiguousarray(image)
         image = np.ascontiguousarray(image, dtype=np.float32)
@@ -180,16 +180,16 @@ class _Streamed:
         self.path, self.member, self.shape, self.dtype, self.start = path, member, shape, dtype, start
         self.bytes = dtype.itemsize * math.prod(shape[1:])
         self._stream: Any = None
-        self._at = 0
+        self._next_row = 0
 
     def row(self, i: int) -> np.ndarray:
         """Row i; reading goes on where it stopped, or starts anew for an earlier row."""
-        if self._stream is None or i < self._at:
+        if self._stream is None or i < self._next_row:
             self._stream = zipfile.ZipFile(self.path).open(self.member)  # noqa: SIM115 - read on at the next row
             self._skip(self.start)
-            self._at = 0
-        self._skip((i - self._at) * self.bytes)
-        self._at = i + 1
+            self._next_row = 0
+        self._skip((i - self._next_row) * self.bytes)
+        self._next_row = i + 1
         data = self._stream.read(self.bytes)
         return _numpy(np.frombuffer(data, self.dtype).reshape(self.shape[1:]))
 
@@ -206,7 +206,7 @@ class _Streamed:
 
 def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str]]:
     with zipfile.ZipFile(path) as archive:
-        found = {}
+        headers = {}
         for info in archive.infolist():
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("packed in another way than numpy.savez and savez_compressed do it")
@@ -215,20 +215,20 @@ def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, l
                     header = header_of(stream)
                 if header[1] * math.prod(header[0]) + header[3] != info.file_size:
                     raise DataError(f"{path}: {info.filename} is not as large as its shape {header[0]} says")
-                found[info.filename.removesuffix(".npy")] = header
-        names = _chosen({k: v[0] for k, v in found.items()}, path)
+                headers[info.filename.removesuffix(".npy")] = header
+        names = _chosen({k: v[0] for k, v in headers.items()}, path)
         name = wanted or names[0]
-        shape, _, dtype, start, fortran = found[name]
+        shape, _, dtype, start, fortran = headers[name]
         if fortran and len(shape) > 1:
             _bounded(math.prod(shape) * dtype.itemsize, LARGEST)
             source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
         else:
             source = _Streamed(path, f"{name}.npy", shape, dtype, start)
-        labels = next((n for n in LABELS if n in found), None)
+        labels = next((n for n in LABELS if n in headers), None)
         if labels is None:
             return source, None, names
-        if math.prod(found[labels][0]) * found[labels][1] > LARGEST_LABELS:
-            raise DataError(f"{path}: {labels} has shape {found[labels][0]}; expected one number an image")
+        if math.prod(headers[labels][0]) * headers[labels][1] > LARGEST_LABELS:
+            raise DataError(f"{path}: {labels} has shape {headers[labels][0]}; expected one number an image")
         return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False), names
 
 
@@ -278,8 +278,8 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
         pair = len(held) == 2 and held[1].ndim <= 2 < held[0].ndim
         held = dict(zip(("images", "labels"), held, strict=True)) if pair else torch.stack(tuple(held))
-    found = held if isinstance(held, Mapping) else {"images": held}
-    arrays: dict[str, Any] = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    entries = held if isinstance(held, Mapping) else {"images": held}
+    arrays: dict[str, Any] = {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
     names = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
     name = wanted or names[0]
     if arrays[name].layout != torch.strided:
@@ -295,5 +295,5 @@ def _chosen(shapes: Mapping[str, tuple[int, ...]], path: Path) -> list[str]:
     names = [name for name in NAMES if name in shapes]
     if names:
         return [name for name in names if len(shapes[name]) > 1] or names
-    found = ", ".join(f"{k} {v}" for k, v in list(shapes.items())[:8]) or "nothing"
-    raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {found}")
+    listing = ", ".join(f"{k} {v}" for k, v in list(shapes.items())[:8]) or "nothing"
+    raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")

@@ -39,8 +39,8 @@ def _pictured(change: Callable[[Any], Any]) -> Condition:
         out = []
         for image in images.cpu():
             array = image.permute(1, 2, 0).numpy()
-            found = change(Image.fromarray(array if mode == "RGB" else array[:, :, 0])).convert(mode)
-            out.append(torch.from_numpy(np.array(found)).view(*image.shape[1:], len(image)).permute(2, 0, 1))
+            picture = change(Image.fromarray(array if mode == "RGB" else array[:, :, 0])).convert(mode)
+            out.append(torch.from_numpy(np.array(picture)).view(*image.shape[1:], len(image)).permute(2, 0, 1))
         return torch.stack(out) if out else images
 
     return condition

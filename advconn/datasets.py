@@ -68,10 +68,10 @@ def digits() -> tuple[Tensor, Tensor]:
     """The 1,797 images (n, 1, 8, 8) uint8 of hand-written digits inside scikit-learn, shuffled, and their labels."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    images = (found.images[order] * 255 / 16).round().astype(np.uint8)
-    return torch.from_numpy(images)[:, None], torch.from_numpy(found.target[order])
+    dataset = load_digits()
+    order = np.random.default_rng(0).permutation(len(dataset.target))
+    images = (dataset.images[order] * 255 / 16).round().astype(np.uint8)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(dataset.target[order])
 
 
 def unseen_digits() -> Data:
@@ -96,11 +96,11 @@ def cifar10(root: Path | None = None) -> Data:
         raise DataError("there is no home to keep CIFAR-10 in: set ADVCONN_DATA to a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = CIFAR10(str(folder), train=False, download=True)
+        dataset = CIFAR10(str(folder), train=False, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"CIFAR-10 is not in {folder} and could not be downloaded: {error}") from error
     return Data(
         "CIFAR-10 (test images)",
-        torch.from_numpy(found.data).permute(0, 3, 1, 2),
-        torch.tensor(found.targets, dtype=torch.int64, device="cpu"),
+        torch.from_numpy(dataset.data).permute(0, 3, 1, 2),
+        torch.tensor(dataset.targets, dtype=torch.int64, device="cpu"),
     )

@@ -160,13 +160,13 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
     def refuse(error: OSError) -> None:
         failed(DataError(f"{error.filename}: cannot be read: {error.strerror}"))
 
-    seen = set()
+    folders_met = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in folders_met:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        folders_met.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in sorted(files):
             path = Path(folder, name)

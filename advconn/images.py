@@ -111,23 +111,23 @@ class Collection:
         """
         if self._archives:
             return next(iter(self._archives.values())).size()
-        found: dict[tuple[int, int], str] = {}
+        sizes: dict[tuple[int, int], str] = {}
         error: DataError | None = None
         for item in self.items[:100]:
             try:
                 for image in opened(item.path, "first"):
-                    found.setdefault(image.size[::-1], item.name)
+                    sizes.setdefault(image.size[::-1], item.name)
             except DataError as caught:
                 error = error or caught
-        if not found:
+        if not sizes:
             raise error or DataError(f"{self.path}: no images")
-        if len(found) > 1:
-            (h, w), (h2, w2) = list(found)[:2]
+        if len(sizes) > 1:
+            (h, w), (h2, w2) = list(sizes)[:2]
             raise DataError(
                 f"{self.path}: images of several sizes ({w} x {h} and {w2} x {h2}), and the classifier states no input "
                 "size: give it with --size HxW"
             )
-        return next(iter(found))
+        return next(iter(sizes))
 
     def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
         """These images, at the classifier's size.
@@ -135,11 +135,11 @@ class Collection:
         Raises:
             DataError: one cannot be read, or they are of several sizes.
         """
-        found = self._tried(items, preprocessing, channels)
-        error = next((rows for rows in found if isinstance(rows, DataError)), None)
+        results = self._tried(items, preprocessing, channels)
+        error = next((rows for rows in results if isinstance(rows, DataError)), None)
         if error is not None:
             raise error
-        rows = [row for some in found if not isinstance(some, DataError) for row in some]
+        rows = [row for some in results if not isinstance(some, DataError) for row in some]
         if len({row[1].shape for row in rows}) > 1:
             raise DataError(
                 f"{self.path}: images of several sizes, and the classifier's input size is not known: give --size HxW"
@@ -194,8 +194,8 @@ class Collection:
 
         An image that cannot be read raises, or, where `bad` is given, is told to it and left out.
         """
-        for found in ahead(self._parts(preprocessing, channels, batch_size)):
-            for part in found:
+        for parts in ahead(self._parts(preprocessing, channels, batch_size)):
+            for part in parts:
                 if isinstance(part, Batch):
                     yield part
                 elif bad is None:
@@ -214,9 +214,9 @@ class Collection:
 
     def some(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[Batch | Unread]:
         """These images as one batch, or as one of each size, and what cannot be read."""
-        found = list(zip(items, self._tried(items, preprocessing, channels), strict=True))
-        rows = (row for _, some in found if not isinstance(some, DataError) for row in some)
-        parts: list[Batch | Unread] = [Unread(item, some) for item, some in found if isinstance(some, DataError)]
+        pairs = list(zip(items, self._tried(items, preprocessing, channels), strict=True))
+        rows = (row for _, some in pairs if not isinstance(some, DataError) for row in some)
+        parts: list[Batch | Unread] = [Unread(item, some) for item, some in pairs if isinstance(some, DataError)]
         return parts + [_batch(list(alike)) for _, alike in itertools.groupby(rows, lambda row: row[1].shape)]
 
     def without_items(self) -> Collection:
@@ -229,13 +229,13 @@ class Collection:
 def joined(collections: Sequence[Collection]) -> list[Collection]:
     """The same images in the same order, with neighbours that are files or folders as one, so that batches are full."""
     out: list[Collection] = []
-    for one in collections:
-        if out and not out[-1]._archives and not one._archives:
+    for collection in collections:
+        if out and not out[-1]._archives and not collection._archives:
             last = out[-1] = copy.copy(out[-1])
-            last.items += one.items
-            last.skipped, last.failed = last.skipped + one.skipped, last.failed + one.failed
+            last.items += collection.items
+            last.skipped, last.failed = last.skipped + collection.skipped, last.failed + collection.failed
         else:
-            out.append(one)
+            out.append(collection)
     return out
 
 
@@ -269,15 +269,15 @@ def _label(archive: Archive, row: int) -> str | None:
 def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:
     """True labels (n,) where every item's is a class index or a known class name, else None."""
     names = {name: i for i, name in enumerate(class_names or ())}
-    found = []
+    indices = []
     for item in items:
         if item.label is None:
             return None
         index = names.get(item.label, int(item.label) if item.label.isdecimal() else -1)
         if not 0 <= index < num_classes:
             return None
-        found.append(index)
-    return torch.tensor(found, dtype=torch.int64, device="cpu")
+        indices.append(index)
+    return torch.tensor(indices, dtype=torch.int64, device="cpu")
 
 
 def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:

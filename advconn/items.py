@@ -36,12 +36,12 @@ class Items(Sequence[Item]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(len(self))))
-        i = at + len(self) if at < 0 else at
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        i = index + len(self) if index < 0 else index
         if not 0 <= i < len(self):
-            raise IndexError(at)
+            raise IndexError(index)
         part = bisect.bisect_right(self._ends, i)
         count, describe = self.parts[part]
         return describe(i - self._ends[part] + count)

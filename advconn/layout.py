@@ -38,9 +38,9 @@ def layout(shape: tuple[int, ...], channels: int | None, name: str) -> Layout:
     counts = (1, 3) if channels is None else (channels,)
     fits = []
     if len(shape) == 4:
-        fits = [axes for axes, at in (("nhwc", 3), ("nchw", 1)) if shape[at] in counts]
+        fits = [axes for axes, axis in (("nhwc", 3), ("nchw", 1)) if shape[axis] in counts]
     elif len(shape) == 3:
-        fits = [axes for axes, at in (("hwc", 2), ("chw", 0)) if shape[at] in counts and 1 not in shape]
+        fits = [axes for axes, axis in (("hwc", 2), ("chw", 0)) if shape[axis] in counts and 1 not in shape]
         fits = fits or (["nhw"] if 1 in counts else [])
     elif len(shape) == 2 and 1 in counts:
         fits = ["hw"]

@@ -199,8 +199,8 @@ def picture(path: Path, channels: int = 3, reading: str = "upright") -> Image.Im
         DataError: see `opened` and `readings`.
     """
     (image,) = opened(path)
-    (found,) = readings(image, str(path), channels, reading).values()
-    return found
+    (still,) = readings(image, str(path), channels, reading).values()
+    return still
 
 
 def _sixteen(image: Image.Image) -> bool:

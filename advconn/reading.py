@@ -33,7 +33,7 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         DataError: anything else, or what cannot be read.
     """
     if isinstance(given, (list, tuple)):
-        parts = [read_all(one, preprocessing, channels, reading) for one in given]
+        parts = [read_all(item, preprocessing, channels, reading) for item in given]
         if not parts:
             return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
         kinds = {p.dtype for p in parts}
@@ -49,6 +49,6 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
-    found = layout(array.shape, channels, "the array").images(array)
-    plain = [np.ascontiguousarray(one, dtype=np.uint8 if one.dtype == np.uint8 else np.float32) for one in found]
-    return torch.from_numpy(np.stack([sized(one, preprocessing, "the array") for one in plain]))
+    images = layout(array.shape, channels, "the array").images(array)
+    plain = [np.ascontiguousarray(image, dtype=np.uint8 if image.dtype == np.uint8 else np.float32) for image in images]
+    return torch.from_numpy(np.stack([sized(image, preprocessing, "the array") for image in plain]))
