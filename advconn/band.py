@@ -133,8 +133,8 @@ def relax(
         knots[live, 1:-1] -= descent.move(live, slopes, fade * spacing[live], step)
         if method == "string":
             knots[live] = Path(knots[live]).spaced(pivots + 2).knots
-    found = Path(best)
-    return Band(found, barrier, place, found.length() / chord, stopped, gradients)
+    best_path = Path(best)
+    return Band(best_path, barrier, place, best_path.length() / chord, stopped, gradients)
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ def connect(
         knots = path.spaced(curve.knots.shape[1]).knots
         knots[hard] = curve.knots
         path, energies = Path(knots), line.energies.index_copy(0, hard, losses(curve, rest, samples).energies)
-    found = Profile(line.t, energies)
+    path_losses = Profile(line.t, energies)
     return Connection(
-        space, method, labels, line, found, path, heights, barriers if method == "bypass" else None, gradients
+        space, method, labels, line, path_losses, path, heights, barriers if method == "bypass" else None, gradients
     )
 
 
@@ -138,5 +138,5 @@ def losses(path: Path, landscape: Callable[[Tensor], Tensor], samples: int) -> P
         landscape: margins (n, k) of points (n, k, *shape).
         samples: evenly spaced positions on every path, both ends included.
     """
-    seen = profile(path, landscape, samples)
-    return Profile(seen.t, F.softplus(seen.energies))
+    margins = profile(path, landscape, samples)
+    return Profile(margins.t, F.softplus(margins.energies))

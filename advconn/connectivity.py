@@ -145,8 +145,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         images = as_tensor(X).detach()
         rows = torch.arange(len(images), dtype=torch.int64, device="cpu" if start is None else start.query.device)
         size = self.together(images)
-        for chunk, at in zip(images.split(size), rows.split(size), strict=True):
-            yield self.trace(chunk, None if start is None else start.rows(at))
+        for chunk, indices in zip(images.split(size), rows.split(size), strict=True):
+            yield self.trace(chunk, None if start is None else start.rows(indices))
 
     def together(self, images: Tensor) -> int:
         """How many of the images (n, c, h, w) are walked from at once."""
@@ -165,37 +165,37 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             return self._trace(images, start)
 
     def _trace(self, images: Tensor, start: Trace | None) -> Trace:
-        walked = self.walked
-        wanted = tuple(self.copies) if "self" in walked else ()
+        families = self.walked
+        wanted = tuple(self.copies) if "self" in families else ()
         halves = tuple(name for name in self.halves if name in wanted)
-        known = self._stops(images, {} if start is None else start.stops(), wanted, halves)
-        parts: dict[str, Any] = {"families": walked, "query": known["query"]}
+        logits = self._stops(images, {} if start is None else start.stops(), wanted, halves)
+        parts: dict[str, Any] = {"families": families, "query": logits["query"]}
         if wanted:
-            parts |= {"names": wanted, "copies": torch.stack([known[name] for name in wanted], 1)}
+            parts |= {"names": wanted, "copies": torch.stack([logits[name] for name in wanted], 1)}
         if halves:
-            parts |= {"halves": halves, "midway": torch.stack([known[f"half {name}"] for name in halves], 1)}
-        if "grain" in walked:
+            parts |= {"halves": halves, "midway": torch.stack([logits[f"half {name}"] for name in halves], 1)}
+        if "grain" in families:
             parts["grain"] = grain(images) if start is None or start.grain is None else start.grain
-        if "companion" in walked:
+        if "companion" in families:
             said = None if start is None else start.companion
             parts["companion"] = self.beside(images) if said is None else said
-        if set(walked) - BARE:
-            parts |= self._walks(images, known["query"], walked)
+        if set(families) - BARE:
+            parts |= self._walks(images, logits["query"], families)
         return Trace(**parts)
 
     def _stops(
-        self, images: Tensor, known: dict[str, Tensor], wanted: Sequence[str], halves: Sequence[str]
+        self, images: Tensor, earlier: dict[str, Tensor], wanted: Sequence[str], halves: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Logits (n, k) at queries, copies and half-way, by name, asked for in batches; those in `known` stand."""
-        new = {name for name in wanted if name not in known}
-        half = {name for name in halves if f"half {name}" not in known}
-        found, names = dict(known), [] if "query" in known else ["query"]
-        stops = [] if "query" in known else [images]
+        """Logits (n, k) at queries, copies and half-way, by name, asked for in batches; those in `earlier` stand."""
+        new = {name for name in wanted if name not in earlier}
+        half = {name for name in halves if f"half {name}" not in earlier}
+        by_name, names = dict(earlier), [] if "query" in earlier else ["query"]
+        stops = [] if "query" in earlier else [images]
         for name in [*wanted, None]:
             if name is None or (stops and len(stops) * len(images) >= self.classifier.batch_size):
                 if stops:
                     logits = self.classifier.logits(torch.cat(stops))
-                    found |= dict(zip(names, logits.view(len(stops), len(images), -1), strict=True))
+                    by_name |= dict(zip(names, logits.view(len(stops), len(images), -1), strict=True))
                 names, stops = [], []
             if name in new or name in half:
                 copy = _copy(str(name))(images)
@@ -203,7 +203,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                     names, stops = [*names, str(name)], [*stops, copy]
                 if name in half:
                     names, stops = [*names, f"half {name}"], [*stops, torch.lerp(images, copy, 0.5)]
-        return found
+        return by_name
 
     def beside(self, images: Tensor) -> Tensor:
         """The companion's logits (n, 2, k) at images (n, c, h, w) and at their mirror images.
@@ -216,22 +216,22 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError("the family companion needs a companion: give a second network of the same classes")
         for what in ("num_classes", "channels"):
             if getattr(network, what) != getattr(own, what):
-                found, wanted = getattr(network, what), getattr(own, what)
-                raise DataError(f"the companion's {what} is {found}, the classifier's {wanted}: they must be the same")
+                value, wanted = getattr(network, what), getattr(own, what)
+                raise DataError(f"the companion's {what} is {value}, the classifier's {wanted}: they must be the same")
         size = network.preprocessing.size
         if size is not None and tuple(images.shape[2:]) != tuple(size):
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         points = torch.cat([images, images.flip(3)]).to(network.device)
         return network.logits(points).to(own.device).view(2, len(images), -1).transpose(0, 1)
 
-    def _walks(self, images: Tensor, query: Tensor, walked: tuple[str, ...]) -> dict[str, Any]:
+    def _walks(self, images: Tensor, query: Tensor, families: tuple[str, ...]) -> dict[str, Any]:
         """Own and rival paths in one batch; the logits at the queries and at the references are not asked for again."""
         references = self._references()
         anchors, ends = references.images.to(images), references.logits.to(query)
         order = query.topk(min(self.rivals + 1, query.shape[1]), dim=1).indices
         same = self.anchors(images, order[:, :1], self.per_class)
-        own = same if {"own", "complexity"} & set(walked) else same[:, :0]
-        rival = self.anchors(images, order[:, 1:], 1) if "rival" in walked else same[:, :0]
+        own = same if {"own", "complexity"} & set(families) else same[:, :0]
+        rival = self.anchors(images, order[:, 1:], 1) if "rival" in families else same[:, :0]
         chosen = torch.cat([own, rival], 1)
         n, m = chosen.shape
         starts = images[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1)
@@ -242,13 +242,13 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
         logits = torch.cat([first, inner.view(n, m, self.samples - 2, query.shape[1]), last], 2)
         parts: dict[str, Any] = {"t": t}
-        if "latent" in walked:
+        if "latent" in families:
             parts["latent"] = self._latent(images, anchors[same.flatten()], same.shape[1], t)
-        if "own" in walked:
+        if "own" in families:
             parts["own"] = logits[:, : own.shape[1]]
-        if "rival" in walked:
+        if "rival" in families:
             parts |= {"rival": logits[:, own.shape[1] :], "rivals": order[:, 1:]}
-        if "complexity" in walked:
+        if "complexity" in families:
             rows = torch.arange(n * m, dtype=torch.int64, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
             label = order[:, 0].repeat_interleave(own.shape[1])
             scan = Profile(t, margin(logits[:, : own.shape[1]].flatten(0, 1), label[:, None]))

@@ -143,7 +143,7 @@ def train(
     pixels = space.classifier.check(images)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     order = torch.randperm(len(pixels), generator=generator, dtype=torch.int64, device="cpu")
-    kept, seen = order.tensor_split([max(1, round(held_out * len(order)))])
+    kept, training = order.tensor_split([max(1, round(held_out * len(order)))])
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(space.shape, _image(space)).to(pixels.device)
@@ -151,9 +151,9 @@ def train(
         steps = [
             rows
             for _ in range(epochs)
-            for rows in seen[torch.randperm(len(seen), generator=generator, dtype=torch.int64, device="cpu")].split(
-                batch
-            )
+            for rows in training[
+                torch.randperm(len(training), generator=generator, dtype=torch.int64, device="cpu")
+            ].split(batch)
         ]
         for step, rows in enumerate(steps):
             target = pixels[rows]
@@ -162,8 +162,8 @@ def train(
             loss.backward()
             optimizer.step()
             progress("decoder", step + 1, len(steps))
-    found = Decoder(space, net.requires_grad_(False).eval())
-    return Decoder(space, net, float(F.mse_loss(found.images(space.points(pixels[kept])), pixels[kept])))
+    decoder = Decoder(space, net.requires_grad_(False).eval())
+    return Decoder(space, net, float(F.mse_loss(decoder.images(space.points(pixels[kept])), pixels[kept])))
 
 
 def _image(space: Space) -> tuple[int, int, int]:

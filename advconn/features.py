@@ -80,7 +80,7 @@ class Trace:
         if self.copies is not None:
             stops |= dict(zip(self.names, self.copies.unbind(1), strict=True))
         if self.midway is not None:
-            stops |= {f"half {name}": at for name, at in zip(self.halves, self.midway.unbind(1), strict=True)}
+            stops |= {f"half {name}": logits for name, logits in zip(self.halves, self.midway.unbind(1), strict=True)}
         return stops
 
     def rows(self, index: Tensor) -> Trace:

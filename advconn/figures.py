@@ -46,16 +46,16 @@ def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, 
     from matplotlib.figure import Figure
 
     ends = found.path.start[row : row + 1], found.path.end[row : row + 1]
-    walked = {"straight": straight(*ends)}
+    paths = {"straight": straight(*ends)}
     bent = found.method != "line" and found.outcome[row] != "line"
     if bent:
-        walked[found.method] = Path(found.path.knots[row : row + 1])
-    rows = 2 * len(walked)
-    figure = Figure(figsize=(12, 3.6 + 2.5 * len(walked)), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, STOPS, height_ratios=(*(1.2, 0.8) * len(walked), 2.2))
+        paths[found.method] = Path(found.path.knots[row : row + 1])
+    rows = 2 * len(paths)
+    figure = Figure(figsize=(12, 3.6 + 2.5 * len(paths)), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, STOPS, height_ratios=(*(1.2, 0.8) * len(paths), 2.2))
     t = torch.linspace(0, 1, STOPS, dtype=torch.float32, device="cpu")
     label = int(found.labels[row])
-    for i, (name, path) in enumerate(walked.items()):
+    for i, (name, path) in enumerate(paths.items()):
         points = path.at(t.to(path.knots))[0]
         shares = found.space.logits(points).softmax(1).cpu()
         shown = images(found, points, decoder)
@@ -122,13 +122,13 @@ def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
         bent: whether the path found is drawn beside the straight one.
     """
     height, least = float(found.heights[row]), 1e-8
-    walked = (("straight", found.line, LINE), (found.method, found.found, FOUND))
-    for name, seen, colour in walked if bent else walked[:1]:
-        t, energy = seen.t.cpu().numpy(), seen.energies[row].clamp_min(least).cpu().numpy()
-        ax.plot(t, energy, color=colour, label=f"{name}: largest {float(seen.barrier[row]):.2g}")
+    profiles = (("straight", found.line, LINE), (found.method, found.found, FOUND))
+    for name, profile, colour in profiles if bent else profiles[:1]:
+        t, energy = profile.t.cpu().numpy(), profile.energies[row].clamp_min(least).cpu().numpy()
+        ax.plot(t, energy, color=colour, label=f"{name}: largest {float(profile.barrier[row]):.2g}")
         for i in peaks(energy, height):
             ax.plot(t[i], energy[i], "v", color=colour, ms=6)
-        ax.plot(float(seen.place[row]), energy.max(), "o", mfc="none", color=colour, ms=9, clip_on=False)
+        ax.plot(float(profile.place[row]), energy.max(), "o", mfc="none", color=colour, ms=9, clip_on=False)
     ax.axhline(height, color="black", lw=0.8, ls="--", label=f"level {height:.2g}")
     ax.plot([], [], "v", color="0.4", label="barrier above the level")
     ax.plot([], [], "o", mfc="none", color="0.4", label="largest on the path")

@@ -221,8 +221,8 @@ def _canvas(
             .requires_grad_()
         )
         return grain, torch.Tensor.clone if free else torch.sigmoid
-    at: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-    frequency = (torch.fft.fftfreq(h, **at)[:, None] ** 2 + torch.fft.rfftfreq(w, **at)[None] ** 2).sqrt()
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    frequency = (torch.fft.fftfreq(h, **options)[:, None] ** 2 + torch.fft.rfftfreq(w, **options)[None] ** 2).sqrt()
     scale = (1 / frequency.clamp_min(1 / max(h, w))).to(device).unsqueeze(-1) / 4
     spectrum = 0.01 * torch.randn(n, c, h, w // 2 + 1, 2, generator=generator, dtype=torch.float32, device="cpu")
 

@@ -47,10 +47,10 @@ class Space:
         front = self._parts[0]
 
         def forward(chunk: Tensor) -> Tensor:
-            found = front(self.classifier.prepare(chunk).to(self.classifier.adapter.dtype))
-            if not isinstance(found, Tensor):
-                raise PathError(f"{self.layer!r} gives a {type(found).__name__}: expected a tensor to walk between")
-            return found.float()
+            output = front(self.classifier.prepare(chunk).to(self.classifier.adapter.dtype))
+            if not isinstance(output, Tensor):
+                raise PathError(f"{self.layer!r} gives a {type(output).__name__}: expected a tensor to walk between")
+            return output.float()
 
         return spend(forward, images, self.classifier.batch_size)
 
@@ -105,9 +105,9 @@ def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         PathError: it cannot be cut there.
     """
     layer, _, given = layer.partition(":")
-    known = [name for name, _ in network.named_modules() if name]
-    if layer not in known:
-        some = ", ".join(n for n in known if "." not in n) or "none"
+    names = [name for name, _ in network.named_modules() if name]
+    if layer not in names:
+        some = ", ".join(n for n in names if "." not in n) or "none"
         raise PathError(f"no layer {layer!r} in the network: expected 'pixel' or a layer's name, such as {some}")
     try:
         nodes = list(_Whole(layer).trace(network).nodes)
@@ -117,32 +117,33 @@ def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     calls = [node for node in nodes if node.op == "call_module" and node.target == layer]
     if len(calls) != 1:
         raise PathError(f"the network cannot be cut at {layer!r}: it is called {len(calls)} times, expected once")
-    at = calls[0]
+    cut_node = calls[0]
     if given:
-        at = at.all_input_nodes[0]
-        if given != "input" or at.op == "placeholder" or len(calls[0].all_input_nodes) != 1:
+        cut_node = cut_node.all_input_nodes[0]
+        if given != "input" or cut_node.op == "placeholder" or len(calls[0].all_input_nodes) != 1:
             raise PathError(f"the network cannot be cut at {layer}:{given}: it has no one input within the network")
-    return _front(network, nodes, at), _rest(network, nodes, at)
+    return _front(network, nodes, cut_node), _rest(network, nodes, cut_node)
 
 
-def _front(network: nn.Module, nodes: list[Node], at: Node) -> nn.Module:
+def _front(network: nn.Module, nodes: list[Node], cut_node: Node) -> nn.Module:
     graph, made = Graph(), dict[Node, Node]()
-    needed = _behind(at, None)
+    needed = _behind(cut_node, None)
     for node in (n for n in nodes if n in needed):
         made[node] = graph.node_copy(node, lambda n: made[n])
-    graph.output(made[at])
+    graph.output(made[cut_node])
     return GraphModule(network, graph)
 
 
-def _rest(network: nn.Module, nodes: list[Node], at: Node) -> nn.Module:
-    before = set(nodes[: nodes.index(at)])
-    needed = _behind(nodes[-1], at)
+def _rest(network: nn.Module, nodes: list[Node], cut_node: Node) -> nn.Module:
+    before = set(nodes[: nodes.index(cut_node)])
+    needed = _behind(nodes[-1], cut_node)
     graph = Graph()
-    made = {at: graph.placeholder("latent")}
+    made = {cut_node: graph.placeholder("latent")}
     for node in (n for n in nodes if n in needed):
         if node.op == "placeholder" or (node in before and node.op != "get_attr"):
             raise PathError(
-                f"the network cannot be cut at {at.target!r}: what follows it reads {node.name!r} from before it too"
+                f"the network cannot be cut at {cut_node.target!r}: what follows it reads {node.name!r} from before "
+                "it too"
             )
         made[node] = graph.node_copy(node, lambda n: made[n])
     return GraphModule(network, graph)
