@@ -55,12 +55,12 @@ class Calibrating(Judging):
 
         CLEAN is always one of them.
         """
-        found: dict[str, np.ndarray] = {}
+        scores: dict[str, np.ndarray] = {}
         predicted: dict[str, np.ndarray] = {}
         for name in usable((CLEAN, *self.conditions), images.shape[1]):
             changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
-            found[name], predicted[name] = self._scored(changed, progress, f"calibrate {name}")
-        self.set_calibration(found, predicted)
+            scores[name], predicted[name] = self._scored(changed, progress, f"calibrate {name}")
+        self.set_calibration(scores, predicted)
 
     def set_calibration(
         self, scores: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray] | None = None
@@ -93,15 +93,15 @@ class Calibrating(Judging):
 
     def _calibration(self, most: int | None) -> Calibration:
         names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
-        found = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
-        whole = np.logical_and.reduce([np.isfinite(v) for v in found.values()])
-        classes = {k: self.predicted_[k][whole] for k in found} if self.by_class and self.predicted_ else None
+        scores = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
+        whole = np.logical_and.reduce([np.isfinite(v) for v in scores.values()])
+        classes = {k: self.predicted_[k][whole] for k in scores} if self.by_class and self.predicted_ else None
         if self.by_class and classes is None:
             raise FitError("this detector's calibration keeps no predicted classes: calibrate it again")
         n, sure = int(whole.sum()), self.confidence
         if sure is not None and n < needed(self.fpr, sure):
             sure = None  # on average only: the card and `fit` say so
-        return Calibration({k: v[whole] for k, v in found.items()}, self.fpr, sure, classes)
+        return Calibration({k: v[whole] for k, v in scores.items()}, self.fpr, sure, classes)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters as scikit-learn has it.
@@ -138,10 +138,10 @@ class Calibrating(Judging):
                 f"not calibrated under {', '.join(unknown)}, only under {', '.join(self.clean_)}: calibrate it anew "
                 "for others (advconn calibrate --conditions)"
             )
-        found = self.calibration()
+        calibration = self.calibration()
         if confidence or self.calibration_.confidence is not None:
-            enough(len(found.scores), self.fpr, self.confidence)
-        if self.by_class and not found.by_class:
-            least = needed(self.fpr, found.confidence)
+            enough(len(calibration.scores), self.fpr, self.confidence)
+        if self.by_class and not calibration.by_class:
+            least = needed(self.fpr, calibration.confidence)
             raise FitError(f"no class has {least} calibration images, which a threshold of its own needs")
-        return found
+        return calibration

@@ -79,8 +79,8 @@ class Calibration:
     @cached_property
     def threshold(self) -> float:
         """The largest score that is not flagged (where classes have thresholds of their own: that of the others)."""
-        at = _allowed(len(self.scores), self.fpr, self.confidence)
-        return max(float(values[-at]) for values in self._sorted)
+        rank = _allowed(len(self.scores), self.fpr, self.confidence)
+        return max(float(values[-rank]) for values in self._sorted)
 
     @cached_property
     def by_class(self) -> dict[int, Calibration]:

@@ -156,8 +156,8 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
-            found = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
-            self.take(self.pretrained, found.sound())
+            refine_rows = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
+            self.take(self.pretrained, refine_rows.sound())
             return self._calibrated(images, kept, runner.progress)
         if y is None:
             rows = attacked_rows(images[train], _maybe(labels, train), mixture, maker)

@@ -99,14 +99,14 @@ def exits(
     caught = attacked[:, -1] > np.quantile(clean[:, -1], 1 - fpr)
     factor = 1.0
     while True:
-        at = exits_at(clean, [min(1.0, factor * share) for share in shares])
-        _, stage = ordered(attacked, at)
+        limits = exits_at(clean, [min(1.0, factor * share) for share in shares])
+        _, stage = ordered(attacked, limits)
         missed = caught & (stage < clean.shape[1])
         names = np.asarray(kinds)
         each = {str(k): (int(missed[names == k].sum()), int((names == k).sum())) for k in dict.fromkeys(kinds)}
-        found = Missed(int(missed.sum()), len(attacked), each)
-        if found.at_most <= MISSED or all(np.isneginf(at)):
-            return at, found
+        counts = Missed(int(missed.sum()), len(attacked), each)
+        if counts.at_most <= MISSED or all(np.isneginf(limits)):
+            return limits, counts
         factor *= 1.25
 
 
@@ -115,7 +115,7 @@ def exits_at(clean: np.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
     live, out = np.ones(len(clean), bool), []
     for k, share in enumerate(shares):
         scores, count = np.sort(clean[live, k]), round(share * len(clean))
-        at = -np.inf if share >= 1 or count >= len(scores) else float(scores[len(scores) - count - 1])
-        out.append(at)
-        live = live & (clean[:, k] > at)
+        limit = -np.inf if share >= 1 or count >= len(scores) else float(scores[len(scores) - count - 1])
+        out.append(limit)
+        live = live & (clean[:, k] > limit)
     return tuple(out)

@@ -117,8 +117,8 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
 
 def _loudest(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
     """What raises the score most, but for the votes and the barrier."""
-    found = typical.effects(judgement, np.array([i]), {prefixes: prefixes for prefixes in _GROUPS})
-    effects = {prefixes: float(values[0]) for prefixes, values in found.items()}
+    by_group = typical.effects(judgement, np.array([i]), {prefixes: prefixes for prefixes in _GROUPS})
+    effects = {prefixes: float(values[0]) for prefixes, values in by_group.items()}
     for prefixes in sorted(effects, key=lambda p: -effects[p]):
         name, text = _GROUPS[prefixes]
         value = dict(zip(typical.cascade.names[-1], judgement.features[i], strict=True)).get(name, np.nan)
@@ -244,7 +244,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
     votes = dict(zip(names(classes[order].tolist()), counts[order].tolist(), strict=True))
     prediction, consensus = names([int(judgement.predicted[i]), int(judgement.consensus[i])])
     reference, line, detour = _drawn(typical, judgement.traces[i], image)
-    known = not np.isnan(judgement.barrier[i])
+    has_barrier = not np.isnan(judgement.barrier[i])
     usual = typical.value("own.barrier.mean")
     return Explanation(
         prediction,
@@ -254,8 +254,8 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
         int(judgement.stage[i]),
         reason(typical, judgement, i),
         votes,
-        float(judgement.barrier[i]) if known else None,
-        usual if known and np.isfinite(usual) else None,
+        float(judgement.barrier[i]) if has_barrier else None,
+        usual if has_barrier and np.isfinite(usual) else None,
         tuple(int(n) for n in judgement.secondary_barriers[i] if np.isfinite(n)),
         int(judgement.bends[i]) if np.isfinite(judgement.bends[i]) else None,
         np.linspace(0, 1, SCAN),
@@ -282,13 +282,13 @@ def _drawn(
 ) -> tuple[Tensor | None, np.ndarray | None, np.ndarray | None]:
     """The reference (c, h, w), and the cross-entropy (s,) on the straight line to it and on the way round."""
     trace, row = where
-    walk = typical.cascade.walks[-1]
-    if trace.own is None or walk.references is None:
+    connectivity = typical.cascade.walks[-1]
+    if trace.own is None or connectivity.references is None:
         return None, None, None
     query = typical.classifier.check(image[None])
     label = trace.query[row : row + 1].argmax(1)
-    nearest = int(walk.anchors(query, label[:, None], 1)[0, 0])
-    reference = walk.references.images[nearest : nearest + 1].to(query)
+    nearest = int(connectivity.anchors(query, label[:, None], 1)[0, 0])
+    reference = connectivity.references.images[nearest : nearest + 1].to(query)
     landscape = typical.classifier.landscape(label)
     line = F.softplus(profile(straight(query, reference), landscape, SCAN).energies)[0].cpu().numpy()
     detour = None

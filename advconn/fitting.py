@@ -131,13 +131,13 @@ def fit(
     if detector.pretrained is not None:
         _served(detector, note)
     kept = None
-    used, known = clean.images[rest], None if clean.truth is None else clean.truth[rest]
+    used, truth = clean.images[rest], None if clean.truth is None else clean.truth[rest]
     if apart is not None:
-        used, known, kept = _with_apart(classifier, used, known, as_tensor(apart), note)
+        used, truth, kept = _with_apart(classifier, used, truth, as_tensor(apart), note)
     else:
         _enough(len(clean.images), len(chosen), detector)
     _promise(detector, confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
-    detector.fit(used, labels=known, kept=kept, surrogate=other, runner=runner)
+    detector.fit(used, labels=truth, kept=kept, surrogate=other, runner=runner)
     _tell(detector, note)
     detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(clean.images), detector.fitted_.seen))
     return detector
@@ -247,16 +247,16 @@ def _enough(count: int, chosen: int, detector: Detector) -> None:
 
 def _other(given: Classifier | nn.Module | None, classifier: Classifier, name: str) -> Classifier | None:
     if given is None or isinstance(given, Classifier):
-        found = given
+        network = given
     else:
-        found = Classifier(given, size=classifier.preprocessing.size, channels=classifier.channels)
-    if found is not None and found.num_classes != classifier.num_classes:
-        raise ModelError(f"the {name} has {found.num_classes} classes, the classifier {classifier.num_classes}")
-    return found
+        network = Classifier(given, size=classifier.preprocessing.size, channels=classifier.channels)
+    if network is not None and network.num_classes != classifier.num_classes:
+        raise ModelError(f"the {name} has {network.num_classes} classes, the classifier {classifier.num_classes}")
+    return network
 
 
 def _with_apart(
-    classifier: Classifier, used: Tensor, known: Tensor | None, apart: Tensor, note: Callable[[str], None]
+    classifier: Classifier, used: Tensor, truth: Tensor | None, apart: Tensor, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None, np.ndarray]:
     """Images to train on and, after them, those to calibrate on, which are none of the former."""
     shared = np.isin(marks(apart), marks(used))
@@ -267,6 +267,6 @@ def _with_apart(
     if used.dtype != apart.dtype:
         used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
     kept = np.repeat([False, True], [len(used), len(apart)])
-    if known is not None:
-        known = torch.cat([known, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
-    return torch.cat([used, apart]), known, kept
+    if truth is not None:
+        truth = torch.cat([truth, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
+    return torch.cat([used, apart]), truth, kept

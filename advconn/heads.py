@@ -115,8 +115,8 @@ def unfitted(head: Any) -> Any:
 
     if type(head) is Pipeline:
         return make_pipeline(*(unfitted(step) for _, step in head.steps))
-    known = inspect.signature(type(head)).parameters
-    return type(head)(**{name: value for name, value in vars(head).items() if name in known})
+    parameters = inspect.signature(type(head)).parameters
+    return type(head)(**{name: value for name, value in vars(head).items() if name in parameters})
 
 
 def _foreign(schema: Any) -> Iterator[str]:

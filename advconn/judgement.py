@@ -125,17 +125,17 @@ def _deepest(block: Found) -> list[tuple[Trace, int]]:
 
 def _votes(traces: Sequence[tuple[Trace, int]], predicted: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The classes that each image's copies are given, and the one that most are."""
-    votes, consensus, known = [], predicted.copy(), {}
+    votes, consensus, by_trace = [], predicted.copy(), {}
     for i, (trace, row) in enumerate(traces):
         if trace.copies is None:
             votes.append(predicted[:0])
             continue
-        if id(trace) not in known:
+        if id(trace) not in by_trace:
             shares = trace.copies.softmax(2)
             said = shares.argmax(2)
             count = torch.zeros_like(trace.query).scatter_add_(1, said, torch.ones_like(shares[:, :, 0]))
-            known[id(trace)] = (said.cpu().numpy(), (count + shares.mean(1) / 2).argmax(1).cpu().numpy())
-        said_of, most = known[id(trace)]
+            by_trace[id(trace)] = (said.cpu().numpy(), (count + shares.mean(1) / 2).argmax(1).cpu().numpy())
+        said_of, most = by_trace[id(trace)]
         votes.append(said_of[row])
         consensus[i] = most[row]
     return tuple(votes), consensus

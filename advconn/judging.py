@@ -38,7 +38,9 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         if not hasattr(self, "calibration_"):
             raise FitError("the detector has not been fitted: call fit, or load a bundle")
 
-    def _walked(self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any) -> Iterator[Found]:
+    def _walked_blocks(
+        self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any
+    ) -> Iterator[Found]:
         """What the cascade finds for images (n, c, h, w), a block of them at a time."""
         done = 0
         for block in self.cascade_.blocks(images):
@@ -65,8 +67,8 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         if not len(images):
             raise DataError("no images to judge")
         with counting() as cost:
-            found = list(self._walked(images, full=full, most=max_stage, threshold=calibration.threshold))
-        return judgement_of(self.cascade_, calibration, found, cost, max_stage)
+            blocks = list(self._walked_blocks(images, full=full, most=max_stage, threshold=calibration.threshold))
+        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage)
 
     @property
     def _typical(self) -> Typical:
@@ -124,7 +126,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
 
     def _scored(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n, stages) and predicted classes (n,)."""
-        parts = [(f.scores, f.query.argmax(1).cpu().numpy()) for f in self._walked(images, progress, told)]
+        parts = [(f.scores, f.query.argmax(1).cpu().numpy()) for f in self._walked_blocks(images, progress, told)]
         scores, predicted = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(predicted)
 
@@ -149,11 +151,11 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         """Shares (n, 2) of clean and adversarial, of the head of the stage that each image leaves at."""
         self._fitted()
         out = []
-        for found in self._walked(as_tensor(X)):
-            _, stage = ordered(found.scores, self.cascade_.exits)
+        for block in self._walked_blocks(as_tensor(X)):
+            _, stage = ordered(block.scores, self.cascade_.exits)
             attacked = np.ones(len(stage))
             for k in range(len(self.cascade_.heads)):
-                columns = found.features[:, self.cascade_.places[k]]
+                columns = block.features[:, self.cascade_.places[k]]
                 rows = np.flatnonzero((stage == k + 1) & np.isfinite(columns).all(1))
                 if len(rows):
                     attacked[rows] = self.cascade_.heads[k].predict_proba(columns[rows])[:, 1:].sum(1)

@@ -115,10 +115,10 @@ def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
         else:
             cost.forwards += len(points)
     if wanted:
-        found = forward(points)
-        if not found.requires_grad:
+        answer = forward(points)
+        if not answer.requires_grad:
             raise ModelError("the model gives no gradient: its forward is detached, or runs under torch.no_grad()")
-        return found
+        return answer
     with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
         points = points.clone() if points.is_inference() else points
         chunks = points.split(batch_size)
@@ -145,9 +145,9 @@ def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
 def in_float32() -> Iterator[None]:
     """Convolutions of a GPU in float32, and not in TF32, for one thread at a time: torch has one flag for all."""
     with ONE_PRECISION:
-        known = torch.backends.cudnn.allow_tf32
+        allowed = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = False
         try:
             yield
         finally:
-            torch.backends.cudnn.allow_tf32 = known
+            torch.backends.cudnn.allow_tf32 = allowed

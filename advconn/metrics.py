@@ -30,10 +30,10 @@ def interval(clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed:
         return float("nan"), float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a statistic that does not vary: the interval is then a point
-        found = bootstrap(
+        bounds = bootstrap(
             (clean, attacked), auroc, n_resamples=draws, vectorized=False, method="percentile", rng=seed
         ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def share(hits: np.ndarray) -> float:
@@ -47,5 +47,5 @@ def share_interval(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]
 
     if not len(hits):
         return float("nan"), float("nan")
-    found = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(level)
-    return float(found.low), float(found.high)
+    bounds = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(level)
+    return float(bounds.low), float(bounds.high)

@@ -114,8 +114,8 @@ def recalibrated(
             f"the scores tell {attack} from clean images with an AUROC of {order.auroc:.2f} alone: a full fit (--full) "
             "may tell it better"
         )
-    seen = np.union1d(detector.fitted_.seen, marks(images))
-    new.fitted_ = replace(new.fitted_, seen=seen)
+    image_marks = np.union1d(detector.fitted_.seen, marks(images))
+    new.fitted_ = replace(new.fitted_, seen=image_marks)
     new.figures_ = {}
     return new, order
 
@@ -124,13 +124,13 @@ def _attack_for(detector: Detector, images: torch.Tensor, truth: torch.Tensor | 
     """PGD (Square without gradients) of the mixture fitted on; after a quick fit at the strength that suits."""
     classifier = detector.connectivity.classifier
     usual, name = (MIXTURE[0], "pgd") if classifier.differentiable else (BLACK_BOX[0], "square")
-    known = [a for a in parse_all(list(detector.fitted_.attacks)) if a.name == name]
-    if not known:
+    attacks = [a for a in parse_all(list(detector.fitted_.attacks)) if a.name == name]
+    if not attacks:
         labels = classifier.predict(images[:256]) if truth is None else truth[:256]
-        found = mixture_for(classifier, images[:256], labels, None, lambda text: None, detector.seed)
-        suits = [a for a in parse_all(found) if a.name == name]  # of the first twice as strong as it need be
-        known = suits[1:] if usual not in found else []
-    return known[0] if known else Attack.parse(usual)
+        mixture = mixture_for(classifier, images[:256], labels, None, lambda text: None, detector.seed)
+        suits = [a for a in parse_all(mixture) if a.name == name]  # of the first twice as strong as it need be
+        attacks = suits[1:] if usual not in mixture else []
+    return attacks[0] if attacks else Attack.parse(usual)
 
 
 def _auroc(clean: np.ndarray, attacked: np.ndarray) -> float:

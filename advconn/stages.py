@@ -72,7 +72,11 @@ def walks_of(
     Raises:
         DataError: no stage, or a share out of range.
     """
-    return (connectivity,) if stages is None else tuple(walk for walk, _ in _planned(connectivity, stages, bypass))
+    return (
+        (connectivity,)
+        if stages is None
+        else tuple(stage_walk for stage_walk, _ in _planned(connectivity, stages, bypass))
+    )
 
 
 def shares_of(connectivity: Connectivity, stages: Sequence[Stage] | None) -> tuple[float, ...]:
@@ -112,10 +116,10 @@ def _planned(
     return out
 
 
-def _more(wanted: Sequence[str] | None, known: Sequence[str], had: list[str]) -> list[str]:
+def _more(wanted: Sequence[str] | None, available: Sequence[str], had: list[str]) -> list[str]:
     if wanted is None:
-        return [name for name in known if name not in had]
-    return [name for name in wanted if name in known and name not in had]
+        return [name for name in available if name not in had]
+    return [name for name in wanted if name in available and name not in had]
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Cascade:
         for k in range(count):
             rows = live.numpy()
             with counting() as cost:
-                trace, columns, scores[rows, k] = self._at(k, images[live.to(images.device)], start, threshold)
+                trace, columns, scores[rows, k] = self._at_stage(k, images[live.to(images.device)], start, threshold)
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
             features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
@@ -200,7 +204,7 @@ class Cascade:
                 break
         return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
 
-    def _at(
+    def _at_stage(
         self, k: int, images: Tensor, start: Trace | None, threshold: float | None
     ) -> tuple[Trace, np.ndarray, np.ndarray]:
         """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
@@ -220,20 +224,20 @@ class Cascade:
     def _near(self, k: int, scores: np.ndarray, threshold: float | None) -> np.ndarray:
         """Which log-odds (n,) of stage k, from 0, are next to where it is decided of an image."""
         cuts = [self.exits[k]] if k < len(self.exits) else []
-        cuts += [] if threshold is None else [at for at in [cut(self.exits, threshold, k)] if at is not None]
+        cuts += [] if threshold is None else [limit for limit in [cut(self.exits, threshold, k)] if limit is not None]
         with np.errstate(invalid="ignore"):  # both may be infinite
             return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
 
     def scored(self, k: int, columns: np.ndarray) -> np.ndarray:
         """Log-odds (n,) of stage k, from 0, on its columns (n, d): the larger of the head's and the companion's."""
-        found = scored(self.heads[k], columns)
-        return found if self.gate is None else np.maximum(found, against(self.names[k], columns) - self.gate)
+        odds = scored(self.heads[k], columns)
+        return odds if self.gate is None else np.maximum(odds, against(self.names[k], columns) - self.gate)
 
     @cached_property
     def places(self) -> tuple[np.ndarray, ...]:
         """Where each stage's columns stand among the last one's."""
-        at = {name: i for i, name in enumerate(self.names[-1])}
-        return tuple(np.array([at[name] for name in names]) for names in self.names)
+        positions = {name: i for i, name in enumerate(self.names[-1])}
+        return tuple(np.array([positions[name] for name in names]) for names in self.names)
 
     def blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images in the numbers that go through together: memory does not grow with all of them."""
