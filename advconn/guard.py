@@ -97,10 +97,11 @@ class Guard(nn.Module):
         calibration = self.detector.calibration(self.max_stage)
         count = len(self.detector.cascade_.walks)
         stages = f"{count} stage{'s' * (count > 1)}" + f", at most {self.max_stage}" * (self.max_stage is not None)
-        at = f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
-        at = at if self.threshold is None else f"threshold={self.threshold:.3g} (given)"
+        threshold = f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
+        threshold = threshold if self.threshold is None else f"threshold={self.threshold:.3g} (given)"
         return (
-            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), {at}"
+            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), "
+            f"{threshold}"
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -108,18 +109,18 @@ class Guard(nn.Module):
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
         if isinstance(images, Tensor) and images.ndim == 4 and not len(images):
             return self._nothing(images)
-        seen = self.detector.judge(images, max_stage=self.max_stage)
-        if self.watch.see(seen.score):
+        judgement = self.detector.judge(images, max_stage=self.max_stage)
+        if self.watch.see(judgement.score):
             warnings.warn(self.watch.sentence(), AdvconnWarning, stacklevel=2)
-        device = seen.logits.device
-        flagged = seen.adversarial if self.threshold is None else seen.score > self.threshold
-        score, p_value, flag = (torch.from_numpy(v).to(device) for v in (seen.score, seen.p_value, flagged))
-        return Verdict(seen.logits, score, p_value, flag)
+        device = judgement.logits.device
+        flagged = judgement.adversarial if self.threshold is None else judgement.score > self.threshold
+        score, p_value, flag = (torch.from_numpy(v).to(device) for v in (judgement.score, judgement.p_value, flagged))
+        return Verdict(judgement.logits, score, p_value, flag)
 
     def _nothing(self, images: Tensor) -> Verdict:
         classifier = self.detector.connectivity.classifier
         classifier.check(images)
-        at: dict[str, Any] = {"device": classifier.device}
-        none = torch.zeros(0, dtype=torch.float64, **at)
-        logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **at)
-        return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **at))
+        options: dict[str, Any] = {"device": classifier.device}
+        none = torch.zeros(0, dtype=torch.float64, **options)
+        logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **options)
+        return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **options))

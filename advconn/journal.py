@@ -50,11 +50,11 @@ class Journal:
         if not self.path.is_file():
             raise foreign
         self.file = self.path.open("r+b")
-        known = _parsed(self.file.readline())
-        if not isinstance(known, dict) or known.get("run") != KIND:
+        header = _parsed(self.file.readline())
+        if not isinstance(header, dict) or header.get("run") != KIND:
             raise foreign
         wanted = json.loads(json.dumps(dict(about)))
-        other = [name for name in wanted if known["about"].get(name) != wanted[name]]
+        other = [name for name in wanted if header["about"].get(name) != wanted[name]]
         if other:
             raise DataError(
                 f"{self.path}: the run that was stopped had other {', '.join(other)}: give the same, or remove the "
@@ -80,9 +80,9 @@ class Journal:
         """All (place, record) so far, in order."""
         with self.path.open("rb") as file:
             for line in file:
-                found = _parsed(line)
-                if isinstance(found, list):
-                    yield found[0], found[1]
+                entry = _parsed(line)
+                if isinstance(entry, list):
+                    yield entry[0], entry[1]
 
     def close(self) -> None:
         """Keep it: the run goes on another time."""

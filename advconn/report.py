@@ -35,7 +35,7 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
     called = detector.connectivity.classifier.label_names
     whys, families = detector.reasons(judgement), detector.families(judgement)
     columns = {f: [str(n).startswith(f"{f}.") for n in detector.names_] for f in families}
-    met = {f: np.isfinite(judgement.features[:, at]).any(1) for f, at in columns.items()}
+    met = {f: np.isfinite(judgement.features[:, mask]).any(1) for f, mask in columns.items()}
     out: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         if judgement.errors[i] is not None:
@@ -58,9 +58,9 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
                 "consensus_name": called([consensus])[0],
                 "copies": len(judgement.votes[i]),
                 "agreeing": int((judgement.votes[i] == consensus).sum()),
-                "barrier": _known(judgement.barrier[i]),
+                "barrier": _number(judgement.barrier[i]),
                 "secondary_barriers": None if np.isnan(stand).any() or not len(stand) else int(stand.sum()),
-                "bends": _known(judgement.bends[i]),
+                "bends": _number(judgement.bends[i]),
                 "families": {family: float(v[i]) if met[family][i] else None for family, v in families.items()},
                 "features": {k: v for k, v in features if np.isfinite(v)},
                 "cost": {
@@ -73,7 +73,7 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
     return out
 
 
-def _known(value: float) -> float | None:
+def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
@@ -124,13 +124,13 @@ def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]
 def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool) -> list[dict[str, Any]]:
     started, index = perf_counter(), list(chosen)
     judgement = detector.judge(batch.images[index], full=full)
-    found = rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
+    image_records = rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
     height, width = batch.images.shape[2:]
-    for record, i in zip(found, index, strict=True):
+    for record, i in zip(image_records, index, strict=True):
         record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
     groups = _grouped(batch, index)
-    at = {i: n for n, i in enumerate(index)}
-    return [merged([found[at[i]] for i in group], detector.calibration_) for group in groups]
+    positions = {i: n for n, i in enumerate(index)}
+    return [merged([image_records[positions[i]] for i in group], detector.calibration_) for group in groups]
 
 
 def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
@@ -163,12 +163,12 @@ def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> T
     table.add_column("why")
     for r in records:
         style = "bold red" if r["adversarial"] else ""
-        seen = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
+        view_note = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
         spoke = f" ({r['reading']})" if len(r.get("readings", ())) > 1 else ""
         table.add_row(
             escape(shown(r["image"])),
             escape(shown(r["class_name"])),
-            VERDICTS[r["adversarial"]] + spoke + seen,
+            VERDICTS[r["adversarial"]] + spoke + view_note,
             f"{r['p_value']:.4f}",
             escape(shown(r["why"])),
             style=style,

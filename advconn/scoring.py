@@ -62,7 +62,9 @@ class Steps:
             calls = ((self.detector, *step, self.look, self.full) for step in steps)
             yield from self.runner.spread(_step, calls)
             return
-        for place, items, parts in ahead((at, items, _parts(where, items, self.look)) for where, at, items in steps):
+        for place, items, parts in ahead(
+            (start, items, _parts(where, items, self.look)) for where, start, items in steps
+        ):
             yield judged(self.detector, place, items, parts, self.full)
 
     def _steps(self) -> Iterator[tuple[Collection | DataError, Place, tuple[Item, ...]]]:
@@ -88,8 +90,8 @@ def _failure(name: str, error: DataError) -> tuple[DataError, Place, tuple[Item]
     return error, NOWHERE, (Item(name, Path(name)),)
 
 
-def _parts(where: Collection | DataError, items: Sequence[Item], look: tuple[Any, int]) -> list[Batch | Unread]:
-    return [Unread(items[0], where)] if isinstance(where, DataError) else where.some(items, *look)
+def _parts(where: Collection | DataError, items: Sequence[Item], settings: tuple[Any, int]) -> list[Batch | Unread]:
+    return [Unread(items[0], where)] if isinstance(where, DataError) else where.some(items, *settings)
 
 
 def _step(
@@ -97,20 +99,20 @@ def _step(
     where: Collection | DataError,
     place: Place,
     items: Sequence[Item],
-    look: tuple[Any, int],
+    settings: tuple[Any, int],
     full: bool,
 ) -> list[Said]:
-    return judged(detector, place, items, _parts(where, items, look), full)
+    return judged(detector, place, items, _parts(where, items, settings), full)
 
 
 def judged(
     detector: Detector, place: Place, items: Sequence[Item], parts: Sequence[Batch | Unread], full: bool
 ) -> list[Said]:
     """What a detector says of the images of a step; `place` is that of the first of its items."""
-    at = {(item.path, item.row, item.array): (place[0], place[1] + i) for i, item in enumerate(items)}
+    places = {(item.path, item.row, item.array): (place[0], place[1] + i) for i, item in enumerate(items)}
 
     def where(item: Item) -> Place:
-        return at[item.path, item.row, item.array]
+        return places[item.path, item.row, item.array]
 
     out = []
     for part in parts:

@@ -91,10 +91,10 @@ class _Gambler:
         return self._aside + float(self._playing.sum())
 
     def bet(self, score: float, draw: float) -> None:
-        at = int(self._places(np.array([score]))[0])
-        above, same = self._past[at + 1 :].sum(), self._past[at] + 1
+        place = int(self._places(np.array([score]))[0])
+        above, same = self._past[place + 1 :].sum(), self._past[place] + 1
         p = max((above + draw * same) / (self._past.sum() + 1), 1e-12)
-        self._past[at] += 1
+        self._past[place] += 1
         self._time += 1
         share = 1 / ((self._time + 1) * math.log(self._time + 2) ** 2 * 4)  # these sum to less than 1
         share = min(share, self._aside)

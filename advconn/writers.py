@@ -63,13 +63,13 @@ def writer_for(file: Path) -> Callable[[Iterable[Record], Path], None] | None:
     Raises:
         DataError: its package is not installed.
     """
-    found = WRITERS.get(file.suffix.lower())
-    if found is as_parquet:
+    writer = WRITERS.get(file.suffix.lower())
+    if writer is as_parquet:
         try:
             import pyarrow  # noqa: F401 - asked for before the work
         except ImportError:
             raise DataError(f"{file}: Parquet needs pyarrow: pip install 'advconn[parquet]'") from None
-    return found
+    return writer
 
 
 def _plain(value: Any) -> Any:
