@@ -74,7 +74,7 @@ class Folds:
         hits = {spec: features(trace) for spec, (trace, _) in self.hits.items()}
         fold = np.arange(len(clean)) % 2
         where = {spec: fold[rows] for spec, (_, rows) in self.hits.items()}
-        base, found = np.zeros(len(clean)), {spec: np.zeros(len(x)) for spec, x in hits.items()}
+        base, attacked_scores = np.zeros(len(clean)), {spec: np.zeros(len(x)) for spec, x in hits.items()}
         for k in (0, 1):
             taught = [s for s in hits if s != "deepfool" and name_of(s) not in left_out]
             rows, kinds = stacked([clean[fold != k], *(hits[s][where[s] != k] for s in taught)])
@@ -83,8 +83,10 @@ class Folds:
             threshold = np.quantile(scores, 0.95)
             base[fold == k] = scores - threshold
             for spec, x in hits.items():
-                found[spec][where[spec] == k] = log_odds(fitted, x[where[spec] == k]) - threshold
-        return {spec: (round(auroc(base, s), 4), round(float((s > 0).mean()), 4)) for spec, s in found.items()}
+                attacked_scores[spec][where[spec] == k] = log_odds(fitted, x[where[spec] == k]) - threshold
+        return {
+            spec: (round(auroc(base, s), 4), round(float((s > 0).mean()), 4)) for spec, s in attacked_scores.items()
+        }
 
 
 def name_of(spec: str) -> str:
@@ -123,9 +125,9 @@ class Table:
 
     def add(self, what: str, features, cost: int, *, head=None, gradients=0.0, folds=None, apart=True) -> None:
         folds, head = folds or self.folds, default_head() if head is None else head
-        found = folds.measure(head, features, apart=apart)
+        measured = folds.measure(head, features, apart=apart)
         without = folds.measure(head, features, ("fgsm",), apart=apart)
-        attacks = {s: found[s] for s in SHOWN if s in found} | {"fgsm left out": without["fgsm:eps=8/255"]}
+        attacks = {s: measured[s] for s in SHOWN if s in measured} | {"fgsm left out": without["fgsm:eps=8/255"]}
         mean = round(float(np.mean([a for a, _ in attacks.values()])), 4)
         self.rows.append(
             {"what": what, "forwards": cost, "gradients": round(gradients, 1), "mean_auroc": mean, "attacks": attacks}
@@ -167,9 +169,11 @@ def fewer(table: Table) -> None:
         table.add(what, lambda t, o=option: everything(thinned(t, **o)), cost)
 
 
-def bending(table: Table, cache: Path, walk: Connectivity, images: torch.Tensor, sets: dict[str, Hits]) -> None:
+def bending(table: Table, cache: Path, connectivity: Connectivity, images: torch.Tensor, sets: dict[str, Hits]) -> None:
     """Bypass on and off, on the first `BENT` clean images and the attacks shown alone: it is dear."""
-    bend = Connectivity(walk.classifier, walk.references, families=(*EVERY, "complexity"), levels=1, steps=4)
+    bend = Connectivity(
+        connectivity.classifier, connectivity.references, families=(*EVERY, "complexity"), levels=1, steps=4
+    )
     detours = walked(cache, bend, "clean, bypass", images[:BENT])
     hits = {}
     for spec in SHOWN:
@@ -192,17 +196,17 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
-    walk = bundle.load(args.detector).connectivity
+    connectivity = bundle.load(args.detector).connectivity
     part = parts(args.data)["fit"]
-    sets = {s: attacked(args.cache, walk.classifier, "fit", part, s, taught(s)) for s in MIXTURE}
-    sets["deepfool"] = attacked(args.cache, walk.classifier, "fit", part, "deepfool", args.deepfool)
-    clean = walked(args.cache, walk, "clean", part.images)
-    hits = {s: (walked(args.cache, walk, s, h.images), h.rows.numpy()) for s, h in sets.items()}
+    sets = {s: attacked(args.cache, connectivity.classifier, "fit", part, s, taught(s)) for s in MIXTURE}
+    sets["deepfool"] = attacked(args.cache, connectivity.classifier, "fit", part, "deepfool", args.deepfool)
+    clean = walked(args.cache, connectivity, "clean", part.images)
+    hits = {s: (walked(args.cache, connectivity, s, h.images), h.rows.numpy()) for s, h in sets.items()}
     table = Table(Folds(clean, hits))
     heads(table, forwards(clean, EVERY))
     families(table)
     fewer(table)
-    bending(table, args.cache, walk, part.images, sets)
+    bending(table, args.cache, connectivity, part.images, sets)
     record = {"claim": __doc__.strip().split("\n")[0], "machine": machine(), "seed": SEED, "n_clean": len(part.labels)}
     record |= {"n_attacked": {s: len(h.rows) for s, h in sets.items()}, "rows": table.rows}
     if args.out:

@@ -56,13 +56,13 @@ class Subject:
 
 def of_detector(name: str, detector: Detector) -> Subject:
     detector.set_params(fpr=FPR, confidence=None, conditions=("clean",))
-    at = detector.calibration_.threshold
+    threshold = detector.calibration_.threshold
 
     def stages(images: Tensor) -> list[int]:
         return np.bincount(detector.judge(images).stage, minlength=5)[1:].tolist()
 
-    key = f"{name} {at!r} {detector.cascade_.exits}"
-    return Subject(name, key, differentiable(detector), at, detector.score_samples, stages)
+    key = f"{name} {threshold!r} {detector.cascade_.exits}"
+    return Subject(name, key, differentiable(detector), threshold, detector.score_samples, stages)
 
 
 def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject:
@@ -72,8 +72,8 @@ def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject
         with torch.no_grad():
             return torch.cat([odds(x) for x in model.check(images).split(256)]).cpu().double().numpy()
 
-    at = float(np.quantile(judge(clean), 1 - FPR))
-    return Subject(name, f"{name} {at!r}", odds, at, judge)
+    threshold = float(np.quantile(judge(clean), 1 - FPR))
+    return Subject(name, f"{name} {threshold!r}", odds, threshold, judge)
 
 
 def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
@@ -95,34 +95,34 @@ def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
             out.append(of_odds(f"companion of {path.name} alone", model, odds, clean))
 
     def logits(images: Tensor) -> Tensor:
-        found = model.logits(images)
-        return margin(found, found.argmax(1))
+        values = model.logits(images)
+        return margin(values, values.argmax(1))
 
     return [*out, of_odds("logits only", model, logits, clean)]
 
 
-def evaded(one: Subject, model: Classifier, part: Part, size: int, way: str, args: argparse.Namespace):
+def evaded(subject: Subject, model: Classifier, part: Part, size: int, way: str, args: argparse.Namespace):
     """Real scores (n,) of what one way finds, inf where an image keeps its class; and the images."""
-    found = evade(
-        model, one.follow, model.check(part.images), part.labels, one.threshold,
+    images = evade(
+        model, subject.follow, model.check(part.images), part.labels, subject.threshold,
         eps=size / 255, way=way, steps=args.steps, restarts=args.restarts, batch_size=args.batch,
     ).images  # fmt: skip
-    wrong = (model.predict(found) != part.labels).numpy()
-    return np.where(wrong, one.judge(found), np.inf), found
+    wrong = (model.predict(images) != part.labels).numpy()
+    return np.where(wrong, subject.judge(images), np.inf), images
 
 
-def finds(one: Subject, model: Classifier, part: Part, size: int, args: argparse.Namespace) -> dict[str, list[int]]:
+def finds(subject: Subject, model: Classifier, part: Part, size: int, args: argparse.Namespace) -> dict[str, list[int]]:
     """Near how many of some images others are planted, and how many of these each way finds."""
-    planted = plant(model, lambda x: one.judge(x) <= one.threshold, model.check(part.images[:16]), size / 255)
+    planted = plant(model, lambda x: subject.judge(x) <= subject.threshold, model.check(part.images[:16]), size / 255)
     if planted is None:
         return {way: [0, 0] for way in args.ways}
     out = {}
     for way in args.ways:
         made = evade(
-            model, one.follow, planted.images, planted.labels, one.threshold, eps=size / 255, way=way,
+            model, subject.follow, planted.images, planted.labels, subject.threshold, eps=size / 255, way=way,
             steps=args.steps, restarts=args.restarts, batch_size=args.batch, logits=planted.logits,
         ).images.to(planted.images)  # fmt: skip
-        out[way] = [len(made), int((planted.reached(made) & (one.judge(made) <= one.threshold)).sum())]
+        out[way] = [len(made), int((planted.reached(made) & (subject.judge(made) <= subject.threshold)).sum())]
     return out
 
 
@@ -155,40 +155,40 @@ def main() -> None:
 
     settings = f"{len(part.labels)} {args.steps} {args.restarts}"
     for size in args.eps:
-        for one in tested:
+        for subject in tested:
             scores = {}
             for way in args.ways:
                 if over():
                     break
-                key = f"adaptive {one.key} {size} {way} {settings}"
-                found, images = kept(args.cache, key, lambda: evaded(one, model, part, size, way, args))  # noqa: B023
-                got = found <= one.threshold
-                scores[way] = found
-                left = one.stage(images[torch.from_numpy(got)]) if one.stage and got.any() else None
-                results.append(row(one, size, way, found, left, accuracy))
+                key = f"adaptive {subject.key} {size} {way} {settings}"
+                lowest, images = kept(args.cache, key, lambda: evaded(subject, model, part, size, way, args))  # noqa: B023
+                got = lowest <= subject.threshold
+                scores[way] = lowest
+                left = subject.stage(images[torch.from_numpy(got)]) if subject.stage and got.any() else None
+                results.append(row(subject, size, way, lowest, left, accuracy))
                 print(f"{time.time() - started:4.0f} s", results[-1], flush=True)
             if len(scores) > 1:
                 best = np.min(list(scores.values()), axis=0)
-                results.append(row(one, size, f"best of {len(scores)}", best, None, accuracy))
+                results.append(row(subject, size, f"best of {len(scores)}", best, None, accuracy))
                 print(results[-1], flush=True)
             write(args, results)
     for size in args.eps:
-        for one in tested:
+        for subject in tested:
             if not over():
-                key = f"planted {one.key} {size} {args.ways} {settings}"
-                there = kept(args.cache, key, lambda: finds(one, model, part, size, args))  # noqa: B023
-                print(f"{time.time() - started:4.0f} s", size, one.name, "of planted ones found", there, flush=True)
-                for found in results:
-                    if (found["detector"], found["eps"]) == (one.name, f"{size}/255") and found["way"] in there:
-                        found |= dict(zip(("planted", "found"), there[found["way"]], strict=True))
+                key = f"planted {subject.key} {size} {args.ways} {settings}"
+                there = kept(args.cache, key, lambda: finds(subject, model, part, size, args))  # noqa: B023
+                print(f"{time.time() - started:4.0f} s", size, subject.name, "of planted ones found", there, flush=True)
+                for result in results:
+                    if (result["detector"], result["eps"]) == (subject.name, f"{size}/255") and result["way"] in there:
+                        result |= dict(zip(("planted", "found"), there[result["way"]], strict=True))
                 write(args, results)
 
 
-def row(one: Subject, size: int, way: str, scores: np.ndarray, left: list[int] | None, accuracy: float) -> dict:
-    got = scores <= one.threshold
+def row(subject: Subject, size: int, way: str, scores: np.ndarray, left: list[int] | None, accuracy: float) -> dict:
+    got = scores <= subject.threshold
     low, high = share_interval(got)
     return {
-        "detector": one.name,
+        "detector": subject.name,
         "eps": f"{size}/255",
         "way": way,
         "n": len(got),

@@ -52,11 +52,11 @@ def upper(hits: np.ndarray, count: int, alpha: float) -> np.ndarray:
     return np.where(hits < count, beta.ppf(1 - alpha, hits + 1, np.maximum(count - hits, 1)), 1.0)
 
 
-def certified(seen: np.ndarray, said: np.ndarray, count: int, sigma: float, radius: float, least: float | None):
+def certified(tallies: np.ndarray, said: np.ndarray, count: int, sigma: float, radius: float, least: float | None):
     """Accepted (n,), and certified (n,) besides; `least`: share of votes that is enough, None for the majority."""
     rows = np.arange(len(said))
-    own = seen[rows, said]
-    rest = seen.copy()
+    own = tallies[rows, said]
+    rest = tallies.copy()
     rest[rows, said] = -1
     move = radius / sigma
     if least is None:
@@ -87,16 +87,16 @@ def main() -> None:
     def asked(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = groups[name].rows(slice(0, args.images))
         with torch.no_grad():
-            seen = votes(voter, model.check(part.images), args.sigma, args.votes, SEED)
-        return seen, model.predict(part.images).numpy(), part.labels.numpy()
+            tallies = votes(voter, model.check(part.images), args.sigma, args.votes, SEED)
+        return tallies, model.predict(part.images).numpy(), part.labels.numpy()
 
-    seen, said, _ = asked("calibrate")
-    least = float(np.quantile(seen[np.arange(len(said)), said] / args.votes, LEVEL))
-    seen, said, truth = asked("clean")
+    tallies, said, _ = asked("calibrate")
+    least = float(np.quantile(tallies[np.arange(len(said)), said] / args.votes, LEVEL))
+    tallies, said, truth = asked("clean")
     results = []
     for rule, share in (("majority", None), ("plausible", least)):
         for radius in RADII:
-            accepted, safe = certified(seen, said, args.votes, args.sigma, radius, share)
+            accepted, safe = certified(tallies, said, args.votes, args.sigma, radius, share)
             low, high = share_interval(safe)
             results.append(
                 {

@@ -107,18 +107,18 @@ def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, l
     return kept(cache, key, make)
 
 
-def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
+def walked(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -> Trace:
     """The trace of many images in one."""
     plain = {"layer": None, "nearest": False}  # as they always were, until they were options
-    settings = {k: v for k, v in walk.settings().items() if k not in plain or v != plain[k]}
+    settings = {k: v for k, v in connectivity.settings().items() if k not in plain or v != plain[k]}
     digest = hashlib.sha256(images.contiguous().numpy().tobytes())
-    if walk.references is not None:
-        digest.update(walk.references.images.numpy().tobytes())
-    key = f"walked {walk.classifier.fingerprint} {sorted(settings.items())} {digest.hexdigest()}"
+    if connectivity.references is not None:
+        digest.update(connectivity.references.images.numpy().tobytes())
+    key = f"walked {connectivity.classifier.fingerprint} {sorted(settings.items())} {digest.hexdigest()}"
 
     def make() -> Trace:
         started = time.time()
-        out = joined(list(walk.traces(images)))
+        out = joined(list(connectivity.traces(images)))
         if out.detour is not None:  # without the detours' paths, which are large
             out = dataclasses.replace(out, detour=dataclasses.replace(out.detour, path=None))
         print(f"walked from {len(images):5} {name:42} in {time.time() - started:.0f} s", flush=True)
@@ -127,41 +127,45 @@ def walked(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
     return kept(cache, key, make)
 
 
-def whole(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Trace:
+def whole(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -> Trace:
     """All that any stage reads of many images: every copy, noise levels, paths to the nearest references and bypass."""
-    near = Connectivity(walk.classifier, walk.references, families=("grain", "own", "rival", "complexity"), **NEAR)
+    near = Connectivity(
+        connectivity.classifier, connectivity.references, families=("grain", "own", "rival", "complexity"), **NEAR
+    )
     paths = walked(cache, near, name, images)
-    known = {field: getattr(paths, field) for field in ("t", "own", "rival", "rivals", "detour")}
-    if walk.companion is not None:
-        known["companion"] = beside(cache, walk, name, images)
-    known["grain"] = torch.cat([grain(walk.classifier.check(x)).cpu() for x in images.split(256)])  # cheap: never kept
-    return dataclasses.replace(walked(cache, walk, name, images), **known)
+    fields = {field: getattr(paths, field) for field in ("t", "own", "rival", "rivals", "detour")}
+    if connectivity.companion is not None:
+        fields["companion"] = beside(cache, connectivity, name, images)
+    # cheap: never kept
+    fields["grain"] = torch.cat([grain(connectivity.classifier.check(x)).cpu() for x in images.split(256)])
+    return dataclasses.replace(walked(cache, connectivity, name, images), **fields)
 
 
-def beside(cache: Path, walk: Connectivity, name: str, images: Tensor) -> Tensor:
+def beside(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -> Tensor:
     """The companion's logits at many images."""
-    assert walk.companion is not None
+    assert connectivity.companion is not None
     digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
 
     def make() -> Tensor:
-        return torch.cat([walk.beside(walk.classifier.check(x)).clone() for x in images.split(256)])
+        return torch.cat([connectivity.beside(connectivity.classifier.check(x)).clone() for x in images.split(256)])
 
-    return kept(cache, f"beside {walk.companion.fingerprint} {digest}", make)
+    return kept(cache, f"beside {connectivity.companion.fingerprint} {digest}", make)
 
 
 def tables(trace: Trace, walks: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:
     """Features (n, d) of a whole trace, as each stage sees them."""
-    return tuple(table(cut(trace, walk))[0].double().numpy() for walk in walks)
+    return tuple(table(cut(trace, connectivity))[0].double().numpy() for connectivity in walks)
 
 
-def cut(trace: Trace, walk: Connectivity) -> Trace:
+def cut(trace: Trace, connectivity: Connectivity) -> Trace:
     """The part of a whole trace that a stage walks."""
     copies, halves = (
-        [getattr(trace, n).index(c) for c in m] for n, m in (("names", walk.copies), ("halves", walk.halves))
+        [getattr(trace, n).index(c) for c in m]
+        for n, m in (("names", connectivity.copies), ("halves", connectivity.halves))
     )
-    kept = {"names": walk.copies, "copies": trace.copies[:, copies], "halves": walk.halves}
+    kept = {"names": connectivity.copies, "copies": trace.copies[:, copies], "halves": connectivity.halves}
     kept |= {"midway": trace.midway[:, halves] if halves else None}
-    if "own" not in walk.walked:
+    if "own" not in connectivity.walked:
         kept |= dict.fromkeys(("t", "own", "rival", "rivals", "detour"))
     return dataclasses.replace(trace, **kept)
 

@@ -39,9 +39,9 @@ def judged(cache: Path, detector: Detector, name: str, images: Tensor) -> dict[s
     """What the detector says of many images, kept."""
 
     def make() -> dict[str, np.ndarray]:
-        found = [detector.judge(block) for block in detector.cascade_.blocks(images)]
+        judgements = [detector.judge(block) for block in detector.cascade_.blocks(images)]
         print(name, len(images), flush=True)
-        return {key: np.concatenate([np.asarray(getattr(one, key)) for one in found]) for key in KEPT}
+        return {key: np.concatenate([np.asarray(getattr(judgement, key)) for judgement in judgements]) for key in KEPT}
 
     mark = hash(tuple(detector.calibration_.scores.tolist()))
     return kept(cache, f"judged {mark} {name} {len(images)} {float(images.double().sum())}", make)
@@ -51,9 +51,9 @@ KEPT = ("score", "predicted", "consensus", "stage", "forwards", "gradients", "ad
 assert set(KEPT) <= set(Judgement.__dataclass_fields__) | {"predicted"}
 
 
-def alarms(found: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -> dict[str, float]:
-    flagged, right = found["score"] > threshold, found["predicted"] == labels
-    cost = found["forwards"] + 3 * found["gradients"]
+def alarms(verdicts: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -> dict[str, float]:
+    flagged, right = verdicts["score"] > threshold, verdicts["predicted"] == labels
+    cost = verdicts["forwards"] + 3 * verdicts["gradients"]
     return {
         "n": len(flagged),
         "accuracy": float(right.mean()),
@@ -63,8 +63,8 @@ def alarms(found: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -
         "forwards": float(cost.mean()),
         "forwards_median": float(np.median(cost)),
         "forwards_largest": float(cost.max()),
-        "last_stage": float((found["stage"] == found["stage"].max()).mean()),
-        "consensus_accuracy": float((found["consensus"] == labels).mean()),
+        "last_stage": float((verdicts["stage"] == verdicts["stage"].max()).mean()),
+        "consensus_accuracy": float((verdicts["consensus"] == labels).mean()),
     }
 
 
@@ -75,16 +75,21 @@ def fits(
     fit = rows(cache, nets, detector, groups["fit"])
     k = len(detector.cascade_.walks) - 2  # the last stage of copies
     names = detector.cascade_.names[k]
-    walk = detector.connectivity
-    alone = Connectivity(walk.classifier, families=("query", "self", "grain"), copies=walk.copies, halves=walk.halves)
+    connectivity = detector.connectivity
+    alone = Connectivity(
+        connectivity.classifier,
+        families=("query", "self", "grain"),
+        copies=connectivity.copies,
+        halves=connectivity.halves,
+    )
     columns = list(map(str, alone.get_feature_names_out()))
 
     def table(name: str, images: Tensor) -> np.ndarray:
-        found = kept(cache, f"copies {name} {len(images)} {columns}", lambda: alone.transform(images))
+        values = kept(cache, f"copies {name} {len(images)} {columns}", lambda: alone.transform(images))
         order = [columns.index(n) for n in names]
-        return found[:, order]
+        return values[:, order]
 
-    held = tables(whole(cache, walk, "calibrate", groups["calibrate"].images), detector.cascade_.walks)[k]
+    held = tables(whole(cache, connectivity, "calibrate", groups["calibrate"].images), detector.cascade_.walks)[k]
     out = []
     for what, levels, benign in (
         ("neither", False, False),
@@ -95,19 +100,24 @@ def fits(
         keep = [i for i, name in enumerate(names) if levels or not name.startswith("grain.")]
         used = np.ones(len(fit.kinds), bool) if benign else ~fit.benign
         head = default_head().fit(fit.features[k][used][:, keep], fit.kinds[used])
-        at = float(np.quantile(scored(head, held[:, keep]), 0.95))
+        threshold = float(np.quantile(scored(head, held[:, keep]), 0.95))
         labels = groups["clean"].labels.numpy()
-        clean = tables(whole(cache, walk, "clean", groups["clean"].images), detector.cascade_.walks)[k]
+        clean = tables(whole(cache, connectivity, "clean", groups["clean"].images), detector.cascade_.walks)[k]
         base = scored(head, clean[:, keep])
-        row: dict[str, object] = {"what": what, "clean": float((base > at).mean())}
+        row: dict[str, object] = {"what": what, "clean": float((base > threshold).mean())}
         for name, images in spoilt.items():
-            said = walk.classifier.logits(walk.classifier.check(images)).argmax(1).numpy() == labels[: len(images)]
-            row[name] = float((scored(head, table(name, images)[:, keep])[said] > at).mean())
+            said = (
+                connectivity.classifier.logits(connectivity.classifier.check(images)).argmax(1).numpy()
+                == labels[: len(images)]
+            )
+            row[name] = float((scored(head, table(name, images)[:, keep])[said] > threshold).mean())
         for spec in (*ATTACKS, SQUARE):
-            hits = attacked(cache, walk.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600)
-            found = tables(whole(cache, walk, spec, hits.images), detector.cascade_.walks)[k]
-            score = scored(head, found[:, keep])
-            row[spec] = [round(auroc(base, score), 4), round(float((score > at).mean()), 4)]
+            hits = attacked(
+                cache, connectivity.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600
+            )
+            features = tables(whole(cache, connectivity, spec, hits.images), detector.cascade_.walks)[k]
+            score = scored(head, features[:, keep])
+            row[spec] = [round(auroc(base, score), 4), round(float((score > threshold).mean()), 4)]
         print(row, flush=True)
         out.append(row)
     return out
@@ -147,13 +157,13 @@ def main() -> None:
     clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in CONDITIONS}
     rates = [
         {"condition": name, "use": USES[name]}
-        | alarms(found, labels, calibration.threshold)
+        | alarms(verdicts, labels, calibration.threshold)
         | {
-            "flagged_right_clean_only": alarms(found, labels, calibration.at(conditions=("clean",)).threshold)[
+            "flagged_right_clean_only": alarms(verdicts, labels, calibration.at(conditions=("clean",)).threshold)[
                 "flagged_right"
             ]
         }
-        for name, found in clean.items()
+        for name, verdicts in clean.items()
     ]
     choices = {"clean, on average": calibration.at(conditions=("clean",), confidence=None)}
     choices |= {"clean": calibration.at(conditions=("clean",))}
@@ -163,12 +173,20 @@ def main() -> None:
     for spec in (*ATTACKS, SQUARE):
         hits = attacked(args.cache, model, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600)
         truth = groups["attack"].labels[hits.rows].numpy()
-        found = judged(args.cache, detector, spec, hits.images)
-        attacked_scores[spec] = found["score"]
+        hit_verdicts = judged(args.cache, detector, spec, hits.images)
+        attacked_scores[spec] = hit_verdicts["score"]
         catches.append(
-            {"attack": spec, "n": len(truth), "forwards": float((found["forwards"] + 3 * found["gradients"]).mean())}
-            | {"restored": float((found["consensus"] == truth).mean())}
-            | {"caught": {what: float((found["score"] > one.threshold).mean()) for what, one in choices.items()}}
+            {
+                "attack": spec,
+                "n": len(truth),
+                "forwards": float((hit_verdicts["forwards"] + 3 * hit_verdicts["gradients"]).mean()),
+            }
+            | {"restored": float((hit_verdicts["consensus"] == truth).mean())}
+            | {
+                "caught": {
+                    what: float((hit_verdicts["score"] > choice.threshold).mean()) for what, choice in choices.items()
+                }
+            }
         )
         for name in AFTER:
             changed = CONDITIONS[name]((hits.images[:LATER] * 255).round().to(torch.uint8), SEED)

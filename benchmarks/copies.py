@@ -92,15 +92,15 @@ CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
 def columns(model: Classifier, copy: Callable[[Tensor], Tensor], images: Tensor, query: Tensor) -> np.ndarray:
     """Rise, lean, energy and move (n, 4) of one copy of images (n, c, h, w) whose logits (n, k) are `query`."""
     with torch.no_grad():
-        found, label = model.logits(copy(images)), query.argmax(1)
-    other = found.scatter(1, label[:, None], -torch.inf).argmax(1)
+        copied, label = model.logits(copy(images)), query.argmax(1)
+    other = copied.scatter(1, label[:, None], -torch.inf).argmax(1)
 
     def lead(logits: Tensor) -> Tensor:
         return (logits.gather(1, other[:, None]) - logits.gather(1, label[:, None]))[:, 0]
 
-    rise = margin(found, label) - margin(query, label)
-    energy = found.logsumexp(1) - query.logsumexp(1)
-    return torch.stack([rise, lead(found) - lead(query), energy, (found - query).norm(dim=1)], 1).double().numpy()
+    rise = margin(copied, label) - margin(query, label)
+    energy = copied.logsumexp(1) - query.logsumexp(1)
+    return torch.stack([rise, lead(copied) - lead(query), energy, (copied - query).norm(dim=1)], 1).double().numpy()
 
 
 def main() -> None:
@@ -108,17 +108,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, fit = network("shipped", args.nets), parts(args.data)["fit"]
-    walk = walk_of(args.cache, model)
-    walks = walks_of(walk, STAGES)[:3]
+    connectivity = walk_of(args.cache, model)
+    walks = walks_of(connectivity, STAGES)[:3]
     images = {"": fit.images[:CLEAN].float() / 255}
-    base = {"": tables(whole(args.cache, walk, "fit", fit.images), walks)[2][:CLEAN]}
+    base = {"": tables(whole(args.cache, connectivity, "fit", fit.images), walks)[2][:CLEAN]}
     fold = {"": np.arange(CLEAN) % 2}
     for spec in dict.fromkeys((*MIXTURE, *ASKED)):
-        known = spec in MIXTURE
-        hits = hits_of(args.cache, args.nets, "shipped", "fit", fit, spec, taught(spec) if known else 250)
-        count = KNOWN if known else NEW
+        in_mixture = spec in MIXTURE
+        hits = hits_of(args.cache, args.nets, "shipped", "fit", fit, spec, taught(spec) if in_mixture else 250)
+        count = KNOWN if in_mixture else NEW
         images[spec], fold[spec] = hits.images[:count], hits.rows.numpy()[:count] % 2
-        base[spec] = tables(whole(args.cache, walk, spec, hits.images), walks)[2][:count]
+        base[spec] = tables(whole(args.cache, connectivity, spec, hits.images), walks)[2][:count]
     with torch.no_grad():
         query = {spec: model.logits(model.check(x)) for spec, x in images.items()}
     extra = {
@@ -133,28 +133,28 @@ def main() -> None:
             rows = [full[spec][fold[spec] == part] for spec in ("", *MIXTURE)]
             head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=120, tol=1e-3))
             head.fit(np.concatenate(rows), np.repeat(np.arange(len(rows)), list(map(len, rows))))
-            at = np.quantile(scored(head, full[""][fold[""] != part]), 0.95)
+            threshold = np.quantile(scored(head, full[""][fold[""] != part]), 0.95)
             for spec, table in full.items():
-                scores[spec][fold[spec] != part] = scored(head, table[fold[spec] != part]) - at
+                scores[spec][fold[spec] != part] = scored(head, table[fold[spec] != part]) - threshold
         return {
             spec: [round(auroc(scores[""], scores[spec]), 4), round(float((scores[spec] > 0).mean()), 4)]
             for spec in ASKED
         }
 
-    found = {"none": asked(())}
-    print("none", found["none"], flush=True)
+    results = {"none": asked(())}
+    print("none", results["none"], flush=True)
     for name in CANDIDATES:
-        found[name] = asked((name,))
-        print(name, {spec: round(v[0] - found["none"][spec][0], 4) for spec, v in found[name].items()}, flush=True)
-    found["all"] = asked(tuple(CANDIDATES))
-    print("all", found["all"], flush=True)
+        results[name] = asked((name,))
+        print(name, {spec: round(v[0] - results["none"][spec][0], 4) for spec, v in results[name].items()}, flush=True)
+    results["all"] = asked(tuple(CANDIDATES))
+    print("all", results["all"], flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         record = {
             "claim": __doc__.strip().split("\n")[0],
             "machine": machine(),
             "seed": SEED,
-            "found": found,
+            "found": results,
         }
         (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -131,15 +131,18 @@ def staged(images: Images, detector: Detector, threshold: float, left: str | Non
     """Rows of the cascade and, beside it, of its last stage alone, at the same share of clean images flagged."""
     clean = images.scores(detector, "clean")
     base, _ = ordered(clean, detector.cascade_.exits)
-    at = float(np.quantile(clean[:, -1], 1 - (base > threshold).mean()))
+    last_threshold = float(np.quantile(clean[:, -1], 1 - (base > threshold).mean()))
     out = []
     for spec in specs:
-        found = images.scores(detector, spec)
-        score, reached = ordered(found, detector.cascade_.exits)
+        scores = images.scores(detector, spec)
+        score, reached = ordered(scores, detector.cascade_.exits)
         tried = images.hits(spec).tried
-        extra = {"left_out": left, "early": round(float((reached < found.shape[1]).mean()), 4)}
+        extra = {"left_out": left, "early": round(float((reached < scores.shape[1]).mean()), 4)}
         out.append(row("advconn", spec, base, score, threshold, tried) | extra)
-        out.append(row("last stage for every image", spec, clean[:, -1], found[:, -1], at, tried) | {"left_out": left})
+        out.append(
+            row("last stage for every image", spec, clean[:, -1], scores[:, -1], last_threshold, tried)
+            | {"left_out": left}
+        )
     return out
 
 
@@ -191,13 +194,15 @@ def main() -> None:
             images.trace("fit"),
             *(whole(args.cache, detector.connectivity, s, x) for s, x in zip(MIXTURE, made, strict=True)),
         ]
-        found = [features(trace) for trace in traces]
-        head = default_head().fit(np.concatenate(found), np.repeat(np.arange(len(found)), list(map(len, found))))
+        matrices = [features(trace) for trace in traces]
+        head = default_head().fit(
+            np.concatenate(matrices), np.repeat(np.arange(len(matrices)), list(map(len, matrices)))
+        )
         base = log_odds(head, features(images.trace("clean")))
-        at = Calibration(log_odds(head, features(images.trace("calibrate"))), FPR, CONFIDENCE).threshold
+        threshold = Calibration(log_odds(head, features(images.trace("calibrate"))), FPR, CONFIDENCE).threshold
         for spec in (*ATTACKS, SQUARE, *others):
             score = log_odds(head, features(images.trace(spec)))
-            results.append(row(name, spec, base, score, at, images.hits(spec).tried) | {"left_out": None})
+            results.append(row(name, spec, base, score, threshold, images.hits(spec).tried) | {"left_out": None})
     for left in () if args.brief else dict.fromkeys(map(family, FITTED_ON)):
         out = [spec for spec in FITTED_ON if family(spec) == left]
         other = Detector(detector.connectivity).teach(rows(args.cache, args.nets, detector, groups["fit"], out))

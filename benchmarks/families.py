@@ -109,13 +109,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, groups = network(args.network, args.nets), parts(args.data)
-    walk, started = walk_of(args.cache, model), time.time()
+    connectivity, started = walk_of(args.cache, model), time.time()
     fitted = args.part == "fit"
     clean = groups["fit" if fitted else "clean"].rows(slice(0, args.clean))
-    whole(args.cache, walk, "clean", clean.images)
+    whole(args.cache, connectivity, "clean", clean.images)
     if fitted:
         for i, kind in enumerate(BENIGN):
-            whole(args.cache, walk, kind, CONDITIONS[kind](clean.images[i :: len(BENIGN)], SEED))
+            whole(args.cache, connectivity, kind, CONDITIONS[kind](clean.images[i :: len(BENIGN)], SEED))
     for spec in args.attacks or (WIDE if fitted else TEST if args.network == "shipped" else BRIEF):
         if spec.endswith(f" from {args.network}"):
             continue
@@ -123,11 +123,11 @@ def main() -> None:
         hits = hits_of(args.cache, args.nets, args.network, args.part, part, spec, limit)
         if not len(hits.rows):
             continue
-        whole(args.cache, walk, spec, hits.images)
+        whole(args.cache, connectivity, spec, hits.images)
         if fitted:
             changed, _ = still_wrong(model, hits.images, part.labels[hits.rows], BENIGN, SEED)
             if len(changed):
-                whole(args.cache, walk, f"{spec}, changed", changed)
+                whole(args.cache, connectivity, f"{spec}, changed", changed)
         print(f"{args.network} {spec} {time.time() - started:.0f} s", flush=True)
 
 

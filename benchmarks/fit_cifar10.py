@@ -66,14 +66,14 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
         parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
         groups += [hits.rows.numpy(), hits.rows[kept_rows].numpy()]
-    found = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
+    learned = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
     spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
-    return found.and_benign(
+    return learned.and_benign(
         stacked(spoilt), np.concatenate([np.arange(n)[i :: len(BENIGN)] for i in range(len(BENIGN))])
     )
 
 
-def hardened(cache: Path, detector: Detector, fit: Part, found: Taught) -> None:
+def hardened(cache: Path, detector: Detector, fit: Part, learned: Taught) -> None:
     """Teach heads on these rows, on images that evade the shipped detector and on some that evade those heads."""
     cascade = bundle.load(bundle.default()).cascade_
     companion = detector.connectivity.companion
@@ -86,19 +86,19 @@ def hardened(cache: Path, detector: Detector, fit: Part, found: Taught) -> None:
                 key = f"evasive {companion.fingerprint if turn else 'shipped'} turn {turn} {i} {size}"
                 hits = kept(cache, key, partial(evasive, cascade, part.images, part.labels, size / 255, seed=1))
                 made = tables(whole(cache, detector.connectivity, "evasive", hits.images), walks)
-                found = found.and_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
-        print({k: v for k, v in found.attacks.items() if "evasive" in k}, flush=True)
+                learned = learned.and_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
+        print({k: v for k, v in learned.attacks.items() if "evasive" in k}, flush=True)
         if turn < len(EVADING) - 1:
-            rows_of = f"{len(found.kinds)} rows, {float(found.features[0].sum())!r}"
+            rows_of = f"{len(learned.kinds)} rows, {float(learned.features[0].sum())!r}"
             key = f"taught {companion.fingerprint} {rows_of}"
-            cascade = kept(cache, key, lambda rows=found: detector.teach(rows).cascade_)
-    detector.teach(found)
+            cascade = kept(cache, key, lambda rows=learned: detector.teach(rows).cascade_)
+    detector.teach(learned)
     detector.evasive = len(EVADING[0]) * CHUNK
 
 
 def stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Tables by stage of several sets of images as one of each stage."""
-    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def told(stage: str, done: int, total: int) -> None:
@@ -119,11 +119,11 @@ def main() -> None:
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     beside = classifier(args.companion) if args.companion else None
     detector = Detector(Connectivity(model, references, companion=beside))
-    found = rows(args.cache, args.nets, detector, groups["fit"])
+    learned = rows(args.cache, args.nets, detector, groups["fit"])
     if beside is None:
-        detector.teach(found)
+        detector.teach(learned)
     else:
-        hardened(args.cache, detector, groups["fit"], found)
+        hardened(args.cache, detector, groups["fit"], learned)
     detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again

@@ -57,13 +57,13 @@ def figures_of(detector: Detector, test: Any, cache: Path, specs: list[str], tri
     for i, spec in enumerate(specs):
         rows = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(i))[:tried]
         hits = hits_of(cache, model, test, spec, rows, "test")
-        found = detector.judge(hits.images.float())
-        low, high = interval(clean.score, found.score)
+        judgement = detector.judge(hits.images.float())
+        low, high = interval(clean.score, judgement.score)
         out["attacks"][spec] = {
-            "auroc": round(auroc(clean.score, found.score), 4),
+            "auroc": round(auroc(clean.score, judgement.score), 4),
             "interval": [round(low, 4), round(high, 4)],
-            "caught": round(float(found.adversarial.mean()), 4),
-            "n": len(found.score),
+            "caught": round(float(judgement.adversarial.mean()), 4),
+            "n": len(judgement.score),
             "tried": hits.tried,
         }
         print(spec, out["attacks"][spec], flush=True)
@@ -94,11 +94,11 @@ def main() -> None:
     kept = model.predict(few)
     for name in PROMISED:
         changed = CONDITIONS[name](few, 1)
-        found = detector.judge(changed)
-        same = (torch.from_numpy(found.predicted) == kept).numpy()
+        judgement = detector.judge(changed)
+        same = (torch.from_numpy(judgement.predicted) == kept).numpy()
         figures["conditions"][name] = {
-            "flagged": float(found.adversarial.mean()),
-            "flagged_same_class": float(found.adversarial[same].mean()),
+            "flagged": float(judgement.adversarial.mean()),
+            "flagged_same_class": float(judgement.adversarial[same].mean()),
             "n": len(few),
         }
         print(name, figures["conditions"][name], flush=True)

@@ -54,17 +54,17 @@ def pairs(classifier: Classifier, data: Path, each: int = 30) -> tuple[Tensor, T
     return classifier.check(part.images[a]), classifier.check(part.images[b]), part.labels[a]
 
 
-def summary(name: str, found: Connection, seconds: float) -> dict:
-    top = found.found.barrier
+def summary(name: str, connection: Connection, seconds: float) -> dict:
+    top = connection.found.barrier
     return {
         "search": name,
         "mean_ce": float(top.mean()),
         "worst_ce": float(top.max()),
         "under_001": float((top < 1e-3).float().mean()),
         "under_01": float((top < 1e-2).float().mean()),
-        "length_ratio": float(found.length_ratio.mean()),
-        "gradients": float(found.gradients.mean()),
-        "most_gradients": float(found.gradients.max()),
+        "length_ratio": float(connection.length_ratio.mean()),
+        "gradients": float(connection.gradients.mean()),
+        "most_gradients": float(connection.gradients.max()),
         "seconds": seconds,
     }
 
@@ -122,8 +122,8 @@ def main() -> None:
     for delta in (1e-3, 1e-4):
         for name, options in SEARCHES.items():
             started = time.perf_counter()
-            found = connect(space, a[hard], b[hard], labels[hard], delta=delta, **options)
-            results.append({"delta": delta} | summary(name, found, time.perf_counter() - started))
+            connection = connect(space, a[hard], b[hard], labels[hard], delta=delta, **options)
+            results.append({"delta": delta} | summary(name, connection, time.perf_counter() - started))
             print(results[-1], flush=True)
     record = {
         "machine": machine(),

@@ -83,12 +83,12 @@ class Lab:
     def part(self, name: str, few: bool) -> Part:
         return self.groups[name].rows(slice(0, FEW)) if few else self.groups[name]
 
-    def traces(self, walk: Connectivity, few: bool) -> tuple[dict[str, Trace], dict[str, Trace], dict[str, Trace]]:
+    def traces(self, extractor: Connectivity, few: bool) -> tuple[dict[str, Trace], dict[str, Trace], dict[str, Trace]]:
         """Of clean images by use, of the mixture on the fitting part, of ordinary attacks on test images."""
-        model = walk.classifier
+        model = extractor.classifier
 
         def trace(name: str, images: Tensor) -> Trace:
-            return walked(self.cache, walk, name, images)
+            return walked(self.cache, extractor, name, images)
 
         def hits(part: str, spec: str, limit: int) -> Trace:
             return trace(spec, attacked(self.cache, model, part, self.part(part, few), spec, limit).images)
@@ -99,14 +99,14 @@ class Lab:
 
 
 def variant(
-    name: str, walk: Connectivity, seen: tuple[dict[str, Trace], ...], prefixes: tuple[str, ...] = ("",),
+    name: str, extractor: Connectivity, traces: tuple[dict[str, Trace], ...], prefixes: tuple[str, ...] = ("",),
     extra: list[np.ndarray] | None = None, surrogates: Sequence[Detector] = (),
 ) -> Variant:  # fmt: skip
-    clean, mixture, ordinary = seen
+    clean, mixture, ordinary = traces
     rows = [only(prefixes, t) for t in (clean["fit"], *mixture.values())] + (extra or [])
-    detector = Detector(walk, stages=None).fit_features(*stacked(rows), only(prefixes, clean["calibrate"]))
+    detector = Detector(extractor, stages=None).fit_features(*stacked(rows), only(prefixes, clean["calibrate"]))
     ordinarily = {spec: scored(detector.head_, only(prefixes, t)) for spec, t in ordinary.items()}
-    scores = [differentiable(one) for one in surrogates or [detector]]
+    scores = [differentiable(surrogate) for surrogate in surrogates or [detector]]
 
     def follow(images: Tensor) -> Tensor:
         return torch.stack([score(images) for score in scores]).mean(0)
@@ -116,79 +116,87 @@ def variant(
     )
 
 
-def attack(one: Variant, images: Tensor, labels: Tensor, ways: list[str], steps: int) -> list[dict]:
+def attack(tested: Variant, images: Tensor, labels: Tensor, ways: list[str], steps: int) -> list[dict]:
     """SR at each eps: the best of all ways on every image, judged by the variant itself."""
-    model, at = one.detector.connectivity.classifier, one.detector.calibration_.threshold
-    loose = float(np.quantile(one.detector.calibration_.scores, 0.5))
+    model, threshold = tested.detector.connectivity.classifier, tested.detector.calibration_.threshold
+    loose = float(np.quantile(tested.detector.calibration_.scores, 0.5))
     rows = []
     for eps in EPS:
         lowest = np.full(len(images), np.inf)
         for way in ways:
-            found: Evaded = evade(
-                model, one.follow, images, labels, min(at, loose), eps=eps / 255, way=way, steps=steps, restarts=1
+            evaded: Evaded = evade(
+                model,
+                tested.follow,
+                images,
+                labels,
+                min(threshold, loose),
+                eps=eps / 255,
+                way=way,
+                steps=steps,
+                restarts=1,
             )
-            fooled = (model.logits(found.images).argmax(1) != labels).cpu().numpy()
-            lowest = np.minimum(lowest, np.where(fooled, one.detector.score_samples(found.images), np.inf))
+            fooled = (model.logits(evaded.images).argmax(1) != labels).cpu().numpy()
+            lowest = np.minimum(lowest, np.where(fooled, tested.detector.score_samples(evaded.images), np.inf))
         rows.append(
             {
                 "eps": f"{eps}/255",
                 "n": len(images),
                 "misclassified": float(np.isfinite(lowest).mean()),
-                "sr5": float((lowest <= at).mean()),
+                "sr5": float((lowest <= threshold).mean()),
                 "sr50": float((lowest <= loose).mean()),
             }
         )
-        print(one.name, rows[-1], flush=True)
+        print(tested.name, rows[-1], flush=True)
     return rows
 
 
-def evasive(one: Variant, part: Part, count: int, steps: int) -> np.ndarray:
+def evasive(base: Variant, part: Part, count: int, steps: int) -> np.ndarray:
     """Columns of images of the fitting part that evade the shipped detector, for the mixture."""
-    model = one.detector.connectivity.classifier
+    model = base.detector.connectivity.classifier
     images = model.check(part.images[:count])
     right = model.logits(images).argmax(1) == part.labels[:count]
     made = []
     for eps in (2, 4):
-        found = evade(
-            model, one.follow, images[right], part.labels[:count][right], one.detector.calibration_.threshold,
+        evaded = evade(
+            model, base.follow, images[right], part.labels[:count][right], base.detector.calibration_.threshold,
             eps=eps / 255, way="lagrangian", steps=steps, restarts=1, seed=1,
         )  # fmt: skip
-        made.append(found.images[np.isfinite(found.score)])
-    return one.detector.connectivity.transform(torch.cat(made))
+        made.append(evaded.images[np.isfinite(evaded.score)])
+    return base.detector.connectivity.transform(torch.cat(made))
 
 
 def variants(lab: Lab, robust: Path, chosen: list[str], steps: int):
     """One after the other, so that what was measured is kept."""
     shipped = bundle.load(bundle.default())
-    walk = shipped.connectivity
-    whole = lab.traces(walk, False)
-    base = variant("default", walk, whole)
+    shipped_extractor = shipped.connectivity
+    whole = lab.traces(shipped_extractor, False)
+    base = variant("default", shipped_extractor, whole)
 
     def part_of(families: tuple[str, ...]) -> Connectivity:
-        return Connectivity(**walk.get_params(deep=False) | {"families": families})
+        return Connectivity(**shipped_extractor.get_params(deep=False) | {"families": families})
 
     def latent() -> Variant:
-        one = Connectivity(**walk.get_params(deep=False) | {"layer": LAYER})
-        alone = Connectivity(**one.get_params(deep=False) | {"families": ("latent",)})
-        seen = tuple(
-            {name: replace(trace, latent=more[name].latent) for name, trace in known.items()}
-            for known, more in zip(whole, lab.traces(alone, False), strict=True)
+        extractor = Connectivity(**shipped_extractor.get_params(deep=False) | {"layer": LAYER})
+        alone = Connectivity(**extractor.get_params(deep=False) | {"families": ("latent",)})
+        traces = tuple(
+            {name: replace(trace, latent=more[name].latent) for name, trace in plain.items()}
+            for plain, more in zip(whole, lab.traces(alone, False), strict=True)
         )
-        return variant("latent paths too", one, seen)
+        return variant("latent paths too", extractor, traces)
 
     def draw(seed: int) -> tuple[Connectivity, tuple[dict[str, Trace], ...]]:
         copied = drawn(seed)
         connectivity.COPIES = {**connectivity.COPIES, **copied}
-        one = Connectivity(**walk.get_params(deep=False) | {"copies": tuple(copied), "halves": ()})
-        return one, lab.traces(one, True)
+        extractor = Connectivity(**shipped_extractor.get_params(deep=False) | {"copies": tuple(copied), "halves": ()})
+        return extractor, lab.traces(extractor, True)
 
     def secret(name: str, seeds: tuple[int, ...]) -> Variant:
         return variant(name, *draw(2), surrogates=[variant("", *draw(seed)).detector for seed in seeds])
 
     def hardened() -> Variant:
         other: Classifier = classifier(robust)
-        one = Connectivity(other, synthesise(other))
-        return variant("robust classifier", one, lab.traces(one, True))
+        extractor = Connectivity(other, synthesise(other))
+        return variant("robust classifier", extractor, lab.traces(extractor, True))
 
     makers = {
         "default": lambda: base,
@@ -198,7 +206,10 @@ def variants(lab: Lab, robust: Path, chosen: list[str], steps: int):
         ),
         "latent paths too": latent,
         "evasive images in the mixture": lambda: variant(
-            "evasive images in the mixture", walk, whole, extra=[evasive(base, lab.groups["fit"], 48, steps)]
+            "evasive images in the mixture",
+            shipped_extractor,
+            whole,
+            extra=[evasive(base, lab.groups["fit"], 48, steps)],
         ),
         "secret copies": lambda: secret("secret copies", (1,)),
         "secret copies, attacked through three draws": lambda: secret(
@@ -216,8 +227,8 @@ def kept_results(out: Path | None, about: dict) -> list[dict]:
     file = out / "results.json" if out else None
     if file is None or not file.exists():
         return []
-    found = json.loads(file.read_text())
-    return found["results"] if {k: found.get(k) for k in about} == about else []
+    record = json.loads(file.read_text())
+    return record["results"] if {k: record.get(k) for k in about} == about else []
 
 
 def main() -> None:
@@ -234,23 +245,23 @@ def main() -> None:
     lab = Lab(args.data, args.cache)
     about = {"seed": 0, "images": args.images, "steps": args.steps, "ways": args.ways, "restarts": 1}
     results = kept_results(args.out, about)
-    for one in variants(lab, args.robust, args.only, args.steps):
-        model, part = one.detector.connectivity.classifier, lab.groups["attack"].rows(slice(600, 700))
+    for tested in variants(lab, args.robust, args.only, args.steps):
+        model, part = tested.detector.connectivity.classifier, lab.groups["attack"].rows(slice(600, 700))
         images = model.check(part.images)
         right = (model.logits(images).argmax(1) == part.labels).nonzero()[: args.images, 0]
-        at = one.detector.calibration_.threshold
+        threshold = tested.detector.calibration_.threshold
         row = {
-            "variant": one.name,
-            "fit": one.fit,
+            "variant": tested.name,
+            "fit": tested.fit,
             "accuracy_of_100": float((model.logits(images).argmax(1) == part.labels).float().mean()),
-            "false_alarms": float((one.clean > at).mean()),
-            "auroc": {spec: auroc(one.clean, s) for spec, s in one.attacked.items()},
-            "caught": {spec: float((s > at).mean()) for spec, s in one.attacked.items()},
-            "n_attacked": {spec: len(s) for spec, s in one.attacked.items()},
+            "false_alarms": float((tested.clean > threshold).mean()),
+            "auroc": {spec: auroc(tested.clean, s) for spec, s in tested.attacked.items()},
+            "caught": {spec: float((s > threshold).mean()) for spec, s in tested.attacked.items()},
+            "n_attacked": {spec: len(s) for spec, s in tested.attacked.items()},
         }
         print(row, flush=True)
-        row["adaptive"] = attack(one, images[right], part.labels[right], args.ways, args.steps)
-        results = [r for r in results if r["variant"] != one.name] + [row]
+        row["adaptive"] = attack(tested, images[right], part.labels[right], args.ways, args.steps)
+        results = [r for r in results if r["variant"] != tested.name] + [row]
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             whole = {"machine": machine()} | about | {"results": results}

@@ -66,9 +66,9 @@ def main() -> None:
     clean = detector.judge(rest[:cut])
     taken = []
     for image in rest[:ALONE].split(1):
-        one = time.perf_counter()
+        began = time.perf_counter()
         detector.judge(image)
-        taken.append(time.perf_counter() - one)
+        taken.append(time.perf_counter() - began)
     figures |= {
         "seconds_one_image_median": float(np.median(taken)),
         "seconds_one_image_largest": max(taken),
@@ -81,10 +81,10 @@ def main() -> None:
     }
     spoilt = {}
     for name, change in CONDITIONS.items():
-        found = detector.judge(change(rest[:FEW], 1))
+        judgement = detector.judge(change(rest[:FEW], 1))
         spoilt[name] = {
-            "flagged": float(found.adversarial.mean()),
-            "forwards": float((found.forwards + 3 * found.gradients).mean()),
+            "flagged": float(judgement.adversarial.mean()),
+            "forwards": float((judgement.forwards + 3 * judgement.gradients).mean()),
         }
         print(name, spoilt[name], flush=True)
     figures |= {"conditions": spoilt, "n_conditions": FEW}
@@ -99,11 +99,11 @@ def main() -> None:
         hits = out[succeeded(model, out, labels)]
         score = detector.score_samples(hits)
         low, high = interval(clean.score, score)
-        seen = detector.judge(hits)
+        hit_judgement = detector.judge(hits)
         row = {
             "attack": spec,
-            "restored": float((seen.consensus == labels[succeeded(model, out, labels)].cpu().numpy()).mean()),
-            "forwards": float((seen.forwards + 3 * seen.gradients).mean()),
+            "restored": float((hit_judgement.consensus == labels[succeeded(model, out, labels)].cpu().numpy()).mean()),
+            "forwards": float((hit_judgement.forwards + 3 * hit_judgement.gradients).mean()),
             "auroc": auroc(clean.score, score),
             "auroc_low": low,
             "auroc_high": high,

@@ -92,13 +92,13 @@ def toy(cache: Path, name: str) -> Lesson:
     else:
         model = Classifier(mlp(), size=(8, 8), channels=1)
     images, labels = digits()
-    given, known = images[TAUGHT:FITTED], labels[TAUGHT:FITTED]
-    references = choose(model, model.check(given[:100]), known[:100])
+    given, truth = images[TAUGHT:FITTED], labels[TAUGHT:FITTED]
+    references = choose(model, model.check(given[:100]), truth[:100])
     walks = walks_of(Connectivity(model, references), STAGES)
     maker = Maker(walks, 80, BENIGN)
 
     def learn() -> Taught:
-        rows = attacked_rows(given[100:], known[100:], parse_all(DIGITS), maker)
+        rows = attacked_rows(given[100:], truth[100:], parse_all(DIGITS), maker)
         few = as_bytes(given[100:])
         return rows.and_benign(*spoilt(few, np.arange(len(few)), BENIGN, maker, SEED)).sound()
 
@@ -106,11 +106,11 @@ def toy(cache: Path, name: str) -> Lesson:
         return features_of(walks, x, "", silent)
 
     def test() -> tuple[tuple[np.ndarray, ...], dict[str, tuple[np.ndarray, ...]]]:
-        found = {}
+        by_attack = {}
         for spec in DIGIT_TEST:
             hits = replace(maker, per_attack=150).attacked(images[1400:], labels[1400:], Attack.parse(spec), seed=SEED)
-            found[spec] = walked(hits.images)
-        return walked(images[FITTED:1400]), found
+            by_attack[spec] = walked(hits.images)
+        return walked(images[FITTED:1400]), by_attack
 
     names = _names(walks)
     clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {names[-1]}", test)
@@ -119,7 +119,7 @@ def toy(cache: Path, name: str) -> Lesson:
 
 
 def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    return tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
 
 
 def cifar(
@@ -137,15 +137,15 @@ def cifar(
     few, clean: images attacked by each, and clean ones, to learn from; test: images attacked by each to test on.
     """
     model, groups = network(name, nets), parts(data)
-    walk = walk_of(cache, model)
-    walks = walks_of(walk, STAGES)
+    connectivity = walk_of(cache, model)
+    walks = walks_of(connectivity, STAGES)
 
     def features(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        return tables(whole(cache, walk, what, images), walks)
+        return tables(whole(cache, connectivity, what, images), walks)
 
     fit, shipped = groups["fit"], name == "shipped"
     base = fit.images if shipped else fit.images[:clean]
-    found, kinds, rows = [_first(features("clean", base), clean)], [np.zeros(clean, int)], [np.arange(clean)]
+    stage_tables, kinds, rows = [_first(features("clean", base), clean)], [np.zeros(clean, int)], [np.arange(clean)]
     attacks: dict[str, tuple[int, int]] = {}
     for spec in wide:
         limit = few if not shipped else taught(spec) if spec in MIXTURE else 250
@@ -158,10 +158,10 @@ def cifar(
         if len(changed):
             taken.append((features(f"{spec}, changed", changed), hits.rows[index]))
         for table, which in zip(taken, (few, few // 3), strict=False):
-            found.append(_first(table[0], which))
+            stage_tables.append(_first(table[0], which))
             rows.append(table[1].numpy()[:which])
             kinds.append(np.full(len(rows[-1]), list(attacks).index(spec) + 1))
-    learn = Taught(_stacked(found), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
+    learn = Taught(_stacked(stage_tables), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
     learn = replace(learn, benign=np.zeros(len(learn.kinds), bool))
     share = -(-clean // len(BENIGN))
     parts_of = [np.arange(len(base))[i :: len(BENIGN)][:share] for i in range(len(BENIGN))]
@@ -187,9 +187,9 @@ def photographs(cache: Path) -> Lesson:
     return Lesson(Taught(*learned, attacks=attacks), clean, attacked, names)
 
 
-def _first(found: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
-    return tuple(table[:count] for table in found)
+def _first(arrays: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
+    return tuple(table[:count] for table in arrays)
 
 
 def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))

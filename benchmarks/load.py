@@ -87,7 +87,7 @@ def loaded(judge: Judge, pool: np.ndarray, expected: np.ndarray | None, args: ar
                 k = next(left, None)
             if k is None:
                 return
-            at, body = bodies[k % len(bodies)]
+            start, body = bodies[k % len(bodies)]
             started = time.perf_counter()
             try:
                 with urllib.request.urlopen(url, body, timeout=120) as answered:
@@ -97,15 +97,15 @@ def loaded(judge: Judge, pool: np.ndarray, expected: np.ndarray | None, args: ar
                 continue
             taken.append(time.perf_counter() - started)
             if expected is not None:
-                same = np.array_equal(said["advconn_flag"], expected[at : at + args.images])
+                same = np.array_equal(said["advconn_flag"], expected[start : start + args.images])
                 wrong[0] += not same
 
     before, started = resident(), time.perf_counter()
     threads = [threading.Thread(target=client) for _ in range(args.clients)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for worker in threads:
+        worker.start()
+    for worker in threads:
+        worker.join()
     seconds = time.perf_counter() - started
     after = resident()
     server.should_exit = True
@@ -132,9 +132,9 @@ def main() -> None:
     pool = pictures(POOL)
     expected = detector.judge(torch.from_numpy(pool)).adversarial
     results = {}
-    for name, judge, known in (("advconn", Judge(detector), expected), ("bare classifier", Bare(detector), None)):
-        loaded(judge, pool, known, argparse.Namespace(**vars(args) | {"requests": 100}))  # warm
-        results[name] = loaded(judge, pool, known, args)
+    for name, judge, flags in (("advconn", Judge(detector), expected), ("bare classifier", Bare(detector), None)):
+        loaded(judge, pool, flags, argparse.Namespace(**vars(args) | {"requests": 100}))  # warm
+        results[name] = loaded(judge, pool, flags, args)
         print(name, results[name], flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

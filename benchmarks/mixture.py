@@ -47,12 +47,12 @@ class Folds:
 
     def __init__(self, cache: Path, data: Path, nets: Path) -> None:
         model, fit = network("shipped", nets), parts(data)["fit"]
-        walk = walk_of(cache, model)
-        walks = walks_of(walk, STAGES)[:3]
-        self.clean = tables(whole(cache, walk, "fit", fit.images), walks)[2]
+        connectivity = walk_of(cache, model)
+        walks = walks_of(connectivity, STAGES)[:3]
+        self.clean = tables(whole(cache, connectivity, "fit", fit.images), walks)[2]
         self.fold = np.arange(len(self.clean)) % 2
         made = [
-            tables(whole(cache, walk, kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)), walks)[2]
+            tables(whole(cache, connectivity, kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)), walks)[2]
             for i, kind in enumerate(BENIGN)
         ]
         order = [np.arange(len(fit.images))[i :: len(BENIGN)] for i in range(len(BENIGN))]
@@ -61,23 +61,23 @@ class Folds:
         self.changed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for spec in dict.fromkeys((*BEFORE, *CHEAP)):
             hits = hits_of(cache, nets, "shipped", "fit", fit, spec, taught(spec) if spec in BEFORE else 250)
-            self.hits[spec] = (tables(whole(cache, walk, spec, hits.images), walks)[2], hits.rows.numpy())
+            self.hits[spec] = (tables(whole(cache, connectivity, spec, hits.images), walks)[2], hits.rows.numpy())
             changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
-            table = tables(whole(cache, walk, f"{spec}, changed", changed), walks)[2]
+            table = tables(whole(cache, connectivity, f"{spec}, changed", changed), walks)[2]
             self.changed[spec] = (table, hits.rows[index].numpy())
         self._heads: dict[tuple[tuple[str, ...], int], Any] = {}
 
     def head(self, specs: tuple[str, ...], part: int) -> Any:
         """Fitted on one fold."""
         if (specs, part) not in self._heads:
-            found = [np.concatenate([self.clean[self.fold == part], self.benign[self.benign_fold == part]])]
+            by_kind = [np.concatenate([self.clean[self.fold == part], self.benign[self.benign_fold == part]])]
             for spec in specs:
                 (table, rows), (other, others) = self.hits[spec], self.changed[spec]
                 mine, more = table[self.fold[rows] == part][:MOST], other[self.fold[others] == part][: MOST // SHARE]
-                found.append(np.concatenate([mine, more]))
+                by_kind.append(np.concatenate([mine, more]))
             made = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=150, tol=1e-3))
-            kinds = np.repeat(np.arange(len(found)), [len(table) for table in found])
-            self._heads[specs, part] = made.fit(np.concatenate(found), kinds)
+            kinds = np.repeat(np.arange(len(by_kind)), [len(table) for table in by_kind])
+            self._heads[specs, part] = made.fit(np.concatenate(by_kind), kinds)
         return self._heads[specs, part]
 
     def asked(self, specs: Sequence[str], about: str) -> tuple[float, float, int]:
@@ -87,11 +87,11 @@ class Folds:
             head = self.head(tuple(specs), part)
             table, rows = self.hits[about]
             base = scored(head, self.clean[self.fold != part])
-            at = np.quantile(base, 0.95)  # so that folds are alike
-            clean.append(base - at)
-            hits.append(scored(head, table[self.fold[rows] != part]) - at)
-        base, found = np.concatenate(clean), np.concatenate(hits)
-        return auroc(base, found), float((found > 0).mean()), len(found)
+            threshold = np.quantile(base, 0.95)  # so that folds are alike
+            clean.append(base - threshold)
+            hits.append(scored(head, table[self.fold[rows] != part]) - threshold)
+        base, attacked = np.concatenate(clean), np.concatenate(hits)
+        return auroc(base, attacked), float((attacked > 0).mean()), len(attacked)
 
 
 def left_out(folds: Folds, specs: Sequence[str], names: Sequence[str]) -> dict[str, tuple[float, float, int]]:
@@ -112,9 +112,9 @@ def main() -> None:
     every = tuple(dict.fromkeys(map(family, folds.hits)))
     log: list[dict[str, Any]] = []
 
-    def told(what: str, mixture: Sequence[str], found: dict[str, tuple[float, float, int]]) -> None:
-        log.append({"what": what, "mixture": list(mixture), "found": {k: list(v) for k, v in found.items()}})
-        cells = ", ".join(f"{spec} {a:.3f}/{c:.2f}" for spec, (a, c, _) in found.items())
+    def told(what: str, mixture: Sequence[str], figures: dict[str, tuple[float, float, int]]) -> None:
+        log.append({"what": what, "mixture": list(mixture), "found": {k: list(v) for k, v in figures.items()}})
+        cells = ", ".join(f"{spec} {a:.3f}/{c:.2f}" for spec, (a, c, _) in figures.items())
         print(f"{time.time() - started:.0f} s {what}: {cells}", flush=True)
 
     old = [spec for spec in BEFORE if spec in folds.hits]

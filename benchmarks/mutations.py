@@ -67,22 +67,22 @@ def mangled(rng: Rng, data: bytes, other: bytes) -> bytes:
     """Bytes overwritten, inserted, deleted, repeated, flipped, cut off, spliced with others, or set to odd numbers."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 8, 30))):
-        at, n = rng.randrange(min(len(out), rng.choice((200, len(out)))) or 1), rng.choice((1, 2, 4, 8, 32, 200))
+        start, n = rng.randrange(min(len(out), rng.choice((200, len(out)))) or 1), rng.choice((1, 2, 4, 8, 32, 200))
         value, order = (
             rng.choice((0, 1, 255, 256, 4096, 5792, 32767, 65535, 2**31 - 1, 2**32 - 1)),
             rng.choice(("little", "big")),
         )
         new = value.to_bytes(4 if value > 65535 else rng.choice((2, 4)), order)
         ways = [
-            (at + n, rng.randbytes(n)),
-            (at, rng.randbytes(n)),
-            (at + n, b""),
-            (at, out[at : at + n] * rng.choice((1, 50))),
+            (start + n, rng.randbytes(n)),
+            (start, rng.randbytes(n)),
+            (start + n, b""),
+            (start, out[start : start + n] * rng.choice((1, 50))),
         ]
-        ways += [(at + 1, bytes(v ^ 1 << rng.randrange(8) for v in out[at : at + 1])), (at + len(new), new)]
+        ways += [(start + 1, bytes(v ^ 1 << rng.randrange(8) for v in out[start : start + 1])), (start + len(new), new)]
         ways += [(len(out), b""), (len(out), other[rng.randrange(len(other)) :])]
         end, new = rng.choices(ways, (3, 1, 1, 1, 4, 4, 0.2, 0.2))[0]
-        out[at:end] = new
+        out[start:end] = new
     return bytes(out)
 
 
@@ -157,12 +157,12 @@ def mutated(rng: Rng, data: bytes, other: bytes, suffix: str) -> bytes:
                     inner = mutated(rng, inner, other, ending) if info.filename == chosen else inner
                     new.writestr(info.filename, inner, info.compress_type)
             return out.getvalue()
-    found, at = bytearray(mangled(rng, data, other)), 8
-    while suffix == ".png" and at + 12 <= len(found) and luck < 0.9:  # checksums are put right
-        end = at + 8 + int.from_bytes(found[at : at + 4], "big")
-        found[end : end + 4] = zlib.crc32(found[at + 4 : end]).to_bytes(4, "big")
-        at = end + 4
-    return bytes(found)
+    damaged, start = bytearray(mangled(rng, data, other)), 8
+    while suffix == ".png" and start + 12 <= len(damaged) and luck < 0.9:  # checksums are put right
+        end = start + 8 + int.from_bytes(damaged[start : start + 4], "big")
+        damaged[end : end + 4] = zlib.crc32(damaged[start + 4 : end]).to_bytes(4, "big")
+        start = end + 4
+    return bytes(damaged)
 
 
 def image_seeds() -> dict[str, bytes]:
@@ -175,12 +175,12 @@ def image_seeds() -> dict[str, bytes]:
     looks |= {"ink": colour[0].convert("CMYK"), "bits": colour[0].convert("1"), "mixed": clear.convert("LA")}
     packed = {"clear": "tiff_lzw", "colour": "jpeg", "bits": "group4", "wide": "tiff_adobe_deflate"}
     for ending in ENDINGS:
-        for look, image in looks.items():
-            options = {"exif": turned, "progressive": look == "colour", "compression": packed.get(look)}
-            options |= {"transparency": 3} if look == "flat" else more if look == "moving" or ending == "mpo" else {}
+        for style, image in looks.items():
+            options = {"exif": turned, "progressive": style == "colour", "compression": packed.get(style)}
+            options |= {"transparency": 3} if style == "flat" else more if style == "moving" or ending == "mpo" else {}
             with contextlib.suppress(OSError, KeyError, ValueError):  # one that this Pillow cannot write
                 image.save(stream := io.BytesIO(), Image.registered_extensions()[f".{ending}"], **options)
-                out[f"{look}.{ending}"] = stream.getvalue()
+                out[f"{style}.{ending}"] = stream.getvalue()
     rows, floats, y = pixels[..., :3], np.float32(pixels[:, :3, :16, :1].repeat(16, 3) / 255), np.arange(6)
     for name, array in {
         "rows": rows,
@@ -219,9 +219,9 @@ def bundle_seeds(folder: Path) -> list[dict[str, bytes]]:
     advconn.save(advconn.load(shipped), folder / "anew")
     digits = torch.from_numpy(load_digits().images[:160] / 16).float()[:, None]
     classifier = models.load("advconn:compact", shipped / bundle.WEIGHTS, channels=1, size=(8, 8))
-    walk = {"families": ("self",), "copies": ("flip", "mean3"), "halves": ()}
+    settings = {"families": ("self",), "copies": ("flip", "mean3"), "halves": ()}
     head = MLPClassifier((4,), max_iter=20, random_state=0)
-    advconn.save(advconn.fit(classifier, digits, attacks=("fgsm:eps=0.3",), walk=walk, head=head), folder / "small")
+    advconn.save(advconn.fit(classifier, digits, attacks=("fgsm:eps=0.3",), walk=settings, head=head), folder / "small")
     return [{p.name: p.read_bytes() for p in sorted(f.iterdir())} for f in (shipped, folder / "anew", folder / "small")]
 
 
@@ -241,11 +241,11 @@ def forged(rng: Rng, part: str, seeds: list[dict[str, bytes]]) -> dict[str, byte
                 module = types.SimpleNamespace(state_dict=lambda: weights)
                 card["classifier"]["fingerprint"] = fingerprint(module)  # type: ignore[arg-type]
             with contextlib.suppress(Exception):
-                tensors, known = safetensors.numpy.load(files[bundle.TENSORS]), card["calibration"]
-                at = [-math.inf if v is None else v for v in card["exits"]]
+                tensors, stored = safetensors.numpy.load(files[bundle.TENSORS]), card["calibration"]
+                exits = [-math.inf if v is None else v for v in card["exits"]]
                 names = card["conditions"]["calibrated"]
-                scores = {name: stages.ordered(tensors[f"calibration.{name}"], at)[0] for name in names}
-                known["threshold"] = calibration.Calibration(scores, known["fpr"], known["confidence"]).threshold
+                scores = {name: stages.ordered(tensors[f"calibration.{name}"], exits)[0] for name in names}
+                stored["threshold"] = calibration.Calibration(scores, stored["fpr"], stored["confidence"]).threshold
         with contextlib.suppress(Exception):
             card["files"] |= {k: hashlib.sha256(files[k]).hexdigest() for k in set(card["files"]) & set(files)}
         card["card"] = cards.digest(card)

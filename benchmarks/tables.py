@@ -19,8 +19,8 @@ tables show in words (from `notes.md`), then the tables.
 
 
 def latest(name: str) -> dict | None:
-    found = sorted(HERE.glob(f"records/*_{name}/results.json"))
-    return json.loads(found[-1].read_text()) | {"folder": found[-1].parent.name} if found else None
+    files = sorted(HERE.glob(f"records/*_{name}/results.json"))
+    return json.loads(files[-1].read_text()) | {"folder": files[-1].parent.name} if files else None
 
 
 def lines(head: list[str], rows: list[list[object]]) -> list[str]:
@@ -42,8 +42,8 @@ def detection(record: dict) -> list[str]:
     whole = {(r["detector"], r["attack"]): r for r in rows if r["left_out"] is None}
     cells = []
     for r in [r for r in rows if r["detector"] == names[0] and r["left_out"] is None]:
-        found = [whole[n, r["attack"]] for n in names]
-        figures = [f"{figure(s['auroc'])} / {figure(s['tpr'])}" for s in found]
+        mine = [whole[n, r["attack"]] for n in names]
+        figures = [f"{figure(s['auroc'])} / {figure(s['tpr'])}" for s in mine]
         span = f"{figure(r['auroc_low'])} to {figure(r['auroc_high'])}"
         cells.append(
             [r["attack"], r["family"], figure(r["success"], 2), r["n_attacked"], figures[0], span, *figures[1:]]
@@ -70,10 +70,10 @@ def detection(record: dict) -> list[str]:
     ]
     doubt = record["in_doubt"]
     attacks = list(dict.fromkeys(r["attack"] for r in doubt))
-    at = {(r["what"], r["attack"]): r for r in doubt}
-    counts = ", ".join(f"{a}: {at[doubt[0]['what'], a]['n_attacked']}" for a in attacks)
+    by_pair = {(r["what"], r["attack"]): r for r in doubt}
+    counts = ", ".join(f"{a}: {by_pair[doubt[0]['what'], a]['n_attacked']}" for a in attacks)
     cells = [
-        [what, at[what, attacks[0]]["columns"], *(figure(at[what, a]["auroc"]) for a in attacks)]
+        [what, by_pair[what, attacks[0]]["columns"], *(figure(by_pair[what, a]["auroc"]) for a in attacks)]
         for what in dict.fromkeys(r["what"] for r in doubt)
     ]
     out += lines(["read", "columns", *attacks], cells)
@@ -184,21 +184,21 @@ def conditions(record: dict) -> list[str]:
 def benchmark(record: dict) -> list[str]:
     attacks = [a["attack"] for a in record["attacks"]]
     rows = [r for r in record["rows"] if r["auroc"] is not None]  # an attack that never succeeded has none
-    at = {(r["detector"], r["attack"]): r for r in rows}
+    by_pair = {(r["detector"], r["attack"]): r for r in rows}
     attacks = [a for a in attacks if any(r["attack"] == a for r in rows)]
-    worst = {d: min(at[d, a]["auroc"] for a in attacks) for d in dict.fromkeys(r["detector"] for r in rows)}
+    worst = {d: min(by_pair[d, a]["auroc"] for a in attacks) for d in dict.fromkeys(r["detector"] for r in rows)}
     best = {a: max(r["auroc"] for r in rows if r["attack"] == a) for a in attacks}
     cells = []
     for name in sorted(worst, key=lambda d: -worst[d]):
-        found = [at[name, a] for a in attacks]
+        mine = [by_pair[name, a] for a in attacks]
         marked = [
             f"**{r['auroc']:.3f}** / {r['tpr']:.2f}"
             if r["auroc"] >= best[r["attack"]] - 5e-4
             else f"{r['auroc']:.3f} / {r['tpr']:.2f}"
-            for r in found
+            for r in mine
         ]
-        cost = found[0]["forwards"] + 3 * found[0]["gradients"]
-        cells.append([name, *marked, figure(worst[name]), figure(found[0]["fpr"]), f"{cost:.0f}"])
+        cost = mine[0]["forwards"] + 3 * mine[0]["gradients"]
+        cells.append([name, *marked, figure(worst[name]), figure(mine[0]["fpr"]), f"{cost:.0f}"])
     settings = record["settings"]
     out = [f"## Against baselines, {settings['data']} (`advconn benchmark`, {record['folder']})", ""]
     out += [
@@ -212,8 +212,8 @@ def benchmark(record: dict) -> list[str]:
             a: max(r["auroc"] for r in rows if r["attack"] == a and not r["detector"].startswith("advconn"))
             for a in attacks
         }
-        beaten = [f"{a} ({others[a]:.3f} against {at[name, a]['auroc']:.3f})" for a in attacks]
-        beaten = [told for a, told in zip(attacks, beaten, strict=True) if others[a] > at[name, a]["auroc"]]
+        beaten = [f"{a} ({others[a]:.3f} against {by_pair[name, a]['auroc']:.3f})" for a in attacks]
+        beaten = [told for a, told in zip(attacks, beaten, strict=True) if others[a] > by_pair[name, a]["auroc"]]
         out += [f"A baseline has a higher AUROC than {name} on: {', '.join(beaten) or 'no attack'}.", ""]
     sizes = [
         [
@@ -255,14 +255,14 @@ def adaptive(record: dict) -> list[str]:
         "2022). Claimed: the robust accuracy at half that eps that SR@5 claims (Tramèr 2022).",
         "",
     ]
-    at = {(r["detector"], r["eps"], r["way"]): r for r in rows}
+    by_way = {(r["detector"], r["eps"], r["way"]): r for r in rows}
     cells = []
     for r in (r for r in rows if r["way"].startswith("best of") or len(ways) == 1):
-        mine = [at[r["detector"], r["eps"], way] for way in ways]
-        found = [f"{m['found']} of {m['planted']}" for m in mine if m.get("planted")]
+        mine = [by_way[r["detector"], r["eps"], way] for way in ways]
+        planted = [f"{m['found']} of {m['planted']}" for m in mine if m.get("planted")]
         span = f"{figure(r['low'], 2)} to {figure(r['high'], 2)}"
         shares = [figure(r["misclassified"], 2), figure(r["sr5"], 2), span, *(figure(m["sr5"], 2) for m in mine)]
-        cells.append([r["detector"], r["eps"], r["n"], *shares, max(found, default=""), figure(r["claimed"], 2)])
+        cells.append([r["detector"], r["eps"], r["n"], *shares, max(planted, default=""), figure(r["claimed"], 2)])
     head = [
         "detector",
         "eps",
@@ -308,8 +308,8 @@ def hardening(record: dict) -> list[str]:
     cells = []
     for r in rows:
         plain = [f"{r['auroc'][a]:.3f} / {r['caught'][a]:.2f}" for a in attacks]
-        known = [f"{a['sr5']:.2f} / {a['sr50']:.2f} of {a['misclassified']:.2f}" for a in r["adaptive"]]
-        cells.append([r["variant"], r["fit"], f"{r['accuracy_of_100']:.2f}", *plain, figure(r["false_alarms"]), *known])
+        aware = [f"{a['sr5']:.2f} / {a['sr50']:.2f} of {a['misclassified']:.2f}" for a in r["adaptive"]]
+        cells.append([r["variant"], r["fit"], f"{r['accuracy_of_100']:.2f}", *plain, figure(r["false_alarms"]), *aware])
     out = [f"## What costs an attacker who knows the detector more (`hardening.py`, {record['folder']})", ""]
     n = rows[0]["adaptive"][0]["n"]
     out += [
@@ -357,10 +357,10 @@ def jobs(record: dict) -> list[str]:
 def studies() -> list[str]:
     """The texts of the studies' records."""
     out = ["## The two papers' experiments (`advconn study`)", ""]
-    found = {}
+    files = {}
     for file in sorted(HERE.glob("records/*_study-*/text.md")):
-        found[file.parent.name.partition("_study-")[2]] = file
-    for name, file in found.items():
+        files[file.parent.name.partition("_study-")[2]] = file
+    for name, file in files.items():
         about = json.loads((file.parent / "results.json").read_text())
         text = file.read_text().partition("\n\n")[2].replace("figure.png", f"records/{file.parent.name}/figure.png")
         out += [
@@ -369,7 +369,7 @@ def studies() -> list[str]:
             text.strip(),
             "",
         ]
-    return out if found else []
+    return out if files else []
 
 
 def ablation(record: dict) -> list[str]:
@@ -434,8 +434,8 @@ def fuzz(record: dict) -> list[str]:
     return out + lines(["kind", "judged", "refused in one line", "failed"], [*rows, ["all", *total]])
 
 
-def pair(found: dict) -> str:
-    return f"{figure(found['auroc'])} / {figure(found['caught'], 2)} ({found['n']})"
+def pair(result: dict) -> str:
+    return f"{figure(result['auroc'])} / {figure(result['caught'], 2)} ({result['n']})"
 
 
 def pretrained(record: dict) -> list[str]:
@@ -454,8 +454,8 @@ def pretrained(record: dict) -> list[str]:
     for key, title in titles.items():
         if not record[key]:
             continue
-        specs = list(dict.fromkeys(spec for found in record[key].values() for spec in found["attacks"]))
-        cells = [["false alarms", *(figure(found["fpr"]) for found in record[key].values())]]
+        specs = list(dict.fromkeys(spec for figures in record[key].values() for spec in figures["attacks"]))
+        cells = [["false alarms", *(figure(figures["fpr"]) for figures in record[key].values())]]
         cells += [
             [spec, *(pair(f["attacks"][spec]) if spec in f["attacks"] else "" for f in record[key].values())]
             for spec in specs
@@ -500,7 +500,7 @@ def transformer(record: dict) -> list[str]:
 
 def default_photographs(record: dict) -> list[str]:
     out = [f"## The shipped detector of photographs (`fit_photographs.py`, {record['folder']})", ""]
-    out += lines(["attack", "AUROC / caught (n)"], [[spec, pair(found)] for spec, found in record["attacks"].items()])
+    out += lines(["attack", "AUROC / caught (n)"], [[spec, pair(result)] for spec, result in record["attacks"].items()])
     cells = [[name, figure(v["flagged"]), figure(v["flagged_same_class"])] for name, v in record["conditions"].items()]
     out += lines(["photographs under", f"flagged of {record['conditions']['clean']['n']}", "whose class stays"], cells)
     cells = [[k, f"{v:.4g}" if isinstance(v, float) else v] for k, v in record.items() if isinstance(v, int | float)]
@@ -522,8 +522,8 @@ def copies_tried(record: dict) -> list[str]:
     base, specs = record["found"]["none"], list(record["found"]["none"])
     cells = [["none", *(figure(base[spec][0], 4) for spec in specs)]]
     cells += [
-        [name, *(f"{found[spec][0] - base[spec][0]:+.4f}" for spec in specs)]
-        for name, found in record["found"].items()
+        [name, *(f"{scores[spec][0] - base[spec][0]:+.4f}" for spec in specs)]
+        for name, scores in record["found"].items()
         if name != "none"
     ]
     return out + lines(["copy", *specs], cells)

@@ -64,12 +64,12 @@ def rows(lessons: Sequence[Lesson], k: int, without: str | None = None) -> Rows:
     return Rows(np.concatenate(tables), np.concatenate(kinds))
 
 
-def head(found: Rows) -> LogisticRegression:
+def head(samples: Rows) -> LogisticRegression:
     """A linear head of standardised features: one class a family; columns weigh alike while it is fitted."""
-    features = found.features.clip(-LARGEST, LARGEST)
+    features = samples.features.clip(-LARGEST, LARGEST)
     scale = StandardScaler().fit(features)
     fitted = LogisticRegression(C=0.03, max_iter=300)
-    names, kinds = np.unique(found.families, return_inverse=True)  # "" comes first: clean is class 0
+    names, kinds = np.unique(samples.families, return_inverse=True)  # "" comes first: clean is class 0
     assert names[0] == ""
     fitted.fit(scale.transform(features), kinds)
     fitted.coef_ = fitted.coef_ / scale.scale_
@@ -95,15 +95,15 @@ def judged(lesson: Lesson, heads: tuple[Any, ...], plain: bool = False) -> dict[
     def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([scored(h, t) for h, t in zip(made, tables[first:], strict=False)], 1)
 
-    at = exits_at(scores(base), SHARES[first : first + len(made) - 1])
+    exit_scores = exits_at(scores(base), SHARES[first : first + len(made) - 1])
     clean = scores(lesson.clean)
     half = len(clean) // 2  # one half calibrates, the other counts
-    threshold = Calibration(ordered(clean[:half], at)[0], FPR, None).threshold
-    rest, reached = ordered(clean[half:], at)
+    threshold = Calibration(ordered(clean[:half], exit_scores)[0], FPR, None).threshold
+    rest, reached = ordered(clean[half:], exit_scores)
     out: dict[str, Any] = {"fpr": round(float((rest > threshold).mean()), 4), "n_clean": len(rest), "attacks": {}}
     out["reached"] = [round(float((reached > k).mean()), 3) for k in range(len(made))]
     for spec, tables in lesson.attacked.items():
-        score = ordered(scores(tables), at)[0]
+        score = ordered(scores(tables), exit_scores)[0]
         out["attacks"][spec] = {
             "family": family(spec),
             "auroc": round(auroc(rest, score), 4),
@@ -113,12 +113,12 @@ def judged(lesson: Lesson, heads: tuple[Any, ...], plain: bool = False) -> dict[
     return out
 
 
-def show(name: str, found: dict[str, Any]) -> None:
+def show(name: str, figures: dict[str, Any]) -> None:
     cells = " ".join(
         f"{spec.split(':')[0]}{' from another' * (' from ' in spec)} {value['auroc']:.3f}/{value['caught']:.2f}"
-        for spec, value in found["attacks"].items()
+        for spec, value in figures["attacks"].items()
     )
-    print(f"{name}: false alarms {found['fpr']:.3f} {cells}", flush=True)
+    print(f"{name}: false alarms {figures['fpr']:.3f} {cells}", flush=True)
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     for name, lesson in lessons.items():
         if not lesson.attacked:
             continue
-        others = [found for other, found in teachers.items() if other != name]
+        others = [teacher for other, teacher in teachers.items() if other != name]
         record["left_out"][name] = judged(lesson, taught(others, len(lesson.names)))
         show(f"taught on the others, used on {name}", record["left_out"][name])
         if lesson.learn.attacks:  # the full fit, on as many attacked images as the lesson has
@@ -160,11 +160,11 @@ def main() -> None:
             show(f"  fitted on {name} itself", record["own"][name])
         if not args.strict:
             continue
-        found: dict[str, Any] = {}
+        by_attack: dict[str, Any] = {}
         for left in dict.fromkeys(map(family, lesson.attacked)):
             part = judged(lesson, taught(others, len(lesson.names), left))
-            found |= {s: v for s, v in part["attacks"].items() if v["family"] == left}
-        record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": found}
+            by_attack |= {s: v for s, v in part["attacks"].items() if v["family"] == left}
+        record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": by_attack}
         show(f"  and its family left out, used on {name}", record["strict"][name])
     if args.record:
         args.record.mkdir(parents=True, exist_ok=True)

@@ -104,8 +104,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     train, test = read(args.data / "train.npz"), read(args.data / "test.npz")
-    seen = split(len(train.labels))[0]
-    x, y = train.images[seen], train.labels[seen]
+    train_rows = split(len(train.labels))[0]
+    x, y = train.images[train_rows], train.labels[train_rows]
     net = FACTORIES[args.name]().train().to(memory_format=torch.channels_last)
     rate, steps = RATES[args.name], len(y) // args.batch
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.05)

@@ -42,14 +42,14 @@ def augment(images: torch.Tensor, generator: torch.Generator, reach: int = 4) ->
     """Mirror at random and shift by up to `reach` pixels."""
     n, _, h, w = images.shape
     padded = F.pad(images, (reach,) * 4, mode="reflect")
-    at = images.device
-    dy, dx = (torch.randint(0, 2 * reach + 1, (n, 1), generator=generator).to(at) for _ in range(2))
-    rows = (dy + torch.arange(h, device=at))[:, None, :, None]
-    columns = dx + torch.arange(w, device=at)
-    mirrored = torch.rand(n, 1, generator=generator).to(at) < 0.5
+    device = images.device
+    dy, dx = (torch.randint(0, 2 * reach + 1, (n, 1), generator=generator).to(device) for _ in range(2))
+    rows = (dy + torch.arange(h, device=device))[:, None, :, None]
+    columns = dx + torch.arange(w, device=device)
+    mirrored = torch.rand(n, 1, generator=generator).to(device) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)[:, None, None, :]
-    batch = torch.arange(n, device=at)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=at)[None, :, None, None]
+    batch = torch.arange(n, device=device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
     return padded[batch, channel, rows, columns]
 
 
@@ -114,8 +114,8 @@ def main() -> None:
         with np.load(args.data / f"{name}.npz") as data:
             images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float() / 255
             sets[name] = ((images - mean) / std, torch.from_numpy(data["labels"]))
-    seen, kept = split(len(sets["train"][1]))
-    x, y = sets["train"][0][seen], sets["train"][1][seen]
+    train_rows, kept = split(len(sets["train"][1]))
+    x, y = sets["train"][0][train_rows], sets["train"][1][train_rows]
 
     net = (network(args.start) if args.start else compact(widths=tuple(args.widths))).train()
     net = net.to(memory_format=torch.channels_last)

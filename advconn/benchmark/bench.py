@@ -120,8 +120,8 @@ class Bench:
 
     def rows(self, part: str) -> Tensor:
         """Rows of a part."""
-        found: Tensor = getattr(self.parts, part)
-        return found
+        rows: Tensor = getattr(self.parts, part)
+        return rows
 
     def part(self, name: str) -> Tensor:
         """Images of a part, uint8."""
@@ -182,8 +182,8 @@ class Bench:
             succeeded(self.classifier, x, self.labels[r]).cpu()
             for x, r in zip(images.split(256), rows.split(256), strict=True)
         ])  # fmt: skip
-        found = self.classifier.check(images[hit]).cpu().float()
-        return Hits(found, rows[hit], len(rows))
+        attacked = self.classifier.check(images[hit]).cpu().float()
+        return Hits(attacked, rows[hit], len(rows))
 
     def size(self, name: str, family: str, known: bool, hits: Hits) -> AttackSize:
         """How an attack went; known: whether it is in the mixture."""

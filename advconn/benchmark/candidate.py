@@ -97,8 +97,8 @@ class Candidate:
 
     def key(self) -> str:
         """What its columns of an image depend on: parameters, code, images compared with, and both classifiers."""
-        look = f"{self.classifier.fingerprint} {self.classifier.preprocessing}"
-        digest = hashlib.sha256(f"{look} {sorted(self.parameters().items())!r} {code(self)}".encode())
+        identity = f"{self.classifier.fingerprint} {self.classifier.preprocessing}"
+        digest = hashlib.sha256(f"{identity} {sorted(self.parameters().items())!r} {code(self)}".encode())
         digest.update(self.state())
         return digest.hexdigest()
 

@@ -55,9 +55,9 @@ def controls(
             kinds["attacked to clean, true class"] = _pairs(
                 attacked, wrong, clean, label, truth.to(label), True, generator
             )
-        found = {kind: barriers(model, *pairs) for kind, pairs in kinds.items() if len(pairs[0])}
-        base = found.get("clean to clean, same class", np.zeros(0))
-        for kind, heights in found.items():
+        by_kind = {kind: barriers(model, *pairs) for kind, pairs in kinds.items() if len(pairs[0])}
+        base = by_kind.get("clean to clean, same class", np.zeros(0))
+        for kind, heights in by_kind.items():
             low, high = interval(base, heights, draws=200, seed=seed)
             middle = float(np.median(heights))
             out.append(Control(network, kind, len(heights), middle, auroc(base, heights), low, high))

@@ -48,27 +48,27 @@ def evade_images(
     Args:
         key: what the detector depends on, for a cache. known: the detector, what is followed, the score aimed under.
     """
-    one, score, aim = known
-    model = one.candidate.classifier
+    detector, score, aim = known
+    model = detector.candidate.classifier
     checked = model.check(torch.from_numpy(images))
     truth = torch.from_numpy(labels)
-    found = evade(
+    evaded = evade(
         model, score, checked, truth, aim, eps=eps, way=way, steps=steps, restarts=restarts, seed=seed,
         batch_size=CHUNK,
     )  # fmt: skip
-    made = model.check(found.images)
+    made = model.check(evaded.images)
     fooled = (model.logits(made).argmax(1).cpu() != truth).numpy()
-    return np.where(fooled, one.score(Columns(one.candidate.measure(made))), np.inf)
+    return np.where(fooled, detector.score(Columns(detector.candidate.measure(made))), np.inf)
 
 
 def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits], effort: Effort) -> list[Evasion]:
     """Every candidate that can be followed, at every largest change, in every way."""
     rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: effort.limit]
-    known = _sample(bench.part("train"), *(hits.images for hits in taught.values()))
+    sample = _sample(bench.part("train"), *(hits.images for hits in taught.values()))
     out: list[Evasion] = []
-    for one in frozen:
-        if one.candidate.differentiable:
-            out += _of(bench, one, rows, known, effort)
+    for detector in frozen:
+        if detector.candidate.differentiable:
+            out += _of(bench, detector, rows, sample, effort)
     return out
 
 
@@ -80,54 +80,57 @@ def planted_found(
 
     key, known: see `evade_images`.
     """
-    one, score, aim = known
-    model = one.candidate.classifier
+    detector, score, aim = known
+    model = detector.candidate.classifier
 
     def accepts(points: Tensor) -> np.ndarray:
-        return one.score(Columns(one.candidate.measure(points))) <= aim
+        return detector.score(Columns(detector.candidate.measure(points))) <= aim
 
     planted = plant(model, accepts, model.check(torch.from_numpy(images)), eps, seed=seed)
     if planted is None:
         return 0, {way: np.zeros(0, bool) for way in ways}
-    found = {}
+    reached = {}
     for way in ways:
         made = evade(
             model, score, planted.images, planted.labels, aim, eps=eps, way=way, steps=steps, restarts=restarts,
             seed=seed, batch_size=CHUNK, logits=planted.logits,
         )  # fmt: skip
         points = made.images.to(planted.images)
-        found[way] = planted.reached(points) & accepts(points)
-    return len(planted.images), found
+        reached[way] = planted.reached(points) & accepts(points)
+    return len(planted.images), reached
 
 
-def _of(bench: Bench, one: Frozen, rows: Tensor, known: Tensor, effort: Effort) -> list[Evasion]:
-    at, loose = (one.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
-    aim = min(at, loose)
-    score = one.candidate.follow(aim, known)
-    key = f"{one.candidate.key()} {at!r} {loose!r}"
+def _of(bench: Bench, detector: Frozen, rows: Tensor, sample: Tensor, effort: Effort) -> list[Evasion]:
+    strict, loose = (detector.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
+    aim = min(strict, loose)
+    score = detector.candidate.follow(aim, sample)
+    key = f"{detector.candidate.key()} {strict!r} {loose!r}"
     tries = [(size, way, chunk) for size in effort.eps for way in WAYS for chunk in rows.split(CHUNK)]
     calls = [
         (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed, key,
-         (one, score, aim))
+         (detector, score, aim))
         for size, way, c in tries
     ]  # fmt: skip
-    made = bench.runner.map(f"evade {one.name}", evade_images, calls, "known")
-    found: dict[tuple[float, str], list[np.ndarray]] = {}
+    made = bench.runner.map(f"evade {detector.name}", evade_images, calls, "known")
+    by_way: dict[tuple[float, str], list[np.ndarray]] = {}
     for (size, way, _), scores in zip(tries, made, strict=True):
-        found.setdefault((size, way), []).append(scores)
+        by_way.setdefault((size, way), []).append(scores)
     some = bench.images[rows[:PLANTED_NEAR]].numpy()
     checks = [
-        (some, size, WAYS, effort.steps, effort.restarts, bench.seed, key, (one, score, aim)) for size in effort.eps
+        (some, size, WAYS, effort.steps, effort.restarts, bench.seed, key, (detector, score, aim))
+        for size in effort.eps
     ]
-    planted = dict(zip(effort.eps, bench.runner.map(f"plant {one.name}", planted_found, checks, "known"), strict=True))
+    planted = dict(
+        zip(effort.eps, bench.runner.map(f"plant {detector.name}", planted_found, checks, "known"), strict=True)
+    )
     out = []
     for size in effort.eps:
         count, hit = planted[size]
         hit = hit | {BEST: np.logical_or.reduce(list(hit.values()))}
-        done = {way: np.concatenate(found[size, way]) for way in WAYS}
+        done = {way: np.concatenate(by_way[size, way]) for way in WAYS}
         done[BEST] = np.min(list(done.values()), axis=0)
         out += [
-            _evasion(one.name, size, way, lowest, (at, loose), (count, int(hit[way].sum())), bench)
+            _evasion(detector.name, size, way, lowest, (strict, loose), (count, int(hit[way].sum())), bench)
             for way, lowest in done.items()
         ]
     return out
@@ -141,11 +144,11 @@ def _evasion(
 
     planted: how many were planted, and how many of these the way finds.
     """
-    at, loose = thresholds
-    low, high = share_interval(lowest <= at)
-    strict = float((lowest <= at).mean())
+    threshold, loose = thresholds
+    low, high = share_interval(lowest <= threshold)
+    strict = float((lowest <= threshold).mean())
     claim = claimed(strict, bench.accuracy)
-    known = tuple(bench.images.shape[1:]) == KNOWN and bench.classifier.num_classes == 10
+    published = tuple(bench.images.shape[1:]) == KNOWN and bench.classifier.num_classes == 10
     return Evasion(
         name,
         way,
@@ -157,7 +160,7 @@ def _evasion(
         high,
         float((lowest <= loose).mean()),
         claim,
-        credible(claim, 255 * eps / 2) if known else None,
+        credible(claim, 255 * eps / 2) if published else None,
         *planted,
         planted[1] < ENOUGH * planted[0] if planted[0] else None,
     )

@@ -19,12 +19,12 @@ COUNT = 4  # false alarms shown, and missed images of each attack
 
 def missed(bench: Bench, one: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
     """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
-    found: list[tuple[float, str, int]] = []
+    lowest: list[tuple[float, str, int]] = []
     for attack in attacks:
         scores = one.score(one.measured.attacked("test", attack.name)) - one.calibration.threshold
-        found += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
+        lowest += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
     out = []
-    for score, name, i in sorted(found)[: 2 * COUNT]:
+    for score, name, i in sorted(lowest)[: 2 * COUNT]:
         row = int(tested[name].rows[i])
         image = (tested[name].images[i] * 255).round().byte()
         out.append(_shown(bench, one, name, score, image, bench.images[row], int(bench.labels[row])))
@@ -44,11 +44,11 @@ def alarmed(bench: Bench, one: Frozen) -> list[Shown]:
 
 
 def _shown(
-    bench: Bench, one: Frozen, what: str, score: float, image: Tensor, original: Tensor | None, truth: int | None
+    bench: Bench, detector: Frozen, what: str, score: float, image: Tensor, original: Tensor | None, truth: int | None
 ) -> Shown:
     predicted = int(bench.classifier.predict(image[None])[0])
     classes = [predicted] if truth is None or truth == predicted else [predicted, truth]
     checked = bench.classifier.check(image[None])[0]
-    paths = one.candidate.profile(checked) if torch.isfinite(checked).all() else {}
+    paths = detector.candidate.profile(checked) if torch.isfinite(checked).all() else {}
     before = None if original is None else original.numpy()
     return Shown(what, score, image.numpy(), before, tuple(bench.classifier.label_names(classes)), paths)

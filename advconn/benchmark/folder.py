@@ -49,7 +49,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
 def arrays(report: Report, name: str) -> dict[str, np.ndarray]:
     """What one of EXTRAS holds, by 'detector/attack', part, or attack and 'rows of attack'."""
     if name == "scores":
-        return {f"{d}/{attack}": values for d, found in report.scores.items() for attack, values in found.items()}
+        return {f"{d}/{attack}": values for d, scores in report.scores.items() for attack, values in scores.items()}
     if name == "split":
         return dict(report.split)
     out: dict[str, np.ndarray] = {}
@@ -60,8 +60,8 @@ def arrays(report: Report, name: str) -> dict[str, np.ndarray]:
 
 def as_record(report: Report) -> dict[str, Any]:
     """As JSON holds it: nan as null, lists of objects of one kind."""
-    found = {"settings": dict(report.settings)} | {name: getattr(report, name) for name in LISTS}
-    return {name: plain(value) for name, value in found.items()}
+    contents = {"settings": dict(report.settings)} | {name: getattr(report, name) for name in LISTS}
+    return {name: plain(value) for name, value in contents.items()}
 
 
 def plain(value: Any) -> Any:

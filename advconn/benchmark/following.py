@@ -31,19 +31,19 @@ def differentiable(
     """
     if len(detector.cascade_.walks) > 1:
         return of_stages(detector.cascade_, detector.calibration_.threshold if threshold is None else threshold)
-    walk = detector.connectivity
-    odds = linear_odds(detector.head_, walk.classifier.device)
+    connectivity = detector.connectivity
+    odds = linear_odds(detector.head_, connectivity.classifier.device)
     if odds is None:
         if columns is None:
             raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
-        at = detector.calibration_.threshold
-        known = columns()
-        flagged = scored(detector.head_, known) > at
+        own_threshold = detector.calibration_.threshold
+        features = columns()
+        flagged = scored(detector.head_, features) > own_threshold
         if flagged.all() or not flagged.any():
             raise AttackError("this head has no gradient, and its verdicts on the columns are all alike")
-        imitated = linear_odds(default_head().fit(known, flagged.astype(int)), walk.classifier.device)
+        imitated = linear_odds(default_head().fit(features, flagged.astype(int)), connectivity.classifier.device)
         if imitated is None:
             raise AttackError("the default head is not linear")
-        return lambda images: imitated(table(walk.trace(images))[0]) + at
+        return lambda images: imitated(table(connectivity.trace(images))[0]) + own_threshold
     follow = odds
-    return lambda images: follow(table(walk.trace(images))[0])
+    return lambda images: follow(table(connectivity.trace(images))[0])

@@ -12,10 +12,10 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 
 def parameters(made: Any) -> dict[str, Any]:
     """Public plain values of an object and of its classes, by name."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for kind in reversed(type(made).__mro__):
-        found |= {k: v for k, v in vars(kind).items() if not k.startswith("_") and _plain(v)}
-    return found | {k: v for k, v in vars(made).items() if not k.startswith("_") and _plain(v)}
+        values |= {k: v for k, v in vars(kind).items() if not k.startswith("_") and _plain(v)}
+    return values | {k: v for k, v in vars(made).items() if not k.startswith("_") and _plain(v)}
 
 
 def code(made: Any) -> str:

@@ -91,11 +91,11 @@ def measure(candidates: Sequence[Candidate], sets: Mapping[Where, Tensor], runne
         for where, call in _calls(candidate, key, sets):
             calls.append(call)
             places.append((key, where))
-    found: dict[str, dict[Where, list[Columns]]] = {}
+    by_key: dict[str, dict[Where, list[Columns]]] = {}
     for (key, where), columns in zip(places, runner.map("measure", measure_images, calls, "candidate"), strict=True):
-        found.setdefault(key, {}).setdefault(where, []).append(columns)
+        by_key.setdefault(key, {}).setdefault(where, []).append(columns)
     return {
-        name: Measured({where: _joined(parts) for where, parts in found[key].items()}) for name, key in keys.items()
+        name: Measured({where: _joined(parts) for where, parts in by_key[key].items()}) for name, key in keys.items()
     }
 
 

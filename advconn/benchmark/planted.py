@@ -57,13 +57,13 @@ def last_hidden(classifier: Classifier) -> Callable[[Tensor], Tensor] | None:
     last = layers[-1]
 
     def hidden(points: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        captured: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
         try:
             classifier.logits(points)
         finally:
             hook.remove()
-        return torch.cat([values.flatten(1) for values in seen])[: len(points)].float()  # batches may be padded
+        return torch.cat([values.flatten(1) for values in captured])[: len(points)].float()  # batches may be padded
 
     return hidden
 
@@ -92,8 +92,8 @@ def plant(classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, 
             values = hidden(torch.cat([image[None], near, corners])).double().cpu().numpy()
         scale = values.std(0) + 1e-9
         kinds = np.repeat([0, 1], [1 + NEAR, PLANTED])
-        found = LogisticRegression(C=1e5, class_weight="balanced", max_iter=5000).fit(values / scale, kinds)
-        weight = found.coef_[0] / scale
+        regression = LogisticRegression(C=1e5, class_weight="balanced", max_iter=5000).fit(values / scale, kinds)
+        weight = regression.coef_[0] / scale
         shown = values @ weight
         low, high = shown[kinds == 0].max(), shown[kinds == 1].min()
         if low < high:  # else the features do not tell them apart

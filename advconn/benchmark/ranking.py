@@ -12,16 +12,16 @@ OURS = "advconn"
 
 def worst(rows: Iterable[Row]) -> Row | None:
     """The row with the smallest AUROC that is a number."""
-    known = [r for r in rows if math.isfinite(r.auroc)]
-    return min(known, key=lambda r: r.auroc, default=None)
+    finite = [r for r in rows if math.isfinite(r.auroc)]
+    return min(finite, key=lambda r: r.auroc, default=None)
 
 
 def rank(rows: Sequence[Row]) -> list[str]:
     """Detectors, the one with the highest worst AUROC first."""
     low: dict[str, float] = {}
     for name in dict.fromkeys(r.detector for r in rows):
-        found = worst(r for r in rows if r.detector == name)
-        low[name] = 1.0 if found is None else found.auroc
+        row = worst(r for r in rows if r.detector == name)
+        low[name] = 1.0 if row is None else row.auroc
     return sorted(low, key=lambda name: -low[name])
 
 

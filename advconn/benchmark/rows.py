@@ -68,8 +68,8 @@ def alarms(one: Frozen, bench: Bench) -> list[Alarm]:
         if len(mine) >= LEAST:
             out.append(_alarm(one.name, "clean", f"predicted {bench.classifier.label_names([int(k)])[0]}", mine))
     for name in one.measured.conditions:
-        found = one.flags(one.measured.condition(name))
-        out += _halves(one.name, name, found, right[: len(found)])
+        flagged = one.flags(one.measured.condition(name))
+        out += _halves(one.name, name, flagged, right[: len(flagged)])
     return out
 
 
@@ -97,12 +97,12 @@ def expenses(one: Frozen, attacks: Sequence[Attacker], bare: float) -> list[Expe
     return [clean, *sorted(attacked, key=lambda e: -(e.forwards + 3 * e.gradients))[:1]]
 
 
-def _expense(one: Frozen, images: str, columns: Columns, bare: float) -> Expense:
+def _expense(detector: Frozen, images: str, columns: Columns, bare: float) -> Expense:
     n = len(columns.values)
-    spent = one.candidate.spent(columns.values)
+    spent = detector.candidate.spent(columns.values)
     forwards, gradients, took = columns.forwards / n, columns.gradients / n, 1000 * columns.seconds / n
     largest = forwards + 3 * gradients if spent is None else float((spent[:, 0] + 3 * spent[:, 1]).max())
-    return Expense(one.name, images, forwards, gradients, took, took / bare, largest)
+    return Expense(detector.name, images, forwards, gradients, took, took / bare, largest)
 
 
 def bare_milliseconds(bench: Bench) -> float:
@@ -116,8 +116,8 @@ def bare_milliseconds(bench: Bench) -> float:
 
 def scores(one: Frozen, attacks: Sequence[Attacker]) -> Mapping[str, np.ndarray]:
     """Scores less the threshold of clean test images and of every attack's."""
-    at = one.calibration.threshold
-    out = {"clean": one.score(one.measured.clean("test")) - at}
+    threshold = one.calibration.threshold
+    out = {"clean": one.score(one.measured.clean("test")) - threshold}
     for attack in attacks:
-        out[attack.name] = one.score(one.measured.attacked("test", attack.name)) - at
+        out[attack.name] = one.score(one.measured.attacked("test", attack.name)) - threshold
     return out

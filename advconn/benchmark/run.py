@@ -108,27 +108,29 @@ def run(
     sets = images_of(bench, attacked, settings)
     candidates = prepare(detector, bench, settings, second, sets, note)
     measured = measure(candidates, sets, runner)
-    frozen = [freeze(one, measured[one.name], attacked.taught, bench, settings.fpr) for one in candidates]
+    frozen = [
+        freeze(candidate, measured[candidate.name], attacked.taught, bench, settings.fpr) for candidate in candidates
+    ]
     left = without(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
     aware = evasions(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
     bare = rows.bare_milliseconds(bench)
     return Report(
         described(data, bench, settings, attacked, candidates),
         tuple(
-            rows.row(one, a, attacked.tested[a.name], bench, a.family in attacked.families)
-            for one in frozen
+            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
+            for fitted in frozen
             for a in attacked.attacks
         ),
-        tuple(alarm for one in frozen for alarm in rows.alarms(one, bench)),
+        tuple(alarm for fitted in frozen for alarm in rows.alarms(fitted, bench)),
         tuple(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        tuple(cost for one in frozen for cost in rows.expenses(one, attacked.attacks, bare)),
+        tuple(cost for fitted in frozen for cost in rows.expenses(fitted, attacked.attacks, bare)),
         tuple(aware),
         tuple(left),
         tuple(barriers(bench, attacked.first)),
-        {one.name: rows.scores(one, attacked.attacks) for one in frozen},
+        {fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
         tuple(examples.missed(bench, frozen[0], attacked.attacks, attacked.tested)),
         tuple(examples.alarmed(bench, frozen[0])),
         {name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
@@ -141,9 +143,9 @@ def bench_of(
     data: Data, detector: Detector, settings: Settings, runner: Runner, ready: Sequence[Ready], note: Note
 ) -> Bench:
     """The images that the detector was not fitted on, in their parts; ready-made ones follow their originals."""
-    images, at = unseen(data, detector, note)
+    images, indices = unseen(data, detector, note)
     place = torch.full((len(data),), -1, dtype=torch.int64, device="cpu")
-    place[at] = torch.arange(len(at), dtype=torch.int64, device="cpu")
+    place[indices] = torch.arange(len(indices), dtype=torch.int64, device="cpu")
     moved = [replace(r, images=r.images[place[r.rows] >= 0], rows=place[r.rows][place[r.rows] >= 0]) for r in ready]
     bench = Bench(
         detector.connectivity.classifier, images.images, images.labels, runner=runner, limit=settings.limit,
@@ -156,15 +158,15 @@ def bench_of(
 
 def unseen(data: Data, detector: Detector, note: Note) -> tuple[Data, Tensor]:
     """The images that the detector was not fitted on, every one once, and their rows (n,) in `data`."""
-    found = marks(data.images)
-    first = np.zeros(len(found), dtype=bool)
-    first[np.unique(found, return_index=True)[1]] = True
-    known = np.isin(found, detector.fitted_.seen)
-    left = torch.from_numpy(first & ~known)
-    if known.any():
-        note(f"{int(known.sum())} of {len(found)} images are left out: the detector was fitted on them")
-    if not (first | known).all():
-        note(f"{int((~first & ~known).sum())} of {len(found)} images are left out: they are there twice")
+    hashes = marks(data.images)
+    first = np.zeros(len(hashes), dtype=bool)
+    first[np.unique(hashes, return_index=True)[1]] = True
+    fitted_on = np.isin(hashes, detector.fitted_.seen)
+    left = torch.from_numpy(first & ~fitted_on)
+    if fitted_on.any():
+        note(f"{int(fitted_on.sum())} of {len(hashes)} images are left out: the detector was fitted on them")
+    if not (first | fitted_on).all():
+        note(f"{int((~first & ~fitted_on).sum())} of {len(hashes)} images are left out: they are there twice")
     labels = None if data.labels is None else data.labels[left]
     return replace(data, images=data.images[left], labels=labels), left.nonzero()[:, 0]
 
@@ -175,11 +177,11 @@ def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
     taught = bench.attack("train", mixture, settings.per_attack)
     left = [a for a in mixture if settings.leave_one_out and a.name not in {b.name for b in asked}]
     tested = bench.attack("test", (*asked, *left), settings.limit)
-    for one in bench.ready:
-        if one.name in tested:
-            raise DataError(f"two attacks are called {one.name}: rename the file or folder of --attacked")
-        tested[one.name] = bench.tried(one)
-        asked = (*asked, Attacker(one.name, "given", one, one.name))
+    for ready in bench.ready:
+        if ready.name in tested:
+            raise DataError(f"two attacks are called {ready.name}: rename the file or folder of --attacked")
+        tested[ready.name] = bench.tried(ready)
+        asked = (*asked, Attacker(ready.name, "given", ready, ready.name))
     for a in asked:
         hits = tested[a.name]
         if len(hits.rows) < 0.9 * hits.tried:
@@ -216,11 +218,11 @@ def prepare(
         if kind.name == "second-model" and second is None:
             note("second-model is left out: give another classifier with --second")
             continue
-        if kind.name in {one.name for one in made}:
+        if kind.name in {other.name for other in made}:
             raise DataError(f"two detectors are called {kind.name!r}: give each a name of its own")
         try:
-            known = bench.images[compared(bench)] if kind.apart else train
-            candidate = kind(bench.classifier, known, second)
+            clean = bench.images[compared(bench)] if kind.apart else train
+            candidate = kind(bench.classifier, clean, second)
             if not kept(candidate, sets, bench.runner):
                 candidate.prepare()
         except ImportError as error:
@@ -246,9 +248,9 @@ def without(
         mine = [a for a in tested if a.family == family and len(attacked.tested[a.name].rows)]
         if not rest or not mine:
             continue
-        for one in candidates:
-            if one.learns:
-                fitted = freeze(one, measured[one.name], rest, bench, settings.fpr)
+        for candidate in candidates:
+            if candidate.learns:
+                fitted = freeze(candidate, measured[candidate.name], rest, bench, settings.fpr)
                 out += [rows.left_out(fitted, family, a) for a in mine]
     return out
 
@@ -280,7 +282,7 @@ def described(
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "attacks": [a.name for a in attacked.attacks],
-        "sources": {one.name: one.source for one in candidates},
+        "sources": {candidate.name: candidate.source for candidate in candidates},
         "effort": None if settings.effort is None else vars(settings.effort),
         **plain,
     }

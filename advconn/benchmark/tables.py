@@ -28,7 +28,7 @@ def printed(kind: str, records: Mapping[str, Records], *, spread: bool = False) 
     """
     if not spread:
         _same_images(records)
-    runs = {"": [r for found in records.values() for r in found]} if spread else records
+    runs = {"": [r for repeats in records.values() for r in repeats]} if spread else records
     return _csv(runs) if kind == "csv" else _text(kind, *_cells(runs))
 
 
@@ -37,9 +37,9 @@ def _csv(runs: Mapping[str, Records]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "detector", "attack", "auroc", "auroc_sd", "caught", "caught_sd", "repeats"])
-    for run, found in runs.items():
+    for run, repeats in runs.items():
         grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for row in (row for record in found for row in record["rows"]):
+        for row in (row for record in repeats for row in record["rows"]):
             grouped.setdefault((row["detector"], row["attack"]), []).append(row)
         for names, rows in grouped.items():
             numbers = [f"{v:.6g}" if math.isfinite(v) else "" for key in ("auroc", "tpr") for v in _spread(rows, key)]
@@ -55,11 +55,11 @@ def _spread(rows: Records, key: str) -> tuple[float, float]:
 
 def _cells(runs: Mapping[str, Records]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines."""
-    attacks = list(dict.fromkeys(row["attack"] for found in runs.values() for r in found for row in r["rows"]))
+    attacks = list(dict.fromkeys(row["attack"] for repeats in runs.values() for r in repeats for row in r["rows"]))
     lines = []
-    for run, found in runs.items():
-        for name in dict.fromkeys(row["detector"] for r in found for row in r["rows"]):
-            rows = [row for r in found for row in r["rows"] if row["detector"] == name]
+    for run, repeats in runs.items():
+        for name in dict.fromkeys(row["detector"] for r in repeats for row in r["rows"]):
+            rows = [row for r in repeats for row in r["rows"] if row["detector"] == name]
             label = f"{run}: {name}" if run and len(runs) > 1 else name
             lines.append([label, *(_cell([r for r in rows if r["attack"] == a]) for a in attacks)])
     return ["detector", *attacks], lines
@@ -67,10 +67,10 @@ def _cells(runs: Mapping[str, Records]) -> tuple[list[str], list[list[str]]]:
 
 def _same_images(records: Mapping[str, Records]) -> None:
     wanted = ("data_sha256", "test_sha256")  # all images, and those tested on
-    marks = {name: {tuple(r["settings"].get(k) for k in wanted) for r in found} for name, found in records.items()}
+    marks = {name: {tuple(r["settings"].get(k) for k in wanted) for r in repeats} for name, repeats in records.items()}
     base, *rest = marks.items()
-    for name, found in rest:
-        if found != base[1]:
+    for name, digests in rest:
+        if digests != base[1]:
             raise DataError(
                 f"{name} was measured on other images than {base[0]}: their figures do not compare (give both the same "
                 "--data, --limit and --seed)"

@@ -30,13 +30,13 @@ def _detectors(report: Report) -> Table:
     attacks = [a.attack for a in report.attacks]
     title = "AUROC / caught at the frozen threshold (a gradient costs three forwards)"
     table = Table("detector", *attacks, "false alarms", "forwards", "ms", title=title, caption=sentence(report))
-    at = {(r.detector, r.attack): r for r in report.rows}
+    by_pair = {(r.detector, r.attack): r for r in report.rows}
     for name in dict.fromkeys(r.detector for r in report.rows):
-        found = [at[name, a] for a in attacks]
-        first = found[0]
+        mine = [by_pair[name, a] for a in attacks]
+        first = mine[0]
         table.add_row(
             name,
-            *(f"{r.auroc:.3f} / {r.tpr:.2f}" for r in found),
+            *(f"{r.auroc:.3f} / {r.tpr:.2f}" for r in mine),
             f"{first.fpr:.3f}",
             f"{first.forwards + 3 * first.gradients:.0f}",
             f"{first.milliseconds:.1f}",
@@ -47,11 +47,11 @@ def _detectors(report: Report) -> Table:
 
 def _alarms(alarms: Sequence[Alarm]) -> Table:
     """Share of clean images flagged, by detector and condition; halves and classes are in the report."""
-    at = {(a.detector, a.condition): a for a in alarms if a.images == "all"}
-    conditions = list(dict.fromkeys(condition for _, condition in at))
+    by_pair = {(a.detector, a.condition): a for a in alarms if a.images == "all"}
+    conditions = list(dict.fromkeys(condition for _, condition in by_pair))
     table = Table("detector", *conditions, title="clean images flagged")
-    for name in dict.fromkeys(detector for detector, _ in at):
-        table.add_row(name, *(f"{at[name, c].fpr:.3f} of {at[name, c].n}" for c in conditions))
+    for name in dict.fromkeys(detector for detector, _ in by_pair):
+        table.add_row(name, *(f"{by_pair[name, c].fpr:.3f} of {by_pair[name, c].n}" for c in conditions))
     return table
 
 

@@ -72,10 +72,10 @@ def attack(
         classifier = classifier_of(asked, collection, device)
     else:
         classifier = detector_of(detector, asked, device).connectivity.classifier
-    images, known, items = read(collection, classifier, labels, max_bad, accept)
+    images, true_labels, items = read(collection, classifier, labels, max_bad, accept)
     clean = classifier.check(images)
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)
-    truth = predicted if known is None else known.to(predicted)
+    truth = predicted if true_labels is None else true_labels.to(predicted)
     done: list[torch.Tensor] = []
     runner = Runner(jobs, backend)
     with cluster(backend, jobs), progress_bar() as progress:
@@ -88,7 +88,7 @@ def attack(
     change = (attacked - clean).flatten(1)
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
     save(attacked, truth, names, out, floats=floats)
-    which = "" if known is None else f" that were classified right ({int((~right).sum())} were not)"
+    which = "" if true_labels is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
         f"mean L2 {change.norm(dim=1).mean():.3f}, "

@@ -41,12 +41,12 @@ def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) ->
 
 
 def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    known = ("scores", "split", "images")
-    found = tuple(filter(None, (text or "").split(",")))
-    unknown = next((name for name in found if name not in known), None)
+    choices = ("scores", "split", "images")
+    names = tuple(filter(None, (text or "").split(",")))
+    unknown = next((name for name in names if name not in choices), None)
     if unknown is not None:
-        raise click.BadParameter(f"{unknown!r}: expected some of {','.join(known)}")
-    return found
+        raise click.BadParameter(f"{unknown!r}: expected some of {','.join(choices)}")
+    return names
 
 
 @click.command()

@@ -43,13 +43,13 @@ class Asked:
                 "--weights, --size, --channels, --mean, --std and --classes go with --model: name the model"
             )
 
-    def load(self, device: str, collection: Collection | None = None, **known: Any) -> Classifier:
+    def load(self, device: str, collection: Collection | None = None, **defaults: Any) -> Classifier:
         """It, at the size of the images where neither it nor the command line states one."""
         from advconn import models
 
         if self.model is None:
             raise DataError("--model is needed")
-        options = known | self.options
+        options = defaults | self.options
         if self.classes is not None:
             options["class_names"] = class_names(self.classes)
         wanted = place(device)
@@ -67,13 +67,13 @@ def class_names(file: Path) -> Any:
 
     try:
         text = file.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not readable class names: {error}") from error
-    found = found.get("id2label", found) if isinstance(found, dict) else found
-    if isinstance(found, dict) and not all(str(key).isdecimal() for key in found):
-        found = {value: key for key, value in found.items()}
-    return found if isinstance(found, dict) else [str(name).strip() for name in found if str(name).strip()]
+    names = names.get("id2label", names) if isinstance(names, dict) else names
+    if isinstance(names, dict) and not all(str(key).isdecimal() for key in names):
+        names = {value: key for key, value in names.items()}
+    return names if isinstance(names, dict) else [str(name).strip() for name in names if str(name).strip()]
 
 
 def complain(message: str) -> None:
@@ -106,10 +106,10 @@ def put(table: Any, width: int) -> None:
 
 def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifier:
     """The classifier named on the command line; one that takes images of any size is given those of the images."""
-    found = asked.load(device, collection)
-    if found.preprocessing.size is None:
-        found = asked.load(device, None, size=collection.size())
-    return found
+    classifier = asked.load(device, collection)
+    if classifier.preprocessing.size is None:
+        classifier = asked.load(device, None, size=collection.size())
+    return classifier
 
 
 def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weights: bool = True) -> Detector:
@@ -120,13 +120,13 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", AdvconnWarning)
-        found = _loaded(detector, asked, device, same_weights)
+        loaded = _loaded(detector, asked, device, same_weights)
     for warning in said:
         if issubclass(warning.category, AdvconnWarning):
             note(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return found
+    return loaded
 
 
 def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:
@@ -138,9 +138,9 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     if detector is None:
         raise DataError("--model needs the --detector that was fitted for it: make one with advconn fit")
     card = bundle.read_card(detector)["classifier"]
-    look = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
-    look |= {"channels": card["channels"], "class_names": card["class_names"]}
-    return bundle.load(detector, model=asked.load(device, None, **look), same_weights=same_weights)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
+    options |= {"channels": card["channels"], "class_names": card["class_names"]}
+    return bundle.load(detector, model=asked.load(device, None, **options), same_weights=same_weights)
 
 
 def unasked(device: str) -> tuple[Detector, Data]:
@@ -192,8 +192,8 @@ def read(
     from advconn.agreement import checked, chosen, some_of
 
     bad: list[DataError] = list(collection.failed)
-    look, channels = classifier.preprocessing, classifier.channels
-    batches = list(collection.batches(look, channels, bad=lambda item, error: bad.append(error)))
+    preprocessing, channels = classifier.preprocessing, classifier.channels
+    batches = list(collection.batches(preprocessing, channels, bad=lambda item, error: bad.append(error)))
     tell_skipped(collection)
     count = len(collection.items) + len(collection.failed)
     if bad and (len(bad) > max_bad * count or not batches):

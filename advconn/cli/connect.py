@@ -85,12 +85,12 @@ def connect(
         )
     space = Space(classifier, layer)
     decoder = _decoder(space, decoder_file, data)
-    found = joined(space, images[0], images[1], predicted.new_tensor([label]), method=method, delta=delta)
-    facts = _facts(found, names[0], first, second)
+    connection = joined(space, images[0], images[1], predicted.new_tensor([label]), method=method, delta=delta)
+    facts = _facts(connection, names[0], first, second)
     for name, value in facts:
         click.echo(f"{name:<24} {value}")
     if out is not None:
-        _write(out, found, facts, decoder, images)
+        _write(out, connection, facts, decoder, images)
         click.echo(f"{out}: written")
 
 
@@ -134,55 +134,55 @@ def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | No
         raise DataError(f"{file}: no such file; give --data with images to train a decoder on")
     images, _, _ = read(Collection(data), space.classifier, "none", 0.01, True)
     with progress_bar() as progress:
-        found = decoders.train(space, images, progress=progress)
-    found.save(file)
-    note(f"{file}: a decoder of {space.layer}, trained on {len(images)} images; mean square error {found.loss:.4f}")
-    return found
+        decoder = decoders.train(space, images, progress=progress)
+    decoder.save(file)
+    note(f"{file}: a decoder of {space.layer}, trained on {len(images)} images; mean square error {decoder.loss:.4f}")
+    return decoder
 
 
-def _facts(found: Connection, name: str, first: Path, second: Path) -> list[tuple[str, Any]]:
+def _facts(connection: Connection, name: str, first: Path, second: Path) -> list[tuple[str, Any]]:
     from advconn.figures import relative
 
     out: list[tuple[str, Any]] = [
         ("first", first),
         ("second", second),
         ("class", name),
-        ("space", found.space.layer),
-        ("method", found.method),
+        ("space", connection.space.layer),
+        ("method", connection.method),
         ("outcome", {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}[
-            found.outcome[0]
+            connection.outcome[0]
         ]),
-        ("level", f"{float(found.heights[0]):.4g}"),
-        ("barrier of the line", f"{float(found.line.barrier[0]):.4g} at {float(found.line.place[0]):.2f}"),
-        ("barrier of the path", f"{float(found.found.barrier[0]):.4g} at {float(found.found.place[0]):.2f}"),
-        ("length ratio", f"{float(found.length_ratio[0]):.4f}"),
-        ("largest B' - B", f"{relative(found, 0):.2%} of B's largest value"),
-        ("gradients", int(found.gradients[0])),
+        ("level", f"{float(connection.heights[0]):.4g}"),
+        ("barrier of the line", f"{float(connection.line.barrier[0]):.4g} at {float(connection.line.place[0]):.2f}"),
+        ("barrier of the path", f"{float(connection.found.barrier[0]):.4g} at {float(connection.found.place[0]):.2f}"),
+        ("length ratio", f"{float(connection.length_ratio[0]):.4f}"),
+        ("largest B' - B", f"{relative(connection, 0):.2%} of B's largest value"),
+        ("gradients", int(connection.gradients[0])),
     ]  # fmt: skip
-    if found.barriers is not None:
-        out.append(("barriers by level", found.barriers[0].tolist()))
+    if connection.barriers is not None:
+        out.append(("barriers by level", connection.barriers[0].tolist()))
     return out
 
 
-def _figures(found: Connection, facts: list[tuple[str, Any]]) -> dict[str, Any]:
+def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, Any]:
     """The facts as numbers."""
     from advconn.figures import relative
 
     told = {k: str(v) for k, v in facts if k in ("first", "second", "class", "space", "method")}
     return told | {
-        "outcome": found.outcome[0],
-        "level": float(found.heights[0]),
-        "barrier": {"line": float(found.line.barrier[0]), "path": float(found.found.barrier[0])},
-        "place": {"line": float(found.line.place[0]), "path": float(found.found.place[0])},
-        "length_ratio": float(found.length_ratio[0]),
-        "largest_change": relative(found, 0),
-        "gradients": int(found.gradients[0]),
-        "barriers_by_level": None if found.barriers is None else found.barriers[0].tolist(),
+        "outcome": connection.outcome[0],
+        "level": float(connection.heights[0]),
+        "barrier": {"line": float(connection.line.barrier[0]), "path": float(connection.found.barrier[0])},
+        "place": {"line": float(connection.line.place[0]), "path": float(connection.found.place[0])},
+        "length_ratio": float(connection.length_ratio[0]),
+        "largest_change": relative(connection, 0),
+        "gradients": int(connection.gradients[0]),
+        "barriers_by_level": None if connection.barriers is None else connection.barriers[0].tolist(),
     }
 
 
 def _write(
-    out: Path, found: Connection, facts: list[tuple[str, Any]], decoder: Decoder | None, given: list[Any]
+    out: Path, connection: Connection, facts: list[tuple[str, Any]], decoder: Decoder | None, given: list[Any]
 ) -> None:
     import json
 
@@ -192,13 +192,13 @@ def _write(
     kind = out.suffix.lower()
     if kind == ".json":
         curves = {
-            "positions": found.line.t.tolist(),
-            "line": found.line.energies[0].tolist(),
-            "path": found.found.energies[0].tolist(),
+            "positions": connection.line.t.tolist(),
+            "line": connection.line.energies[0].tolist(),
+            "path": connection.found.energies[0].tolist(),
         }
-        content = (json.dumps(_figures(found, facts) | curves, indent=1) + "\n").encode()
+        content = (json.dumps(_figures(connection, facts) | curves, indent=1) + "\n").encode()
     else:
-        drawn = figures.connection(found, 0, decoder, given)
+        drawn = figures.connection(connection, 0, decoder, given)
         content = figures.png(drawn) if kind == ".png" else figures.page("advconn connect", [drawn], facts).encode()
     with replacing(out) as partial:
         partial.write_bytes(content)

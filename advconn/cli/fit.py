@@ -203,9 +203,9 @@ def _other(given: dict[str, Any], name: str, classifier: Classifier) -> Classifi
 
     if given[name] is None:
         return None
-    look: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
-    look |= {"device": str(classifier.device), "note": note}
-    return models.load(given[name], given[f"{name}_weights"], **look)
+    options: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
+    options |= {"device": str(classifier.device), "note": note}
+    return models.load(given[name], given[f"{name}_weights"], **options)
 
 
 def _say(detector: Detector, out: Path) -> None:
@@ -252,8 +252,8 @@ def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
 
     if len({images.dtype for images, _ in parts}) > 1:
         raise DataError("--data: some images are bytes and some floats: store them alike")
-    known = [labels for _, labels in parts if labels is not None]
-    return torch.cat([images for images, _ in parts]), torch.cat(known) if len(known) == len(parts) else None
+    labelled = [labels for _, labels in parts if labels is not None]
+    return torch.cat([images for images, _ in parts]), torch.cat(labelled) if len(labelled) == len(parts) else None
 
 
 def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: int) -> tuple[str, ...]:
@@ -261,9 +261,9 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
 
     some = images[:256]
     labels = classifier.logits(classifier.check(some)).argmax(1).cpu() if truth is None else truth[:256]
-    found = suited(classifier, some, labels, seed=seed)
-    note(f"attacks that suit this classifier: {' '.join(found)}")
-    return found
+    specs = suited(classifier, some, labels, seed=seed)
+    note(f"attacks that suit this classifier: {' '.join(specs)}")
+    return specs
 
 
 def _expected(

@@ -64,12 +64,12 @@ class _Confidence(click.ParamType):  # type: ignore[type-arg]
         if str(value).lower() == NONE:
             return NONE
         try:
-            found = float(value)
+            share = float(value)
         except ValueError:
-            found = 0.0
-        if not 0 < found < 1:
+            share = 0.0
+        if not 0 < share < 1:
             self.fail(f"{value!r}: expected a share such as 0.95, or none", param, ctx)
-        return found
+        return share
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]

@@ -112,14 +112,14 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     detector = detector_of(folder, given["asked"], given["device"])
     if given["threshold"]:
         detector.set_params(**given["threshold"])
-    known = about(detector, folder, shipped=shipped)
+    header = about(detector, folder, shipped=shipped)
     if given["header"]:
-        click.echo(as_json({"header": known}))
+        click.echo(as_json({"header": header}))
     journal = None
     if target is not None:
         options = {name: given[name] for name in ("reading", "frames", "full", "features")}
         what = {"images": [*map(str, images)], "count": sum(map(len, collections))}
-        journal = Journal(target, known | options | what, resume=given["resume"])
+        journal = Journal(target, header | options | what, resume=given["resume"])
     run = Run(detector, given["style"], given["features"], journal)
     try:
         with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
@@ -175,13 +175,13 @@ def _opened(images: Sequence[Path], given: dict[str, Any]) -> tuple[list[Collect
     """The collections behind these paths, and those paths that are none, with the reason."""
     from advconn.images import Collection, joined
 
-    found, refused = [], []
+    collections, refused = [], []
     for path in images:
         try:
-            found.append(Collection(path, reading=given["reading"], frames=given["frames"]))
+            collections.append(Collection(path, reading=given["reading"], frames=given["frames"]))
         except DataError as error:
             refused.append((str(path), error))
-    return joined(found), refused
+    return joined(collections), refused
 
 
 def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:

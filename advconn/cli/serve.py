@@ -81,9 +81,9 @@ def serve(
 
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
-    found = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
+    loaded = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
-    server = Server(Judge(found), name, flagged_where(found), block=block, limits=limits, note=note)
+    server = Server(Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, note=note)
 
     class Telling(uvicorn.Server):
         """Says where it serves, once it does."""

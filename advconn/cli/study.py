@@ -55,10 +55,10 @@ def study(
         raise DataError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none")
     with progress_bar() as progress:
         subject = _subject(models, weights, data, device, seed, progress)
-        found = studies()[name](subject, fast=fast)
-    click.echo(found.text)
+        result = studies()[name](subject, fast=fast)
+    click.echo(result.text)
     if out is not None:
-        _save(name, fast, subject, found, out)
+        _save(name, fast, subject, result, out)
         click.echo(f"{out}: results.json, figure.png, text.md")
 
 
@@ -79,20 +79,23 @@ def _subject(
     collection = Collection(data)
     if not models:
         note("no --model given: the shipped 32x32 CIFAR-10 classifier is used")
-        found = [detector_of(None, Asked(None), device).connectivity.classifier]
+        classifiers = [detector_of(None, Asked(None), device).connectivity.classifier]
     else:
         files = weights or (None,) * len(models)
-        found = [classifier_of(Asked(s, w), collection, device) for s, w in zip(models, files, strict=True)]
-    pixels, labels, _ = read(collection, found[0], "auto", 0.01, True)
-    for other in found[1:]:
-        if other.num_classes != found[0].num_classes or other.preprocessing.size != found[0].preprocessing.size:
+        classifiers = [classifier_of(Asked(s, w), collection, device) for s, w in zip(models, files, strict=True)]
+    pixels, labels, _ = read(collection, classifiers[0], "auto", 0.01, True)
+    for other in classifiers[1:]:
+        if (
+            other.num_classes != classifiers[0].num_classes
+            or other.preprocessing.size != classifiers[0].preprocessing.size
+        ):
             raise DataError(
-                f"{other} takes other images or gives other classes than {found[0]}: compare like with like"
+                f"{other} takes other images or gives other classes than {classifiers[0]}: compare like with like"
             )
-    return Subject(found[0], pixels, labels, data.name, found[1:], seed=seed, progress=progress)
+    return Subject(classifiers[0], pixels, labels, data.name, classifiers[1:], seed=seed, progress=progress)
 
 
-def _save(name: str, fast: bool, subject: Subject, found: Study, out: Path) -> None:
+def _save(name: str, fast: bool, subject: Subject, result: Study, out: Path) -> None:
     import hashlib
     import json
     import platform
@@ -112,10 +115,10 @@ def _save(name: str, fast: bool, subject: Subject, found: Study, out: Path) -> N
         "versions": {n: _version(n) for n in ("advconn", "torch", "torchattacks", "numpy")},
     }
     with writing(out) as partial:
-        record = about | {"figures": _plain(found.figures)}
+        record = about | {"figures": _plain(result.figures)}
         (partial / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        (partial / "figure.png").write_bytes(png(found.draw()))
-        (partial / "text.md").write_text(f"# {name}\n\n{found.text}\n\n![figure](figure.png)\n")
+        (partial / "figure.png").write_bytes(png(result.draw()))
+        (partial / "text.md").write_text(f"# {name}\n\n{result.text}\n\n![figure](figure.png)\n")
 
 
 def _plain(value: Any) -> Any:

@@ -44,8 +44,8 @@ def baselines(names: Sequence[str]) -> tuple[Any, ...]:
     for name in names or BASELINES:
         if ".py:" in name:
             kind = factories.named_in_file(name)
-            known = isinstance(kind, type) and issubclass(kind, Candidate)
-            if not known or not kind.name or kind.measure is Candidate.measure:
+            is_candidate = isinstance(kind, type) and issubclass(kind, Candidate)
+            if not is_candidate or not kind.name or kind.measure is Candidate.measure:
                 raise DataError(
                     f"--baseline {name}: expected a class of advconn.benchmark.Candidate's with a name and `measure`"
                 )
@@ -89,20 +89,20 @@ def subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, 
         return (*unasked(device), [])
     collection = Collection(data, **given["how"])
     if asked.model is None or folder is not None:
-        found = detector_of(folder, asked, device)
-        pixels, labels, items = read(collection, found.connectivity.classifier, **reading)
-        return found, Data(data.name, pixels, labels), items
+        detector = detector_of(folder, asked, device)
+        pixels, labels, items = read(collection, detector.connectivity.classifier, **reading)
+        return detector, Data(data.name, pixels, labels), items
     classifier = classifier_of(asked, collection, device)
     pixels, labels, items = read(collection, classifier, **reading)
     order = torch.from_numpy(np.random.default_rng(given["seed"]).permutation(len(pixels)))
     apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
     note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
-    found = fit(
+    detector = fit(
         classifier, pixels[apart], None if labels is None else labels[apart], fpr=given["fpr"], seed=given["seed"],
         runner=Runner(progress=progress), note=note, accept_accuracy=True,
     )  # fmt: skip
-    known = [items[i] for i in rest.tolist()]
-    return found, Data(data.name, pixels[rest], None if labels is None else labels[rest]), known
+    remaining = [items[i] for i in rest.tolist()]
+    return detector, Data(data.name, pixels[rest], None if labels is None else labels[rest]), remaining
 
 
 def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]) -> Ready:
@@ -117,12 +117,12 @@ def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: 
     if any(any(batch.resized) for batch in batches):
         note(f"images of {path} are of another size than the classifier's: they were resized, which changes them too")
     _same_rows(path, collection.items, originals)
-    at = {_called(item, given["data"]): i for i, item in enumerate(originals)}
-    stems = {name.rpartition("/")[2]: i for name, i in at.items()}
-    stems = stems if len(stems) == len(at) else {}
+    index = {_called(item, given["data"]): i for i, item in enumerate(originals)}
+    stems = {name.rpartition("/")[2]: i for name, i in index.items()}
+    stems = stems if len(stems) == len(index) else {}
     names = [_called(item, path) for batch in batches for item in batch.items]
-    found = [at.get(name, stems.get(STAMP.sub("", name.rpartition("/")[2]), -1)) for name in names]
-    rows = torch.tensor(found, dtype=torch.int64, device="cpu")
+    indices = [index.get(name, stems.get(STAMP.sub("", name.rpartition("/")[2]), -1)) for name in names]
+    rows = torch.tensor(indices, dtype=torch.int64, device="cpu")
     if not bool((rows >= 0).any()):
         raise DataError(
             f"--attacked {path}: none is called like an image of --data; give copies under the originals' names, or an "

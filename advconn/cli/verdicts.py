@@ -50,24 +50,24 @@ class Run:
 
     def take(self, said: Sequence[Said], steps: int) -> None:
         """What a step said; it is the last of so many."""
-        for one in said:
+        for verdict in said:
             if not self.features:
-                one.record.pop("features", None)
-            if one.resized and not self.resized:
+                verdict.record.pop("features", None)
+            if verdict.resized and not self.resized:
                 self.resized = True
                 note(_resize_note(self.detector))
-            if len(one.record.get("readings", ())) > 1 and not self.twice:
+            if len(verdict.record.get("readings", ())) > 1 and not self.twice:
                 self.twice = True
                 note(
                     "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, and p is "
                     "twice the smaller; `reading` tells which spoke"
                 )
         if self.journal is not None:
-            self.journal.add(((one.place, one.record) for one in said), steps)
-        for one in said:
-            self._count(one.record)
+            self.journal.add(((verdict.place, verdict.record) for verdict in said), steps)
+        for verdict in said:
+            self._count(verdict.record)
             if self.style == "json":
-                click.echo(as_json(one.record))
+                click.echo(as_json(verdict.record))
 
     def all(self, steps: Steps) -> None:
         """Take what every step says that was not taken before."""
@@ -98,7 +98,7 @@ class Run:
         if self.style == "json":
             return
         if self.judged == WHOLE + 1:  # of many images the table shows those that are flagged
-            self.table = [known for known in self.table if known["adversarial"]]
+            self.table = [row for row in self.table if row["adversarial"]]
         if (self.judged <= WHOLE or record["adversarial"]) and len(self.table) < LONGEST:
             self.table.append({k: v for k, v in record.items() if k != "features"})
 

@@ -151,8 +151,8 @@ class Server:
         self._count([None if row[-1] else Seen(*row[:-1]) for row in zip(names, *columns, strict=True)])
         return verdicts
 
-    def _count(self, seen: list[Seen | None]) -> None:
-        if self.metrics.judged(seen):
+    def _count(self, verdicts: list[Seen | None]) -> None:
+        if self.metrics.judged(verdicts):
             self.note(self.metrics.watch.sentence())
 
     async def score(self, request: Request) -> Response:
@@ -202,7 +202,7 @@ class Server:
     def _scored(self, name: str, content: bytes, wanted: bool) -> list[Case]:
         """As the command reads and judges a file; one that cannot be read has an error."""
         detector, cases, shown = self.judge.detector, [], name[:200]
-        walk = detector.connectivity
+        connectivity = detector.connectivity
 
         def refuse(item: Any, error: AdvconnError) -> None:
             cases.append(Case({"image": shown, "error": str(error).replace(str(path), shown)}))
@@ -213,7 +213,9 @@ class Server:
             path.write_bytes(content)
             try:
                 collection = Collection(path, reading="both")
-                for batch in collection.batches(walk.classifier.preprocessing, walk.classifier.channels, 4, refuse):
+                for batch in collection.batches(
+                    connectivity.classifier.preprocessing, connectivity.classifier.channels, 4, refuse
+                ):
                     for record, rows in records(detector, batch, full=wanted):
                         row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
                         cases.append(self._case(record | {"image": shown}, batch.images[row], wanted))

@@ -26,7 +26,7 @@ class Full(AdvconnError):
 @dataclass(eq=False)
 class _Waiting:
     images: Tensor
-    found: asyncio.Future[Verdicts] = field(repr=False)
+    future: asyncio.Future[Verdicts] = field(repr=False)
 
 
 class Batcher:
@@ -77,7 +77,7 @@ class Batcher:
         mine = _Waiting(images, asyncio.get_running_loop().create_future())
         with self._waits(len(images)):
             await self._queue.put(mine)
-            return await mine.found
+            return await mine.future
 
     async def run(self, work: Callable[[], T], count: int) -> T:
         """What `work` gives, in the thread that judges; `count`: the images that it is about.
@@ -132,25 +132,27 @@ class Batcher:
         return together, None
 
     async def _judge(self, together: list[_Waiting]) -> None:
-        live = [one for one in together if not one.found.cancelled()]
+        live = [request for request in together if not request.future.cancelled()]
         if not live:
             return
         started = perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._pool, self.judge, torch.cat([one.images for one in live]))
+            verdicts = await loop.run_in_executor(
+                self._pool, self.judge, torch.cat([request.images for request in live])
+            )
         except AdvconnError as error:
             if len(live) > 1:  # the fault of one must not be that of all
-                for one in live:
-                    await self._judge([one])
+                for request in live:
+                    await self._judge([request])
                 return
-            if not live[0].found.done():
-                live[0].found.set_exception(error)
+            if not live[0].future.done():
+                live[0].future.set_exception(error)
             return
-        self.told(sum(len(one.images) for one in live), perf_counter() - started)
-        at = 0
-        for one in live:
-            rows = slice(at, at + len(one.images))
-            at = rows.stop
-            if not one.found.done():
-                one.found.set_result({name: values[rows] for name, values in found.items()})
+        self.told(sum(len(request.images) for request in live), perf_counter() - started)
+        start = 0
+        for request in live:
+            rows = slice(start, start + len(request.images))
+            start = rows.stop
+            if not request.future.done():
+                request.future.set_result({name: values[rows] for name, values in verdicts.items()})

@@ -88,8 +88,8 @@ class Judge:
         if isinstance(given, np.ndarray) and given.dtype == object:  # as Arrow hands rows of one shape on
             given = np.stack(list(given))
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-        found = layout(array.shape, self.detector.connectivity.classifier.channels, "the batch")
-        return as_tensor(np.ascontiguousarray(found.images(array)))
+        arrangement = layout(array.shape, self.detector.connectivity.classifier.channels, "the batch")
+        return as_tensor(np.ascontiguousarray(arrangement.images(array)))
 
     def judged(self, images: Tensor) -> dict[str, Any]:
         """The same for images (n, c, h, w); one that cannot be judged is flagged, and told why in `advconn_error`."""
@@ -97,11 +97,11 @@ class Judge:
         exact = not images.is_floating_point()  # bytes are all in range
         faults: list[str | None] = [None] * len(images) if exact else _faults(images)
         sound = [i for i, fault in enumerate(faults) if fault is None]
-        seen = self.detector.judge(classifier.check(images[sound])) if sound else None
-        return self._outputs(faults, sound, seen, classifier.num_classes)
+        judgement = self.detector.judge(classifier.check(images[sound])) if sound else None
+        return self._outputs(faults, sound, judgement, classifier.num_classes)
 
     def _outputs(
-        self, faults: list[str | None], sound: list[int], seen: Judgement | None, classes: int
+        self, faults: list[str | None], sound: list[int], judgement: Judgement | None, classes: int
     ) -> dict[str, Any]:
         n = len(faults)
         out = {
@@ -113,14 +113,14 @@ class Judge:
             "advconn_stage": np.zeros(n, np.int64),
         }
         errors = [fault or "" for fault in faults]
-        if seen is not None:
-            found = (
-                seen.logits.detach().float().cpu().numpy(), seen.score, seen.p_value, seen.adversarial, seen.consensus,
-                seen.stage,
+        if judgement is not None:
+            columns = (
+                judgement.logits.detach().float().cpu().numpy(), judgement.score, judgement.p_value,
+                judgement.adversarial, judgement.consensus, judgement.stage,
             )  # fmt: skip
-            for name, values in zip(out, found, strict=True):
+            for name, values in zip(out, columns, strict=True):
                 out[name][sound] = values
-            for i, error in zip(sound, seen.errors, strict=True):
+            for i, error in zip(sound, judgement.errors, strict=True):
                 errors[i] = error or ""
         return out | {"advconn_error": np.array(errors, dtype=object)}
 
@@ -130,7 +130,7 @@ def _faults(images: Tensor) -> list[str | None]:
     flat = images.flatten(1)
     finite = flat.isfinite().all(1).tolist()
     ends = zip(finite, flat.amin(1).tolist(), flat.amax(1).tolist(), strict=True)
-    return [_fault(*found) for found in ends]
+    return [_fault(*bounds) for bounds in ends]
 
 
 def _fault(finite: bool, low: float, high: float) -> str | None:

@@ -51,15 +51,15 @@ class Metrics:
 
     def judged(self, seen: Sequence[Seen | None]) -> bool:
         """Count verdicts, None where there is none; whether the watch speaks now."""
-        known = [one for one in seen if one is not None]
-        self.errors.inc(len(seen) - len(known))
-        for one in known:
-            self.p_value.observe(one.p_value)
-            self.images.labels(one.predicted).inc()
-            self.stage.labels(str(one.stage)).inc()
-            if one.flag:
-                self.flagged.labels(one.predicted).inc()
-        return self.watch.see(np.array([one.score for one in known]))
+        verdicts = [verdict for verdict in seen if verdict is not None]
+        self.errors.inc(len(seen) - len(verdicts))
+        for verdict in verdicts:
+            self.p_value.observe(verdict.p_value)
+            self.images.labels(verdict.predicted).inc()
+            self.stage.labels(str(verdict.stage)).inc()
+            if verdict.flag:
+                self.flagged.labels(verdict.predicted).inc()
+        return self.watch.see(np.array([verdict.score for verdict in verdicts]))
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

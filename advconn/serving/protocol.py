@@ -73,8 +73,8 @@ def asked(body: bytes, header_length: int | None, most: int) -> Asked:
 
 
 def _parameters(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = said.get("parameters")
-    return found if isinstance(found, dict) else {}
+    parameters = said.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:

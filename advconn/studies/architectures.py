@@ -18,8 +18,8 @@ def run(subject: Subject, fast: bool = False) -> Study:
     """The study of barriers for each."""
     subjects = [subject, *(replace(subject, classifier=other, others=()) for other in subject.others)]
     names = [f"{i}: {(s.classifier.name or str(s.classifier)).rpartition('/')[2]}" for i, s in enumerate(subjects, 1)]
-    found = {name: barriers.run(one, fast).figures for name, one in zip(names, subjects, strict=True)}
-    return Study({"classifiers": found}, text(found), lambda: draw(found))
+    figures = {name: barriers.run(s, fast).figures for name, s in zip(names, subjects, strict=True)}
+    return Study({"classifiers": figures}, text(figures), lambda: draw(figures))
 
 
 def text(found: dict[str, Any]) -> str:

@@ -31,23 +31,23 @@ ATTACKS = {"pgd": "pgd:eps=8/255,steps=10", "cw": "cw:c=1,kappa=0,steps=50", "fg
 def run(subject: Subject, fast: bool = False) -> Study:
     """Barriers of pairs by kind. fast: 60 pairs of each and 17 points on a path; else 300 and 129."""
     count, samples = (60, 17) if fast else (300, 129)
-    found = pool(subject, 600 if fast else 3000)
-    kinds = pairs(subject, found, count)
+    pooled = pool(subject, 600 if fast else 3000)
+    kinds = pairs(subject, pooled, count)
     rows: dict[str, Any] = {}
-    seen: dict[str, dict[str, Any]] = {"barrier": {}, "gap": {}}
+    measured: dict[str, dict[str, Any]] = {"barrier": {}, "gap": {}}
     for i, (kind, some) in enumerate(kinds.items()):
         subject.progress("barriers", i + 1, len(kinds))
         if len(some) < 2:
             continue
         line = losses(straight(some.start, some.end), subject.classifier.landscape(some.labels), samples)
-        seen["barrier"][kind], seen["gap"][kind] = (v.cpu().double().numpy() for v in (line.barrier, line.gap))
-        rows[kind] = {"barrier": spread(seen["barrier"][kind]), "gap": spread(seen["gap"][kind])}
-    for name, values in seen.items():
+        measured["barrier"][kind], measured["gap"][kind] = (v.cpu().double().numpy() for v in (line.barrier, line.gap))
+        rows[kind] = {"barrier": spread(measured["barrier"][kind]), "gap": spread(measured["gap"][kind])}
+    for name, values in measured.items():
         for kind, row in rows.items():
             low, high = interval(values[REAL], values[kind], seed=subject.seed)
             row[name] |= {"auroc": auroc(values[REAL], values[kind]), "auroc_low": low, "auroc_high": high}
     figures = {"classifier": str(subject.classifier), "kinds": rows, "paper": {"auroc of the barrier": PAPER}}
-    return Study(figures, text(figures), lambda: draw(seen))
+    return Study(figures, text(figures), lambda: draw(measured))
 
 
 def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:

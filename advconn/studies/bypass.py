@@ -22,8 +22,8 @@ PAPER = (0.01, 0.05)  # largest value of B' - B over the largest pixel
 def run(subject: Subject, fast: bool = False) -> Study:
     """Bypass every barrier of pairs by kind. fast: 30 pairs of each; else 200."""
     count = 30 if fast else 200
-    found = pool(subject, 600 if fast else 3000)
-    kinds = pairs(subject, found, count)
+    pooled = pool(subject, 600 if fast else 3000)
+    kinds = pairs(subject, pooled, count)
     rows: dict[str, Any] = {}
     for i, (kind, some) in enumerate(kinds.items()):
         subject.progress("bypass", i + 1, len(kinds))

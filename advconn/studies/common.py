@@ -170,7 +170,7 @@ def spread(values: Any) -> dict[str, float]:
     """Mean, and 10, 50 and 90 % of numbers (n,)."""
     import numpy as np
 
-    found = np.asarray(values, dtype=np.float64)
-    low, middle, high = np.quantile(found, (0.1, 0.5, 0.9)) if len(found) else (np.nan,) * 3
-    mean = float(found.mean()) if len(found) else float("nan")
-    return {"n": len(found), "mean": mean, "p10": float(low), "median": float(middle), "p90": float(high)}
+    numbers = np.asarray(values, dtype=np.float64)
+    low, middle, high = np.quantile(numbers, (0.1, 0.5, 0.9)) if len(numbers) else (np.nan,) * 3
+    mean = float(numbers.mean()) if len(numbers) else float("nan")
+    return {"n": len(numbers), "mean": mean, "p10": float(low), "median": float(middle), "p90": float(high)}

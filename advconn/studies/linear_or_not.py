@@ -30,8 +30,8 @@ LONG = 150  # steps of a second search, where a first one failed
 
 def run(subject: Subject, fast: bool = False) -> Study:
     """Connect pairs in three spaces. fast: fewer images in the all-pairs part, and fewer points looked at."""
-    found = pool(subject, 400 if fast else 4000)
-    pairs = same_class(found, 25, subject.seed)
+    pooled = pool(subject, 400 if fast else 4000)
+    pairs = same_class(pooled, 25, subject.seed)
     samples = 33 if fast else SCAN
     table = spaces(subject, pairs, samples)
     figures: dict[str, Any] = {
@@ -40,32 +40,34 @@ def run(subject: Subject, fast: bool = False) -> Study:
         "paper": {k: dict(zip(OUTCOMES, v, strict=True)) for k, v in PAPER.items()},
     }
     pixel = Space(subject.classifier)
-    figures["all pairs"] = everyone(subject, found, pixel, 12 if fast else 60, samples)
-    figures["misclassified"] = misclassified(found, pixel, 25 if fast else 100, samples)
+    figures["all pairs"] = everyone(subject, pooled, pixel, 12 if fast else 60, samples)
+    figures["misclassified"] = misclassified(pooled, pixel, 25 if fast else 100, samples)
     figures["other networks"] = {}
     for i, other in enumerate(subject.others, 2):
-        one = replace(subject, classifier=other)
-        seen = pool(one, 400 if fast else 4000)
-        figures["other networks"][f"{i}: {other}"] = spaces(one, same_class(seen, 25, subject.seed), samples)
+        other_subject = replace(subject, classifier=other)
+        other_pool = pool(other_subject, 400 if fast else 4000)
+        figures["other networks"][f"{i}: {other}"] = spaces(
+            other_subject, same_class(other_pool, 25, subject.seed), samples
+        )
     return Study(figures, text(figures), lambda: draw(figures))
 
 
 def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
     """How many pairs are connected in each of the three spaces of a subject's classifier, and how."""
     classifier = subject.classifier
-    known, table = {"pixel": PIXEL}, dict[str, Any]()
+    layers, table = {"pixel": PIXEL}, dict[str, Any]()
     try:
-        known |= blocks(classifier)
+        layers |= blocks(classifier)
     except PathError as error:
         table |= {name: {"layer": None, "why": str(error)} for name in PAPER if name != "pixel"}
-    for i, (name, layer) in enumerate(known.items()):
+    for i, (name, layer) in enumerate(layers.items()):
         space = Space(classifier, layer)
         table[name] = {
             "layer": layer,
             "same prediction": counts(outcomes(space, pairs, None, samples)),
             "cross-entropy under .001": counts(outcomes(space, pairs, 1e-3, samples)),
         }
-        subject.progress(f"spaces of {classifier}", i + 1, len(known))
+        subject.progress(f"spaces of {classifier}", i + 1, len(layers))
     return table
 
 
@@ -78,33 +80,33 @@ def outcomes(
     """
     out: list[str] = []
     for rows in torch.arange(len(pairs), dtype=torch.int64, device="cpu").split(chunk) if len(pairs) else ():
-        found = _judged(space, pairs.rows(rows), delta, HALF, samples)
-        lost = [i for i, outcome in enumerate(found) if outcome == "none"]
+        results = _judged(space, pairs.rows(rows), delta, HALF, samples)
+        lost = [i for i, outcome in enumerate(results) if outcome == "none"]
         if lost:
             again = _judged(space, pairs.rows(rows[lost]), delta, HALF / 10, samples, steps=LONG)
             for i, outcome in zip(lost, again, strict=True):
-                found[i] = outcome
-        out += found
+                results[i] = outcome
+        out += results
         progress("all pairs", int(rows[-1]) + 1, len(pairs))
     return out
 
 
 def _judged(space: Space, pairs: Pairs, delta: float | None, aim: float, samples: int, **search: Any) -> list[str]:
     """Outcomes by cross-entropy, or by prediction of a path whose cross-entropy was to stay under `aim`."""
-    found = connect(space, pairs.start, pairs.end, pairs.labels, delta=delta or aim, samples=samples, **search)
+    connection = connect(space, pairs.start, pairs.end, pairs.labels, delta=delta or aim, samples=samples, **search)
     if delta is not None:
-        return found.outcome
-    line = _keeps(space, straight(found.path.start, found.path.end), found.line, pairs.labels)
-    curve = _keeps(space, found.path, found.found, pairs.labels)
+        return connection.outcome
+    line = _keeps(space, straight(connection.path.start, connection.path.end), connection.line, pairs.labels)
+    curve = _keeps(space, connection.path, connection.found, pairs.labels)
     return ["line" if a else "curve" if b else "none" for a, b in zip(line, curve, strict=True)]
 
 
-def _keeps(space: Space, path: Path, seen: Profile, labels: Tensor) -> list[bool]:
+def _keeps(space: Space, path: Path, profile: Profile, labels: Tensor) -> list[bool]:
     """Whether the prediction is the label at every point looked at; sure where that has half of the probability."""
-    kept = seen.barrier <= HALF
+    kept = profile.barrier <= HALF
     rows = (~kept).nonzero()[:, 0]
     if len(rows):
-        points = Path(path.knots[rows]).at(seen.t)
+        points = Path(path.knots[rows]).at(profile.t)
         given = space.logits(points.flatten(0, 1)).argmax(1).view(len(rows), -1)
         kept[rows] = (given == labels[rows, None]).all(1)
     return kept.tolist()
@@ -126,16 +128,16 @@ def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: in
     rows = right[found.labels[right] == label][:each]
     a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
     pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
-    seen = np.array(outcomes(space, pairs, None, samples, progress=subject.progress))
+    results = np.array(outcomes(space, pairs, None, samples, progress=subject.progress))
     parts = {}
-    for name, kept in (("lines", seen == "line"), ("paths", seen != "none")):
+    for name, kept in (("lines", results == "line"), ("paths", results != "none")):
         edges = (np.ones(kept.sum()), (a.cpu().numpy()[kept], b.cpu().numpy()[kept]))
         parts[name] = int(connected_components(coo_array(edges, shape=(len(rows), len(rows))), directed=False)[0])
     return {
         "class": label,
         "images": len(rows),
         "pairs": len(pairs),
-        "outcomes": counts(seen.tolist()),
+        "outcomes": counts(results.tolist()),
         "parts joined by lines": parts["lines"],
         "parts joined by paths": parts["paths"],
     }

@@ -45,8 +45,8 @@ def run(subject: Subject, fast: bool = False) -> Study:
     parts = []
     for name, model in networks.items():
         for d, side in sides.items():
-            found = [component(model, images, d, side, subject.seed + i) for i in range(slices)]
-            rows = [r for some in found for r in some]
+            components = [component(model, images, d, side, subject.seed + i) for i in range(slices)]
+            rows = [r for some in components for r in some]
             parts.append(
                 {
                     "network": name,

@@ -24,12 +24,12 @@ BATCH = 64
 def run(subject: Subject, fast: bool = False) -> Study:
     """Train a small network from nothing and stop to look. fast: at 4 moments of 32 batches; else at 9 of 512."""
     moments = (0, 2, 8, 32) if fast else (0, 1, 2, 4, 8, 16, 64, 256, 512)
-    found = pool(subject, 2000 if fast else 20000)
-    images, labels = found.images, found.labels
+    pooled = pool(subject, 2000 if fast else 20000)
+    images, labels = pooled.images, pooled.labels
     generator = torch.Generator(device="cpu").manual_seed(subject.seed)
     cut = max(1, len(images) // 5)
     order = torch.randperm(len(images), generator=generator, dtype=torch.int64, device="cpu")
-    kept, seen = order[:cut], order[cut:]
+    kept, train_rows = order[:cut], order[cut:]
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(subject.seed)
@@ -43,7 +43,9 @@ def run(subject: Subject, fast: bool = False) -> Study:
             if step in moments:
                 rows.append({"batches": step} | look(net, subject, images[kept], labels[kept], 200 if fast else 1024))
                 subject.progress("training", len(rows), len(moments))
-            batch = seen[torch.randint(len(seen), (BATCH,), generator=generator, dtype=torch.int64, device="cpu")]
+            batch = train_rows[
+                torch.randint(len(train_rows), (BATCH,), generator=generator, dtype=torch.int64, device="cpu")
+            ]
             net.train()
             loss = F.cross_entropy(net(normal(images[batch])), labels[batch])
             optimizer.zero_grad()
@@ -72,11 +74,11 @@ def look(
     except DataError as error:  # a class that an untrained network gives to no input
         return out | {"lost": str(error)}
     pairs = made.images.unflatten(0, (len(wanted), 2))
-    found = connect(
+    connection = connect(
         Space(classifier), pairs[:, 0], pairs[:, 1], wanted.to(images.device), method="bypass", levels=2, samples=33
     )
-    out["barrier of the line"] = spread(found.line.barrier.tolist())
-    out["barrier after bypass"] = spread(found.found.barrier.tolist())
+    out["barrier of the line"] = spread(connection.line.barrier.tolist())
+    out["barrier after bypass"] = spread(connection.found.barrier.tolist())
     return out
 
 
@@ -101,11 +103,11 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
     shown = [r for r in rows if "lost" not in r]
-    at = [max(r["batches"], 0.5) for r in shown]
+    batches = [max(r["batches"], 0.5) for r in shown]
     for key in ("barrier of the line", "barrier after bypass"):
         low, middle, high = ([max(r[key][q], 1e-6) for r in shown] for q in ("p10", "median", "p90"))
-        ax.plot(at, middle, "o-", label=key)
-        ax.fill_between(at, low, high, alpha=0.2)
+        ax.plot(batches, middle, "o-", label=key)
+        ax.fill_between(batches, low, high, alpha=0.2)
     ax.set(xscale="log", yscale="log", xlabel="batches of training (.5: none)", ylabel="cross-entropy")
     twin = ax.twinx()
     twin.plot([max(r["batches"], 0.5) for r in rows], [r["accuracy"] for r in rows], "k:", label="accuracy")

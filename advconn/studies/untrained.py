@@ -28,19 +28,19 @@ def run(subject: Subject, fast: bool = False) -> Study:
     5 at 224, 4 classes each, to half of .001.
     """
     side, seeds, classes, delta = (32, 2, 2, 0.1) if fast else (224, 5, 4, DELTA)
-    found: list[Connection] = []
+    connections: list[Connection] = []
     lost = 0
     for seed in range(seeds):
         classifier = resnet18(side, subject.seed + seed, subject.classifier.device)
         try:
-            found.append(joined(classifier, classes, delta, subject.seed + seed))
+            connections.append(joined(classifier, classes, delta, subject.seed + seed))
         except DataError:
             lost += 1
         subject.progress("untrained networks", seed + 1, seeds)
-    if not found:
+    if not connections:
         raise DataError("no input of a class was found in any untrained network: try another --seed")
-    figures = summary(found) | {"networks": seeds, "networks without a synthesised pair": lost, "side": side}
-    return Study(figures, text(figures), lambda: draw(found))
+    figures = summary(connections) | {"networks": seeds, "networks without a synthesised pair": lost, "side": side}
+    return Study(figures, text(figures), lambda: draw(connections))
 
 
 def resnet18(side: int, seed: int, device: torch.device) -> Classifier:

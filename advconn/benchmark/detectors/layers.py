@@ -33,25 +33,25 @@ class Layers:
         """For checked images, activations (n, d) at each inner layer and, last, what the last layer is given."""
         out: list[list[Tensor]] = []
         for chunk in images.split(self.classifier.batch_size):
-            with self._watched() as seen:
+            with self._watched() as activations:
                 self.classifier.logits(chunk)
-            out.append([values[: len(chunk)] for values in seen])  # batches may be padded
+            out.append([values[: len(chunk)] for values in activations])  # batches may be padded
         return [torch.cat(parts) for parts in zip(*out, strict=True)]
 
     @contextmanager
     def _watched(self) -> Iterator[list[Tensor]]:
-        seen: list[Tensor] = []
+        activations: list[Tensor] = []
 
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append(_pooled(output.detach().relu()))
+            activations.append(_pooled(output.detach().relu()))
 
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(_pooled(inputs[0].detach()))
+            activations.append(_pooled(inputs[0].detach()))
 
         hooks = [m.register_forward_hook(after) for m in self._inner]
         hooks.append(self._last.register_forward_pre_hook(before))
         try:
-            yield seen
+            yield activations
         finally:
             for hook in hooks:
                 hook.remove()
@@ -84,16 +84,16 @@ class Mahalanobis(OnFeatures):
 
     def prepare(self) -> None:
         """Fit pytorch-ood's detector on the last hidden layer."""
-        from pytorch_ood.detector import Mahalanobis as Found
+        from pytorch_ood.detector import Mahalanobis as OODMahalanobis
 
         super().prepare()
         labels = self.classifier.logits(self.classifier.check(self.clean)).argmax(1)
-        self._found = Found(None)  # a class that is never predicted has no mean: the others are numbered anew
-        self._found.fit_features(self.known[-1], labels.unique(return_inverse=True)[1])
+        self._model = OODMahalanobis(None)  # a class that is never predicted has no mean: the others are numbered anew
+        self._model.fit_features(self.known[-1], labels.unique(return_inverse=True)[1])
 
     def measure(self, images: Tensor) -> np.ndarray:
         """pytorch-ood's score."""
-        return as_numpy(self._found.predict_features(self._features(images)[-1])[:, None])
+        return as_numpy(self._model.predict_features(self._features(images)[-1])[:, None])
 
 
 class Neighbours(OnFeatures):
@@ -120,9 +120,9 @@ class MultiLID(OnFeatures, Learned):
         """log(d_i / d_k) for the k nearest at each layer."""
         return as_numpy(torch.cat([self._ratios(f, i) for i, f in enumerate(self._features(images))], 1))
 
-    def _ratios(self, found: Tensor, layer: int) -> Tensor:
-        distance = torch.cdist(found, self.known[layer], compute_mode="donot_use_mm_for_euclid_dist")
-        itself = distance < 1e-4 * found.norm(dim=1, keepdim=True)
+    def _ratios(self, activations: Tensor, layer: int) -> Tensor:
+        distance = torch.cdist(activations, self.known[layer], compute_mode="donot_use_mm_for_euclid_dist")
+        itself = distance < 1e-4 * activations.norm(dim=1, keepdim=True)
         distance = torch.where(itself, torch.inf, distance)  # an image is not its own neighbour
         near = distance.topk(min(self.nearest, distance.shape[1] - 1), dim=1, largest=False).values
         return torch.log((near / near[:, -1:]).clamp(1e-9, 1))[:, :-1]

@@ -28,7 +28,7 @@ class Advconn(Candidate):
     def __init__(self, detector: Detector, clean: Tensor) -> None:
         super().__init__(detector.connectivity.classifier, clean)
         self.detector = detector
-        bare = [walk for walk in detector.cascade_.walks if not set(walk.walked) - BARE]
+        bare = [connectivity for connectivity in detector.cascade_.walks if not set(connectivity.walked) - BARE]
         self.walk = bare[-1] if bare else detector.connectivity
 
     def measure(self, images: Tensor) -> np.ndarray:
@@ -50,9 +50,9 @@ class Advconn(Candidate):
         out: dict[str, list[list[float]]] = {}
         if trace.copies is not None:
             out["self"] = [sorted(margin(trace.copies, trace.predicted[:, None])[0].tolist())]
-        for family, walked in (("own", trace.own), ("rival", trace.rival), ("latent", trace.latent)):
-            if walked is not None:
-                out[family] = margin(walked, trace.predicted[:, None, None])[0].tolist()
+        for family, logits in (("own", trace.own), ("rival", trace.rival), ("latent", trace.latent)):
+            if logits is not None:
+                out[family] = margin(logits, trace.predicted[:, None, None])[0].tolist()
         return out
 
     def state(self) -> bytes:
@@ -69,8 +69,8 @@ class Given(Advconn):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Its score, its consensus' class, and what each image cost in forwards and gradients: (n, 4)."""
-        found = self.detector.judge(images)
-        return np.stack([found.score, found.consensus, found.forwards, found.gradients], 1)
+        judgement = self.detector.judge(images)
+        return np.stack([judgement.score, judgement.consensus, judgement.forwards, judgement.gradients], 1)
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Nothing."""
@@ -104,7 +104,7 @@ class Given(Advconn):
         return _depends(self.detector.connectivity) + f"{stages} {cascade.exits}".encode() + scores
 
 
-def _depends(walk: Connectivity) -> bytes:
+def _depends(connectivity: Connectivity) -> bytes:
     """What the features of an image depend on besides the classifier, which a candidate's key holds."""
-    _, _, references, *settings = walk.key()
+    _, _, references, *settings = connectivity.key()
     return str(settings).encode() + (b"" if references is None else references.tobytes())

@@ -26,6 +26,6 @@ class PaperBarrier(Candidate):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The mean barrier over three references, nine samples each."""
-        walk = Connectivity(self.classifier, self.references, families=("own",), samples=9)
-        names = list(walk.get_feature_names_out())
-        return np.asarray(walk.transform(images)[:, [names.index("own.barrier.mean")]])
+        connectivity = Connectivity(self.classifier, self.references, families=("own",), samples=9)
+        names = list(connectivity.get_feature_names_out())
+        return np.asarray(connectivity.transform(images)[:, [names.index("own.barrier.mean")]])
