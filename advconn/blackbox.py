@@ -92,7 +92,7 @@ class Described(Function):
         self.channels = sides[3] if self.last else sides[1]
         self.size = tuple(sides[1:3] if self.last else sides[2:])
 
-    def known(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """What its description says, as options of Classifier."""
         options: dict[str, Any] = {"channels": self.channels} if self.channels else {}
         return options | ({"size": self.size} if all(self.size) else {})
@@ -199,9 +199,9 @@ class Endpoint(Described):
     def __reduce__(self) -> Any:
         return Endpoint, self.arguments
 
-    def known(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """What the server says of it; batches small enough for JSON."""
-        options = super().known()
+        options = super().options()
         values = (self.channels or 3) * (self.size[0] or 32) * (self.size[1] or 32)
         return options | {"batch_size": max(1, min(MOST, LARGEST_REQUEST // values))}
 

@@ -157,16 +157,20 @@ def _load(
     stages = None if card["stages"] is None else tuple(Stage(**restoring.tuples(stage)) for stage in card["stages"])
     cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
-    marks = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
+    hashes = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     made = Fitted(
         fitted["train"],
         fitted["calibrate"],
         attacks,
-        marks,
+        hashes,
         restoring.missed_of(card["missed"]),
         fitted["pretrained"],
     )
-    conditions, number, count = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1, len(cascade.walks)
+    conditions, number, count = (
+        tuple(card["conditions"]["calibrated"]),
+        len(card["exits"]) + 1,
+        len(cascade.connectivities),
+    )
     scores, classes = restoring.calibration_of(tensors, conditions, number, card["format"])
     detector = Detector.restore(
         connectivity,

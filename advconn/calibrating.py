@@ -26,7 +26,7 @@ class Fitted:
         train: number of clean images that were fitted on.
         calibrate: number of clean images that were calibrated on.
         attacks: for every attack how many images were tried, and on how many it succeeded.
-        seen: marks (m,) uint64 of the images used, see given.marks.
+        image_hashes: (m,) uint64 of the images used, see given.image_hashes.
         missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
             fitted on them; None of one stage.
         pretrained: whether the heads were taught on other networks.
@@ -35,7 +35,7 @@ class Fitted:
     train: int
     calibrate: int
     attacks: dict[str, tuple[int, int]]
-    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
+    image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
     missed: Missed | None = None
     pretrained: bool = False
 
@@ -84,7 +84,7 @@ class Calibrating(Judging):
         Raises:
             FitError: no such stage, or too few images for the false-alarm rate.
         """
-        count = len(self.cascade_.walks)
+        count = len(self.cascade_.connectivities)
         if most is not None and (not isinstance(most, int) or not 1 <= most <= count):
             raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most!r}")
         if most not in self._calibrations:

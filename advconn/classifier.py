@@ -133,7 +133,7 @@ class Classifier:
         from advconn.blackbox import Onnx
 
         network = Onnx(file)
-        return cls(network, **(network.known() | {"name": f"onnx:{file}"} | options))
+        return cls(network, **(network.options() | {"name": f"onnx:{file}"} | options))
 
     @classmethod
     def from_endpoint(
@@ -158,7 +158,7 @@ class Classifier:
             height, width = sides_of(options["size"])
             shape = [-1, whole("channels", options.get("channels") or 3), height, width]
         network = Endpoint(url, model, version, timeout, shape)
-        return cls(network, **(network.known() | {"name": network.address} | options))
+        return cls(network, **(network.options() | {"name": network.address} | options))
 
     @property
     def network(self) -> nn.Module:

@@ -30,7 +30,7 @@ class Connection:
         method: one of METHODS.
         labels: classes (n,) whose cross-entropies are the energies.
         line: cross-entropies along the straight paths.
-        found: those along the paths that `method` found; the straight ones where these have no barrier.
+        curve: those along the paths that `method` found; the straight ones where these have no barrier.
         path: the n paths found, through k knots in the space.
         heights: (n,) cross-entropy above which a barrier stands.
         barriers: (n, levels + 1) barriers at every level of bypass; None of other methods.
@@ -41,7 +41,7 @@ class Connection:
     method: str
     labels: Tensor
     line: Profile
-    found: Profile
+    curve: Profile
     path: Path
     heights: Tensor
     barriers: Tensor | None
@@ -50,7 +50,7 @@ class Connection:
     @property
     def outcome(self) -> list[str]:
         """For every pair one of OUTCOMES: nothing stands on the line, nothing on the path found, or neither."""
-        on_line, on_curve = self.line.barrier <= self.heights, self.found.barrier <= self.heights
+        on_line, on_curve = self.line.barrier <= self.heights, self.curve.barrier <= self.heights
         return ["line" if a else "curve" if b else "none" for a, b in zip(on_line, on_curve, strict=True)]
 
     @property

@@ -95,7 +95,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return True
 
     @property
-    def walked(self) -> tuple[str, ...]:
+    def active_families(self) -> tuple[str, ...]:
         """The families that are walked."""
         if self.families is None:
             second = () if self.companion is None else ("companion",)
@@ -165,7 +165,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             return self._trace(images, start)
 
     def _trace(self, images: Tensor, start: Trace | None) -> Trace:
-        families = self.walked
+        families = self.active_families
         wanted = tuple(self.copies) if "self" in families else ()
         halves = tuple(name for name in self.halves if name in wanted)
         logits = self._stops(images, {} if start is None else start.stops(), wanted, halves)

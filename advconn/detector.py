@@ -19,7 +19,7 @@ from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, PROMISED, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
-from advconn.given import as_bytes, as_labels, as_tensor, marks
+from advconn.given import as_bytes, as_labels, as_tensor, image_hashes
 from advconn.heads import default_head as default_head  # of the public name
 from advconn.heads import unfitted
 from advconn.judgement import Judgement as Judgement  # of the public name
@@ -28,7 +28,7 @@ from advconn.making import Maker
 from advconn.pretrained import Pretrained
 from advconn.progress import Progress
 from advconn.runner import Runner
-from advconn.stages import STAGES, Cascade, Stage, against, scored, shares_of, walks_of
+from advconn.stages import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
 from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
@@ -148,10 +148,10 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         enough(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
-        walks = walks_of(self.connectivity, self.stages)
+        connectivities = connectivities_of(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
         runner = Runner() if runner is None else runner
-        maker = Maker(walks, self.per_attack, benign, self.seed, surrogate, runner)
+        maker = Maker(connectivities, self.per_attack, benign, self.seed, surrogate, runner)
         usual = tuple(self.attacks) == MIXTURE
         mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
@@ -182,7 +182,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
 
     def _calibrated(self, images: Tensor, kept: np.ndarray, progress: Progress) -> Detector:
         self.calibrate_on(images[kept], progress)
-        self.fitted_ = replace(self.fitted_, seen=marks(images))
+        self.fitted_ = replace(self.fitted_, image_hashes=image_hashes(images))
         return self
 
     def take(self, heads: Pretrained, rows: Taught) -> Detector:
@@ -191,10 +191,13 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         Raises:
             FitError: too few images, or stages that no head was taught for.
         """
-        walks, shares = walks_of(self.connectivity, self.stages), shares_of(self.connectivity, self.stages)
+        connectivities, shares = (
+            connectivities_of(self.connectivity, self.stages),
+            shares_of(self.connectivity, self.stages),
+        )
         clean, hits = rows.only(rows.plain).features, rows.only(rows.kinds > 0)
         attacked = hits.features if len(hits.kinds) else ()
-        cascade = heads.cascade(walks, clean, shares, attacked)
+        cascade = heads.cascade(connectivities, clean, shares, attacked)
         fitted = Fitted(int(rows.plain.sum()), 0, rows.attacks, pretrained=True)
         self.set_cascade(cascade, np.median(clean[-1], axis=0), fitted)
         return self
@@ -211,7 +214,8 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         """Fit on features that were made before.
 
         Args:
-            features: (n, d) of `connectivity`; with stages a table for each of `walks_of(connectivity, stages)`.
+            features: (n, d) of `connectivity`; with stages a table for each of
+                `connectivities_of(connectivity, stages)`.
             kinds: (n,) 0 clean, 1 and more the attacks.
             clean: features of the clean images to calibrate on, given in the same way.
             attacks: for the record, how many of each attack were tried and succeeded.
@@ -237,8 +241,11 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         def new_head() -> Any:
             return clone(default_head(self.seed) if self.head is None else self.head)
 
-        walks, shares = walks_of(self.connectivity, self.stages), shares_of(self.connectivity, self.stages)
-        cascade, missed = teach(walks, rows, new_head, shares, self.fpr, self.seed)
+        connectivities, shares = (
+            connectivities_of(self.connectivity, self.stages),
+            shares_of(self.connectivity, self.stages),
+        )
+        cascade, missed = teach(connectivities, rows, new_head, shares, self.fpr, self.seed)
         cascade = replace(cascade, gate=self._gate(cascade, rows))
         typical = np.median(rows.features[-1][rows.plain], axis=0)
         self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
@@ -246,7 +253,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
 
     def _gate(self, cascade: Cascade, rows: Taught) -> float | None:
         """What makes the companion's log-odds and the last head's equal where as many clean images lie above each."""
-        if "companion" not in self.connectivity.walked:
+        if "companion" not in self.connectivity.active_families:
             return None
         clean, share = rows.features[-1][rows.plain], 1 - GATE * self.fpr
         both = against(cascade.names[-1], clean), scored(cascade.heads[-1], clean)

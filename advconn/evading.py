@@ -199,9 +199,9 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
         AttackError: none of them has a head whose gradient can be followed.
     """
     followed = []
-    for k, (connectivity, head) in enumerate(zip(cascade.walks[:most], cascade.heads[:most], strict=True)):
+    for k, (connectivity, head) in enumerate(zip(cascade.connectivities[:most], cascade.heads[:most], strict=True)):
         odds, limit = linear_odds(head, connectivity.classifier.device), cut(cascade.exits, threshold, k)
-        if odds is not None and limit not in (None, -np.inf) and "complexity" not in connectivity.walked:
+        if odds is not None and limit not in (None, -np.inf) and "complexity" not in connectivity.active_families:
             followed.append((connectivity, odds, limit))
     if not followed:
         raise AttackError("no stage of this detector has a head whose gradient can be followed")
@@ -242,7 +242,7 @@ def evasive(
         AttackError: no head whose gradient can be followed.
         ModelError: a classifier that gives none.
     """
-    classifier = cascade.walks[0].classifier
+    classifier = cascade.connectivities[0].classifier
     checked = classifier.check(images)
     right = classifier.predict(checked) == labels
     x, y = checked[right.to(checked.device)], labels[right]

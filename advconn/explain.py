@@ -57,7 +57,7 @@ class Typical:
     @property
     def classifier(self) -> Classifier:
         """The classifier that is guarded."""
-        return self.cascade.walks[0].classifier
+        return self.cascade.connectivities[0].classifier
 
     def value(self, name: str) -> float:
         """A typical clean image's feature; NaN where it is not measured."""
@@ -262,7 +262,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
         line,
         detour,
         _usual_line(typical),
-        typical.cascade.walks[-1].samples,
+        typical.cascade.connectivities[-1].samples,
         image.cpu(),
         reference,
     )
@@ -270,7 +270,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
 
 def _usual_line(typical: Typical) -> np.ndarray:
     """Positions and cross-entropy (m, 2) of a typical clean image, at its start and where its path is read."""
-    samples = typical.cascade.walks[-1].samples
+    samples = typical.cascade.connectivities[-1].samples
     rise = [0.0, *(typical.value(f"own.curve.{i}") for i in range(1, samples - 1))]
     margins = typical.value("own.margin") + np.array(rise)
     places = np.arange(samples - 1) / (samples - 1)
@@ -282,7 +282,7 @@ def _drawn(
 ) -> tuple[Tensor | None, np.ndarray | None, np.ndarray | None]:
     """The reference (c, h, w), and the cross-entropy (s,) on the straight line to it and on the way round."""
     trace, row = where
-    connectivity = typical.cascade.walks[-1]
+    connectivity = typical.cascade.connectivities[-1]
     if trace.own is None or connectivity.references is None:
         return None, None, None
     query = typical.classifier.check(image[None])

@@ -31,58 +31,60 @@ th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left}img{max-wi
 """
 
 
-def connection(found: Connection, row: int = 0, decoder: Decoder | None = None, given: Sequence[Tensor] = ()) -> Figure:
+def connection(
+    result: Connection, row: int = 0, decoder: Decoder | None = None, given: Sequence[Tensor] = ()
+) -> Figure:
     """One pair: images and class probabilities along the straight and the found path, losses, the difference pattern.
 
     In a latent space the images along a path are the decoder's. Where the line connects, or nothing else was looked
     for, there is no second path to show.
 
     Args:
-        found: connected pairs.
+        result: connected pairs.
         row: which of them.
         decoder: of the latent space, or None.
         given: two images (1, c, h, w) in [0, 1] that stand at the ends of the path.
     """
     from matplotlib.figure import Figure
 
-    ends = found.path.start[row : row + 1], found.path.end[row : row + 1]
+    ends = result.path.start[row : row + 1], result.path.end[row : row + 1]
     paths = {"straight": straight(*ends)}
-    bent = found.method != "line" and found.outcome[row] != "line"
+    bent = result.method != "line" and result.outcome[row] != "line"
     if bent:
-        paths[found.method] = Path(found.path.knots[row : row + 1])
+        paths[result.method] = Path(result.path.knots[row : row + 1])
     rows = 2 * len(paths)
     figure = Figure(figsize=(12, 3.6 + 2.5 * len(paths)), layout="constrained")
     grid = figure.add_gridspec(rows + 1, STOPS, height_ratios=(*(1.2, 0.8) * len(paths), 2.2))
     t = torch.linspace(0, 1, STOPS, dtype=torch.float32, device="cpu")
-    label = int(found.labels[row])
+    label = int(result.labels[row])
     for i, (name, path) in enumerate(paths.items()):
         points = path.at(t.to(path.knots))[0]
-        shares = found.space.logits(points).softmax(1).cpu()
-        shown = images(found, points, decoder)
+        shares = result.space.logits(points).softmax(1).cpu()
+        shown = images(result, points, decoder)
         kinds = sorted({label, *shares.amax(0).topk(min(MOST, shares.shape[1])).indices.tolist()})
         for j in range(STOPS):
             above, below = figure.add_subplot(grid[2 * i, j]), figure.add_subplot(grid[2 * i + 1, j])
             at_end = given[j // (STOPS - 1)][0].cpu() if given and j in (0, STOPS - 1) else None
             picture(above, shown[j] if shown is not None else at_end)
-            names = found.space.classifier.label_names(kinds) if 2 * i + 2 == rows else []
+            names = result.space.classifier.label_names(kinds) if 2 * i + 2 == rows else []
             bars(below, shares[j, kinds], kinds.index(label), names)
             above.set_title(f"{name} " * (j == 0) + f"{float(t[j]):.2f}", fontsize=8)
             below.set_yticks([0, 1] if j == 0 else [])
-    curves(figure.add_subplot(grid[rows, : STOPS - 3 if bent else STOPS]), found, row, bent)
+    curves(figure.add_subplot(grid[rows, : STOPS - 3 if bent else STOPS]), result, row, bent)
     if bent:
-        pattern(figure, figure.add_subplot(grid[rows, STOPS - 3 :]), found, row)
+        pattern(figure, figure.add_subplot(grid[rows, STOPS - 3 :]), result, row)
     return figure
 
 
-def images(found: Connection, points: Tensor, decoder: Decoder | None) -> Tensor | None:
+def images(result: Connection, points: Tensor, decoder: Decoder | None) -> Tensor | None:
     """Points of a path as images (n, c, h, w), if that can be had, else None.
 
     Args:
-        found: connected pairs.
+        result: connected pairs.
         points: (n, *shape) in their space.
         decoder: of a latent space, or None.
     """
-    if found.space.layer == "pixel":
+    if result.space.layer == "pixel":
         return points.clamp(0, 1).cpu()
     return None if decoder is None else decoder.images(points).cpu()
 
@@ -112,17 +114,17 @@ def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
     ax.tick_params(axis="y", labelsize=6)
 
 
-def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
+def curves(ax: Axes, result: Connection, row: int, bent: bool = True) -> None:
     """Cross-entropy along both paths on a logarithmic scale, with the level, the barrier and secondary barriers.
 
     Args:
         ax: where they are drawn.
-        found: connected pairs.
+        result: connected pairs.
         row: which of them.
         bent: whether the path found is drawn beside the straight one.
     """
-    height, least = float(found.heights[row]), 1e-8
-    profiles = (("straight", found.line, LINE), (found.method, found.found, FOUND))
+    height, least = float(result.heights[row]), 1e-8
+    profiles = (("straight", result.line, LINE), (result.method, result.curve, FOUND))
     for name, profile, colour in profiles if bent else profiles[:1]:
         t, energy = profile.t.cpu().numpy(), profile.energies[row].clamp_min(least).cpu().numpy()
         ax.plot(t, energy, color=colour, label=f"{name}: largest {float(profile.barrier[row]):.2g}")
@@ -134,8 +136,8 @@ def curves(ax: Axes, found: Connection, row: int, bent: bool = True) -> None:
     ax.plot([], [], "o", mfc="none", color="0.4", label="largest on the path")
     ax.set(yscale="log", xlabel="position on the path", ylabel="cross-entropy", xlim=(0, 1))
     told = {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}
-    levels = "" if found.barriers is None else f"; barriers by level {found.barriers[row].tolist()}"
-    ax.set_title(told[found.outcome[row]] + levels, fontsize=9)
+    levels = "" if result.barriers is None else f"; barriers by level {result.barriers[row].tolist()}"
+    ax.set_title(told[result.outcome[row]] + levels, fontsize=9)
     ax.legend(fontsize=8)
 
 
@@ -146,47 +148,47 @@ def peaks(energy: np.ndarray, height: float) -> list[int]:
     return [int(i) + 1 for i in np.flatnonzero(top)]
 
 
-def detour(found: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:
+def detour(result: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:
     """B and B' - B (*shape): B' is the found path's point that stands over the straight path's highest, B its foot.
 
     Args:
-        found: connected pairs.
+        result: connected pairs.
         row: which of them.
         samples: points of the path among which B' is looked for.
     """
-    start, end = found.path.start[row], found.path.end[row]
+    start, end = result.path.start[row], result.path.end[row]
     chord = end - start
-    points = Path(found.path.knots[row : row + 1]).at(
+    points = Path(result.path.knots[row : row + 1]).at(
         torch.linspace(0, 1, samples, device=chord.device, dtype=torch.float32)
     )[0]
     along = ((points - start) * chord).flatten(1).sum(1) / chord.square().sum().clamp_min(1e-24)
-    nearest = int((along - found.line.place[row]).abs().argmin())
+    nearest = int((along - result.line.place[row]).abs().argmin())
     foot = start + along[nearest] * chord
     return foot.cpu(), (points[nearest] - foot).cpu()
 
 
-def relative(found: Connection, row: int) -> float:
+def relative(result: Connection, row: int) -> float:
     """Largest value of B' - B over the largest value at B."""
-    foot, change = detour(found, row)
+    foot, change = detour(result, row)
     return float(change.abs().max() / foot.abs().max().clamp_min(1e-12))
 
 
-def pattern(figure: Figure, ax: Axes, found: Connection, row: int) -> None:
+def pattern(figure: Figure, ax: Axes, result: Connection, row: int) -> None:
     """The difference pattern B' - B; of a latent space, its channels' mean or its values in a row.
 
     Args:
         figure: that the axes are in.
         ax: where it is drawn.
-        found: connected pairs.
+        result: connected pairs.
         row: which of them.
     """
-    _, change = detour(found, row)
+    _, change = detour(result, row)
     values = change.mean(0).numpy() if change.ndim == 3 else change.reshape(1, -1).numpy()
     most = max(float(np.abs(values).max()), 1e-12)
     shown = ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="equal" if change.ndim == 3 else "auto")
     figure.colorbar(shown, ax=ax, shrink=0.8)
     ax.set_axis_off()
-    ax.set_title(f"B' - B, channel mean; largest value {relative(found, row):.1%} of B's", fontsize=9)
+    ax.set_title(f"B' - B, channel mean; largest value {relative(result, row):.1%} of B's", fontsize=9)
 
 
 def png(figure: Figure) -> bytes:

@@ -19,10 +19,10 @@ from advconn.conditions import BENIGN, PROMISED
 from advconn.connectivity import Connectivity
 from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
-from advconn.given import as_tensor, marks
+from advconn.given import as_tensor, image_hashes
 from advconn.preparing import Clean, prepared, sound, with_references
 from advconn.runner import Runner
-from advconn.stages import STAGES, Stage, walks_of
+from advconn.stages import STAGES, Stage, connectivities_of
 from advconn.suiting import harmless, mixture_for, shared
 
 FEW = 20  # attacked images that a head cannot learn much from
@@ -56,7 +56,7 @@ def fit(
     accuracy: float | None = None,
     runner: Runner | None = None,
     note: Callable[[str], None] = warn,
-    walk: dict[str, Any] | None = None,
+    connectivity: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
     """A detector for `classifier`, fitted and calibrated on clean images.
@@ -76,7 +76,7 @@ def fit(
         apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack: no
             gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option says
-            how attacks are made, images walked or heads fitted (OF_ATTACKS, walk, stages, benign).
+            how attacks are made, images walked or heads fitted (OF_ATTACKS, connectivity, stages, benign).
         refine: of a quick fit, so many images are attacked after all, by the mixture or `attacks` in turn, and move the
             heads towards this classifier.
         surrogate: another network of the same classes, for a classifier without gradients: attacks that need them are
@@ -89,7 +89,7 @@ def fit(
             it gets significantly more of these right, and without one where it gets all of them right.
         runner: see Detector.fit.
         note: told what a user should know (else these are warnings).
-        walk: options of Connectivity.
+        connectivity: options of Connectivity.
         options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
             `conditions` those that leave it its predictions. Every image is attacked by about seven of the attacks
             (suiting.shared), unless `per_attack` says otherwise.
@@ -107,13 +107,17 @@ def fit(
         >>> detector.predict(images[1200:1204])
         array([0, 0, 0, 0])
     """
-    quick = _quick(options | {"surrogate": surrogate, "companion": companion, "walk": walk}, quick, refine)
+    quick = _quick(
+        options | {"surrogate": surrogate, "companion": companion, "connectivity": connectivity}, quick, refine
+    )
     clean = prepared(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
     references, chosen, rest = with_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
     other = _other(surrogate, classifier, "surrogate") if refine or not quick else None
     if companion is not None:
         options = {"evasive": EVASIVE} | options
-    walk = (walk or {}) | ({} if companion is None else {"companion": _other(companion, classifier, "companion")})
+    own = (connectivity or {}) | (
+        {} if companion is None else {"companion": _other(companion, classifier, "companion")}
+    )
     if quick:
         options = _quick_options(classifier, clean, refine) | options
         options["benign"] = BENIGN  # under which the heads were taught
@@ -127,7 +131,7 @@ def fit(
     for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
         if options.get(option) is None:
             options[option] = harmless(classifier, some, wanted, note, seed)
-    detector = Detector(Connectivity(classifier, references, **walk), fpr=fpr, seed=seed, **options)
+    detector = Detector(Connectivity(classifier, references, **own), fpr=fpr, seed=seed, **options)
     if detector.pretrained is not None:
         _served(detector, note)
     kept = None
@@ -139,7 +143,9 @@ def fit(
     _promise(detector, confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
     detector.fit(used, labels=truth, kept=kept, surrogate=other, runner=runner)
     _tell(detector, note)
-    detector.fitted_ = replace(detector.fitted_, seen=np.union1d(marks(clean.images), detector.fitted_.seen))
+    detector.fitted_ = replace(
+        detector.fitted_, image_hashes=np.union1d(image_hashes(clean.images), detector.fitted_.image_hashes)
+    )
     return detector
 
 
@@ -157,7 +163,7 @@ def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
         raise FitError(f"{', '.join(sorted(useless))}: a quick fit makes no attack and fits no head; give quick=False")
     if quick is not None:
         return quick
-    return bool(refine) or not told & {*OF_ATTACKS, "walk", "stages", "benign"}
+    return bool(refine) or not told & {*OF_ATTACKS, "connectivity", "stages", "benign"}
 
 
 def _quick_options(classifier: Classifier, clean: Clean, refine: int) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
 
 def all_at_once(classifier: Classifier) -> tuple[Stage, ...]:
     """STAGES with all copies in the first."""
-    whole = walks_of(Connectivity(classifier), STAGES[:-1])[-1]
+    whole = connectivities_of(Connectivity(classifier), STAGES[:-1])[-1]
     return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share), STAGES[-1]
 
 
@@ -212,11 +218,11 @@ def _served(detector: Detector, note: Callable[[str], None]) -> None:
         FitError: none is left.
     """
     heads, stages = detector.pretrained, tuple(detector.stages or ())
-    walks = walks_of(detector.connectivity, detector.stages)
-    served = 0 if heads is None or not stages else len(heads.serving(walks))
+    connectivities = connectivities_of(detector.connectivity, detector.stages)
+    served = 0 if heads is None or not stages else len(heads.serving(connectivities))
     if not served:
         raise FitError(pretrained.UNTAUGHT)
-    while len(walks_of(detector.connectivity, stages)) > served:
+    while len(connectivities_of(detector.connectivity, stages)) > served:
         stages = stages[:-1]
     if len(stages) < len(detector.stages or ()) and detector.connectivity.references is not None:
         note("paths to references are left out: no head was taught for what this classifier shows of them")
@@ -259,7 +265,7 @@ def _with_apart(
     classifier: Classifier, used: Tensor, truth: Tensor | None, apart: Tensor, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None, np.ndarray]:
     """Images to train on and, after them, those to calibrate on, which are none of the former."""
-    shared = np.isin(marks(apart), marks(used))
+    shared = np.isin(image_hashes(apart), image_hashes(used))
     if shared.any():
         note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
         apart = apart[torch.from_numpy(~shared)]

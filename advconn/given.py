@@ -52,7 +52,7 @@ def as_labels(labels: Any, count: int) -> Tensor:
     return values.to(torch.int64)
 
 
-def marks(images: Tensor) -> np.ndarray:
+def image_hashes(images: Tensor) -> np.ndarray:
     """A number (n,) for every image (n, c, h, w), uint8 or in [0, 1], that is the same for the same bytes alone."""
     digests = (hashlib.blake2b(p.tobytes(), digest_size=8).digest() for p in as_bytes(images).contiguous().numpy())
     return np.frombuffer(b"".join(digests), np.uint64)

@@ -95,7 +95,7 @@ class Guard(nn.Module):
     def extra_repr(self) -> str:
         """The classifier, the threshold, and the rate it stands for."""
         calibration = self.detector.calibration(self.max_stage)
-        count = len(self.detector.cascade_.walks)
+        count = len(self.detector.cascade_.connectivities)
         stages = f"{count} stage{'s' * (count > 1)}" + f", at most {self.max_stage}" * (self.max_stage is not None)
         threshold = f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
         threshold = threshold if self.threshold is None else f"threshold={self.threshold:.3g} (given)"

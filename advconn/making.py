@@ -44,7 +44,7 @@ class Maker:
     """How attacked copies are made.
 
     Attributes:
-        walks: what makes features, one table each; their classifier is attacked.
+        connectivities: what makes features, one table each; their classifier is attacked.
         per_attack: at most so many images are attacked by each attack.
         benign: conditions that some attacked copies are put under, so that these do not hide them.
         seed: of every attack.
@@ -52,7 +52,7 @@ class Maker:
         runner: where the work is spread and kept.
     """
 
-    walks: tuple[Connectivity, ...]
+    connectivities: tuple[Connectivity, ...]
     per_attack: int = 1000
     benign: tuple[str, ...] = ()
     seed: int = 0
@@ -80,7 +80,7 @@ class Maker:
     @property
     def classifier(self) -> Classifier:
         """The classifier that is attacked."""
-        return self.walks[0].classifier
+        return self.connectivities[0].classifier
 
     def _made_by(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
         seed = self.seed * 1000 + i
@@ -90,7 +90,7 @@ class Maker:
             truth = self.classifier.predict(images[hits.rows]) if labels is None else labels[hits.rows]
             changed, kept = still_wrong(self.classifier, hits.images, truth, self.benign, seed)
             every = torch.cat([hits.images, changed])
-            features = features_of(self.walks, every, f"walk {attack}", self.runner.progress)
+            features = features_of(self.connectivities, every, f"walk {attack}", self.runner.progress)
             return Made(hits.tried, len(hits.rows), features, torch.cat([hits.rows, hits.rows[kept]]).numpy())
 
         if self.runner.store.folder is None:
@@ -103,13 +103,13 @@ class Maker:
     @property
     def key(self) -> tuple[Any, ...]:
         """What the features depend on besides the images."""
-        return tuple(connectivity.key() for connectivity in self.walks)
+        return tuple(connectivity.key() for connectivity in self.connectivities)
 
     def features(self, images: Tensor, stage: str) -> tuple[np.ndarray, ...]:
         """Features (n, d) of images by each walk, kept too."""
 
         def make() -> tuple[np.ndarray, ...]:
-            return features_of(self.walks, images, stage, self.runner.progress)
+            return features_of(self.connectivities, images, stage, self.runner.progress)
 
         if self.runner.store.folder is None:
             return make()
@@ -180,26 +180,28 @@ def still_wrong(
 
 
 def features_of(
-    walks: Sequence[Connectivity], images: Tensor, stage: str, progress: Progress
+    connectivities: Sequence[Connectivity], images: Tensor, stage: str, progress: Progress
 ) -> tuple[np.ndarray, ...]:
     """Features (n, d) of images by each walk, of which every one goes on where the one before it ended.
 
     Args:
-        walks: what makes them, one table each.
+        connectivities: what makes them, one table each.
         images: (n, c, h, w).
         stage: name that `progress` is told.
         progress: told (stage, done, total).
     """
-    rows: list[list[np.ndarray]] = [[] for _ in walks]
+    rows: list[list[np.ndarray]] = [[] for _ in connectivities]
     images, done = images.detach(), 0
-    for chunk in images.split(walks[-1].together(images)) if len(images) else ():
+    for chunk in images.split(connectivities[-1].together(images)) if len(images) else ():
         trace: Trace | None = None
-        for connectivity, out in zip(walks, rows, strict=True):
+        for connectivity, out in zip(connectivities, rows, strict=True):
             trace = connectivity.trace(chunk, trace)
             out.append(columns_of(trace))
         done += len(chunk)
         progress(stage, done, len(images))
     empty = (
-        (np.zeros((0, len(connectivity.get_feature_names_out()))) for connectivity in walks) if not len(images) else ()
+        (np.zeros((0, len(connectivity.get_feature_names_out()))) for connectivity in connectivities)
+        if not len(images)
+        else ()
     )
     return tuple(empty) or tuple(map(np.concatenate, rows))

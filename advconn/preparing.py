@@ -14,7 +14,7 @@ from torch import Tensor
 from advconn.agreement import checked, trained_on
 from advconn.classifier import Classifier
 from advconn.errors import FitError
-from advconn.given import as_labels, as_tensor, marks
+from advconn.given import as_labels, as_tensor, image_hashes
 from advconn.modes import References, choose, synthesise
 from advconn.suiting import FOR_REFERENCES
 
@@ -155,7 +155,7 @@ def sound(
 
 
 def _twice(images: Tensor, note: Callable[[str], None]) -> None:
-    copies = len(images) - len(np.unique(marks(images)))
+    copies = len(images) - len(np.unique(image_hashes(images)))
     if copies:
         note(
             f"{copies} of {len(images)} images are there more than once: calibration shares images with training, and "

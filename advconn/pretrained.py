@@ -50,10 +50,10 @@ class Pretrained:
     networks: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
 
-    def serving(self, walks: Sequence[Connectivity]) -> tuple[int, ...]:
+    def serving(self, connectivities: Sequence[Connectivity]) -> tuple[int, ...]:
         """Which head serves each of these stages, up to the first that none was taught for."""
         out: list[int] = []
-        for connectivity in walks:
+        for connectivity in connectivities:
             columns = tuple(map(str, connectivity.get_feature_names_out()))
             if columns not in self.names:
                 break
@@ -62,7 +62,7 @@ class Pretrained:
 
     def cascade(
         self,
-        walks: tuple[Connectivity, ...],
+        connectivities: tuple[Connectivity, ...],
         clean: Sequence[np.ndarray],
         shares: Sequence[float],
         attacked: Sequence[np.ndarray] = (),
@@ -70,7 +70,7 @@ class Pretrained:
         """The stages of a classifier, standardised by features of its clean images.
 
         Args:
-            walks: what each stage walks.
+            connectivities: what each stage walks.
             clean: features (n, d) at each stage of clean images.
             shares: of clean images that go on, for all stages but the last.
             attacked: features (m, d) at each stage of its attacked images, which move the heads, see `moved`.
@@ -78,8 +78,8 @@ class Pretrained:
         Raises:
             FitError: too few images, or stages that no head was taught for.
         """
-        chosen = self.serving(walks)
-        if len(chosen) < len(walks):
+        chosen = self.serving(connectivities)
+        if len(chosen) < len(connectivities):
             raise FitError(UNTAUGHT)
         if len(clean[0]) < LEAST:
             raise FitError(f"{len(clean[0])} clean images to standardise by: expected {LEAST} or more")
@@ -92,7 +92,7 @@ class Pretrained:
                 head = moved(head, *(scale.transform(table[stage]) for table in (clean, attacked)))
             heads.append(make_pipeline(scale, head))
         scores = np.stack([scored(head, table) for head, table in zip(heads, clean, strict=True)], 1)
-        return Cascade(walks, tuple(self.names[k] for k in chosen), tuple(heads), exits_at(scores, shares))
+        return Cascade(connectivities, tuple(self.names[k] for k in chosen), tuple(heads), exits_at(scores, shares))
 
 
 def standard(clean: np.ndarray) -> Any:

@@ -16,7 +16,7 @@ from advconn.detector import Detector
 from advconn.errors import FitError
 from advconn.exits import ordered
 from advconn.fitting import tell_promise, warn
-from advconn.given import as_labels, as_tensor, marks
+from advconn.given import as_labels, as_tensor, image_hashes
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.preparing import sound
 from advconn.progress import Progress, silent
@@ -76,7 +76,7 @@ def recalibrated(
     classifier = detector.connectivity.classifier
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
-    fresh = torch.from_numpy(~np.isin(marks(images), detector.fitted_.seen))
+    fresh = torch.from_numpy(~np.isin(image_hashes(images), detector.fitted_.image_hashes))
     if not fresh.all():
         note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
     images, truth = images[fresh], None if truth is None else truth[fresh]
@@ -114,8 +114,8 @@ def recalibrated(
             f"the scores tell {attack} from clean images with an AUROC of {order.auroc:.2f} alone: a full fit (--full) "
             "may tell it better"
         )
-    image_marks = np.union1d(detector.fitted_.seen, marks(images))
-    new.fitted_ = replace(new.fitted_, seen=image_marks)
+    hashes = np.union1d(detector.fitted_.image_hashes, image_hashes(images))
+    new.fitted_ = replace(new.fitted_, image_hashes=hashes)
     new.figures_ = {}
     return new, order
 

@@ -22,7 +22,7 @@ from advconn.exits import Missed
 from advconn.likeness import alike
 from advconn.modes import References
 from advconn.preprocessing import names_of
-from advconn.stages import GATED, Cascade, Stage, walks_of
+from advconn.stages import GATED, Cascade, Stage, connectivities_of
 
 HELD = {  # where a network's weights are, and how it is given where they are not
     "classifier": (WEIGHTS, "--model SPEC"),
@@ -106,10 +106,10 @@ def cascade_of(
             AdvconnWarning,
             stacklevel=4,
         )
-    walks = walks_of(connectivity, stages, bypass=bypass)
-    if len(walks) != count:
-        raise BundleError(f"{folder}: {len(walks)} stages, and {count - 1} exits between them")
-    columns = tuple(tuple(map(str, stage_walk.get_feature_names_out())) for stage_walk in walks)
+    connectivities = connectivities_of(connectivity, stages, bypass=bypass)
+    if len(connectivities) != count:
+        raise BundleError(f"{folder}: {len(connectivities)} stages, and {count - 1} exits between them")
+    columns = tuple(tuple(map(str, stage_walk.get_feature_names_out())) for stage_walk in connectivities)
     if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
         raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
     files = cards.head_files(len(card["exits"]) + 1)[:count]
@@ -118,7 +118,7 @@ def cascade_of(
     typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
     if card["gate"] is not None and not set(GATED) <= set(columns[0]):
         raise BundleError(f"{folder}: has a gate and no companion; fit the detector again")
-    return Cascade(walks, columns, fitted_heads, exits, card["gate"]), typical, stages
+    return Cascade(connectivities, columns, fitted_heads, exits, card["gate"]), typical, stages
 
 
 def _array(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -160,11 +160,11 @@ def calibration_of(
     return scores, classes or None
 
 
-def missed_of(known: dict[str, dict[str, int]] | None) -> Missed | None:
+def missed_of(counts: dict[str, dict[str, int]] | None) -> Missed | None:
     """What the card says of attacked images that leave early."""
-    if known is None:
+    if counts is None:
         return None
-    each = {name: (v["missed"], v["of"]) for name, v in known.items()}
+    each = {name: (v["missed"], v["of"]) for name, v in counts.items()}
     return Missed(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
 
 

@@ -54,7 +54,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     tensors = {"typical": detector.typical_}
     tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
     tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
-    tensors |= {"seen": detector.fitted_.seen} if len(detector.fitted_.seen) else {}
+    tensors |= {"seen": detector.fitted_.image_hashes} if len(detector.fitted_.image_hashes) else {}
     tensors |= {"answers": answers(classifier, connectivity.references)}
     if connectivity.references is not None:
         images = (connectivity.references.images * 255).round().byte()

@@ -57,10 +57,10 @@ STAGES: tuple[Stage, ...] = (
 NEAR: dict[str, Any] = {"per_class": 1, "nearest": True, "levels": 2, "steps": 4}  # at most 5 + 2 x 5 gradients
 
 
-def walks_of(
+def connectivities_of(
     connectivity: Connectivity, stages: Sequence[Stage] | None, bypass: bool | None = None
 ) -> tuple[Connectivity, ...]:
-    """What each stage walks, the stages before it included; without stages `connectivity` itself.
+    """What each stage connectivities, the stages before it included; without stages `connectivity` itself.
 
     A stage that brings nothing new, for want of references or of its copies in `connectivity`, is left out.
 
@@ -73,27 +73,25 @@ def walks_of(
         DataError: no stage, or a share out of range.
     """
     return (
-        (connectivity,)
-        if stages is None
-        else tuple(stage_walk for stage_walk, _ in _planned(connectivity, stages, bypass))
+        (connectivity,) if stages is None else tuple(planned for planned, _ in _planned(connectivity, stages, bypass))
     )
 
 
 def shares_of(connectivity: Connectivity, stages: Sequence[Stage] | None) -> tuple[float, ...]:
-    """The shares of clean images that go on from each stage of `walks_of` but the last."""
+    """The shares of clean images that go on from each stage of `connectivities_of` but the last."""
     return () if stages is None else tuple(share for _, share in _planned(connectivity, stages, None))[:-1]
 
 
 def _planned(
     connectivity: Connectivity, stages: Sequence[Stage], bypass: bool | None
 ) -> list[tuple[Connectivity, float]]:
-    """What each stage walks, and the share of clean images that go on from it."""
+    """What each stage connectivities, and the share of clean images that go on from it."""
     if not stages:
         raise DataError("stages: expected one stage or more, or None for the whole walk at once")
-    paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.walked)
+    paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.active_families)
     copies: list[str] = []
     halves: list[str] = []
-    second = ("companion",) * ("companion" in connectivity.walked)
+    second = ("companion",) * ("companion" in connectivity.active_families)
     families: tuple[str, ...] = ("query", "self", "grain", *second)
     options: dict[str, Any] = {}
     out: list[tuple[Connectivity, float]] = []
@@ -150,7 +148,7 @@ class Cascade:
     """Stages that were fitted.
 
     Attributes:
-        walks: what each stage walks.
+        connectivities: what each stage walks.
         names: of each stage's columns.
         heads: a fitted scikit-learn classifier for each stage.
         exits: of all stages but the last, the largest score that leaves.
@@ -159,7 +157,7 @@ class Cascade:
             shows.
     """
 
-    walks: tuple[Connectivity, ...]
+    connectivities: tuple[Connectivity, ...]
     names: tuple[tuple[str, ...], ...]
     heads: tuple[Any, ...]
     exits: tuple[float, ...]
@@ -180,9 +178,9 @@ class Cascade:
             most: go no farther than this stage, from 1; None for the last.
             threshold: score above which an image is flagged, where it is known.
         """
-        count = len(self.walks) if most is None else most
+        count = len(self.connectivities) if most is None else most
         n, live = len(images), torch.arange(len(images), dtype=torch.int64, device="cpu")
-        scores = np.full((n, len(self.walks)), np.nan)
+        scores = np.full((n, len(self.connectivities)), np.nan)
         features = np.full((n, len(self.names[-1])), np.nan)
         left, spent = np.zeros(n, int), np.zeros((2, n))
         traces: list[tuple[np.ndarray, Trace]] = []
@@ -208,15 +206,15 @@ class Cascade:
         self, k: int, images: Tensor, start: Trace | None, threshold: float | None
     ) -> tuple[Trace, np.ndarray, np.ndarray]:
         """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
-        on_a_gpu = self.walks[k].classifier.device.type == "cuda"
+        on_a_gpu = self.connectivities[k].classifier.device.type == "cuda"
         with ONE_PRECISION if on_a_gpu else nullcontext():  # no other thread may set torch's flag meanwhile
-            trace = walked(self.walks[k], images, start)
+            trace = walked(self.connectivities[k], images, start)
             columns = columns_of(trace)
             scores = self.scored(k, columns)
             near = self._near(k, scores, threshold) & (on_a_gpu and torch.backends.cudnn.allow_tf32)
             if near.any():
                 with in_float32():
-                    again = walked(self.walks[k], images[torch.from_numpy(near).to(images.device)])
+                    again = walked(self.connectivities[k], images[torch.from_numpy(near).to(images.device)])
                 columns[near] = columns_of(again)
                 scores[near] = self.scored(k, columns[near])
         return trace, columns, scores
@@ -245,7 +243,7 @@ class Cascade:
 
     def block(self, values: int) -> int:
         """How many images of so many values go through together."""
-        return at_once(self.walks[0].classifier.device, BLOCK, LARGEST, values)
+        return at_once(self.connectivities[0].classifier.device, BLOCK, LARGEST, values)
 
 
 def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
@@ -254,15 +252,15 @@ def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
     return np.asarray(margin + mirror / 2)
 
 
-def walked(walk: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
+def walked(connectivity: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
     """The trace of images, walked a few at a time.
 
     Args:
-        walk: what is walked.
+        connectivity: what is walked.
         images: (n, c, h, w).
         start: a trace of the same images to go on from, or None.
     """
-    return joined(list(walk.traces(images, start)))
+    return joined(list(connectivity.traces(images, start)))
 
 
 def scored(head: Any, columns: np.ndarray) -> np.ndarray:

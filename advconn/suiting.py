@@ -19,7 +19,7 @@ from advconn.given import as_bytes
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
 from advconn.progress import silent
-from advconn.stages import walks_of
+from advconn.stages import connectivities_of
 
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
 EACH = 7  # attacks of a mixture that an image is attacked by in a full fit
@@ -186,7 +186,7 @@ def estimate(detector: Detector, count: int) -> float:
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
     forward_time = _seconds(lambda: classifier.logits(probe)) / len(probe)
-    stages = walks_of(detector.connectivity, detector.stages)
+    stages = connectivities_of(detector.connectivity, detector.stages)
     walk_time = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
     return walk_time * walks * 1.6 + forward_time * (forwards + 4 * gradients)  # own and rival paths are walked too
 

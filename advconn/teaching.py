@@ -88,17 +88,17 @@ class Taught:
         return Taught(features, self.kinds[rows], self.groups[rows], self.benign[rows], self.attacks)
 
 
-def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **known: Any) -> Taught:
+def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **others: Any) -> Taught:
     """Rows of which none is under a benign condition.
 
     Args:
         features: (n, d) for each stage.
         kinds: (n,) 0 clean, 1 and more the attacks.
         groups: (n,) which image each is a copy of; every one an image of its own unless told.
-        known: `attacks` of Taught.
+        others: `attacks` of Taught.
     """
     names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
-    return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **known)
+    return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **others)
 
 
 def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attack], maker: Maker) -> Taught:
@@ -151,7 +151,11 @@ def and_evasive(
         def make(eps: float = eps) -> tuple[Tables, np.ndarray, int]:
             hits = evasive(cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.runner.progress)
             name = f"walk evasive {255 * eps:g}/255"
-            return features_of(maker.walks, hits.images, name, maker.runner.progress), hits.rows.numpy(), hits.tried
+            return (
+                features_of(maker.connectivities, hits.images, name, maker.runner.progress),
+                hits.rows.numpy(),
+                hits.tried,
+            )
 
         key = (maker.key, cascade.heads, cascade.exits, some.cpu().numpy(), truth.cpu().numpy(), eps, maker.seed, turn)
         features, kept, tried = maker.runner.store.get("evasive", key, make)
@@ -183,7 +187,7 @@ def spoilt(
 
 
 def teach(
-    walks: tuple[Connectivity, ...],
+    connectivities: tuple[Connectivity, ...],
     rows: Taught,
     new_head: Callable[[], Any],
     shares: Sequence[float],
@@ -193,7 +197,7 @@ def teach(
     """A cascade, and of several stages which attacked images leave it early.
 
     Args:
-        walks: what each stage walks.
+        connectivities: what each stage walks.
         rows: what is learned from.
         new_head: gives an unfitted head.
         shares: of clean images that go on, in (0, 1], for all stages but the last.
@@ -205,19 +209,19 @@ def teach(
     """
     if len(np.unique(rows.kinds)) < 2:
         raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
-    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
+    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
     heads = tuple(new_head().fit(table, rows.kinds) for table in rows.features)
-    if len(walks) == 1:
-        return Cascade(walks, names, heads, ()), None
+    if len(connectivities) == 1:
+        return Cascade(connectivities, names, heads, ()), None
     scores = _held_out(rows, new_head, seed)
     finite = ~np.isnan(scores).any(1)
     clean, attacked = finite & rows.plain, finite & (rows.kinds > 0)
     if not clean.any() or not attacked.any():  # too few to tell who may leave: everyone goes on
-        return Cascade(walks, names, heads, (-np.inf,) * (len(walks) - 1)), Missed(0, 0, {})
+        return Cascade(connectivities, names, heads, (-np.inf,) * (len(connectivities) - 1)), Missed(0, 0, {})
     called = list(rows.attacks) or [str(kind) for kind in range(1, int(rows.kinds.max()) + 1)]
     kinds = [called[kind - 1] for kind in rows.kinds[attacked]]
     limits, missed = exits(scores[clean], scores[attacked], kinds, shares, fpr)
-    return Cascade(walks, names, heads, limits), missed
+    return Cascade(connectivities, names, heads, limits), missed
 
 
 def _held_out(rows: Taught, new_head: Callable[[], Any], seed: int) -> np.ndarray:

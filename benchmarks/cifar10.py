@@ -152,9 +152,9 @@ def beside(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -
     return kept(cache, f"beside {connectivity.companion.fingerprint} {digest}", make)
 
 
-def tables(trace: Trace, walks: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:
+def tables(trace: Trace, connectivities: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:
     """Features (n, d) of a whole trace, as each stage sees them."""
-    return tuple(table(cut(trace, connectivity))[0].double().numpy() for connectivity in walks)
+    return tuple(table(cut(trace, connectivity))[0].double().numpy() for connectivity in connectivities)
 
 
 def cut(trace: Trace, connectivity: Connectivity) -> Trace:
@@ -165,7 +165,7 @@ def cut(trace: Trace, connectivity: Connectivity) -> Trace:
     )
     kept = {"names": connectivity.copies, "copies": trace.copies[:, copies], "halves": connectivity.halves}
     kept |= {"midway": trace.midway[:, halves] if halves else None}
-    if "own" not in connectivity.walked:
+    if "own" not in connectivity.active_families:
         kept |= dict.fromkeys(("t", "own", "rival", "rivals", "detour"))
     return dataclasses.replace(trace, **kept)
 

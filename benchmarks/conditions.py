@@ -73,7 +73,7 @@ def fits(
 ) -> list[dict[str, object]]:
     """All copies at once, with and without noise levels and benign images in the fit."""
     fit = rows(cache, nets, detector, groups["fit"])
-    k = len(detector.cascade_.walks) - 2  # the last stage of copies
+    k = len(detector.cascade_.connectivities) - 2  # the last stage of copies
     names = detector.cascade_.names[k]
     connectivity = detector.connectivity
     alone = Connectivity(
@@ -89,7 +89,9 @@ def fits(
         order = [columns.index(n) for n in names]
         return values[:, order]
 
-    held = tables(whole(cache, connectivity, "calibrate", groups["calibrate"].images), detector.cascade_.walks)[k]
+    held = tables(
+        whole(cache, connectivity, "calibrate", groups["calibrate"].images), detector.cascade_.connectivities
+    )[k]
     out = []
     for what, levels, benign in (
         ("neither", False, False),
@@ -102,7 +104,7 @@ def fits(
         head = default_head().fit(fit.features[k][used][:, keep], fit.kinds[used])
         threshold = float(np.quantile(scored(head, held[:, keep]), 0.95))
         labels = groups["clean"].labels.numpy()
-        clean = tables(whole(cache, connectivity, "clean", groups["clean"].images), detector.cascade_.walks)[k]
+        clean = tables(whole(cache, connectivity, "clean", groups["clean"].images), detector.cascade_.connectivities)[k]
         base = scored(head, clean[:, keep])
         row: dict[str, object] = {"what": what, "clean": float((base > threshold).mean())}
         for name, images in spoilt.items():
@@ -115,7 +117,7 @@ def fits(
             hits = attacked(
                 cache, connectivity.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600
             )
-            features = tables(whole(cache, connectivity, spec, hits.images), detector.cascade_.walks)[k]
+            features = tables(whole(cache, connectivity, spec, hits.images), detector.cascade_.connectivities)[k]
             score = scored(head, features[:, keep])
             row[spec] = [round(auroc(base, score), 4), round(float((score > threshold).mean()), 4)]
         print(row, flush=True)

@@ -28,7 +28,7 @@ from advconn import copies
 from advconn.classifier import Classifier
 from advconn.kinds import MIXTURE
 from advconn.margins import margin
-from advconn.stages import STAGES, scored, walks_of
+from advconn.stages import STAGES, connectivities_of, scored
 
 ASKED = (
     "transfer:eps=8/255",
@@ -109,16 +109,16 @@ def main() -> None:
     args = parser.parse_args()
     model, fit = network("shipped", args.nets), parts(args.data)["fit"]
     connectivity = walk_of(args.cache, model)
-    walks = walks_of(connectivity, STAGES)[:3]
+    connectivities = connectivities_of(connectivity, STAGES)[:3]
     images = {"": fit.images[:CLEAN].float() / 255}
-    base = {"": tables(whole(args.cache, connectivity, "fit", fit.images), walks)[2][:CLEAN]}
+    base = {"": tables(whole(args.cache, connectivity, "fit", fit.images), connectivities)[2][:CLEAN]}
     fold = {"": np.arange(CLEAN) % 2}
     for spec in dict.fromkeys((*MIXTURE, *ASKED)):
         in_mixture = spec in MIXTURE
         hits = hits_of(args.cache, args.nets, "shipped", "fit", fit, spec, taught(spec) if in_mixture else 250)
         count = KNOWN if in_mixture else NEW
         images[spec], fold[spec] = hits.images[:count], hits.rows.numpy()[:count] % 2
-        base[spec] = tables(whole(args.cache, connectivity, spec, hits.images), walks)[2][:count]
+        base[spec] = tables(whole(args.cache, connectivity, spec, hits.images), connectivities)[2][:count]
     with torch.no_grad():
         query = {spec: model.logits(model.check(x)) for spec, x in images.items()}
     extra = {

@@ -123,7 +123,7 @@ class Images:
 
     def scores(self, detector: Detector, name: str) -> np.ndarray:
         """Scores (n, stages) of every stage for every image."""
-        tables_of = tables(self.trace(name), detector.cascade_.walks)
+        tables_of = tables(self.trace(name), detector.cascade_.connectivities)
         return np.stack([detector.cascade_.scored(k, table) for k, table in enumerate(tables_of)], 1)
 
 
@@ -156,9 +156,9 @@ def doubt(images: Images, detector: Detector) -> list[dict[str, object]]:
         head = default_head(detector.seed).fit(fit.features[-1][:, keep], fit.kinds)
 
         def reached(name: str, head=head, keep=keep) -> tuple[np.ndarray, np.ndarray]:
-            table = tables(images.trace(name), detector.cascade_.walks)[-1]
+            table = tables(images.trace(name), detector.cascade_.connectivities)[-1]
             _, stage = ordered(images.scores(detector, name), detector.cascade_.exits)
-            return scored(head, table[:, keep]), stage == len(detector.cascade_.walks)
+            return scored(head, table[:, keep]), stage == len(detector.cascade_.connectivities)
 
         base, last = reached("clean")
         for spec in ATTACKS:

@@ -32,11 +32,11 @@ from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.evading import evasive
-from advconn.given import marks
+from advconn.given import image_hashes
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.modes import synthesise
-from advconn.stages import walks_of
+from advconn.stages import connectivities_of
 from advconn.teaching import Taught
 from advconn.teaching import taught as taught_rows
 
@@ -52,10 +52,10 @@ FITTED_ON = (*MIXTURE, *TRANSFERRED)
 
 def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
     """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
-    walks, model = walks_of(detector.connectivity, detector.stages), detector.connectivity.classifier
+    connectivities, model = connectivities_of(detector.connectivity, detector.stages), detector.connectivity.classifier
 
     def features(name: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        return tables(whole(cache, detector.connectivity, name, images), walks)
+        return tables(whole(cache, detector.connectivity, name, images), connectivities)
 
     n = len(fit.images)
     parts, kinds, groups, attacks = [features("fit", fit.images)], [np.zeros(n, int)], [np.arange(n)], {}
@@ -77,7 +77,7 @@ def hardened(cache: Path, detector: Detector, fit: Part, learned: Taught) -> Non
     """Teach heads on these rows, on images that evade the shipped detector and on some that evade those heads."""
     cascade = bundle.load(bundle.default()).cascade_
     companion = detector.connectivity.companion
-    walks = walks_of(detector.connectivity, detector.stages)
+    connectivities = connectivities_of(detector.connectivity, detector.stages)
     assert companion is not None
     for turn, span in enumerate(EVADING):
         for i in span:
@@ -85,7 +85,7 @@ def hardened(cache: Path, detector: Detector, fit: Part, learned: Taught) -> Non
             for size in SIZES:
                 key = f"evasive {companion.fingerprint if turn else 'shipped'} turn {turn} {i} {size}"
                 hits = kept(cache, key, partial(evasive, cascade, part.images, part.labels, size / 255, seed=1))
-                made = tables(whole(cache, detector.connectivity, "evasive", hits.images), walks)
+                made = tables(whole(cache, detector.connectivity, "evasive", hits.images), connectivities)
                 learned = learned.and_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
         print({k: v for k, v in learned.attacks.items() if "evasive" in k}, flush=True)
         if turn < len(EVADING) - 1:
@@ -127,7 +127,7 @@ def main() -> None:
     detector.calibrate_on(groups["calibrate"].images, told)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again
-    detector.fitted_ = replace(detector.fitted_, seen=marks(used))
+    detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(used))
     figures = {
         "companion" if beside else "classifier": json.loads(about.with_suffix(".json").read_text()),
         "machine": machine(),

@@ -27,7 +27,7 @@ from advconn import bundle, pretrained
 from advconn.conditions import CONDITIONS, PROMISED
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.given import marks
+from advconn.given import image_hashes
 from advconn.stages import STAGES
 
 USED = 512  # photographs, in photographs.py's order, that rows were made of
@@ -88,7 +88,7 @@ def main() -> None:
     else:
         detector.take(pretrained.load(), lesson.learn.only(lesson.learn.plain))
     detector.calibrate_on(learn.images[order[USED:]], lambda stage, done, total: print(stage, done, total, flush=True))
-    detector.fitted_ = replace(detector.fitted_, seen=marks(learn.images))
+    detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(learn.images))
     figures = figures_of(detector, test, args.cache, list(lesson.attacked), args.test)
     few = test.images[torch.randperm(len(test.images), generator=torch.Generator().manual_seed(9))[: args.conditions]]
     kept = model.predict(few)

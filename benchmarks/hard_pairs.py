@@ -55,7 +55,7 @@ def pairs(classifier: Classifier, data: Path, each: int = 30) -> tuple[Tensor, T
 
 
 def summary(name: str, connection: Connection, seconds: float) -> dict:
-    top = connection.found.barrier
+    top = connection.curve.barrier
     return {
         "search": name,
         "mean_ce": float(top.mean()),

@@ -60,7 +60,10 @@ def main() -> None:
     detector = fit(
         model, images[order[:half]], truth[order[:half]], attacks=MIXTURE, per_attack=args.per_attack, note=print
     )
-    figures = {"fit_seconds": time.perf_counter() - started, "families": list(detector.cascade_.walks[-1].walked)}
+    figures = {
+        "fit_seconds": time.perf_counter() - started,
+        "families": list(detector.cascade_.connectivities[-1].active_families),
+    }
     rest, labels = images[order[half:]], truth[order[half:]]
     cut = len(rest) // 2
     clean = detector.judge(rest[:cut])
@@ -73,7 +76,7 @@ def main() -> None:
         "seconds_one_image_median": float(np.median(taken)),
         "seconds_one_image_largest": max(taken),
         "forwards": float((clean.forwards + 3 * clean.gradients).mean()),
-        "stages_reached": [float((clean.stage >= k + 1).mean()) for k in range(len(detector.cascade_.walks))],
+        "stages_reached": [float((clean.stage >= k + 1).mean()) for k in range(len(detector.cascade_.connectivities))],
         "missed": detector.fitted_.missed.by_attack,
         "level": detector.calibration_.level,
         "confidence": detector.calibration_.confidence,

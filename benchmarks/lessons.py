@@ -27,7 +27,7 @@ from advconn.kinds import MIXTURE
 from advconn.making import Maker, features_of, still_wrong
 from advconn.modes import choose
 from advconn.progress import silent
-from advconn.stages import STAGES, walks_of
+from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught, attacked_rows, spoilt
 
 DIGITS = (
@@ -94,8 +94,8 @@ def toy(cache: Path, name: str) -> Lesson:
     images, labels = digits()
     given, truth = images[TAUGHT:FITTED], labels[TAUGHT:FITTED]
     references = choose(model, model.check(given[:100]), truth[:100])
-    walks = walks_of(Connectivity(model, references), STAGES)
-    maker = Maker(walks, 80, BENIGN)
+    connectivities = connectivities_of(Connectivity(model, references), STAGES)
+    maker = Maker(connectivities, 80, BENIGN)
 
     def learn() -> Taught:
         rows = attacked_rows(given[100:], truth[100:], parse_all(DIGITS), maker)
@@ -103,7 +103,7 @@ def toy(cache: Path, name: str) -> Lesson:
         return rows.and_benign(*spoilt(few, np.arange(len(few)), BENIGN, maker, SEED)).sound()
 
     def walked(x: Tensor) -> tuple[np.ndarray, ...]:
-        return features_of(walks, x, "", silent)
+        return features_of(connectivities, x, "", silent)
 
     def test() -> tuple[tuple[np.ndarray, ...], dict[str, tuple[np.ndarray, ...]]]:
         by_attack = {}
@@ -112,14 +112,14 @@ def toy(cache: Path, name: str) -> Lesson:
             by_attack[spec] = walked(hits.images)
         return walked(images[FITTED:1400]), by_attack
 
-    names = _names(walks)
+    names = _names(connectivities)
     clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {names[-1]}", test)
     learned = kept(cache, f"learn {model.fingerprint} {DIGITS} {names[-1]}", learn)
     return Lesson(learned, clean, attacked, names, first=2)
 
 
-def _names(walks: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
+def _names(connectivities: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
 
 
 def cifar(
@@ -138,10 +138,10 @@ def cifar(
     """
     model, groups = network(name, nets), parts(data)
     connectivity = walk_of(cache, model)
-    walks = walks_of(connectivity, STAGES)
+    connectivities = connectivities_of(connectivity, STAGES)
 
     def features(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        return tables(whole(cache, connectivity, what, images), walks)
+        return tables(whole(cache, connectivity, what, images), connectivities)
 
     fit, shipped = groups["fit"], name == "shipped"
     base = fit.images if shipped else fit.images[:clean]
@@ -178,7 +178,7 @@ def cifar(
         if len(hits.rows):
             attacked[spec] = features(spec, hits.images)
     plain = features("clean", groups["clean"].images[: 2000 if name == "shipped" else 300])
-    return Lesson(learn, plain, attacked, _names(walks))
+    return Lesson(learn, plain, attacked, _names(connectivities))
 
 
 def photographs(cache: Path) -> Lesson:

@@ -29,7 +29,7 @@ from advconn.attacks import Attack
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.kinds import MIXTURE
 from advconn.making import SHARE, still_wrong
-from advconn.stages import STAGES, scored, walks_of
+from advconn.stages import STAGES, connectivities_of, scored
 
 APART = ("spatial", "colour")
 HEAVY = ("fmn-l0", "saltpepper", "deepfool")  # that want foolbox, or a gradient of every class
@@ -48,11 +48,13 @@ class Folds:
     def __init__(self, cache: Path, data: Path, nets: Path) -> None:
         model, fit = network("shipped", nets), parts(data)["fit"]
         connectivity = walk_of(cache, model)
-        walks = walks_of(connectivity, STAGES)[:3]
-        self.clean = tables(whole(cache, connectivity, "fit", fit.images), walks)[2]
+        connectivities = connectivities_of(connectivity, STAGES)[:3]
+        self.clean = tables(whole(cache, connectivity, "fit", fit.images), connectivities)[2]
         self.fold = np.arange(len(self.clean)) % 2
         made = [
-            tables(whole(cache, connectivity, kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)), walks)[2]
+            tables(
+                whole(cache, connectivity, kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)), connectivities
+            )[2]
             for i, kind in enumerate(BENIGN)
         ]
         order = [np.arange(len(fit.images))[i :: len(BENIGN)] for i in range(len(BENIGN))]
@@ -61,9 +63,12 @@ class Folds:
         self.changed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for spec in dict.fromkeys((*BEFORE, *CHEAP)):
             hits = hits_of(cache, nets, "shipped", "fit", fit, spec, taught(spec) if spec in BEFORE else 250)
-            self.hits[spec] = (tables(whole(cache, connectivity, spec, hits.images), walks)[2], hits.rows.numpy())
+            self.hits[spec] = (
+                tables(whole(cache, connectivity, spec, hits.images), connectivities)[2],
+                hits.rows.numpy(),
+            )
             changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
-            table = tables(whole(cache, connectivity, f"{spec}, changed", changed), walks)[2]
+            table = tables(whole(cache, connectivity, f"{spec}, changed", changed), connectivities)[2]
             self.changed[spec] = (table, hits.rows[index].numpy())
         self._heads: dict[tuple[tuple[str, ...], int], Any] = {}
 

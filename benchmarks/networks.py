@@ -175,7 +175,7 @@ NETWORKS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {
     "resnet": partial(random_timm, "resnet10t", **CHEAP),
     "convnext": partial(random_timm, "convnext_atto", **CHEAP),
     "vit": partial(random_timm, "vit_tiny_patch16_224", **CHEAP),
-    "swin": partial(random_timm, "swin_tiny_patch4_window7_224", **CHEAP, walk=SHORT),
+    "swin": partial(random_timm, "swin_tiny_patch4_window7_224", **CHEAP, connectivity=SHORT),
 }
 
 
@@ -217,7 +217,7 @@ def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (
         "parameters": sum(p.numel() for p in module.parameters()),
         "gradient": classifier.differentiable,
         "attacks": attacks,
-        "walk": {"families": detector.connectivity.walked} | told.get("walk", {}),
+        "connectivity": {"families": detector.connectivity.active_families} | told.get("connectivity", {}),
         "tried": sum(tried for tried, _ in attacks.values()),
         "succeeded": sum(hits for _, hits in attacks.values()),
         "fit_seconds": taken,

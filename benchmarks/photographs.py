@@ -28,7 +28,7 @@ from advconn.connectivity import Connectivity
 from advconn.images import Collection
 from advconn.making import features_of, still_wrong
 from advconn.progress import silent
-from advconn.stages import STAGES, walks_of
+from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught
 from advconn.zoo import efficientnet_lite0
 
@@ -134,13 +134,13 @@ def main() -> None:
     for name, part in (("learn", learn), ("test", test)):
         right = (model.predict(part.images) == part.labels).float().mean()
         print(name, len(part.images), "accuracy", float(right), "validation", part.validation.sum(), flush=True)
-    walks = walks_of(Connectivity(model), STAGES)
-    columns = len(walks[-1].get_feature_names_out())
+    connectivities = connectivities_of(Connectivity(model), STAGES)
+    columns = len(connectivities[-1].get_feature_names_out())
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
 
     def walked(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
         key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())} {columns}"
-        out = kept(args.cache, key, lambda: features_of(walks, images.float(), "", silent))
+        out = kept(args.cache, key, lambda: features_of(connectivities, images.float(), "", silent))
         print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
         return out
 
@@ -173,7 +173,7 @@ def main() -> None:
     learned = learned.and_benign(
         _stacked(benign), np.concatenate([np.arange(len(base))[i :: len(BENIGN)] for i in range(len(BENIGN))])
     )
-    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in walks)
+    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
     parts = (learned.features, learned.kinds, learned.groups, learned.benign)
     torch.save((parts, attacks, plain, attacked, names), args.cache / "photographs.pt")
 

@@ -29,7 +29,7 @@ from advconn import bundle, zoo
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.nets import compact
-from advconn.stages import STAGES, walked, walks_of
+from advconn.stages import STAGES, connectivities_of, walked
 
 CAT = Path(__file__).parents[1] / "tests" / "images" / "cat.png"
 MEMORY = """
@@ -95,9 +95,9 @@ def copies(
 ) -> dict[str, float]:
     """Stages of copies: seconds an image, and against as many bare forwards at the best batch size."""
     best = min(bare(module, images[:n] if n <= len(images) else images, False, *normalisation) for n in sizes)
-    connectivity = walks_of(Connectivity(classifier), STAGES)[-1]
+    connectivity = connectivities_of(Connectivity(classifier), STAGES)[-1]
     n = 1 + len(connectivity.copies) + len(connectivity.halves)
-    first = walks_of(Connectivity(classifier), STAGES)[0]
+    first = connectivities_of(Connectivity(classifier), STAGES)[0]
     taken = seconds(lambda: walked(connectivity, images), 3) / len(images)
     single = seconds(lambda: walked(first, images[:1]), 5)
     return {

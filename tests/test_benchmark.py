@@ -41,8 +41,8 @@ from advconn.store import Store
 from advconn.untrained import untrained
 
 KEYS = {
-    "detector", "attack", "family", "seen", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success", "n_clean",
-    "n_attacked", "restored", "forwards", "gradients", "milliseconds",
+    "detector", "attack", "family", "in_training", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success",
+    "n_clean", "n_attacked", "restored", "forwards", "gradients", "milliseconds",
 }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_the_differentiable_score_is_the_detectors_own(shipped, images):
     assert float(slope.abs().amax((1, 2, 3)).min()) > 0
     seen, over = shipped.judge(clean), score.detach().numpy() > shipped.calibration_.threshold
     assert over[seen.adversarial].all()
-    assert not over[seen.stage < len(shipped.cascade_.walks)].any()
+    assert not over[seen.stage < len(shipped.cascade_.connectivities)].any()
 
 
 def test_the_differentiable_score_of_one_stage_is_the_score_itself(images, shipped):
@@ -268,8 +268,8 @@ def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small
     for r in rows:
         assert r.sr50 <= r.sr5 <= r.success
         assert r.sr5_low <= r.sr5 <= r.sr5_high
-        assert 0 <= r.found <= r.planted <= 16
-        assert r.too_weak == (None if not r.planted else r.found < 0.9 * r.planted)
+        assert 0 <= r.planted_found <= r.planted <= 16
+        assert r.too_weak == (None if not r.planted else r.planted_found < 0.9 * r.planted)
         assert r.claimed == pytest.approx(max(0, report.settings["accuracy"] * (0.95 - r.sr5)))
     best = [r for r in rows if r.way == "best of all" and r.detector == "energy"]
     assert best[0].sr5 < best[1].sr5

@@ -45,8 +45,8 @@ def test_a_loaded_detector_says_what_the_saved_one_said(saved, detector, classif
     np.testing.assert_allclose(again.score_samples(images), detector.score_samples(images), atol=1e-5)
     assert again.calibration_.threshold == pytest.approx(detector.calibration_.threshold)
     assert again.fitted_ == detector.fitted_
-    np.testing.assert_array_equal(again.fitted_.seen, detector.fitted_.seen)
-    assert len(again.fitted_.seen) > 0
+    np.testing.assert_array_equal(again.fitted_.image_hashes, detector.fitted_.image_hashes)
+    assert len(again.fitted_.image_hashes) > 0
     here, there = detector.judge(images), again.judge(images)
     np.testing.assert_allclose(detector.families(here)["self"], again.families(there)["self"], atol=1e-4)
     assert detector.reasons(here) == again.reasons(there)
@@ -59,7 +59,10 @@ def test_a_named_architecture_travels_with_its_weights(net, digits, tmp_path):
     from advconn.fitting import fit
 
     detector = fit(
-        classifier, digits[0][900:1100], attacks=("fgsm:eps=0.3",), walk={"copies": ("flip", "mean3"), "halves": ()}
+        classifier,
+        digits[0][900:1100],
+        attacks=("fgsm:eps=0.3",),
+        connectivity={"copies": ("flip", "mean3"), "halves": ()},
     )
     bundle.save(detector, tmp_path / "out")
     again = bundle.load(tmp_path / "out")

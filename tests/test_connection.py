@@ -31,8 +31,8 @@ def test_every_pair_is_connected(classifier, pairs, method, layer):
     assert "none" not in found.outcome
     assert layer != "pixel" or {"line", "curve"} == set(found.outcome)
     straight = torch.tensor([o == "line" for o in found.outcome])
-    torch.testing.assert_close(found.found.barrier[straight], found.line.barrier[straight])
-    assert bool((found.found.barrier <= found.line.barrier + 1e-6).all())
+    torch.testing.assert_close(found.curve.barrier[straight], found.line.barrier[straight])
+    assert bool((found.curve.barrier <= found.line.barrier + 1e-6).all())
     assert bool((found.gradients[straight] == 0).all())
     assert bool((found.length_ratio >= 1 - 1e-5).all())
 

@@ -69,7 +69,7 @@ def test_the_trace_keeps_the_logits_of_the_path(walk, classifier, references, cl
 def test_latent_paths_run_between_the_outputs_of_a_layer(classifier, references, clean):
     """At their ends the network's own logits; on the way, the rest of the network at points between; differentiable."""
     walk = Connectivity(classifier, references, layer="stage1", samples=3)
-    assert walk.walked == ("query", "self", "own", "rival", "latent")
+    assert walk.active_families == ("query", "self", "own", "rival", "latent")
     images = clean.clone().requires_grad_()
     seen = walk.trace(images)
     torch.testing.assert_close(seen.latent[:, :, [0, 2]], seen.own[:, :, [0, 2]], atol=1e-3, rtol=1e-3)

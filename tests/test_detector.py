@@ -63,7 +63,7 @@ def test_one_verdict_however_it_is_asked_for(detector, clean, attacked):
 def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detector, attacked):
     """Each family's part is the score minus that with the family made typical."""
     seen = detector.judge(attacked[:5], full=True)
-    last = len(detector.cascade_.walks)
+    last = len(detector.cascade_.connectivities)
     assert (seen.stage == last).any()
     families = detector.families(seen)
     assert set(families) == {"query", "self", "grain", "own", "rival", "complexity"}

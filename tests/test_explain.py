@@ -37,7 +37,7 @@ def typical(detector):
 
 def test_votes_and_consensus_are_what_the_copies_are_given(detector, classifier, attacked, seen):
     """Worked out again from the copies themselves."""
-    walk = detector.cascade_.walks[-1]
+    walk = detector.cascade_.connectivities[-1]
     from advconn.connectivity import COPIES
 
     said = torch.stack([classifier.logits(COPIES[name](attacked)).argmax(1) for name in walk.copies], 1)
@@ -64,7 +64,7 @@ def test_the_reason_counts_the_copies_and_tells_the_barrier(detector, seen):
 
 def test_what_else_is_told_where_the_copies_agree(detector, seen):
     """A flagged image whose copies all keep its class: not a word of copies that say another."""
-    i = int(np.flatnonzero(seen.stage == len(detector.cascade_.walks))[0])
+    i = int(np.flatnonzero(seen.stage == len(detector.cascade_.connectivities))[0])
     flags, votes = seen.adversarial.copy(), list(seen.votes)
     flags[i], votes[i] = True, np.full_like(votes[i], seen.predicted[i])
     kept = seen.consensus.copy()

@@ -123,7 +123,7 @@ def test_mlserver_runs_the_classifier_that_is_guarded(pixels, tmp_path):
                 bundle.default("digits"), model=Classifier.from_endpoint(url, "digits", size=8, channels=1)
             )
         here = advconn.load(bundle.default("digits"))
-        most = len(there.cascade_.walks)
+        most = len(there.cascade_.connectivities)
         np.testing.assert_allclose(there.judge(pixels).p_value, here.judge(pixels, max_stage=most).p_value, atol=1e-3)
     finally:
         server.terminate()

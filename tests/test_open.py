@@ -404,7 +404,7 @@ def test_what_a_report_tells(shipped):
     """One sentence, costs with the dearest attack, false alarms by class, families in and out of training."""
     settings = Settings(("pgd:eps=51/255", "universal:eps=51/255"), ("energy",), DIGIT_MIXTURE[:2], limit=40)
     report = benchmark(unseen_digits(), shipped, settings, Runner())
-    seen = {r.attack: r.seen for r in report.rows}
+    seen = {r.attack: r.in_training for r in report.rows}
     assert seen == {"pgd:eps=51/255": True, "universal:eps=51/255": False}
     text = sentence(report)
     assert "digits" in text

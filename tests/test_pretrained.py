@@ -44,7 +44,7 @@ def test_a_function_without_gradients_is_fitted_too(classifier, digits):
     with counting() as cost:
         detector = fit(blind, digits[0][900:1300], digits[1][900:1300], quick=True, note=lambda text: None)
     assert cost.gradients == 0
-    assert len(detector.cascade_.walks) == 1  # on so few pixels all copies are walked at once
+    assert len(detector.cascade_.connectivities) == 1  # on so few pixels all copies are walked at once
     assert 0 <= float(detector.predict(digits[0][1300:1400]).mean()) < 0.2
 
 
@@ -61,7 +61,7 @@ def test_two_classes_have_no_third_one_to_walk_to(digits):
     said = []
     two = Classifier(net.eval(), size=(8, 8), channels=1)
     detector = fit(two, images[900:1300], labels[900:1300], quick=True, note=said.append)
-    assert len(detector.cascade_.walks) == 1
+    assert len(detector.cascade_.connectivities) == 1
     assert any("no head was taught" in text for text in said)
 
 
@@ -90,7 +90,7 @@ def test_standardised_columns_have_median_zero_and_spread_one():
 def test_what_no_head_was_taught_for_is_refused(classifier, digits):
     """Other copies, too few images, a folder without heads: each in one line."""
     with pytest.raises(FitError, match="no head was taught"):
-        fit(classifier, digits[0][900:1300], digits[1][900:1300], quick=True, walk={"copies": ("flip",)})
+        fit(classifier, digits[0][900:1300], digits[1][900:1300], quick=True, connectivity={"copies": ("flip",)})
     few = Detector(Connectivity(classifier), pretrained=pretrained.load(), stages=STAGES[:-1], fpr=0.2, calibrate=0.8)
     with pytest.raises(FitError, match="to standardise by"):
         few.fit(digits[0][900:940])
@@ -114,7 +114,7 @@ def test_pictures_of_ordinary_size_leave_early():
     images = torch.rand(240, 3, 32, 32)
     model = Classifier(net, size=(32, 32))
     detector = fit(model, images, quick=True, fpr=0.1, note=lambda text: None)
-    assert [len(walk.copies) for walk in detector.cascade_.walks][:3] == [3, 7, 30]
+    assert [len(walk.copies) for walk in detector.cascade_.connectivities][:3] == [3, 7, 30]
     assert np.isfinite(detector.cascade_.exits).all()
 
 

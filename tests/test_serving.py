@@ -369,7 +369,7 @@ def test_a_detector_in_front_of_an_upstream_classifier(address, shipped, pixels)
     """The detector here, the classifier there: verdicts are the same, at one request a stage."""
     upstream = Classifier.from_endpoint(address, "digits")
     here = bundle.load(bundle.default("digits"), model=upstream)
-    there = shipped.judge(torch.from_numpy(pixels), max_stage=len(here.cascade_.walks))
+    there = shipped.judge(torch.from_numpy(pixels), max_stage=len(here.cascade_.connectivities))
     found = here.judge(torch.from_numpy(pixels))
     np.testing.assert_allclose(found.score, there.score, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Stages: what each walks, one score over all of them, and where images leave."""
+"""Stages: what each connectivities, one score over all of them, and where images leave."""
 
 import numpy as np
 import pytest
@@ -10,57 +10,60 @@ from advconn.errors import DataError, FitError
 from advconn.exits import exits, ordered
 from advconn.features import table
 from advconn.margins import counting
-from advconn.stages import NEAR, STAGES, Stage, shares_of, walked, walks_of
+from advconn.stages import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
 
 
 def test_each_stage_goes_on_where_the_one_before_it_ended(detector, classifier, digits):
     """The trace of the last stage, walked in stages, is the one walked at once; no copy is asked for twice."""
     images = classifier.check(digits[0][1500:1506])
-    walks = walks_of(detector.connectivity, STAGES)
+    connectivities = connectivities_of(detector.connectivity, STAGES)
     trace = None
     with counting() as staged:
-        for walk in walks:
+        for walk in connectivities:
             trace = walked(walk, images, trace)
     with counting() as whole:
-        once = walks[-1].trace(images)
+        once = connectivities[-1].trace(images)
     torch.testing.assert_close(table(trace)[0], table(once)[0], atol=1e-4, rtol=1e-4)
     assert (staged.forwards, staged.gradients) == (whole.forwards, whole.gradients)
 
 
 def test_the_first_stage_costs_four_forwards_and_the_copies_are_those_of_the_whole_walk(detector):
     """The query and three copies; the last self stage has every copy."""
-    walks = walks_of(detector.connectivity, STAGES)
-    assert len(walks) == len(STAGES)
-    assert 1 + len(walks[0].copies) + len(walks[0].halves) == 4
-    assert set(walks[-2].copies) == set(detector.connectivity.copies)
-    assert walks[-2].walked == ("query", "self", "grain")
-    assert walks[-1].walked == ("query", "self", "grain", "own", "rival", "complexity")
+    connectivities = connectivities_of(detector.connectivity, STAGES)
+    assert len(connectivities) == len(STAGES)
+    assert 1 + len(connectivities[0].copies) + len(connectivities[0].halves) == 4
+    assert set(connectivities[-2].copies) == set(detector.connectivity.copies)
+    assert connectivities[-2].active_families == ("query", "self", "grain")
+    assert connectivities[-1].active_families == ("query", "self", "grain", "own", "rival", "complexity")
     gradients = sum(2**level * (NEAR["steps"] + 1) for level in range(NEAR["levels"]))
     assert gradients <= 16
 
 
 def test_without_references_or_gradients_there_is_no_stage_for_them(classifier, detector):
     """Self stages alone; own and rival paths without bypass."""
-    assert all(walk.walked == ("query", "self", "grain") for walk in walks_of(Connectivity(classifier), STAGES))
+    assert all(
+        walk.active_families == ("query", "self", "grain")
+        for walk in connectivities_of(Connectivity(classifier), STAGES)
+    )
     from advconn.classifier import Classifier
 
     function = Classifier.from_callable(
         lambda x: classifier.logits(torch.as_tensor(x)), num_classes=10, size=(8, 8), channels=1
     )
     walk = Connectivity(function, detector.connectivity.references)
-    assert walks_of(walk, STAGES)[-1].walked == ("query", "self", "grain", "own", "rival")
+    assert connectivities_of(walk, STAGES)[-1].active_families == ("query", "self", "grain", "own", "rival")
 
 
 def test_a_connectivity_with_other_copies_has_stages_of_its_own(classifier):
     """What it does not walk is in no stage; None is the whole walk."""
     walk = Connectivity(classifier, copies=("flip", "zoom92", "mean3"), halves=("mean3",))
-    assert [w.copies for w in walks_of(walk, STAGES)] == [("zoom92",), ("zoom92", "flip", "mean3")]
-    assert walks_of(walk, STAGES)[-1].halves == ("mean3",)
-    assert walks_of(walk, None) == (walk,)
+    assert [w.copies for w in connectivities_of(walk, STAGES)] == [("zoom92",), ("zoom92", "flip", "mean3")]
+    assert connectivities_of(walk, STAGES)[-1].halves == ("mean3",)
+    assert connectivities_of(walk, None) == (walk,)
     with pytest.raises(DataError, match="one stage or more"):
-        walks_of(walk, ())
+        connectivities_of(walk, ())
     with pytest.raises(DataError, match="share"):
-        walks_of(walk, (Stage(share=0.0),))
+        connectivities_of(walk, (Stage(share=0.0),))
 
 
 def test_one_score_orders_by_stage_first():
@@ -102,7 +105,7 @@ def test_verdicts_are_the_same_in_full_and_cheap_images_are_cheap(detector, clas
     np.testing.assert_allclose(quick.score, full.score, atol=1e-4)
     assert np.isfinite(full.barrier).all()
     assert np.isfinite(full.secondary_barriers).all()
-    np.testing.assert_array_equal(np.isnan(quick.barrier), quick.stage < len(detector.cascade_.walks))
+    np.testing.assert_array_equal(np.isnan(quick.barrier), quick.stage < len(detector.cascade_.connectivities))
     early = quick.stage == 1
     if early.any():
         np.testing.assert_allclose(quick.forwards[early], 4)
@@ -119,7 +122,7 @@ def test_a_bound_on_the_stages_has_a_threshold_of_its_own(detector, classifier, 
     np.testing.assert_allclose(seen.forwards, 4)
     assert seen.adversarial.mean() < 0.12
     assert detector.calibration(1).threshold < detector.calibration_.threshold
-    for wrong in (0, len(detector.cascade_.walks) + 1):
+    for wrong in (0, len(detector.cascade_.connectivities) + 1):
         with pytest.raises(FitError, match="max_stage"):
             detector.judge(images[:1], max_stage=wrong)
 
@@ -142,7 +145,7 @@ def test_without_stages_it_is_one_walk(classifier, digits):
 def test_shares_go_with_the_stages_that_are_walked(classifier, detector):
     """The first two stages bring nothing new here: the share of the third is that of the first that is left."""
     walk = Connectivity(classifier, detector.connectivity.references, copies=("flip", "mean3"), halves=())
-    assert len(walks_of(walk, STAGES)) == 2
+    assert len(connectivities_of(walk, STAGES)) == 2
     assert shares_of(walk, STAGES) == (STAGES[2].share,)
     assert shares_of(walk, None) == ()
     assert shares_of(detector.connectivity, STAGES) == tuple(stage.share for stage in STAGES[:-1])

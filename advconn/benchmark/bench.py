@@ -185,15 +185,15 @@ class Bench:
         attacked = self.classifier.check(images[hit]).cpu().float()
         return Hits(attacked, rows[hit], len(rows))
 
-    def size(self, name: str, family: str, known: bool, hits: Hits) -> AttackSize:
-        """How an attack went; known: whether it is in the mixture."""
+    def size(self, name: str, family: str, in_training: bool, hits: Hits) -> AttackSize:
+        """How an attack went; in_training: whether it is in the mixture."""
         change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
         shares = [self.classifier.logits(self.classifier.check(x)).softmax(1).amax(1) for x in hits.images.split(256)]
         few = not len(hits.rows)
         return AttackSize(
             name,
             family,
-            known,
+            in_training,
             hits.tried,
             len(hits.rows),
             len(hits.rows) / hits.tried if hits.tried else math.nan,

@@ -41,14 +41,14 @@ class Effort:
 
 def evade_images(
     images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int, key: str,
-    known: tuple[Frozen, Score, float],
+    aimed: tuple[Frozen, Score, float],
 ) -> np.ndarray:  # fmt: skip
     """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
 
     Args:
-        key: what the detector depends on, for a cache. known: the detector, what is followed, the score aimed under.
+        key: what the detector depends on, for a cache. aimed: the detector, what is followed, the score aimed under.
     """
-    detector, score, aim = known
+    detector, score, aim = aimed
     model = detector.candidate.classifier
     checked = model.check(torch.from_numpy(images))
     truth = torch.from_numpy(labels)
@@ -74,13 +74,13 @@ def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits],
 
 def planted_found(
     images: np.ndarray, eps: float, ways: tuple[str, ...], steps: int, restarts: int, seed: int, key: str,
-    known: tuple[Frozen, Score, float],
+    aimed: tuple[Frozen, Score, float],
 ) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
     """Near how many of checked images (n, c, h, w) others were planted, m, and which (m,) each way finds.
 
-    key, known: see `evade_images`.
+    key, aimed: see `evade_images`.
     """
-    detector, score, aim = known
+    detector, score, aim = aimed
     model = detector.candidate.classifier
 
     def accepts(points: Tensor) -> np.ndarray:
@@ -111,7 +111,7 @@ def _of(bench: Bench, detector: Frozen, rows: Tensor, sample: Tensor, effort: Ef
          (detector, score, aim))
         for size, way, c in tries
     ]  # fmt: skip
-    made = bench.runner.map(f"evade {detector.name}", evade_images, calls, "known")
+    made = bench.runner.map(f"evade {detector.name}", evade_images, calls, "aimed")
     by_way: dict[tuple[float, str], list[np.ndarray]] = {}
     for (size, way, _), scores in zip(tries, made, strict=True):
         by_way.setdefault((size, way), []).append(scores)
@@ -121,7 +121,7 @@ def _of(bench: Bench, detector: Frozen, rows: Tensor, sample: Tensor, effort: Ef
         for size in effort.eps
     ]
     planted = dict(
-        zip(effort.eps, bench.runner.map(f"plant {detector.name}", planted_found, checks, "known"), strict=True)
+        zip(effort.eps, bench.runner.map(f"plant {detector.name}", planted_found, checks, "aimed"), strict=True)
     )
     out = []
     for size in effort.eps:

@@ -17,29 +17,29 @@ from advconn.benchmark.results import Shown
 COUNT = 4  # false alarms shown, and missed images of each attack
 
 
-def missed(bench: Bench, one: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
+def missed(bench: Bench, detector: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
     """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
     lowest: list[tuple[float, str, int]] = []
     for attack in attacks:
-        scores = one.score(one.measured.attacked("test", attack.name)) - one.calibration.threshold
+        scores = detector.score(detector.measured.attacked("test", attack.name)) - detector.calibration.threshold
         lowest += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
     out = []
     for score, name, i in sorted(lowest)[: 2 * COUNT]:
         row = int(tested[name].rows[i])
         image = (tested[name].images[i] * 255).round().byte()
-        out.append(_shown(bench, one, name, score, image, bench.images[row], int(bench.labels[row])))
+        out.append(_shown(bench, detector, name, score, image, bench.images[row], int(bench.labels[row])))
     return out
 
 
-def alarmed(bench: Bench, one: Frozen) -> list[Shown]:
+def alarmed(bench: Bench, detector: Frozen) -> list[Shown]:
     """Clean images over the threshold, the highest scores first."""
-    scores = one.score(one.measured.clean("test")) - one.calibration.threshold
+    scores = detector.score(detector.measured.clean("test")) - detector.calibration.threshold
     out = []
     for i in np.argsort(-scores)[:COUNT]:
         if scores[i] > 0:
             row = int(bench.parts.test[int(i)])
             truth = int(bench.labels[row]) if bench.labelled else None
-            out.append(_shown(bench, one, "clean", float(scores[i]), bench.images[row], None, truth))
+            out.append(_shown(bench, detector, "clean", float(scores[i]), bench.images[row], None, truth))
     return out
 
 

@@ -29,7 +29,7 @@ def differentiable(
     Raises:
         AttackError: another head, and no columns to imitate it on, or none of them flagged, or all.
     """
-    if len(detector.cascade_.walks) > 1:
+    if len(detector.cascade_.connectivities) > 1:
         return of_stages(detector.cascade_, detector.calibration_.threshold if threshold is None else threshold)
     connectivity = detector.connectivity
     odds = linear_odds(detector.head_, connectivity.classifier.device)

@@ -43,25 +43,25 @@ class Columns:
 class Measured:
     """A candidate's columns of every set of images."""
 
-    found: Mapping[Where, Columns]
+    columns: Mapping[Where, Columns]
 
     def clean(self, part: str) -> Columns:
         """Of a part's clean images."""
-        return self.found[Where(part)]
+        return self.columns[Where(part)]
 
     def attacked(self, part: str, attack: str) -> Columns:
         """Of those of a part that an attack succeeded on; of none, no rows."""
         none = Columns(self.clean(part).values[:0])
-        return self.found.get(Where(part, attack), none)
+        return self.columns.get(Where(part, attack), none)
 
     def condition(self, name: str) -> Columns:
         """Of clean test images under a condition."""
-        return self.found[Where("test", condition=name)]
+        return self.columns[Where("test", condition=name)]
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """The conditions that were measured under."""
-        return tuple(where.condition for where in self.found if where.condition)
+        return tuple(where.condition for where in self.columns if where.condition)
 
 
 def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Columns:

@@ -74,8 +74,8 @@ def _summary(report: Report, name: str) -> dict[str, Any]:
     costs = [e for e in report.expenses if e.detector == name]
     return {
         "name": name,
-        "seen": worst(r for r in mine if r.seen),
-        "unseen": worst(r for r in mine if not r.seen),
+        "seen": worst(r for r in mine if r.in_training),
+        "unseen": worst(r for r in mine if not r.in_training),
         "first": mine[0],
         "restored": float(np.nanmean([r.restored for r in mine])) if any(r.restored >= 0 for r in mine) else np.nan,
         "clean": costs[0],

@@ -13,8 +13,8 @@ import numpy as np
 class Row:
     """A detector against an attack.
 
-    family: of the attack; seen: whether attacks of it were trained on. auroc, tpr, fpr: with 95 % intervals (low,
-    high); tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
+    family: of the attack; in_training: whether attacks of it were. auroc, tpr, fpr: with 95 % intervals (low, high);
+    tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
     these, n_attacked, count. restored: share of them whose consensus is the true class, nan where there is none.
     forwards, gradients, milliseconds: of a clean image, on average.
     """
@@ -22,7 +22,7 @@ class Row:
     detector: str
     attack: str
     family: str
-    seen: bool
+    in_training: bool
     auroc: float
     auroc_low: float
     auroc_high: float
@@ -91,9 +91,9 @@ class Evasion:
     eps: largest change, in steps of 1/255. success: misclassified at all. sr5, sr50: and not flagged at thresholds of
     5 and 50 % false alarms. claimed: robust accuracy at eps / 2 that sr5 claims of the classifier (Tramèr 2022);
     credible: whether it is under the best that is published for CIFAR-10, None for other images. planted: near how many
-    images others were planted that are accepted and of another class, and found: by how many of them the attack comes
-    upon one; too_weak: whether that is too few to believe what it fails at (Zimmermann et al. 2022), None where nothing
-    could be planted.
+    images others were planted that are accepted and of another class, and planted_found: by how many of them the
+    attack comes upon one; too_weak: whether that is too few to believe what it fails at (Zimmermann et al. 2022), None
+    where nothing could be planted.
     """
 
     detector: str
@@ -108,7 +108,7 @@ class Evasion:
     claimed: float
     credible: bool | None
     planted: int
-    found: int
+    planted_found: int
     too_weak: bool | None
 
 

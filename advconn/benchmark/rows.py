@@ -18,28 +18,28 @@ from advconn.metrics import auroc, interval, share, share_interval
 LEAST = 10  # clean images of a predicted class that a rate is told of
 
 
-def row(one: Frozen, attack: Attacker, hits: Hits, bench: Bench, seen: bool) -> Row:
+def row(detector: Frozen, attack: Attacker, hits: Hits, bench: Bench, in_training: bool) -> Row:
     """A detector against an attack on the test part."""
-    clean, attacked = one.measured.clean("test"), one.measured.attacked("test", attack.name)
-    before, after = one.score(clean), one.score(attacked)
+    clean, attacked = detector.measured.clean("test"), detector.measured.attacked("test", attack.name)
+    before, after = detector.score(clean), detector.score(attacked)
     low, high = interval(before, after, seed=bench.seed)
-    caught = after > one.calibration.threshold
+    caught = after > detector.calibration.threshold
     tpr_low, tpr_high = share_interval(caught)
-    consensus = one.candidate.consensus(attacked.values)
+    consensus = detector.candidate.consensus(attacked.values)
     restored = consensus == bench.labels[hits.rows].numpy() if consensus is not None else np.zeros(0)
     n = len(before)
     return Row(
-        one.name,
+        detector.name,
         attack.name,
         attack.family,
-        seen,
+        in_training,
         auroc(before, after),
         low,
         high,
         share(caught),
         tpr_low,
         tpr_high,
-        share(before > one.calibration.threshold),
+        share(before > detector.calibration.threshold),
         len(hits.rows) / hits.tried if hits.tried else math.nan,
         n,
         len(after),
@@ -50,26 +50,29 @@ def row(one: Frozen, attack: Attacker, hits: Hits, bench: Bench, seen: bool) -> 
     )
 
 
-def left_out(one: Frozen, family: str, attack: Attacker) -> LeftOut:
+def left_out(detector: Frozen, family: str, attack: Attacker) -> LeftOut:
     """A detector that was fitted without a family, against an attack of it."""
-    before, after = one.score(one.measured.clean("test")), one.score(one.measured.attacked("test", attack.name))
-    caught = share(after > one.calibration.threshold)
-    return LeftOut(family, one.name, attack.name, auroc(before, after), caught, len(after))
+    before, after = (
+        detector.score(detector.measured.clean("test")),
+        detector.score(detector.measured.attacked("test", attack.name)),
+    )
+    caught = share(after > detector.calibration.threshold)
+    return LeftOut(family, detector.name, attack.name, auroc(before, after), caught, len(after))
 
 
-def alarms(one: Frozen, bench: Bench) -> list[Alarm]:
+def alarms(detector: Frozen, bench: Bench) -> list[Alarm]:
     """Clean test images flagged: as they are and under each condition, right and wrong, and by predicted class."""
     right = bench.right("test")
-    flags = one.flags(one.measured.clean("test"))
+    flags = detector.flags(detector.measured.clean("test"))
     predicted = bench.predicted[bench.parts.test].numpy()
-    out = _halves(one.name, "clean", flags, right)
+    out = _halves(detector.name, "clean", flags, right)
     for k in np.unique(predicted):
         mine = flags[predicted == k]
         if len(mine) >= LEAST:
-            out.append(_alarm(one.name, "clean", f"predicted {bench.classifier.label_names([int(k)])[0]}", mine))
-    for name in one.measured.conditions:
-        flagged = one.flags(one.measured.condition(name))
-        out += _halves(one.name, name, flagged, right[: len(flagged)])
+            out.append(_alarm(detector.name, "clean", f"predicted {bench.classifier.label_names([int(k)])[0]}", mine))
+    for name in detector.measured.conditions:
+        flagged = detector.flags(detector.measured.condition(name))
+        out += _halves(detector.name, name, flagged, right[: len(flagged)])
     return out
 
 
@@ -86,13 +89,13 @@ def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> Ala
     return Alarm(detector, condition, images, len(flags), share(flags), low, high)
 
 
-def expenses(one: Frozen, attacks: Sequence[Attacker], bare: float) -> list[Expense]:
+def expenses(detector: Frozen, attacks: Sequence[Attacker], bare: float) -> list[Expense]:
     """What clean images cost, and those of the attack that cost most; bare: milliseconds of one plain forward."""
-    clean = _expense(one, "clean", one.measured.clean("test"), bare)
+    clean = _expense(detector, "clean", detector.measured.clean("test"), bare)
     attacked = [
-        _expense(one, attack.name, one.measured.attacked("test", attack.name), bare)
+        _expense(detector, attack.name, detector.measured.attacked("test", attack.name), bare)
         for attack in attacks
-        if len(one.measured.attacked("test", attack.name).values)
+        if len(detector.measured.attacked("test", attack.name).values)
     ]
     return [clean, *sorted(attacked, key=lambda e: -(e.forwards + 3 * e.gradients))[:1]]
 
@@ -114,10 +117,10 @@ def bare_milliseconds(bench: Bench) -> float:
     return 1000 * (time.perf_counter() - started) / len(images)
 
 
-def scores(one: Frozen, attacks: Sequence[Attacker]) -> Mapping[str, np.ndarray]:
+def scores(detector: Frozen, attacks: Sequence[Attacker]) -> Mapping[str, np.ndarray]:
     """Scores less the threshold of clean test images and of every attack's."""
-    threshold = one.calibration.threshold
-    out = {"clean": one.score(one.measured.clean("test")) - threshold}
+    threshold = detector.calibration.threshold
+    out = {"clean": detector.score(detector.measured.clean("test")) - threshold}
     for attack in attacks:
-        out[attack.name] = one.score(one.measured.attacked("test", attack.name)) - threshold
+        out[attack.name] = detector.score(detector.measured.attacked("test", attack.name)) - threshold
     return out

@@ -30,7 +30,7 @@ from advconn.conditions import CONDITIONS, noise_of_size, usable
 from advconn.datasets import Data
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
-from advconn.given import marks
+from advconn.given import image_hashes
 from advconn.kinds import MIXTURE
 from advconn.runner import Runner
 
@@ -158,10 +158,10 @@ def bench_of(
 
 def unseen(data: Data, detector: Detector, note: Note) -> tuple[Data, Tensor]:
     """The images that the detector was not fitted on, every one once, and their rows (n,) in `data`."""
-    hashes = marks(data.images)
+    hashes = image_hashes(data.images)
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
-    fitted_on = np.isin(hashes, detector.fitted_.seen)
+    fitted_on = np.isin(hashes, detector.fitted_.image_hashes)
     left = torch.from_numpy(first & ~fitted_on)
     if fitted_on.any():
         note(f"{int(fitted_on.sum())} of {len(hashes)} images are left out: the detector was fitted on them")

@@ -62,6 +62,6 @@ def _aware(report: Report) -> Table:
         if e.way == BEST:
             strict = f"{e.sr5:.2f} ({e.sr5_low:.2f} to {e.sr5_high:.2f})"
             claim = (f"{e.claimed:.2f}", {True: "yes", False: "no", None: ""}[e.credible])
-            finds = f"{e.found} of {e.planted}{', too weak' * bool(e.too_weak)}" if e.planted else ""
+            finds = f"{e.planted_found} of {e.planted}{', too weak' * bool(e.too_weak)}" if e.planted else ""
             table.add_row(e.detector, f"{e.eps:g}", f"{e.success:.2f}", strict, f"{e.sr50:.2f}", *claim, finds)
     return table

@@ -154,7 +154,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
         ]),
         ("level", f"{float(connection.heights[0]):.4g}"),
         ("barrier of the line", f"{float(connection.line.barrier[0]):.4g} at {float(connection.line.place[0]):.2f}"),
-        ("barrier of the path", f"{float(connection.found.barrier[0]):.4g} at {float(connection.found.place[0]):.2f}"),
+        ("barrier of the path", f"{float(connection.curve.barrier[0]):.4g} at {float(connection.curve.place[0]):.2f}"),
         ("length ratio", f"{float(connection.length_ratio[0]):.4f}"),
         ("largest B' - B", f"{relative(connection, 0):.2%} of B's largest value"),
         ("gradients", int(connection.gradients[0])),
@@ -172,8 +172,8 @@ def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, 
     return told | {
         "outcome": connection.outcome[0],
         "level": float(connection.heights[0]),
-        "barrier": {"line": float(connection.line.barrier[0]), "path": float(connection.found.barrier[0])},
-        "place": {"line": float(connection.line.place[0]), "path": float(connection.found.place[0])},
+        "barrier": {"line": float(connection.line.barrier[0]), "path": float(connection.curve.barrier[0])},
+        "place": {"line": float(connection.line.place[0]), "path": float(connection.curve.place[0])},
         "length_ratio": float(connection.length_ratio[0]),
         "largest_change": relative(connection, 0),
         "gradients": int(connection.gradients[0]),
@@ -194,7 +194,7 @@ def _write(
         curves = {
             "positions": connection.line.t.tolist(),
             "line": connection.line.energies[0].tolist(),
-            "path": connection.found.energies[0].tolist(),
+            "path": connection.curve.energies[0].tolist(),
         }
         content = (json.dumps(_figures(connection, facts) | curves, indent=1) + "\n").encode()
     else:

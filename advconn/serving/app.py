@@ -28,7 +28,7 @@ from advconn.pictures import SUFFIXES as PICTURES
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full
 from advconn.serving.judge import Judge, predict
-from advconn.serving.metrics import Metrics, Seen
+from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, answer, asked, described
 from advconn.watch import Watch
 
@@ -148,10 +148,10 @@ class Server:
         classifier = self.judge.detector.connectivity.classifier
         names = classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
         columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
-        self._count([None if row[-1] else Seen(*row[:-1]) for row in zip(names, *columns, strict=True)])
+        self._count([None if row[-1] else Judged(*row[:-1]) for row in zip(names, *columns, strict=True)])
         return verdicts
 
-    def _count(self, verdicts: list[Seen | None]) -> None:
+    def _count(self, verdicts: list[Judged | None]) -> None:
         if self.metrics.judged(verdicts):
             self.note(self.metrics.watch.sentence())
 
@@ -168,7 +168,7 @@ class Server:
             return HTMLResponse(page(cases, self.about))
         said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
         keys = ("class_name", "score", "p_value", "adversarial", "stage")
-        self._count([None if "error" in r else Seen(*(r[key] for key in keys)) for r in said])
+        self._count([None if "error" in r else Judged(*(r[key] for key in keys)) for r in said])
         blocked = self.block and any(record["adversarial"] for record in said)
         if blocked:
             self.metrics.refused.labels("422").inc()

@@ -15,7 +15,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Seen(NamedTuple):
+class Judged(NamedTuple):
     """A verdict: the predicted class's name, score, p-value, whether it is flagged, and the stage it left at."""
 
     predicted: str
@@ -49,17 +49,17 @@ class Metrics:
         for _ in range(count):
             self.seconds.observe(seconds / count)
 
-    def judged(self, seen: Sequence[Seen | None]) -> bool:
+    def judged(self, verdicts: Sequence[Judged | None]) -> bool:
         """Count verdicts, None where there is none; whether the watch speaks now."""
-        verdicts = [verdict for verdict in seen if verdict is not None]
-        self.errors.inc(len(seen) - len(verdicts))
-        for verdict in verdicts:
+        judged = [verdict for verdict in verdicts if verdict is not None]
+        self.errors.inc(len(verdicts) - len(judged))
+        for verdict in judged:
             self.p_value.observe(verdict.p_value)
             self.images.labels(verdict.predicted).inc()
             self.stage.labels(str(verdict.stage)).inc()
             if verdict.flag:
                 self.flagged.labels(verdict.predicted).inc()
-        return self.watch.see(np.array([verdict.score for verdict in verdicts]))
+        return self.watch.see(np.array([verdict.score for verdict in judged]))
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

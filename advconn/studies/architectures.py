@@ -22,30 +22,30 @@ def run(subject: Subject, fast: bool = False) -> Study:
     return Study({"classifiers": figures}, text(figures), lambda: draw(figures))
 
 
-def text(found: dict[str, Any]) -> str:
+def text(figures: dict[str, Any]) -> str:
     """AUROC of one pair, by classifier."""
     out = ["AUROC of one pair's barrier (gap) against two real images, by classifier:"]
-    for name, figures in found.items():
+    for name, classifier in figures.items():
         cells = []
         for kind in KINDS:
-            row = figures["kinds"].get(kind)
+            row = classifier["kinds"].get(kind)
             if row is not None:
                 cells.append(f"{kind.split(', ')[1]} {row['barrier']['auroc']:.3f} ({row['gap']['auroc']:.3f})")
         out.append(f"- {name}: {', '.join(cells)}")
     out.append(f"Paper: {barriers.PAPER} on GoogLeNet, unbounded.")
-    if len(found) == 1:
+    if len(figures) == 1:
         out.append("Give --model more than once to compare classifiers.")
     return "\n".join(out)
 
 
-def draw(found: dict[str, Any]) -> Figure:
+def draw(figures: dict[str, Any]) -> Figure:
     """AUROC by classifier and kind, with intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     ax = figure.subplots()
-    for i, (name, figures) in enumerate(found.items()):
-        rows = [figures["kinds"].get(kind) for kind in KINDS]
+    for i, (name, classifier) in enumerate(figures.items()):
+        rows = [classifier["kinds"].get(kind) for kind in KINDS]
         shown = [(k + 0.12 * i, r["barrier"]) for k, r in enumerate(rows) if r is not None]
         middle = [b["auroc"] for _, b in shown]
         bounds = [[b["auroc"] - b["auroc_low"] for _, b in shown], [b["auroc_high"] - b["auroc"] for _, b in shown]]

@@ -50,18 +50,18 @@ def run(subject: Subject, fast: bool = False) -> Study:
     return Study(figures, text(figures), lambda: draw(measured))
 
 
-def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
+def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
     """Pairs by kind: an image of each kind with a real one of the class that it is given."""
     classifier, seed = subject.classifier, subject.seed
-    out = {REAL: same_class(found, count, seed)}
-    clean = found.right.nonzero()[:count, 0]
-    images, labels = found.images[clean], found.labels[clean]
+    out = {REAL: same_class(pooled, count, seed)}
+    clean = pooled.right.nonzero()[:count, 0]
+    images, labels = pooled.images[clean], pooled.labels[clean]
     generator = torch.Generator(device="cpu").manual_seed(seed)
     shift = torch.randint(
         1, classifier.num_classes, labels.shape, generator=generator, dtype=torch.int64, device="cpu"
     ).to(labels)
     wanted = (labels + shift) % classifier.num_classes
-    aimed = to_class(images, wanted, found, seed)
+    aimed = to_class(images, wanted, pooled, seed)
     stop = F.cross_entropy(classifier.logits(aimed.end), aimed.labels, reduction="none")
     made = unbounded(classifier, aimed.start, aimed.labels, stop, progress=subject.progress)
     hit = classifier.logits(made).argmax(1) == aimed.labels
@@ -72,13 +72,13 @@ def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
         attacked = Attack.parse(spec).run(classifier, images, labels, seed=seed)
         given = classifier.logits(attacked).argmax(1)
         rows = (given != labels).nonzero()[:, 0]
-        out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], found, seed)
+        out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], pooled, seed)
         if name == "pgd" and len(rows):
             change = float((attacked - images)[rows].flatten(1).norm(dim=1).mean())
-    wrong = (~found.right).nonzero()[:count, 0]
-    out["real, misclassified"] = to_class(found.images[wrong], found.predicted[wrong], found, seed)
+    wrong = (~pooled.right).nonzero()[:count, 0]
+    out["real, misclassified"] = to_class(pooled.images[wrong], pooled.predicted[wrong], pooled, seed)
     spoilt = classifier.check(noise_of_size(change)((images * 255).round().byte().cpu(), seed))
-    out["real, noisy"] = to_class(spoilt, classifier.logits(spoilt).argmax(1), found, seed)
+    out["real, noisy"] = to_class(spoilt, classifier.logits(spoilt).argmax(1), pooled, seed)
     return out
 
 
@@ -124,7 +124,7 @@ def text(figures: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def draw(seen: dict[str, dict[str, Any]]) -> Figure:
+def draw(groups: dict[str, dict[str, Any]]) -> Figure:
     """Box plots of the barrier and the gap by kind."""
     told = {"barrier": "largest cross-entropy", "gap": "gap: what exceeds the larger end"}
-    return boxes({told[name]: {k: v.clip(1e-8) for k, v in seen[name].items()} for name in told}, log=True)
+    return boxes({told[name]: {k: v.clip(1e-8) for k, v in groups[name].items()} for name in told}, log=True)

@@ -37,27 +37,27 @@ def run(subject: Subject, fast: bool = False) -> Study:
     return Study(figures, text(figures), lambda: draw(rows))
 
 
-def pairs(subject: Subject, found: Pool, count: int) -> dict[str, Pairs]:
+def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
     """Real pairs of a class, and attacked images with real ones of the class they are given."""
-    out = {REAL: same_class(found, count, subject.seed)}
-    clean = found.right.nonzero()[:count, 0]
-    images, labels = found.images[clean], found.labels[clean]
+    out = {REAL: same_class(pooled, count, subject.seed)}
+    clean = pooled.right.nonzero()[:count, 0]
+    images, labels = pooled.images[clean], pooled.labels[clean]
     for name in ("pgd", "cw"):
         attack = Attack.parse(subject.attacks.get(name, ATTACKS[name]))
         attacked = attack.run(subject.classifier, images, labels, seed=subject.seed)
         given = subject.classifier.logits(attacked).argmax(1)
         rows = (given != labels).nonzero()[:, 0]
-        out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], found, subject.seed)
+        out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], pooled, subject.seed)
     return out
 
 
-def summary(found: Connection) -> dict[str, Any]:
+def summary(connection: Connection) -> dict[str, Any]:
     """Barriers by level, shares of pairs without one, sizes of B' - B where something was bypassed."""
-    counts = found.barriers.cpu().double() if found.barriers is not None else None
+    counts = connection.barriers.cpu().double() if connection.barriers is not None else None
     if counts is None:
         return {}
     first = counts[:, 0] > 0
-    sizes = [relative(found, int(i)) for i in first.nonzero()[:, 0]]
+    sizes = [relative(connection, int(i)) for i in first.nonzero()[:, 0]]
     secondary = counts[:, 1:].sum(1).numpy()
     return {
         "pairs": len(counts),
@@ -69,7 +69,7 @@ def summary(found: Connection) -> dict[str, Any]:
         ],
         "size of B' - B": spread(sizes),
         "secondary barriers": spread(secondary),
-        "gradients": float(found.gradients.mean()),
+        "gradients": float(connection.gradients.mean()),
         "secondary": secondary,
     }
 

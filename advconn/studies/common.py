@@ -90,12 +90,12 @@ def pool(subject: Subject, most: int) -> Pool:
     return Pool(images, predicted, labels)
 
 
-def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
+def same_class(pooled: Pool, count: int, seed: int = 0) -> Pairs:
     """At most `count` pairs of two images of a class, classified right; classes in turn, no image in two pairs."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     queues: dict[int, list[int]] = {}
-    for label in found.labels.unique().tolist():
-        rows = (found.right & (found.labels == label)).nonzero()[:, 0].cpu()
+    for label in pooled.labels.unique().tolist():
+        rows = (pooled.right & (pooled.labels == label)).nonzero()[:, 0].cpu()
         queues[label] = rows[torch.randperm(len(rows), generator=generator, dtype=torch.int64, device="cpu")].tolist()
     queues = {label: rows for label, rows in queues.items() if len(rows) >= 2}
     if not queues:
@@ -106,19 +106,19 @@ def same_class(found: Pool, count: int, seed: int = 0) -> Pairs:
         for label, rows in queues.items()
         if 2 * turn + 1 < len(rows)
     ][:count]
-    start, end, labels = (found.labels.new_tensor(column) for column in zip(*pairs, strict=True))
-    return Pairs(found.images[start], found.images[end], labels)
+    start, end, labels = (pooled.labels.new_tensor(column) for column in zip(*pairs, strict=True))
+    return Pairs(pooled.images[start], pooled.images[end], labels)
 
 
-def to_class(images: Tensor, wanted: Tensor, found: Pool, seed: int = 0) -> Pairs:
+def to_class(images: Tensor, wanted: Tensor, pooled: Pool, seed: int = 0) -> Pairs:
     """Each image (n, c, h, w) with an image that is classified right and of the wanted class (n,), if there is one."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    fits = found.right[None] & (found.labels[None] == wanted[:, None])
+    fits = pooled.right[None] & (pooled.labels[None] == wanted[:, None])
     kept = fits.any(1).nonzero()[:, 0]
     chosen = (
         torch.rand(fits.shape, generator=generator, dtype=torch.float32, device="cpu").to(fits.device) * fits
     ).argmax(1)[kept]
-    return Pairs(images[kept], found.images[chosen], wanted[kept])
+    return Pairs(images[kept], pooled.images[chosen], wanted[kept])
 
 
 def blocks(classifier: Classifier) -> dict[str, str]:

@@ -97,7 +97,7 @@ def _judged(space: Space, pairs: Pairs, delta: float | None, aim: float, samples
     if delta is not None:
         return connection.outcome
     line = _keeps(space, straight(connection.path.start, connection.path.end), connection.line, pairs.labels)
-    curve = _keeps(space, connection.path, connection.found, pairs.labels)
+    curve = _keeps(space, connection.path, connection.curve, pairs.labels)
     return ["line" if a else "curve" if b else "none" for a, b in zip(line, curve, strict=True)]
 
 
@@ -112,22 +112,22 @@ def _keeps(space: Space, path: Path, profile: Profile, labels: Tensor) -> list[b
     return kept.tolist()
 
 
-def counts(found: list[str]) -> dict[str, int]:
+def counts(outcomes: list[str]) -> dict[str, int]:
     """How many pairs had each outcome."""
-    return {name: found.count(name) for name in OUTCOMES}
+    return {name: outcomes.count(name) for name in OUTCOMES}
 
 
-def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
+def everyone(subject: Subject, pooled: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
     """All pairs among `each` images of the commonest class: outcomes, and connected parts by lines and by any path."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    right = found.right.nonzero()[:, 0]
-    label = int(found.labels[right].mode().values)
-    rows = right[found.labels[right] == label][:each]
+    right = pooled.right.nonzero()[:, 0]
+    label = int(pooled.labels[right].mode().values)
+    rows = right[pooled.labels[right] == label][:each]
     a, b = torch.triu_indices(len(rows), len(rows), 1).to(rows)
-    pairs = Pairs(found.images[rows[a]], found.images[rows[b]], found.labels[rows[a]])
+    pairs = Pairs(pooled.images[rows[a]], pooled.images[rows[b]], pooled.labels[rows[a]])
     results = np.array(outcomes(space, pairs, None, samples, progress=subject.progress))
     parts = {}
     for name, kept in (("lines", results == "line"), ("paths", results != "none")):
@@ -143,12 +143,12 @@ def everyone(subject: Subject, found: Pool, space: Space, each: int, samples: in
     }
 
 
-def misclassified(found: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
+def misclassified(pooled: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
     """Images that get a wrong class, each to an image of that class: connected there as right ones are?"""
-    wrong = (~found.right).nonzero()[:most, 0]
+    wrong = (~pooled.right).nonzero()[:most, 0]
     if not len(wrong):
         return {"pairs": 0, "outcomes": dict.fromkeys(OUTCOMES, 0)}
-    pairs = to_class(found.images[wrong], found.predicted[wrong], found)
+    pairs = to_class(pooled.images[wrong], pooled.predicted[wrong], pooled)
     return {"pairs": len(pairs), "outcomes": counts(outcomes(space, pairs, None, samples))}
 
 

@@ -78,7 +78,7 @@ def look(
         Space(classifier), pairs[:, 0], pairs[:, 1], wanted.to(images.device), method="bypass", levels=2, samples=33
     )
     out["barrier of the line"] = spread(connection.line.barrier.tolist())
-    out["barrier after bypass"] = spread(connection.found.barrier.tolist())
+    out["barrier after bypass"] = spread(connection.curve.barrier.tolist())
     return out
 
 

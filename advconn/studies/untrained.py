@@ -66,15 +66,15 @@ def joined(classifier: Classifier, classes: int, delta: float, seed: int) -> Con
     )
 
 
-def summary(found: list[Connection]) -> dict[str, Any]:
+def summary(connections: list[Connection]) -> dict[str, Any]:
     """Pairs by outcome, and barriers before and after."""
-    outcomes = [o for c in found for o in c.outcome]
+    outcomes = [o for c in connections for o in c.outcome]
     return {
         "pairs": len(outcomes),
         "outcomes": {name: outcomes.count(name) for name in ("line", "curve", "none")},
-        "barrier of the line": spread(torch.cat([c.line.barrier for c in found]).tolist()),
-        "barrier after bypass": spread(torch.cat([c.found.barrier for c in found]).tolist()),
-        "gradients": float(torch.cat([c.gradients for c in found]).mean()),
+        "barrier of the line": spread(torch.cat([c.line.barrier for c in connections]).tolist()),
+        "barrier after bypass": spread(torch.cat([c.curve.barrier for c in connections]).tolist()),
+        "gradients": float(torch.cat([c.gradients for c in connections]).mean()),
     }
 
 
@@ -89,13 +89,13 @@ def text(figures: dict[str, Any]) -> str:
     )
 
 
-def draw(found: list[Connection]) -> Figure:
+def draw(connections: list[Connection]) -> Figure:
     """Losses along the first pairs, on the line and round it."""
     from matplotlib.figure import Figure
 
     from advconn.figures import curves
 
-    shown = [(c, row) for c in found for row in range(len(c.labels))][:4]
+    shown = [(c, row) for c in connections for row in range(len(c.labels))][:4]
     figure = Figure(figsize=(10, 3.4 * ((len(shown) + 1) // 2)), layout="constrained")
     axes = figure.subplots((len(shown) + 1) // 2, 2, squeeze=False).flatten()
     for ax, (connection, row) in zip(axes, shown, strict=False):

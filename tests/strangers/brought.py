@@ -86,7 +86,7 @@ def fit(classifier, **options):
 
 def without_paths(images):
     """What the detector for it says by copies alone, as for a twin that gives no gradient to go round barriers."""
-    return fitted().judge(images, max_stage=len(fitted().cascade_.walks) - 1)
+    return fitted().judge(images, max_stage=len(fitted().cascade_.connectivities) - 1)
 
 
 def mixed(channels=3):

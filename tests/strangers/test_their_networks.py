@@ -98,7 +98,7 @@ def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
     advconn.save(fitted(), tmp_path / "d")
     detector = advconn.load(tmp_path / "d", model=other)
     seen = detector.judge(x)
-    alone = detector.judge(x, max_stage=len(detector.cascade_.walks) - 1)
+    alone = detector.judge(x, max_stage=len(detector.cascade_.connectivities) - 1)
     assert (alone.adversarial == copies.adversarial).mean() >= agree
     assert (seen.adversarial == plain.adversarial).mean() >= agree - 0.02 * (dtype == torch.bfloat16)
     if dtype == torch.float64:
@@ -508,7 +508,7 @@ def test_ordinary_values_of_arguments_are_taken(tmp_path):
             labels,
             attacks=FAST[1:],
             fpr=0.1,
-            walk={"copies": ("flip",), "halves": ()},
+            connectivity={"copies": ("flip",), "halves": ()},
         )
         assert again.fitted_.attacks[FAST[1]][0] > 40
     names = {0: "bee", 1: "cat", "2": "dog", 3: "owl"}

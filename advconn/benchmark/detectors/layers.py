@@ -74,7 +74,7 @@ class OnFeatures(Candidate):
     def prepare(self) -> None:
         """The activations of the clean images."""
         images = self.classifier.check(self.clean)
-        self.known = self._features(images)
+        self.reference_features = self._features(images)
 
 
 class Mahalanobis(OnFeatures):
@@ -89,7 +89,7 @@ class Mahalanobis(OnFeatures):
         super().prepare()
         labels = self.classifier.logits(self.classifier.check(self.clean)).argmax(1)
         self._model = OODMahalanobis(None)  # a class that is never predicted has no mean: the others are numbered anew
-        self._model.fit_features(self.known[-1], labels.unique(return_inverse=True)[1])
+        self._model.fit_features(self.reference_features[-1], labels.unique(return_inverse=True)[1])
 
     def measure(self, images: Tensor) -> np.ndarray:
         """pytorch-ood's score."""
@@ -103,7 +103,7 @@ class Neighbours(OnFeatures):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The distance to the tenth nearest."""
-        distance = torch.cdist(F.normalize(self._features(images)[-1]), F.normalize(self.known[-1]))
+        distance = torch.cdist(F.normalize(self._features(images)[-1]), F.normalize(self.reference_features[-1]))
         return as_numpy(distance.kthvalue(min(10, distance.shape[1]), dim=1).values[:, None])
 
 
@@ -121,7 +121,7 @@ class MultiLID(OnFeatures, Learned):
         return as_numpy(torch.cat([self._ratios(f, i) for i, f in enumerate(self._features(images))], 1))
 
     def _ratios(self, activations: Tensor, layer: int) -> Tensor:
-        distance = torch.cdist(activations, self.known[layer], compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(activations, self.reference_features[layer], compute_mode="donot_use_mm_for_euclid_dist")
         itself = distance < 1e-4 * activations.norm(dim=1, keepdim=True)
         distance = torch.where(itself, torch.inf, distance)  # an image is not its own neighbour
         near = distance.topk(min(self.nearest, distance.shape[1] - 1), dim=1, largest=False).values
@@ -155,7 +155,7 @@ class LayerRegression(OnFeatures):
         self._model = make_pipeline(
             StandardScaler(),
             MLPRegressor(hidden_layer_sizes=(128,), alpha=0.1, max_iter=500, early_stopping=True, random_state=0),
-        ).fit(*self._both(self.known))
+        ).fit(*self._both(self.reference_features))
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Mean squared error of the prediction."""

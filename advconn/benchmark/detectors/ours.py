@@ -28,12 +28,16 @@ class Advconn(Candidate):
     def __init__(self, detector: Detector, clean: Tensor) -> None:
         super().__init__(detector.connectivity.classifier, clean)
         self.detector = detector
-        bare = [connectivity for connectivity in detector.cascade_.walks if not set(connectivity.walked) - BARE]
-        self.walk = bare[-1] if bare else detector.connectivity
+        bare = [
+            connectivity
+            for connectivity in detector.cascade_.connectivities
+            if not set(connectivity.active_families) - BARE
+        ]
+        self.connectivity = bare[-1] if bare else detector.connectivity
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The features."""
-        return self.walk.transform(images)
+        return self.connectivity.transform(images)
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Fit a head as the detector's is."""
@@ -57,7 +61,7 @@ class Advconn(Candidate):
 
     def state(self) -> bytes:
         """Everything that its walk depends on."""
-        return _depends(self.walk)
+        return _depends(self.connectivity)
 
 
 class Given(Advconn):
@@ -99,7 +103,7 @@ class Given(Advconn):
     def state(self) -> bytes:
         """Its walk, stages and heads; the scores of its calibration images say what the heads are."""
         cascade = self.detector.cascade_
-        stages = [(w.copies, w.halves, w.families) for w in cascade.walks]
+        stages = [(w.copies, w.halves, w.families) for w in cascade.connectivities]
         scores = b"".join(np.ascontiguousarray(values).tobytes() for values in self.detector.clean_.values())
         return _depends(self.detector.connectivity) + f"{stages} {cascade.exits}".encode() + scores
 
