@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
 from advconn.errors import DataError, ModelError
 from advconn.fingerprint import fingerprint
-from advconn.margins import MarginLandscape, spend
+from advconn.margins import MarginLandscape, in_batches
 from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
 from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised
@@ -272,7 +272,7 @@ class Classifier:
                 "this classifier gives no gradient (it is a function, a file, a served or quantised model, or its "
                 "forward is detached): use attacks that need none, such as square, or a surrogate"
             )
-        return spend(self._forward, images, self.batch_size)
+        return in_batches(self._forward, images, self.batch_size)
 
     def predict(self, images: Tensor) -> Tensor:
         """The class (n,) given to each of images (n, c, h, w), as they are given to `check`; on the CPU."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from advconn.errors import DataError
 from advconn.files import cache_folder
 
-TAUGHT, FITTED = 600, 1000  # digits up to TAUGHT train the shipped classifier, up to FITTED its detector
+TRAIN_END, FIT_END = 600, 1000  # digits up to TRAIN_END train the shipped classifier, up to FIT_END its detector
 
 DIGIT_ATTACKS: Mapping[str, str] = {
     "pgd": "pgd:eps=51/255,steps=10",
@@ -78,7 +78,7 @@ def unseen_digits() -> Data:
     """The digits that neither the shipped classifier nor its detector has seen."""
     images, labels = digits()
     return Data(
-        "digits (scikit-learn)", images[FITTED:], labels[FITTED:], DIGIT_ATTACKS, (13 / 255, 26 / 255, 51 / 255)
+        "digits (scikit-learn)", images[FIT_END:], labels[FIT_END:], DIGIT_ATTACKS, (13 / 255, 26 / 255, 51 / 255)
     )
 
 

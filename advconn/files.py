@@ -37,7 +37,7 @@ def cache_folder(given: Path | None = None) -> Path | None:
         return None
 
 
-def vacant(folder: Path) -> None:
+def require_vacant(folder: Path) -> None:
     """Refuse a folder that holds something or cannot be written to, before the work that is to fill it.
 
     Raises:

@@ -94,7 +94,7 @@ def at_once(device: torch.device, most: int, largest: int, values: int) -> int:
     return max(1, min(times * most, times * largest // max(values, 1)))
 
 
-def spend(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
+def in_batches(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     """What `forward` gives for points, counted, at most `batch_size` at once.
 
     Differentiable, and then in one batch, where the points ask for a gradient.

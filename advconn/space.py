@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 
 from advconn.classifier import Classifier
 from advconn.errors import PathError
-from advconn.margins import MarginLandscape, spend
+from advconn.margins import MarginLandscape, in_batches
 
 PIXEL = "pixel"
 
@@ -52,7 +52,7 @@ class Space:
                 raise PathError(f"{self.layer!r} gives a {type(output).__name__}: expected a tensor to walk between")
             return output.float()
 
-        return spend(forward, images, self.classifier.batch_size)
+        return in_batches(forward, images, self.classifier.batch_size)
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (n, k) of points (n, *shape); differentiable with respect to them where they ask for it."""
@@ -60,7 +60,7 @@ class Space:
             return self.classifier.logits(points)
         tail = self._parts[1]
         read, dtype = self.classifier.adapter.read, self.classifier.adapter.dtype
-        return spend(lambda chunk: read(tail(chunk.to(dtype)), len(chunk)), points, self.classifier.batch_size)
+        return in_batches(lambda chunk: read(tail(chunk.to(dtype)), len(chunk)), points, self.classifier.batch_size)
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""

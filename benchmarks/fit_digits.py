@@ -18,7 +18,7 @@ from cifar10 import machine
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
+from advconn.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
 from advconn.fitting import fit
 from advconn.nets import compact
 
@@ -47,23 +47,23 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     images, labels = digits()
-    net = train(images[:TAUGHT].float() / 255, labels[:TAUGHT])
+    net = train(images[:TRAIN_END].float() / 255, labels[:TRAIN_END])
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "classifier.safetensors"
         save_file(net.state_dict(), weights)
         names = tuple(str(i) for i in range(10))
         model = models.load("advconn:compact", weights, size=(8, 8), class_names=names)
     with torch.no_grad():
-        right = (net(images[FITTED:].float() / 255).argmax(1) == labels[FITTED:]).float().mean()
+        right = (net(images[FIT_END:].float() / 255).argmax(1) == labels[FIT_END:]).float().mean()
     detector = fit(
         model,
-        images[TAUGHT:FITTED],
-        labels[TAUGHT:FITTED],
+        images[TRAIN_END:FIT_END],
+        labels[TRAIN_END:FIT_END],
         synthesised=True,
         attacks=DIGIT_MIXTURE,
         per_attack=240,
     )
-    figures = {"unseen_accuracy": round(float(right), 4), "train_images": TAUGHT, "machine": machine()}
+    figures = {"unseen_accuracy": round(float(right), 4), "train_images": TRAIN_END, "machine": machine()}
     print(bundle.save(detector, args.out, figures=figures), figures["unseen_accuracy"])
     for name, (tried, hits) in detector.fitted_.attacks.items():
         print(f"  {name:40} {hits} of {tried}")

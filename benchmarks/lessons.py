@@ -21,7 +21,7 @@ from advconn.attacks import Attack, parse_all
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
-from advconn.datasets import DIGIT_MIXTURE, FITTED, TAUGHT, digits
+from advconn.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
 from advconn.given import as_bytes
 from advconn.kinds import MIXTURE
 from advconn.making import Maker, features_of, still_wrong
@@ -76,7 +76,7 @@ def mlp() -> nn.Module:
     images, labels = digits()
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 10))
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.05)
-    x, y = images[:TAUGHT].float() / 255, labels[:TAUGHT]
+    x, y = images[:TRAIN_END].float() / 255, labels[:TRAIN_END]
     for _ in range(60):
         for rows in torch.randperm(len(x)).split(60):
             optimizer.zero_grad()
@@ -92,7 +92,7 @@ def toy(cache: Path, name: str) -> Lesson:
     else:
         model = Classifier(mlp(), size=(8, 8), channels=1)
     images, labels = digits()
-    given, truth = images[TAUGHT:FITTED], labels[TAUGHT:FITTED]
+    given, truth = images[TRAIN_END:FIT_END], labels[TRAIN_END:FIT_END]
     references = choose(model, model.check(given[:100]), truth[:100])
     connectivities = connectivities_of(Connectivity(model, references), STAGES)
     maker = Maker(connectivities, 80, BENIGN)
@@ -110,7 +110,7 @@ def toy(cache: Path, name: str) -> Lesson:
         for spec in DIGIT_TEST:
             hits = replace(maker, per_attack=150).attacked(images[1400:], labels[1400:], Attack.parse(spec), seed=SEED)
             by_attack[spec] = walked(hits.images)
-        return walked(images[FITTED:1400]), by_attack
+        return walked(images[FIT_END:1400]), by_attack
 
     names = _names(connectivities)
     clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {names[-1]}", test)

@@ -71,11 +71,16 @@ class Ready:
 
 
 def attack_images(
-    images: np.ndarray, labels: np.ndarray, key: str, seed: int, settled: str, subject: tuple[Classifier, Attacker]
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: str,
+    seed: int,
+    classifier_key: str,
+    subject: tuple[Classifier, Attacker],
 ) -> Hits:
     """Successful copies of uint8 images with labels, see attacks.successful.
 
-    key, settled: what they depend on besides, of the attack and of the classifier, for a cache.
+    key, network: what they depend on besides, of the attack and of the classifier, for a cache.
     """
     classifier, attack = subject
     return successful(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
@@ -144,7 +149,7 @@ class Bench:
                 f"the classifier gives none of {len(self.right(name))} {name} images its label: there is nothing to "
                 "attack; are the labels in the order of its classes?"
             )
-        own = settled(self.classifier)
+        own = classifier_key(self.classifier)
         chosen: list[tuple[Attacker, Tensor]] = []
         calls: list[tuple[Any, ...]] = []
         for attack in attacks:
@@ -203,7 +208,7 @@ class Bench:
         )
 
 
-def settled(classifier: Classifier) -> str:
+def classifier_key(classifier: Classifier) -> str:
     """What every attack depends on besides its own settings: weights, preprocessing, versions."""
     versions = [version(name) for name in ("advconn", "torch", "torchattacks")]
     return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from advconn.attacks import Hits
 from advconn.benchmark import examples, rows
 from advconn.benchmark.attackers import Attacker, Runs, attackers
-from advconn.benchmark.bench import Bench, Ready, settled
+from advconn.benchmark.bench import Bench, Ready, classifier_key
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.controls import controls
 from advconn.benchmark.detectors import BASELINES
@@ -261,7 +261,7 @@ def barriers(bench: Bench, hits: Hits | None, count: int = 100) -> list[Control]
         return []
     truth = bench.labels[hits.rows[:count]]
     arrays = (bench.part("test")[:count].numpy(), hits.images[:count].numpy(), truth.numpy())
-    call = (*arrays, bench.seed, settled(bench.classifier), bench.classifier)
+    call = (*arrays, bench.seed, classifier_key(bench.classifier), bench.classifier)
     return list(bench.runner.map("controls", controls, [call], "classifier")[0])
 
 

@@ -14,7 +14,7 @@ import click
 from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
 from advconn.cli.calibrate import calibrate
-from advconn.cli.common import complain
+from advconn.cli.common import print_error
 from advconn.cli.compare import compare
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
@@ -70,22 +70,22 @@ class _Group(click.Group):
             return FAILED
         with suppress(OSError, ValueError):
             if isinstance(error, (KeyboardInterrupt, click.Abort)):
-                complain("interrupted")
+                print_error("interrupted")
                 return INTERRUPTED
             if isinstance(error, click.ClickException):
                 error.show()
             elif isinstance(error, SystemExit):
-                complain(f"something ended the run from inside (status {error.code})")
+                print_error(f"something ended the run from inside (status {error.code})")
             elif isinstance(error, AdvconnError):
-                complain(str(error))
+                print_error(str(error))
             elif isinstance(error, BrokenPipeError):
                 _silence()
-                complain("the output was closed before everything was written")
+                print_error("the output was closed before everything was written")
             elif isinstance(error, OSError):
                 _silence()
-                complain(f"{error.filename or 'the output'}: {error.strerror or line_of(error)}")
+                print_error(f"{error.filename or 'the output'}: {error.strerror or line_of(error)}")
             else:
-                complain(
+                print_error(
                     f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)} (--debug "
                     "shows the whole trace)"
                 )
@@ -96,7 +96,7 @@ def _writable() -> None:
     """Output that is closed is told before the work; names that it cannot print are escaped."""
     if sys.stdout is None:
         with suppress(OSError, ValueError):
-            complain("the standard output is closed: there is nowhere to put the results")
+            print_error("the standard output is closed: there is nowhere to put the results")
         sys.exit(FAILED)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -112,7 +112,7 @@ def _flushed(status: Any) -> Any:
     except OSError as error:
         _silence()
         with suppress(OSError, ValueError):
-            complain(f"the output cannot be written: {error.strerror}")
+            print_error(f"the output cannot be written: {error.strerror}")
         return FAILED
 
 

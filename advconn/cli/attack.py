@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, detector_of, note, read, vacant
+from advconn.cli.common import Asked, classifier_of, detector_of, note, read, require_vacant
 from advconn.cli.options import (
     PATH,
     data_option,
@@ -65,7 +65,7 @@ def attack(
     from advconn.images import Collection, save
     from advconn.runner import Runner, cluster
 
-    vacant(out)
+    require_vacant(out)
     made = Attack.parse(spec)
     collection = Collection(data, **how).sample(limit, seed)
     if asked.model is not None and detector is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.cli import subjects
-from advconn.cli.common import note, put, vacant
+from advconn.cli.common import note, put, require_vacant
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -111,7 +111,7 @@ def benchmark(**given: Any) -> None:
     from advconn.runner import cluster
 
     if given["out"] is not None:
-        vacant(given["out"])
+        require_vacant(given["out"])
     elif given["extras"]:
         raise click.UsageError("--save goes with --out")
     kinds = subjects.baselines(given["baselines"])

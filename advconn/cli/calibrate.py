@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, detector_of, note, promised, read, vacant
+from advconn.cli.common import Asked, detector_of, note, promised, read, require_vacant
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -62,7 +62,7 @@ def calibrate(
 
     if fpr is not None:
         enough(10**9, fpr)
-    vacant(out)
+    require_vacant(out)
     collection = Collection(data, **how)
     old = detector_of(detector, asked, device, same_weights=False)
     images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.errors import DataError, ModelError
-from advconn.files import vacant as vacant
+from advconn.files import require_vacant as require_vacant
 from advconn.shown import shown
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def class_names(file: Path) -> Any:
     return names if isinstance(names, dict) else [str(name).strip() for name in names if str(name).strip()]
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """One line on stderr."""
     click.echo(f"advconn: {shown(' '.join(message.split()))}", err=True)
 
@@ -143,7 +143,7 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     return bundle.load(detector, model=asked.load(device, None, **options), same_weights=same_weights)
 
 
-def unasked(device: str) -> tuple[Detector, Data]:
+def default_subject(device: str) -> tuple[Detector, Data]:
     """What stands in where no images are named: CIFAR-10's test images, or digits, with the detector shipped for them.
 
     And a note that says which, and why.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import classifier_of, note, promised, read, vacant
+from advconn.cli.common import classifier_of, note, promised, read, require_vacant
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -122,7 +122,7 @@ def fit(**given: Any) -> None:
     if auto and len(given["attacks"]) > 1:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
     parse_all(() if auto else given["attacks"])
-    vacant(given["out"])
+    require_vacant(given["out"])
     classifier, images, truth, apart = _images(given)
     options = _options(given, classifier, images, truth)
     store = Store(cache_folder(given["cache"]), note)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import detector_of, note, tell_skipped, vacant
+from advconn.cli.common import detector_of, note, require_vacant, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -152,7 +152,7 @@ def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None
         if writer_for(out) is None:
             if out.suffix.lower() in OTHER_FILES:
                 raise click.UsageError(f"--out {out}: expected a folder's name, or a file .jsonl, .csv or .parquet")
-            vacant(out)
+            require_vacant(out)
         elif given["explain"]:
             raise click.UsageError("--explain makes a page: give --out a folder, or leave it out for one image")
         elif out.exists():

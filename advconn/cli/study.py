@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, detector_of, note, read, unasked, vacant
+from advconn.cli.common import Asked, classifier_of, default_subject, detector_of, note, read, require_vacant
 from advconn.cli.options import PATH, SPEC, device_option, seed_option
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
@@ -50,7 +50,7 @@ def study(
     from advconn.studies import studies
 
     if out is not None:
-        vacant(out)
+        require_vacant(out)
     if weights and len(weights) != len(models):
         raise DataError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none")
     with progress_bar() as progress:
@@ -71,7 +71,7 @@ def _subject(
     if data is None:
         if models:
             raise DataError("--data is needed with --model: images that the classifier takes")
-        detector, images = unasked(device)
+        detector, images = default_subject(device)
         return Subject(
             detector.connectivity.classifier, images.images, images.labels, images.name,
             attacks=dict(images.attacks), seed=seed, progress=progress,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advconn.cli.common import classifier_of, detector_of, note, read, unasked
+from advconn.cli.common import classifier_of, default_subject, detector_of, note, read
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, 
             raise DataError(
                 "--data is needed with --detector, --model or --attacked: clean images that the classifier takes"
             )
-        return (*unasked(device), [])
+        return (*default_subject(device), [])
     collection = Collection(data, **given["how"])
     if asked.model is None or folder is not None:
         detector = detector_of(folder, asked, device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from advconn.cli.common import complain, note, promised, put
+from advconn.cli.common import note, print_error, promised, put
 from advconn.errors import DataError
 from advconn.files import replacing, writing
 from advconn.journal import Journal
@@ -170,7 +170,7 @@ class Run:
     def close(self) -> None:
         """Lines on stderr for what was not judged; of several images, a last one that counts."""
         for error in self.failures:
-            complain(error)
+            print_error(error)
         total = self.judged + self.failed
         if total > 1:
             many = self.style == "text" and self.judged > WHOLE

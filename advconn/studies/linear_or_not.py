@@ -40,7 +40,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
         "paper": {k: dict(zip(OUTCOMES, v, strict=True)) for k, v in PAPER.items()},
     }
     pixel = Space(subject.classifier)
-    figures["all pairs"] = everyone(subject, pooled, pixel, 12 if fast else 60, samples)
+    figures["all pairs"] = all_pairs(subject, pooled, pixel, 12 if fast else 60, samples)
     figures["misclassified"] = misclassified(pooled, pixel, 25 if fast else 100, samples)
     figures["other networks"] = {}
     for i, other in enumerate(subject.others, 2):
@@ -117,7 +117,7 @@ def counts(outcomes: list[str]) -> dict[str, int]:
     return {name: outcomes.count(name) for name in OUTCOMES}
 
 
-def everyone(subject: Subject, pooled: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
+def all_pairs(subject: Subject, pooled: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
     """All pairs among `each` images of the commonest class: outcomes, and connected parts by lines and by any path."""
     import numpy as np
     from scipy.sparse import coo_array
