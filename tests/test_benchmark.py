@@ -130,6 +130,7 @@ def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     assert 0.03 < frozen.flags(found["advconn"].clean("calibrate")).mean() <= 0.05
     as_given = freeze(given, found["advconn (as given)"], hits, bench, 0.05)
     assert as_given.calibration.threshold == shipped.calibration_.threshold
+    assert {where.part for where in found["advconn (as given)"].columns} == {"calibrate"}  # it has nothing to learn
 
 
 def test_finished_work_is_not_done_again(tmp_path):
@@ -232,7 +233,8 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
                 fitted[self.name] = int((kinds == 0).sum()), int((kinds > 0).sum()), len(self.clean)
                 return super().fit(columns, kinds)
 
-        candidate.__class__ = Watched
+        if candidate.fits:
+            candidate.__class__ = Watched
         return freeze(candidate, measured, taught, bench, fpr)
 
     monkeypatch.setattr("advconn.benchmark.run.freeze", watched)

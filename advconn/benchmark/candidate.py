@@ -55,6 +55,11 @@ class Candidate:
         """Learn from columns of kinds (n,): 0 clean, 1 and more the attacks. Nothing to learn unless overridden."""
         return self
 
+    @property
+    def fits(self) -> bool:
+        """Whether `fit` is overridden: what has nothing to learn measures no image of the training part."""
+        return type(self).fit is not Candidate.fit
+
     def score(self, columns: np.ndarray) -> np.ndarray:
         """Scores (n,)."""
         return columns[:, 0]

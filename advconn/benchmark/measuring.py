@@ -103,7 +103,7 @@ def _calls(
     candidate: Candidate, key: str, sets: Mapping[Where, Tensor]
 ) -> Iterator[tuple[Where, tuple[np.ndarray, str, Candidate]]]:
     for where, images in sets.items():
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(CHUNK) if candidate.fits or where.part != "train" else ():
             if len(chunk):
                 yield where, (chunk.numpy(), key, candidate)
 
@@ -161,25 +161,32 @@ def compared(bench: Bench) -> Tensor:
 
 
 def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits], bench: Bench, fpr: float) -> Frozen:
-    """Fit on the training part, and set the threshold on the calibration part.
+    """Fit on the training part what has something to learn, and set the threshold on the calibration part.
 
     taught: the attacks that are fitted on.
 
     Raises:
         FitError: none of them succeeded.
     """
+    own = copy.copy(candidate)  # fitting one leaves the others as they are
+    if own.fits:
+        tables = _training(own, measured, taught, bench)
+        with theirs(f"{own.name}: fit", FitError):
+            own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
+    scores = scored(own, measured.clean("calibrate").values)
+    return Frozen(own, own.calibrated(scores, fpr), measured)
+
+
+def _training(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits], bench: Bench) -> list[np.ndarray]:
+    """A candidate's columns (n, d) of the clean training images, and of what each attack made of them."""
     apart = compared(bench)
 
     def mine(columns: Columns, rows: Tensor) -> np.ndarray:
         return columns.values[~torch.isin(rows, apart).numpy()] if candidate.apart else columns.values
 
-    tables = [mine(measured.clean("train"), bench.parts.train)]
-    tables += [mine(measured.attacked("train", name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
-    tables = [tables[0], *(table for table in tables[1:] if len(table))]
-    if len(tables) == 1:
+    clean = mine(measured.clean("train"), bench.parts.train)
+    tables = [mine(measured.attacked("train", name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
+    tables = [table for table in tables if len(table)]
+    if not tables:
         raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
-    own = copy.copy(candidate)  # fitting one leaves the others as they are
-    with theirs(f"{own.name}: fit", FitError):
-        own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
-    scores = scored(own, measured.clean("calibrate").values)
-    return Frozen(own, own.calibrated(scores, fpr), measured)
+    return [clean, *tables]

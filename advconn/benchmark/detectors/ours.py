@@ -48,37 +48,25 @@ class Advconn(Candidate):
         """Log-odds of any attack."""
         return log_odds(self.head, columns)
 
-    def profile(self, image: Tensor) -> dict[str, list[list[float]]]:
-        """Margins along an image's paths, by family, at each sample; of copies, the ends."""
-        trace = self.detector.connectivity.trace(image[None])
-        out: dict[str, list[list[float]]] = {}
-        if trace.copies is not None:
-            out["self"] = [sorted(margin(trace.copies, trace.predicted[:, None])[0].tolist())]
-        for family, logits in (("own", trace.own), ("rival", trace.rival), ("latent", trace.latent)):
-            if logits is not None:
-                out[family] = margin(logits, trace.predicted[:, None, None])[0].tolist()
-        return out
-
     def state(self) -> bytes:
         """Everything that its walk depends on."""
         return _depends(self.connectivity)
 
 
-class Given(Advconn):
+class Given(Candidate):
     """The detector as it is: nothing is fitted here, and its own frozen threshold holds."""
 
     name, source = "advconn (as given)", "this package, the detector given, at its own threshold"
-    learns = False
     differentiable = True
+
+    def __init__(self, detector: Detector, clean: Tensor) -> None:
+        super().__init__(detector.connectivity.classifier, clean)
+        self.detector = detector
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Its score, its consensus' class, and what each image cost in forwards and gradients: (n, 4)."""
         judgement = self.detector.judge(images)
         return np.stack([judgement.score, judgement.consensus, judgement.forwards, judgement.gradients], 1)
-
-    def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
-        """Nothing."""
-        return self
 
     def score(self, columns: np.ndarray) -> np.ndarray:
         """Its own score."""
@@ -99,6 +87,17 @@ class Given(Advconn):
     def follow(self, threshold: float, images: Tensor) -> Score:
         """See following.differentiable; a head without a gradient is imitated on `images`."""
         return differentiable(self.detector, lambda: self.detector.connectivity.transform(images), threshold)
+
+    def profile(self, image: Tensor) -> dict[str, list[list[float]]]:
+        """Margins along an image's paths, by family, at each sample; of copies, the ends."""
+        trace = self.detector.connectivity.trace(image[None])
+        out: dict[str, list[list[float]]] = {}
+        if trace.copies is not None:
+            out["self"] = [sorted(margin(trace.copies, trace.predicted[:, None])[0].tolist())]
+        for family, logits in (("own", trace.own), ("rival", trace.rival), ("latent", trace.latent)):
+            if logits is not None:
+                out[family] = margin(logits, trace.predicted[:, None, None])[0].tolist()
+        return out
 
     def state(self) -> bytes:
         """Its walk, stages and heads; the scores of its calibration images say what the heads are."""
