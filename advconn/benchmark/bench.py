@@ -86,6 +86,11 @@ def attack_images(
     return successful(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
 
 
+def predict_images(images: np.ndarray, network: str, classifier: Classifier) -> np.ndarray:
+    """The class (n,) of each of uint8 images; network: see attack_images."""
+    return np.asarray(classifier.predict(torch.from_numpy(images)).numpy())
+
+
 class Bench:
     """Images in their parts, and attacks on them.
 
@@ -110,8 +115,11 @@ class Bench:
         self.parts = split(len(images), limit, fpr, seed, torch.cat([r.rows for r in ready]) if ready else None)
         self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
         self.predicted = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
-        for rows in self.used.split(256):
-            self.predicted[rows] = classifier.logits(classifier.check(images[rows])).argmax(1).cpu()
+        calls = [(images[rows].numpy(), classifier_key(classifier), classifier) for rows in self.used.split(256)]
+        for rows, classes in zip(
+            self.used.split(256), runner.map("predict", predict_images, calls, "classifier"), strict=True
+        ):
+            self.predicted[rows] = torch.from_numpy(classes)
         self.ready = tuple(ready)
         self.labelled = labels is not None
         self.labels = self.predicted if labels is None else labels

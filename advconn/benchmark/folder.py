@@ -29,7 +29,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
         DataError: the folder is not empty, or cannot be written.
     """
     from advconn.benchmark.page import html
-    from advconn.benchmark.plots import figures
+    from advconn.benchmark.plots import figures, svg
 
     with writing(folder) as partial:
         (partial / "results.json").write_text(json.dumps(as_record(report), indent=1) + "\n")
@@ -37,11 +37,13 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
             writer = csv.DictWriter(file, [f.name for f in fields(Row)])
             writer.writeheader()
             writer.writerows(asdict(row) for row in report.rows)
-        (partial / "report.html").write_text(html(report))
         (partial / "figures").mkdir()
+        drawn = {}
         for name, figure in figures(report).items():
-            for kind in ("svg", "pdf"):
-                figure.savefig(partial / "figures" / f"{name}.{kind}")
+            drawn[name] = svg(figure)
+            (partial / "figures" / f"{name}.svg").write_text(drawn[name])
+            figure.savefig(partial / "figures" / f"{name}.pdf")
+        (partial / "report.html").write_text(html(report, drawn))
         for name in extras:
             np.savez_compressed(partial / f"{name}.npz", allow_pickle=False, **arrays(report, name))
 

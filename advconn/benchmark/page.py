@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ CAPTIONS = {
 }
 
 
-def html(report: Report) -> str:
-    """The page, from the template beside this file."""
+def html(report: Report, drawn: Mapping[str, str]) -> str:
+    """The page, from the template beside this file; drawn: its figures as SVG, by name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -46,7 +47,7 @@ def html(report: Report) -> str:
         conditions=list(dict.fromkeys((a.condition, a.images) for a in report.alarms)),
         alarms={(a.detector, a.condition, a.images): a for a in report.alarms},
         evasions=[e for e in report.evasions if e.way == BEST],
-        figures=[(name, CAPTIONS[name], plots.svg(figure)) for name, figure in plots.figures(report).items()],
+        figures=[(name, CAPTIONS[name], figure) for name, figure in drawn.items()],
         missed=[_picture(shown) for shown in report.missed],
         alarmed=[_picture(shown) for shown in report.alarmed],
     )

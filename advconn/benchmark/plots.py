@@ -21,9 +21,10 @@ def figures(report: Report) -> dict[str, Figure]:
 
 
 def svg(figure: Figure) -> str:
-    """As an element for a page."""
+    """As an element for a page, or a file of its own; drawn again, the figure keeps its layout."""
     out = io.StringIO()
     figure.savefig(out, format="svg")
+    figure.set_layout_engine("none")
     text = out.getvalue()
     return text[text.index("<svg") :]
 
