@@ -158,19 +158,13 @@ def _load(
     cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     hashes = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
+    missed = restoring.missed_of(card["missed"])
+    precision = calibration["precision"]
     made = Fitted(
-        fitted["train"],
-        fitted["calibrate"],
-        attacks,
-        hashes,
-        restoring.missed_of(card["missed"]),
-        fitted["pretrained"],
-    )
-    conditions, number, count = (
-        tuple(card["conditions"]["calibrated"]),
-        len(card["exits"]) + 1,
-        len(cascade.connectivities),
-    )
+        fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision
+    )  # fmt: skip
+    conditions, number = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1
+    count = len(cascade.connectivities)
     scores, classes = restoring.calibration_of(tensors, conditions, number, card["format"])
     detector = Detector.restore(
         connectivity,

@@ -15,6 +15,7 @@ from advconn.errors import FitError
 from advconn.exits import Missed, ordered
 from advconn.given import as_bytes
 from advconn.judging import Judging
+from advconn.likeness import precision_of
 from advconn.progress import Progress, silent
 
 
@@ -30,6 +31,7 @@ class Fitted:
         missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
             fitted on them; None of one stage.
         pretrained: whether the heads were taught on other networks.
+        precision: that the calibration's scores were made in, see likeness.precision_of.
     """
 
     train: int
@@ -38,6 +40,7 @@ class Fitted:
     image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
     missed: Missed | None = None
     pretrained: bool = False
+    precision: str = "float32"
 
 
 class Calibrating(Judging):
@@ -61,6 +64,7 @@ class Calibrating(Judging):
             changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
             scores[name], predicted[name] = self._scored(changed, progress, f"calibrate {name}")
         self.set_calibration(scores, predicted)
+        self.fitted_ = replace(self.fitted_, precision=precision_of(self.connectivity.classifier))
 
     def set_calibration(
         self, scores: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray] | None = None

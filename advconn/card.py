@@ -149,6 +149,7 @@ SCHEMA: Schema = {
         "fpr": number(1e-9, 1 - 1e-9),
         "confidence": maybe(number(1e-9, 1 - 1e-9)),
         "by_class": flag,
+        "precision": one_of("float32", "float64", "float16", "bfloat16", "tf32"),
         "threshold": number(-1e300, 1e300),
     },
     "features": several(_NAME, 1, 10**4),
@@ -179,6 +180,7 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("conditions",): {"fitted": [], "calibrated": ["clean"], "measured": []},
     ("calibration", "confidence"): None,
     ("calibration", "by_class"): False,
+    ("calibration", "precision"): "float32",
 }
 
 

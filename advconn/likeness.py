@@ -21,6 +21,13 @@ def dtype_of(classifier: Classifier) -> str:
     return str(classifier.adapter.dtype).removeprefix("torch.")
 
 
+def precision_of(classifier: Classifier) -> str:
+    """The precision that verdicts are made in: its network's, or 'tf32' of a float32 one on a GPU that may use it."""
+    tf32 = classifier.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    dtype = dtype_of(classifier)
+    return "tf32" if tf32 and dtype == "float32" else dtype
+
+
 def plain_module(classifier: Classifier) -> bool:
     """Whether its fingerprint says everything: a module of Python code with weights of its own."""
     scripted = isinstance(classifier.network, (torch.jit.ScriptModule, torch.fx.GraphModule))

@@ -110,6 +110,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
             "fpr": detector.calibration_.fpr,
             "confidence": detector.confidence,
             "by_class": detector.by_class,
+            "precision": detector.fitted_.precision,
             "threshold": detector.calibration_.threshold,
         },
         "features": [str(name) for name in detector.names_],

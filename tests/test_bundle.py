@@ -45,6 +45,7 @@ def test_a_loaded_detector_says_what_the_saved_one_said(saved, detector, classif
     np.testing.assert_allclose(again.score_samples(images), detector.score_samples(images), atol=1e-5)
     assert again.calibration_.threshold == pytest.approx(detector.calibration_.threshold)
     assert again.fitted_ == detector.fitted_
+    assert again.fitted_.precision == "float32"
     np.testing.assert_array_equal(again.fitted_.image_hashes, detector.fitted_.image_hashes)
     assert len(again.fitted_.image_hashes) > 0
     here, there = detector.judge(images), again.judge(images)

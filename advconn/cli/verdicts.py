@@ -212,6 +212,7 @@ def about(detector: Detector, folder: Path | None, *, shipped: bool) -> dict[str
         "conditions": list(calibration.conditions),
         "by_class": {str(k): v.threshold for k, v in calibration.by_class.items()} or None,
         "calibrated_on": len(calibration.scores),
+        "precision": detector.fitted_.precision,
         "classifier": classifier.name,
         "fingerprint": classifier.fingerprint,
     }

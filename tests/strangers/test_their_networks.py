@@ -103,6 +103,8 @@ def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
     assert (seen.adversarial == plain.adversarial).mean() >= agree - 0.02 * (dtype == torch.bfloat16)
     if dtype == torch.float64:
         np.testing.assert_allclose(seen.score, plain.score, atol=1e-3)
+    detector.set_params(conditions=("clean",), confidence=None, fpr=0.1).calibrate_on(x)
+    assert detector.fitted_.precision == str(dtype).removeprefix("torch.")
     assert len(Attack.parse("fgsm").run(other, X, trained()(X).argmax(1))) == len(X)
 
 
