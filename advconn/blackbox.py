@@ -20,6 +20,7 @@ from advconn.errors import ModelError, line_of
 LARGEST_ANSWER = 2**28  # bytes
 LARGEST_REQUEST = 2**20  # values
 MOST = 256  # images in a request
+PATIENCE = 2.0  # seconds for whether a model is ready
 _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
 
@@ -198,6 +199,14 @@ class Endpoint(Described):
 
     def __reduce__(self) -> Any:
         return Endpoint, self.arguments
+
+    def ready(self) -> bool:
+        """Whether the server says, in a few seconds, that the model can be asked."""
+        try:
+            with urllib.request.urlopen(f"{self.address}/ready", timeout=min(PATIENCE, self.timeout)):
+                return True
+        except (OSError, ValueError):
+            return False
 
     def options(self) -> dict[str, Any]:
         """What the server says of it; batches small enough for JSON."""

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advconn.detector import Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
+from advconn.given import as_tensor
 from advconn.watch import Watch
 
 KEEP = "advconn.save(guard.detector, folder) keeps its detector, and Guard(advconn.load(folder)) makes it again"
@@ -31,7 +33,8 @@ class Guard(nn.Module):
 
     It answers the same at every batch size, in threads, and under `no_grad` and `inference_mode`; an empty batch gives
     an empty verdict. No gradient flows through it. It takes no part in training: it stays in evaluation mode. An image
-    for which the classifier gives NaN is flagged, with an infinite score: a gate fails closed.
+    that holds NaN or infinity, or for which the classifier gives NaN, is flagged, with an infinite score: a gate fails
+    closed, and the other images of the batch are judged.
     `guard.detector.read(...)` makes batches of files, PIL pictures and arrays.
 
     `watch` looks at the scores of all images that come by, see Watch; it says once, as a warning, that they no longer
@@ -107,15 +110,22 @@ class Guard(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
-        if isinstance(images, Tensor) and images.ndim == 4 and not len(images):
+        images = as_tensor(images)
+        if images.ndim == 4 and not len(images):
             return self._nothing(images)
+        images, broken = _finite(images)
         judgement = self.detector.judge(images, max_stage=self.max_stage)
-        if self.watch.see(judgement.score):
+        if self.watch.see(judgement.score[~broken]):
             warnings.warn(self.watch.sentence(), AdvconnWarning, stacklevel=2)
         device = judgement.logits.device
         flagged = judgement.adversarial if self.threshold is None else judgement.score > self.threshold
-        score, p_value, flag = (torch.from_numpy(v).to(device) for v in (judgement.score, judgement.p_value, flagged))
-        return Verdict(judgement.logits, score, p_value, flag)
+        columns = np.where(broken, np.inf, judgement.score), np.where(broken, 0, judgement.p_value), flagged | broken
+        score, p_value, flag = (torch.from_numpy(v).to(device) for v in columns)
+        logits = judgement.logits
+        if broken.any():
+            warnings.warn(f"{broken.sum()} of {len(images)} images hold NaN or infinity: flagged", AdvconnWarning, 2)
+            logits = logits.masked_fill(torch.from_numpy(broken).to(device)[:, None], torch.nan)
+        return Verdict(logits, score, p_value, flag)
 
     def _nothing(self, images: Tensor) -> Verdict:
         classifier = self.detector.connectivity.classifier
@@ -124,3 +134,13 @@ class Guard(nn.Module):
         none = torch.zeros(0, dtype=torch.float64, **options)
         logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **options)
         return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **options))
+
+
+def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The images, black in place of those that hold NaN or infinity, and which these are (n,)."""
+    if images.ndim != 4:  # refused where they are judged
+        return images, np.zeros(0, bool)
+    sound = images.isfinite().flatten(1).all(1)
+    if bool(sound.all()):
+        return images, np.zeros(len(images), bool)
+    return images.masked_fill(~sound[:, None, None, None], 0), (~sound).cpu().numpy()

@@ -82,8 +82,23 @@ def test_bad_images_and_unfitted_detectors_are_refused(guard, classifier, images
         Guard(Detector(Connectivity(classifier)))
     with pytest.raises(DataError, match="8 x 8"):
         guard(torch.zeros(1, 1, 9, 9))
-    with pytest.raises(DataError, match="NaN"):
-        guard(images * torch.nan)
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        guard(images * 255)
+
+
+def test_an_image_that_holds_nan_is_flagged_and_takes_no_other_with_it(guard, images):
+    """With a warning; the watch does not see it."""
+    spoilt = images.clone()
+    spoilt[3, 0, 2, 2], spoilt[5, 0, 0, 0] = torch.nan, torch.inf
+    before = guard.watch.count
+    with pytest.warns(AdvconnWarning, match="2 of 40 images hold NaN"):
+        verdict = guard(spoilt)
+    assert guard.watch.count == before + 38
+    assert verdict.flag[[3, 5]].all()
+    assert verdict.score[[3, 5]].isinf().all()
+    assert verdict.logits[[3, 5]].isnan().all()
+    rest = [i for i in range(40) if i not in (3, 5)]
+    agree(type(verdict)(*(part[rest] for part in verdict)), type(verdict)(*(part[rest] for part in guard(images))))
 
 
 def test_it_leaves_torchs_own_state_alone(guard, images):

@@ -95,7 +95,7 @@ INSIDE = {
         {"options", "subjects", "verdicts"},
         {"attack", "benchmark", "calibrate", "compare", "connect", "fit", "score", "serve", "study"},
     ),
-    "serving": ({"batching", "judge", "metrics", "protocol"}, {"app"}),
+    "serving": ({"batching", "judge", "metrics", "protocol", "requests"}, {"app"}),
     "studies": (
         {"common"},
         {"barriers", "linear_or_not", "percolation", "training", "untrained"},

@@ -29,8 +29,9 @@ import asyncio
 
 from starlette.testclient import TestClient
 
-from advconn.serving.app import Limits, Server
+from advconn.serving.app import Server
 from advconn.serving.batching import Batcher, Full
+from advconn.serving.requests import Limits
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +373,16 @@ def test_a_detector_in_front_of_an_upstream_classifier(address, shipped, pixels)
     there = shipped.judge(torch.from_numpy(pixels), max_stage=len(here.cascade_.connectivities))
     found = here.judge(torch.from_numpy(pixels))
     np.testing.assert_allclose(found.score, there.score, atol=1e-3)
+
+
+def test_it_is_ready_while_the_classifier_upstream_is(address, shipped, monkeypatch):
+    """Live all the same, so that nobody restarts it for that."""
+    upstream = Classifier.from_endpoint(address, "digits")
+    with TestClient(server(bundle.load(bundle.default("digits"), model=upstream)).app()) as client:
+        assert client.get("/v2/health/ready").status_code == client.get("/v2/models/digits/ready").status_code == 200
+        monkeypatch.setattr(upstream.network, "address", "http://127.0.0.1:9/v2/models/digits")
+        assert client.get("/v2/health/ready").status_code == client.get("/v2/models/digits/ready").status_code == 503
+        assert client.get("/v2/health/live").status_code == 200
 
 
 def test_tritons_client(address, shipped, pixels):

@@ -73,7 +73,8 @@ def serve(
         import uvicorn
         from PIL import Image
 
-        from advconn.serving.app import Limits, Server
+        from advconn.serving.app import Server
+        from advconn.serving.requests import Limits
     except ImportError as error:
         raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
     from advconn.cli.verdicts import flagged_where

@@ -7,7 +7,6 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from advconn.blackbox import Endpoint
 from advconn.errors import AdvconnError, DataError
 from advconn.images import Collection
 from advconn.pages import Case, page
@@ -30,23 +30,11 @@ from advconn.serving.batching import Batcher, Full
 from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, answer, asked, described
+from advconn.serving.requests import DIGITS, Limits, body_of, files_of
 from advconn.watch import Watch
 
 Note = Callable[[str], None]
-DIGITS = 18  # of a length in a header
 SHOWN = 12  # flagged images that the page remembers
-SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/bmp": ".bmp"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes: bytes of a body, images of a request, images that wait, images at once, seconds of it."""
-
-    bytes: int = 2**26
-    images: int = 256
-    waiting: int = 1024
-    batch: int = 64
-    wait: float = 0.005
 
 
 class Server:
@@ -62,9 +50,17 @@ class Server:
     """
 
     def __init__(
-        self, judge: Judge, name: str, about: str, *, block: bool = False, limits: Limits = Limits(), note: Note = print
+        self,
+        judge: Judge,
+        name: str,
+        about: str,
+        *,
+        block: bool = False,
+        limits: Limits | None = None,
+        note: Note = print,
     ) -> None:
-        self.judge, self.name, self.about, self.block, self.limits, self.note = judge, name, about, block, limits, note
+        self.judge, self.name, self.about, self.block, self.note = judge, name, about, block, note
+        self.limits = limits = limits or Limits()
         self.metrics = Metrics(Watch(judge.detector.calibration_))
         self.batcher = Batcher(
             lambda images: predict(judge, images),
@@ -75,20 +71,19 @@ class Server:
     def app(self) -> Starlette:
         """The application, for any ASGI server."""
         model = f"/v2/models/{self.name}"
-        ready = self.ok
         routes = [
             Route("/", self.index),
             Route("/score", self.score, methods=["POST"]),
             Route("/flagged", self.flagged),
             Route("/metrics", self.told),
             Route("/v2", self.server),
-            Route("/v2/health/live", ready),
-            Route("/v2/health/ready", ready),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
         ]
         for path in (model, f"{model}/versions/1"):
             routes += [
                 Route(path, self.model),
-                Route(f"{path}/ready", ready),
+                Route(f"{path}/ready", self.ready),
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
             ]
         faults: dict[Any, Any] = {AdvconnError: self.fault, HTTPException: self.refusal, ClientDisconnect: self.gone}
@@ -102,8 +97,15 @@ class Server:
         yield
         await self.batcher.stop()
 
-    async def ok(self, request: Request) -> Response:
-        """Live and ready."""
+    async def live(self, request: Request) -> Response:
+        """It runs."""
+        return Response()
+
+    async def ready(self, request: Request) -> Response:
+        """It can judge: a classifier upstream is asked whether it is ready too."""
+        network = self.judge.detector.connectivity.classifier.network
+        if isinstance(network, Endpoint) and not await asyncio.to_thread(network.ready):
+            return JSONResponse({"error": "the classifier upstream is not ready"}, 503)
         return Response()
 
     async def server(self, request: Request) -> Response:
@@ -123,7 +125,7 @@ class Server:
         length = request.headers.get(HEADER)
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
-        body = await self._body(request)
+        body = await body_of(request, self.limits)
         said = await asyncio.to_thread(asked, body, None if length is None else int(length), self.limits.images)
         images = await asyncio.to_thread(self.judge.images, said.images)
         self._fits(images)
@@ -160,7 +162,7 @@ class Server:
 
         A file that cannot be judged has an error, and counts as flagged.
         """
-        pictures, wanted = await self._files(request), request.query_params.get("page") == "1"
+        pictures, wanted = await files_of(request, self.limits), request.query_params.get("page") == "1"
         cases: list[Case] = []
         for name, content in pictures:  # one at a time: other requests have their turn
             cases += await self.batcher.run(partial(self._scored, name, content, wanted), 1)
@@ -173,31 +175,6 @@ class Server:
         if blocked:
             self.metrics.refused.labels("422").inc()
         return JSONResponse(said, 422 if blocked else 200)
-
-    async def _files(self, request: Request) -> list[tuple[str, bytes]]:
-        """Names and contents of the files in a request: a form of files, or one file as the body."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            self._declared(request)
-            try:
-                form = await request.form(max_files=self.limits.images, max_fields=16)
-            except ClientDisconnect:
-                raise
-            except Exception:  # the parser's own types
-                most = self.limits.images
-                raise DataError(f"the form cannot be read: expected at most {most} files, of short names") from None
-            out = []
-            for _, part in form.multi_items():
-                if not isinstance(part, str):
-                    out.append((Path(part.filename or "image").name, await part.read()))
-            if sum(len(content) for _, content in out) > self.limits.bytes:
-                raise HTTPException(413, f"expected {self.limits.bytes} bytes or fewer")
-            await form.close()
-        else:
-            out = [(f"image{SUFFIXES.get(kind, '.png')}", await self._body(request))]
-        if not out or not any(content for _, content in out):
-            raise DataError("no file in the request: send image files as a form, or one as the body")
-        return out
 
     def _scored(self, name: str, content: bytes, wanted: bool) -> list[Case]:
         """As the command reads and judges a file; one that cannot be read has an error."""
@@ -254,30 +231,6 @@ class Server:
         source = (Path(__file__).parent / "templates" / "index.html").read_text(encoding="utf-8")
         template = Environment(autoescape=True).from_string(source)
         return template.render(name=self.name, about=self.about, version=version("advconn"))
-
-    def _declared(self, request: Request) -> None:
-        """Refuse a body that says it is too large, or says nothing in a form."""
-        length = request.headers.get("content-length")
-        if length is None or not (length.isdecimal() and len(length) <= DIGITS):
-            raise HTTPException(411, "expected a Content-Length")
-        if int(length) > self.limits.bytes:
-            raise HTTPException(413, f"{length} bytes; expected {self.limits.bytes} or fewer")
-
-    async def _body(self, request: Request) -> bytes:
-        """The body, read no farther than it may be long."""
-        coding = request.headers.get("content-encoding", "identity")
-        if coding != "identity":
-            raise HTTPException(415, f"a body of the encoding {coding[:20]!r}; expected one that is not compressed")
-        length = request.headers.get("content-length")
-        if length is not None:
-            self._declared(request)
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self.limits.bytes:
-                raise HTTPException(413, f"expected {self.limits.bytes} bytes or fewer")
-            parts.append(part)
-        return b"".join(parts)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
