@@ -13,6 +13,7 @@ from advconn.files import telling
 
 KIND = "advconn score"
 SUFFIX = ".unfinished"
+FOLLOWING = {"threshold", "level", "conditions", "by_class", "calibrated_on", "precision", "fingerprint"}  # from others
 
 
 class Journal:
@@ -53,12 +54,14 @@ class Journal:
         header = _parsed(self.file.readline())
         if not isinstance(header, dict) or header.get("run") != KIND:
             raise foreign
-        wanted = json.loads(json.dumps(dict(about)))
-        other = [name for name in wanted if header["about"].get(name) != wanted[name]]
+        wanted, before = json.loads(json.dumps(dict(about))), header["about"]
+        other = [name for name in wanted if before.get(name) != wanted[name]]
         if other:
+            told = [name for name in other if name not in FOLLOWING] or other
+            changes = ", ".join(f"{name} was {_short(before.get(name))}, now {_short(wanted[name])}" for name in told)
             raise DataError(
-                f"{self.path}: the run that was stopped had other {', '.join(other)}: give the same, or remove the "
-                "file to begin anew"
+                f"{self.path}: keeps a run that was started otherwise ({changes}): give the same, or remove the file "
+                "to begin anew"
             )
         end, self.resumed = self.file.tell(), True
         for line in iter(self.file.readline, b""):
@@ -92,6 +95,11 @@ class Journal:
         """The run is over."""
         self.file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _parsed(line: bytes) -> Any:

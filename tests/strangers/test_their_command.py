@@ -385,7 +385,7 @@ def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
     assert "go on with --resume, or remove it" in one_line(run(*line))
     other = run(*line, "--resume", "--fpr", "0.3", "--confidence", "none")
     assert other.exit_code == 2
-    assert "the run that was stopped had other" in other.stderr
+    assert "started otherwise (fpr was 0.1, now 0.3, confidence was 0.95, now null): give the same" in other.stderr
     again = run(*line, "--resume")
     assert again.exit_code in (0, 1), again.output
     whole = run("score", tmp_path / "in", *known(place), "--out", tmp_path / "whole")
