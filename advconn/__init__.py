@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from advconn.bypass import Detour
     from advconn.classifier import Classifier
     from advconn.connectivity import Connectivity
-    from advconn.detector import Detector, Judgement
+    from advconn.detector import Detector
     from advconn.errors import AdvconnError
     from advconn.explain import Explanation
     from advconn.fitting import fit
     from advconn.guard import Guard, Verdict
+    from advconn.judgement import Judgement
     from advconn.modes import References, choose, synthesise
     from advconn.paths import Path, Profile, profile, straight
     from advconn.stages import Stage
@@ -33,7 +34,7 @@ _WHERE = {
     "Detour": "bypass",
     "Explanation": "explain",
     "Guard": "guard",
-    "Judgement": "detector",
+    "Judgement": "judgement",
     "Path": "paths",
     "Profile": "paths",
     "References": "modes",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn import models, perturb
+from advconn import models, perturb, specs
 from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 from advconn.imitation import imitate
 from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
 from advconn.runner import Runner
 from advconn.toolboxes import LIBRARIES
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(Fraction(text)) if "/" in text else float(text)
-        if not math.isfinite(value):
-            raise ValueError
-        return value
-    except (ValueError, ZeroDivisionError):
-        raise AttackError(f"not a number: {text!r} (expected such as 10, 0.5 or 8/255)") from None
 
 
 @dataclass(frozen=True)
@@ -67,13 +55,13 @@ class Attack:
             if not equals or key not in keys | set(texts):
                 expected = ", ".join(sorted(keys | set(texts)))
                 raise AttackError(f"{name} has no parameter {part!r}: expected {expected} as key=value")
-            params[key] = value if key in texts else _checked(name, key, value)
+            params[key] = value if key in texts else specs.read(name, key, value)
         if "weights" in params and "surrogate" not in params:
             raise AttackError(f"{name}: weights go with surrogate=SPEC")
         return cls(name, tuple(sorted(params.items())))
 
     def __str__(self) -> str:
-        shown = [f"{k}={v if isinstance(v, str) else _shown(k, v)}" for k, v in self.params]
+        shown = [f"{k}={v if isinstance(v, str) else specs.written(k, v)}" for k, v in self.params]
         return self.name + (":" + ",".join(shown) if shown else "")
 
     @property
@@ -124,7 +112,20 @@ class Attack:
         source: Classifier | None = None,
         runner: Runner | None = None,
     ) -> Iterator[Tensor]:
-        """The same as `run`, a batch at a time. `runner`: where each is made; the same whatever it is."""
+        """The same as `run`, a batch at a time.
+
+        Args:
+            classifier: what is attacked.
+            images: (n, c, h, w) in [0, 1] or uint8.
+            labels: their classes (n,).
+            seed: of all that is drawn.
+            batch_size: images attacked at once.
+            source: what it is made on; `self.source(classifier, images)` unless given.
+            runner: where each batch is made; the copies are the same whatever it is.
+
+        Raises:
+            AttackError: it needs a gradient that `source` does not give, or its library fails on such images.
+        """
         source = self.source(classifier, images, seed=seed) if source is None else source
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
         calls = ((source, x, y, seed * 1_000_003 + i) for i, (x, y) in enumerate(parts))
@@ -145,7 +146,9 @@ class Attack:
         """The classifier that it is made on: of `transfer` its surrogate, or a network that imitates `classifier`.
 
         Args:
+            classifier: what is attacked.
             images: (n, c, h, w) what the imitation is trained on, with the classifier's answers.
+            seed: of that training.
 
         Raises:
             AttackError: a surrogate of other classes.
@@ -211,34 +214,19 @@ def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
             np.random.set_state(state)
 
 
-def _checked(name: str, key: str, text: str) -> float:
-    value = _number(text)
-    if value < 0 or (key in INTEGERS and value < 1):
-        raise AttackError(f"{name}: {key} must be positive, got {text}")
-    if key in INTEGERS and value % 1:
-        raise AttackError(f"{name}: {key} must be a whole number, got {text}")
-    if key == "eps" and name != "pgd-l2" and value > 1:
-        raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {text} (8/255, perhaps?)")
-    return value
-
-
-def _shown(key: str, value: float) -> str:
-    return fraction(value) if key in ("eps", "alpha") else f"{value:g}"
-
-
-def fraction(value: float) -> str:
-    """A size as people write it: so many 255ths where it is a whole number of them."""
-    whole = value * 255
-    return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-9 and value < 1 else f"{value:.4g}"
-
-
-def made_for(classifier: Classifier, specs: Iterable[str]) -> tuple[str, ...]:
+def made_for(classifier: Classifier, texts: Iterable[str]) -> tuple[str, ...]:
     """Those of the attacks that are made for images of so many channels."""
-    return tuple(spec for spec in specs if KINDS[Attack.parse(spec).name].channels in (0, classifier.channels))
+    return tuple(spec for spec in texts if KINDS[Attack.parse(spec).name].channels in (0, classifier.channels))
 
 
 def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:
-    """(n,) whether each attacked image is given another class than its label."""
+    """Whether each attacked image is given another class than its label, (n,) bool.
+
+    Args:
+        classifier: what was attacked.
+        attacked: images (n, c, h, w) in [0, 1] or uint8.
+        labels: classes (n,) of the clean images.
+    """
     return classifier.logits(classifier.check(attacked)).argmax(1) != labels.to(classifier.device)
 
 
@@ -265,8 +253,11 @@ def successful(
     Every second copy is on the grid of 8-bit files: files hold bytes, an attack inside a pipeline does not.
 
     Args:
+        classifier: what is attacked.
         attack: `run(classifier, images, labels, *, seed)` gives attacked copies.
+        images: clean ones (n, c, h, w) in [0, 1] or uint8.
         labels: true classes (n,); None takes the predictions.
+        seed: of all that is drawn.
         options: of `attack.run`.
     """
     clean = classifier.check(images)
@@ -283,10 +274,10 @@ def successful(
 
 def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
     """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is none."""
-    tensors = [torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])]
+    images = torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])
     rows = [rows[hits.rows] for hits, rows in parts]
     none = torch.zeros(0, dtype=torch.int64, device="cpu")
-    return Hits(tensors[0], torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
+    return Hits(images, torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
 
 
 def round_to_bytes(images: Tensor) -> Tensor:
@@ -294,6 +285,6 @@ def round_to_bytes(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def parse_all(specs: Sequence[str | Attack]) -> tuple[Attack, ...]:
+def parse_all(attacks: Sequence[str | Attack]) -> tuple[Attack, ...]:
     """Attacks from their specifications."""
-    return tuple(spec if isinstance(spec, Attack) else Attack.parse(spec) for spec in specs)
+    return tuple(spec if isinstance(spec, Attack) else Attack.parse(spec) for spec in attacks)

@@ -16,12 +16,13 @@ import torch
 
 from advconn import card as cards
 from advconn import pretrained, restoring
+from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.card import WEIGHTS as WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, Fitted
+from advconn.detector import Detector
 from advconn.errors import AdvconnError, BundleError, line_of
 from advconn.files import shipped
 from advconn.kinds import MIXTURE

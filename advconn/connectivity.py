@@ -15,7 +15,7 @@ from torch import Tensor
 from advconn.bypass import DELTA, SLACK, Detour, bypass
 from advconn.classifier import Classifier
 from advconn.copies import COPIES as COPIES  # of the public name
-from advconn.copies import Copy
+from advconn.copies import named
 from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
@@ -198,7 +198,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                     by_name |= dict(zip(names, logits.view(len(stops), len(images), -1), strict=True))
                 names, stops = [], []
             if name in new or name in half:
-                copy = _copy(str(name))(images)
+                copy = named(str(name))(images)
                 if name in new:
                     names, stops = [*names, str(name)], [*stops, copy]
                 if name in half:
@@ -261,7 +261,13 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self.references
 
     def anchors(self, images: Tensor, classes: Tensor, count: int) -> Tensor:
-        """Indices (n, q * count) of references of classes (n, q): the first of each class, or the nearest in pixels."""
+        """Indices (n, q * count) of references: the first of each class, or the nearest in pixels.
+
+        Args:
+            images: (n, c, h, w) that paths begin at.
+            classes: (n, q) that they lead to.
+            count: references of each.
+        """
         references = self._references()
         index = references.by_class.to(images.device)[classes]
         if self.nearest:
@@ -290,9 +296,3 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def _space(classifier: Classifier, layer: str) -> Space:
     """Kept: to cut a network takes longer than to walk a few paths."""
     return Space(classifier, layer)
-
-
-def _copy(name: str) -> Copy:
-    if name not in COPIES:
-        raise DataError(f"no copy named {name!r}: expected some of {', '.join(COPIES)}")
-    return COPIES[name]

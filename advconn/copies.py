@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advconn.errors import DataError
+
 Copy = Callable[[Tensor], Tensor]
 
 
@@ -212,3 +214,14 @@ COPIES: Mapping[str, Copy] = MappingProxyType(
         "flip+unrotate": both(flip, rotate(-6)),
     }
 )
+
+
+def named(name: str) -> Copy:
+    """The copy of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in COPIES:
+        raise DataError(f"no copy named {name!r}: expected some of {', '.join(COPIES)}")
+    return COPIES[name]

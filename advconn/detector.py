@@ -11,18 +11,15 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
-from advconn.attacks import Attack, Hits, made_for, parse_all
-from advconn.calibrating import Calibrating
-from advconn.calibrating import Fitted as Fitted  # of the public name
+from advconn.attacks import Attack, made_for, parse_all
+from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import CLEAN, enough
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, PROMISED, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
-from advconn.given import as_bytes, as_labels, as_tensor, image_hashes
-from advconn.heads import default_head as default_head  # of the public name
-from advconn.heads import unfitted
-from advconn.judgement import Judgement as Judgement  # of the public name
+from advconn.given import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
+from advconn.heads import default_head, unfitted
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
 from advconn.pretrained import Pretrained
@@ -134,16 +131,12 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             FitError: too few clean images for the false-alarm rate, one class only, or no attack succeeded.
         """
         if not isinstance(self.connectivity, Connectivity):
-            raise FitError(
-                f"a Detector is made of a Connectivity, got {type(self.connectivity).__name__}: "
-                "Detector(Connectivity(classifier))"
-            )
+            given = type(self.connectivity).__name__
+            raise FitError(f"Detector(Connectivity(classifier)) takes a Connectivity, got {given}")
         images = as_tensor(X)
-        if y is not None and (labels is not None or len(np.unique(y)) == 1):
-            raise FitError("with y, give clean (0) and attacked (1) images, and no labels; without y, clean ones alone")
-        kinds = np.zeros(len(images), int) if y is None else np.asarray(y).astype(int)
-        if kinds.shape != (len(images),) or kinds.min(initial=0) < 0:
-            raise FitError(f"y must be {len(images)} values: 0 (clean), 1 (attacked) or more (other kinds of attack)")
+        if y is not None and labels is not None:
+            raise FitError("with y, give no labels: they say which images to attack, and none is attacked then")
+        kinds = as_kinds(y, len(images))
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         enough(int(kept.sum()), self.fpr)
@@ -156,11 +149,11 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
-            refine_rows = attacked_rows(images[train], _maybe(labels, train), mixture if self.refine else (), few)
+            refine_rows = attacked_rows(images[train], labels_of(labels, train), mixture if self.refine else (), few)
             self.take(self.pretrained, refine_rows.sound())
             return self._calibrated(images, kept, runner.progress)
         if y is None:
-            rows = attacked_rows(images[train], _maybe(labels, train), mixture, maker)
+            rows = attacked_rows(images[train], labels_of(labels, train), mixture, maker)
         else:
             rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
         clean = kinds[train] == 0
@@ -168,7 +161,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
         self.teach(rows.sound())
         if y is None and self.evasive:
-            self._harden(rows, images[train], _maybe(labels, train), mixture, maker)
+            self._harden(rows, images[train], labels_of(labels, train), mixture, maker)
         return self._calibrated(images, kept, runner.progress)
 
     def _harden(
@@ -191,13 +184,9 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         Raises:
             FitError: too few images, or stages that no head was taught for.
         """
-        connectivities, shares = (
-            connectivities_of(self.connectivity, self.stages),
-            shares_of(self.connectivity, self.stages),
-        )
+        connectivities, shares = self._planned()
         clean, hits = rows.only(rows.plain).features, rows.only(rows.kinds > 0)
-        attacked = hits.features if len(hits.kinds) else ()
-        cascade = heads.cascade(connectivities, clean, shares, attacked)
+        cascade = heads.cascade(connectivities, clean, shares, hits.features if len(hits.kinds) else ())
         fitted = Fitted(int(rows.plain.sum()), 0, rows.attacks, pretrained=True)
         self.set_cascade(cascade, np.median(clean[-1], axis=0), fitted)
         return self
@@ -241,15 +230,17 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         def new_head() -> Any:
             return clone(default_head(self.seed) if self.head is None else self.head)
 
-        connectivities, shares = (
-            connectivities_of(self.connectivity, self.stages),
-            shares_of(self.connectivity, self.stages),
-        )
+        connectivities, shares = self._planned()
         cascade, missed = teach(connectivities, rows, new_head, shares, self.fpr, self.seed)
         cascade = replace(cascade, gate=self._gate(cascade, rows))
         typical = np.median(rows.features[-1][rows.plain], axis=0)
         self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
         return self
+
+    def _planned(self) -> tuple[tuple[Connectivity, ...], tuple[float, ...]]:
+        """What each stage walks, and the share of clean images that goes on from it."""
+        asked = self.connectivity, self.stages
+        return connectivities_of(*asked), shares_of(*asked)
 
     def _gate(self, cascade: Cascade, rows: Taught) -> float | None:
         """What makes the companion's log-odds and the last head's equal where as many clean images lie above each."""
@@ -270,10 +261,16 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         predicted: Mapping[str, np.ndarray] | None,
         **parameters: Any,
     ) -> Detector:
-        """A fitted detector from what one was made of: its stages, what they were fitted on, its calibration.
+        """A fitted detector from what one was made of.
 
-        `scores` and `predicted` are those of `set_calibration`, `parameters` those that it was constructed with. `head`
-        is the last stage's, unfitted, unless the heads were taught on other networks.
+        Args:
+            connectivity: how features are made.
+            cascade: its fitted stages; `head` is the last one's, unfitted, unless heads were taught on other networks.
+            typical: the median clean image's features (d,) at the last stage.
+            fitted: what they were made from.
+            scores: of the calibration images, see set_calibration.
+            predicted: their classes, see set_calibration.
+            parameters: the others that it was constructed with.
         """
         head = None if fitted.pretrained else unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)
@@ -282,7 +279,13 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         return detector
 
     def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: Fitted) -> None:
-        """Take fitted stages, the median clean image's features (d,) at the last one, and what they were made from."""
+        """Take what was fitted before.
+
+        Args:
+            cascade: the stages.
+            typical: the median clean image's features (d,) at the last one.
+            fitted: what they were made from.
+        """
         self.cascade_, self.typical_, self.fitted_ = cascade, typical, fitted
         self.classes_ = np.array([0, 1])
         self.head_, self.names_ = cascade.heads[-1], np.asarray(cascade.names[-1], dtype=object)
@@ -294,13 +297,3 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         count = round(self.calibrate * len(clean))
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
-
-    def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
-        """Successful copies of at most `per_attack` images that the classifier gets right, see Maker.attacked."""
-        return Maker((self.connectivity,), self.per_attack, seed=self.seed).attacked(images, labels, attack, seed=seed)
-
-
-def _maybe(labels: Any, rows: np.ndarray) -> Tensor | None:
-    if labels is None:
-        return None
-    return as_labels(labels, len(rows))[torch.from_numpy(rows)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.errors import DataError
+from advconn.errors import DataError, FitError
 
 
 def as_tensor(images: Any) -> Tensor:
@@ -50,6 +50,25 @@ def as_labels(labels: Any, count: int) -> Tensor:
     if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < 0).any()):
         raise DataError(f"{given} labels for {count} images: expected one class index an image")
     return values.to(torch.int64)
+
+
+def labels_of(labels: Any, rows: np.ndarray) -> Tensor | None:
+    """Of labels as `as_labels` takes them those where `rows` (n,) is true; None of none."""
+    return None if labels is None else as_labels(labels, len(rows))[torch.from_numpy(rows)]
+
+
+def as_kinds(y: Any, count: int) -> np.ndarray:
+    """Which images are clean (0) and which attacked (1, or a number for each kind of attack), (n,); None: all clean.
+
+    Raises:
+        FitError: another number of them, or one class alone.
+    """
+    kinds = np.zeros(count, int) if y is None else np.asarray(y).astype(int)
+    if kinds.shape != (count,) or kinds.min(initial=0) < 0:
+        raise FitError(f"y must be {count} values: 0 (clean), 1 (attacked) or more (other kinds of attack)")
+    if y is not None and len(np.unique(kinds)) == 1:
+        raise FitError("with y, give clean (0) and attacked (1) images; without y, clean ones alone")
+    return kinds
 
 
 def image_hashes(images: Tensor) -> np.ndarray:

@@ -13,11 +13,12 @@ from advconn.calibration import Calibration
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError, FitError
 from advconn.exits import ordered
-from advconn.explain import Explanation, Typical, explanation, reason
+from advconn.explain import Explanation, explanation
 from advconn.given import as_tensor
 from advconn.judgement import Judgement, judgement_of
 from advconn.margins import counting
 from advconn.progress import Progress, silent
+from advconn.reasons import Typical, reason
 from advconn.stages import Cascade, Found
 
 
@@ -75,7 +76,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         return Typical(self.cascade_, self.typical_)
 
     def reasons(self, judgement: Judgement) -> list[str]:
-        """For each image of a judgement what it showed, in words, see explain.reason."""
+        """For each image of a judgement what it showed, in words, see reasons.reason."""
         return [reason(self._typical, judgement, i) for i in range(len(judgement.score))]
 
     def families(self, judgement: Judgement) -> dict[str, np.ndarray]:

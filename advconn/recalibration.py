@@ -18,6 +18,7 @@ from advconn.exits import ordered
 from advconn.fitting import tell_promise, warn
 from advconn.given import as_labels, as_tensor, image_hashes
 from advconn.kinds import BLACK_BOX, MIXTURE
+from advconn.making import Maker
 from advconn.preparing import sound
 from advconn.progress import Progress, silent
 from advconn.suiting import mixture_for
@@ -95,8 +96,8 @@ def recalibrated(
     tell_promise(new, note)
     clean = ordered(new.clean_[CLEAN], new.cascade_.exits)[0]
     attack = _attack_for(detector, images, truth)
-    few = Detector(detector.connectivity, per_attack=100, seed=detector.seed)
-    hits = few.attacked(images, truth, attack, seed=0)
+    maker = Maker((detector.connectivity,), per_attack=100, seed=detector.seed)
+    hits = maker.attacked(images, truth, attack, seed=0)
     if len(hits.images) < LEAST:
         raise FitError(
             f"{attack} changed {len(hits.images)} predictions of {hits.tried}: too few to see whether the scores still "

@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from advconn.calibration import Calibration
-from advconn.detector import Detector, Judgement
+from advconn.detector import Detector
 from advconn.errors import line_of
 from advconn.items import Batch
+from advconn.judgement import Judgement
 from advconn.shown import shown
 
 VERDICTS = ("clean", "ADVERSARIAL")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advconn.attacks import Attack, fraction, made_for, parse_all, succeeded
+from advconn.attacks import Attack, made_for, parse_all, succeeded
 from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS, usable
 from advconn.detector import Detector
@@ -19,6 +19,7 @@ from advconn.given import as_bytes
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
 from advconn.progress import silent
+from advconn.specs import fraction
 from advconn.stages import connectivities_of
 
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are

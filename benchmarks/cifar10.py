@@ -26,9 +26,9 @@ from advconn import models
 from advconn.attacks import Attack, Hits
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector
 from advconn.features import Trace, joined, table
 from advconn.grain import grain
+from advconn.making import Maker
 from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -98,9 +98,9 @@ def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, l
 
     def make() -> Hits:
         started = time.time()
-        detector = Detector(Connectivity(model), per_attack=limit)
+        maker = Maker((Connectivity(model),), per_attack=limit)
         seed = int(hashlib.sha256(spec.encode()).hexdigest()[:6], 16)
-        hits = detector.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
+        hits = maker.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
         print(f"{name:10} {spec:32} {len(hits.rows):5} of {hits.tried} in {time.time() - started:.0f} s", flush=True)
         return hits
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from advconn import bundle
 from advconn.conditions import CONDITIONS, PROMISED, USES
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, default_head
+from advconn.detector import Detector
+from advconn.heads import default_head
 from advconn.judgement import Judgement
 from advconn.stages import scored
 from advconn.watch import Watch

@@ -27,9 +27,10 @@ from sklearn.metrics import roc_auc_score
 from advconn import bundle
 from advconn.attacks import Attack, Hits
 from advconn.calibration import Calibration
-from advconn.detector import Detector, default_head
+from advconn.detector import Detector
 from advconn.exits import ordered
 from advconn.features import Trace, table
+from advconn.heads import default_head
 from advconn.kinds import MIXTURE
 from advconn.stages import log_odds, scored
 

@@ -21,7 +21,7 @@ from photographs import TEST as PHOTOGRAPHED
 from sklearn.pipeline import make_pipeline
 from teach import FPR, judged, taught
 
-from advconn.detector import default_head
+from advconn.heads import default_head
 from advconn.pretrained import moved, standard
 
 NAMED_OF = {*NAMED, *DIGIT_TEST, *PHOTOGRAPHED[:-1]}

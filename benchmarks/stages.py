@@ -24,9 +24,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.connectivity import Connectivity
-from advconn.detector import default_head
 from advconn.exits import exits, ordered
 from advconn.features import Trace, table
+from advconn.heads import default_head
 from advconn.kinds import MIXTURE
 from advconn.modes import synthesise
 from advconn.stages import log_odds

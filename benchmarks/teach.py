@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack
 from advconn.calibration import Calibration
-from advconn.detector import default_head
 from advconn.exits import exits_at, ordered
+from advconn.heads import default_head
 from advconn.heads import save as save_head
 from advconn.pretrained import LARGEST, standard
 from advconn.stages import STAGES, scored

@@ -16,9 +16,9 @@ from advconn import bundle, models
 from advconn import card as cards
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
-from advconn.detector import Detector, default_head
+from advconn.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
-from advconn.heads import unfitted
+from advconn.heads import default_head, unfitted
 from advconn.nets import compact
 
 

@@ -13,8 +13,8 @@ import torch
 from advconn import bundle
 from advconn.attacks import Attack
 from advconn.errors import DataError
-from advconn.explain import Typical, reason
 from advconn.pages import Case, page, write
+from advconn.reasons import Typical, reason
 from advconn.stages import scored
 
 

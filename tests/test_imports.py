@@ -13,8 +13,9 @@ import advconn
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"shown"},
-    {"errors", "ahead", "nets", "copies", "grain", "progress", "kinds"},
+    {"errors", "ahead", "nets", "grain", "progress", "kinds"},
     {
+        "copies",
         "margins",
         "metrics",
         "given",
@@ -27,6 +28,7 @@ ORDER = [
         "blackbox",
         "store",
         "layout",
+        "specs",
     },
     {"exits", "runner", "journal", "writers"},
     {"bypass", "band", "adapters", "conditions", "pictures", "weights", "architectures"},
@@ -40,7 +42,8 @@ ORDER = [
     {"making", "stages"},
     {"evading", "judgement"},
     {"teaching"},
-    {"explain", "heads"},
+    {"heads", "reasons"},
+    {"explain"},
     {"pretrained"},
     {"judging"},
     {"calibrating"},
