@@ -10,7 +10,6 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.images import labels
 from advconn.items import Item
 
 LOOKED_AT = 1000  # images by which it is seen what the labels mean and what the classifier makes of them
@@ -177,3 +176,23 @@ def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bo
     if labelled and not above_chance(right, count, classes):
         raise DataError(f"{line}, which is no more than chance ({1 / classes:.1%}): {way}")
     return line
+
+
+def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:
+    """True labels (n,) where every item's is a class index or a class name, else None.
+
+    Args:
+        items: with a label each, or none.
+        class_names: of the classifier, or None.
+        num_classes: that it tells apart.
+    """
+    names = {name: i for i, name in enumerate(class_names or ())}
+    indices = []
+    for item in items:
+        if item.label is None:
+            return None
+        index = names.get(item.label, int(item.label) if item.label.isdecimal() else -1)
+        if not 0 <= index < num_classes:
+            return None
+        indices.append(index)
+    return torch.tensor(indices, dtype=torch.int64, device="cpu")

@@ -14,24 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from advconn import arrays
 from advconn.ahead import ahead
 from advconn.arrays import Archive
 from advconn.errors import DataError
-from advconn.files import files_under, kind_of, writing
+from advconn.files import files_under, kind_of
 from advconn.items import Batch, Item, Items, Unread
 from advconn.layout import layout
 from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, readings, sized
-from advconn.pictures import picture as picture  # of the public name
 from advconn.preprocessing import Preprocessing
 
 Row = tuple[Item, np.ndarray, tuple[int, int], str]  # an image, its pixels, the size it came with, how it was read
 DECODERS = 8  # threads that files are decoded by
 JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none
-LONGEST_NAME = 200  # bytes of a file's name that is written
 
 
 class Collection:
@@ -132,6 +128,11 @@ class Collection:
     def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
         """These images, at the classifier's size.
 
+        Args:
+            items: some of the collection's.
+            preprocessing: the classifier's.
+            channels: that it takes.
+
         Raises:
             DataError: one cannot be read, or they are of several sizes.
         """
@@ -190,9 +191,13 @@ class Collection:
         batch_size: int = 64,
         bad: Callable[[Item, DataError], None] | None = None,
     ) -> Iterator[Batch]:
-        """The images in order, at most `batch_size` at a time.
+        """The images in order.
 
-        An image that cannot be read raises, or, where `bad` is given, is told to it and left out.
+        Args:
+            preprocessing: the classifier's.
+            channels: that it takes.
+            batch_size: images at a time, at most.
+            bad: told of an image that cannot be read, which is left out then; without it that raises DataError.
         """
         for parts in ahead(self._parts(preprocessing, channels, batch_size)):
             for part in parts:
@@ -213,7 +218,13 @@ class Collection:
             yield self.some(self.items[i : i + batch_size], preprocessing, channels)
 
     def some(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[Batch | Unread]:
-        """These images as one batch, or as one of each size, and what cannot be read."""
+        """These images as one batch, or as one of each size, and what cannot be read.
+
+        Args:
+            items: some of the collection's.
+            preprocessing: the classifier's.
+            channels: that it takes.
+        """
         pairs = list(zip(items, self._tried(items, preprocessing, channels), strict=True))
         rows = (row for _, some in pairs if not isinstance(some, DataError) for row in some)
         parts: list[Batch | Unread] = [Unread(item, some) for item, some in pairs if isinstance(some, DataError)]
@@ -264,37 +275,3 @@ def _row(path: Path, called: str, archive: Archive, array: str, i: int) -> Item:
 
 def _label(archive: Archive, row: int) -> str | None:
     return None if archive.labels is None else str(archive.labels[row])
-
-
-def labels(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> Tensor | None:
-    """True labels (n,) where every item's is a class index or a known class name, else None."""
-    names = {name: i for i, name in enumerate(class_names or ())}
-    indices = []
-    for item in items:
-        if item.label is None:
-            return None
-        index = names.get(item.label, int(item.label) if item.label.isdecimal() else -1)
-        if not 0 <= index < num_classes:
-            return None
-        indices.append(index)
-    return torch.tensor(indices, dtype=torch.int64, device="cpu")
-
-
-def save(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:
-    """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole.
-
-    With `floats` the .npz holds them as they are, in float32, and no PNG is written: bytes would round them.
-    """
-    plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
-    with writing(folder) as partial:
-        for pixels, name in zip(array, names, strict=True):
-            if not floats:
-                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
-                image.save(partial / f"{_short(name)}.png")
-        np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())
-
-
-def _short(name: str) -> str:
-    """A name that every file system takes."""
-    return os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore")

@@ -40,14 +40,26 @@ class Counts:
 
 
 def write(records: Callable[[], Iterable[Record]], page: str, folder: Path) -> None:
-    """Write results.jsonl, results.csv and report.html into a folder that is there; `records` begins anew each time."""
+    """Write results.jsonl, results.csv and report.html.
+
+    Args:
+        records: gives them from the first one, each time.
+        page: the report.
+        folder: that is there.
+    """
     as_jsonl(records(), folder / "results.jsonl")
     as_csv(records(), folder / "results.csv")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str:
-    """A self-contained HTML page: flagged images first, then by p-value. `counts`: where not every image is shown."""
+    """A self-contained HTML page: flagged images first, then by p-value.
+
+    Args:
+        cases: what is shown.
+        about: the detector, and how it flags.
+        counts: of all images, where not every one is shown.
+    """
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string(

@@ -38,7 +38,14 @@ class Runner:
         return self.jobs == 1 and self.backend == "loky"
 
     def map(self, stage: str, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], ignored: str) -> list[Any]:
-        """`work(*call)` for every call, in order; `ignored` names the argument that is not part of a result's key."""
+        """`work(*call)` for every call, in order, kept.
+
+        Args:
+            stage: told to `progress`.
+            work: a function of a module, which can be sent.
+            calls: its arguments.
+            ignored: the argument that is not part of a result's key.
+        """
         out = []
         for result in self.spread(_kept, ((self.store, work, call, ignored) for call in calls)):
             out.append(result)
@@ -66,7 +73,13 @@ class Runner:
                 yield from pool(some)
 
     def kept(self, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> bool:
-        """Whether `map` would not do this call anew."""
+        """Whether `map` would not do this call anew.
+
+        Args:
+            work: see map.
+            call: its arguments.
+            ignored: see map.
+        """
         return self.store.has(work.__name__, _key(work, call, ignored))
 
     def carrying(self, value: Any) -> Runner:

@@ -108,7 +108,15 @@ def _step(
 def judged(
     detector: Detector, place: Place, items: Sequence[Item], parts: Sequence[Batch | Unread], full: bool
 ) -> list[Said]:
-    """What a detector says of the images of a step; `place` is that of the first of its items."""
+    """What a detector says of the images of a step.
+
+    Args:
+        detector: a fitted one.
+        place: of the first item.
+        items: the images' names and files.
+        parts: what was read of them.
+        full: walk every stage.
+    """
     places = {(item.path, item.row, item.array): (place[0], place[1] + i) for i, item in enumerate(items)}
 
     def where(item: Item) -> Place:

@@ -1,15 +1,21 @@
-"""Verdicts as files: JSON lines, CSV, Parquet, written a record at a time, so that memory does not grow with them."""
+"""Files of results: verdicts as JSON lines, CSV or Parquet, a record at a time; images as PNG files."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
 from advconn.errors import DataError
+from advconn.files import writing
 from advconn.shown import shown
 
 Record = Mapping[str, Any]
@@ -19,6 +25,7 @@ COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README s
     "barrier": "double", "secondary_barriers": "int64", "bends": "double", "reading": "string", "why": "string",
     "error": "string",
 }  # fmt: skip
+LONGEST_NAME = 200  # bytes of a file's name that is written
 TOGETHER = 10_000  # records of a Parquet file's row group
 
 
@@ -76,3 +83,28 @@ def _plain(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
     text = shown(value) if isinstance(value, str) else value
     return "'" + text if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+
+
+def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:
+    """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole.
+
+    Args:
+        images: attacked copies, or others.
+        labels: their classes (n,), for images.npz.
+        names: one for each file, without suffix.
+        folder: that is made.
+        floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them.
+    """
+    plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
+    with writing(folder) as partial:
+        for pixels, name in zip(array, names, strict=True):
+            if not floats:
+                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
+                image.save(partial / f"{_short(name)}.png")
+        np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())
+
+
+def _short(name: str) -> str:
+    """A name that every file system takes."""
+    return os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore")

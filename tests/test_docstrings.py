@@ -51,3 +51,18 @@ def test_args_have_one_parameter_a_line(path):
         for entry in re.findall(r"^    ?\s{0,3}(\S[^:\n]*):", section[1], re.M):
             if re.fullmatch(r"[\w*]+(, [\w*]+)*", entry):
                 assert entry.lstrip("*") in known, f"{path.stem}.{node.name}: {entry}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_who_has_three_parameters_tells_all_of_them(path):
+    """Public functions, and methods of public classes."""
+    tree = ast.parse(path.read_text())
+    homes = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
+    for node in (n for home in homes for n in home.body if isinstance(n, ast.FunctionDef)):
+        given = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        if len(given) < 3 or node.name.startswith("_"):
+            continue
+        section = re.search(r"\n\s*Args:\n(.*?)(?:\n\s*\n|\Z)", ast.get_docstring(node) or "", re.S)
+        told = re.findall(r"^    ?\s{0,3}(\w+)(?:, \w+)*:", section[1], re.M) if section else []
+        told += re.findall(r"(?<=, )\w+(?=[,:])", section[1]) if section else []
+        assert set(given) <= set(told), f"{path.stem}.{node.name}: {sorted(set(given) - set(told))}"

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from advconn.agreement import labels
 from advconn.classifier import Preprocessing
 from advconn.errors import DataError
-from advconn.images import Collection, labels, save
+from advconn.images import Collection
+from advconn.writers import save_images
 
 LOOK = Preprocessing(size=(32, 32))
 
@@ -152,11 +154,11 @@ def test_a_sample_is_seeded_and_batches_cover_everything(tmp_path):
 def test_saved_images_come_back_bit_for_bit_and_nothing_half_written_stays(tmp_path):
     """As PNG and as .npz; a failure leaves no folder."""
     images = torch.from_numpy(np.stack([pixels(), pixels(seed=1)])).permute(0, 3, 1, 2).float() / 255
-    save(images, torch.tensor([1, 2]), ["a", "b"], tmp_path / "out")
+    save_images(images, torch.tensor([1, 2]), ["a", "b"], tmp_path / "out")
     assert torch.equal(read(tmp_path / "out" / "b.png").images[0], (images[1] * 255).round().byte())
     assert torch.equal(read(tmp_path / "out" / "images.npz").images, (images * 255).round().byte())
     with pytest.raises(ValueError, match="shorter"):
-        save(images, torch.tensor([1, 2]), ["a"], tmp_path / "failed")
+        save_images(images, torch.tensor([1, 2]), ["a"], tmp_path / "failed")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 

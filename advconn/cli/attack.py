@@ -62,8 +62,9 @@ def attack(
     import torch
 
     from advconn.attacks import Attack, round_to_bytes, succeeded
-    from advconn.images import Collection, save
+    from advconn.images import Collection
     from advconn.runner import Runner, cluster
+    from advconn.writers import save_images
 
     require_vacant(out)
     made = Attack.parse(spec)
@@ -87,7 +88,7 @@ def attack(
     hits = int((succeeded(classifier, attacked, truth) & right).sum())
     change = (attacked - clean).flatten(1)
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
-    save(attacked, truth, names, out, floats=floats)
+    save_images(attacked, truth, names, out, floats=floats)
     which = "" if true_labels is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
