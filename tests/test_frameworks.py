@@ -40,6 +40,46 @@ class Digits(MLModel):
         logits = self.classifier.logits(torch.from_numpy(np.asarray(images, np.float32))).numpy()
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", logits)])
 """
+KSERVE = """
+import sys
+import numpy as np
+import torch
+from kserve import InferOutput, InferResponse, Model, ModelServer
+from kserve.predictor_config import PredictorConfig
+import advconn
+from advconn import bundle
+from advconn.serving import Judge
+
+class Digits(Model):
+    def __init__(self):
+        super().__init__("digits")
+        self.classifier, self.ready = advconn.load(bundle.default("digits")).connectivity.classifier, True
+
+    async def predict(self, payload, headers=None, response_headers=None):
+        logits = self.classifier.logits(torch.from_numpy(payload.inputs[0].as_numpy())).numpy()
+        return InferResponse(payload.id, self.name, [output("logits", logits)])
+
+class Guarded(Model):
+    def __init__(self):
+        super().__init__("digits")
+        self.judge, self.ready = Judge("digits"), True
+
+    async def predict(self, payload, headers=None, response_headers=None):
+        answer = await super().predict(payload, headers, response_headers)
+        verdicts = self.judge(payload.inputs[0].as_numpy())
+        answer.outputs += [output(name, verdicts[name]) for name in ("advconn_p_value", "advconn_flag")]
+        return answer
+
+def output(name, values):
+    made = InferOutput(name, list(values.shape), {"f4": "FP32", "f8": "FP64", "b1": "BOOL"}[values.dtype.str[1:]])
+    made.set_data_from_numpy(values, binary_data=False)
+    return made
+
+role, port, other = sys.argv[1:]
+config = PredictorConfig(f"127.0.0.1:{other}", predictor_protocol="v2") if role == "Guarded" else None
+server = ModelServer(http_port=int(port), enable_grpc=False, predictor_config=config)
+server.start([globals()[role]()])
+"""
 SETTINGS = {
     "name": "digits",
     "implementation": "runtime.Digits",
@@ -128,6 +168,39 @@ def test_mlserver_runs_the_classifier_that_is_guarded(pixels, tmp_path):
     finally:
         server.terminate()
         server.wait(30)
+
+
+def test_a_kserve_transformer_adds_verdicts_to_what_its_predictor_says(pixels, expected, tmp_path):
+    """Both are kserve's own servers, in processes of their own."""
+    pytest.importorskip("kserve")
+    (tmp_path / "served.py").write_text(KSERVE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    ports = free_port(), free_port()
+    servers = []
+    try:
+        for role, port, other in (("Digits", *ports), ("Guarded", *ports[::-1])):
+            servers.append(
+                subprocess.Popen(
+                    [sys.executable, str(tmp_path / "served.py"), role, str(port), str(other)],
+                    env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            )
+            waited(f"http://127.0.0.1:{port}/v2/models/digits/ready", servers[-1])
+        tensor = {"name": "images", "datatype": "FP32", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{ports[1]}/v2/models/digits/infer",
+            json.dumps({"inputs": [tensor]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            outputs = {o["name"]: o["data"] for o in json.loads(answer.read())["outputs"]}
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(60)
+    np.testing.assert_allclose(np.reshape(outputs["logits"], (-1, 10)), expected["logits"], atol=1e-4)
+    np.testing.assert_allclose(outputs["advconn_p_value"], expected["advconn_p_value"], atol=1e-6)
+    assert outputs["advconn_flag"] == expected["advconn_flag"].tolist()
 
 
 def free_port() -> int:

@@ -192,7 +192,7 @@ def test_a_journal_forgets_what_no_step_ended(tmp_path):
         assert (again.done, again.resumed) == (done, True)
         assert [r["n"] for _, r in again.records()] == [0, 1, 2][: done + 1]
         again.close()
-    with pytest.raises(DataError, match="other images"):
+    with pytest.raises(DataError, match="images was"):
         Journal(tmp_path / "out", {"images": ["b"]}, resume=True)
     with pytest.raises(DataError, match="go on with --resume"):
         Journal(tmp_path / "out", {"images": ["a"]}, resume=False)
