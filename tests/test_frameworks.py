@@ -179,12 +179,9 @@ def test_a_kserve_transformer_adds_verdicts_to_what_its_predictor_says(pixels, e
     servers = []
     try:
         for role, port, other in (("Digits", *ports), ("Guarded", *ports[::-1])):
-            servers.append(
-                subprocess.Popen(
-                    [sys.executable, str(tmp_path / "served.py"), role, str(port), str(other)],
-                    env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
-            )
+            command = [sys.executable, str(tmp_path / "served.py"), role, str(port), str(other)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            servers.append(subprocess.Popen(command, env=environment, **quiet))
             waited(f"http://127.0.0.1:{port}/v2/models/digits/ready", servers[-1])
         tensor = {"name": "images", "datatype": "FP32", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         request = urllib.request.Request(
