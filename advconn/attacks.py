@@ -17,6 +17,7 @@ from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 from advconn.imitation import imitate
 from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
+from advconn.margins import with_gradients
 from advconn.runner import Runner
 from advconn.toolboxes import LIBRARIES
 
@@ -133,7 +134,7 @@ class Attack:
 
     def _batch(self, source: Classifier, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
-        with seeded(seed, devices), torch.inference_mode(False), torch.enable_grad():
+        with seeded(seed, devices), with_gradients():
             out = self._attack(source, source.check(images.clone()), labels.clone().to(source.device))
         return out.detach().clamp(0, 1)
 

@@ -177,6 +177,7 @@ def bypass(
     left = torch.zeros_like(row)
     for depth in range(levels + 1):
         span = width >> depth
+        # A segment half as long is scanned at half as many points, but at 9 (or all, if fewer) at least.
         count = max(min(samples, 9), ((samples - 1) >> depth) + 1)
         path = straight(knots[row, left], knots[row, left + span])
         if depth or scan is None:
@@ -207,5 +208,5 @@ def _bend(knots: Tensor, row: Tensor, left: Tensor, span: int, middle: Tensor) -
     """Set the middle knot of every segment, and lay the knots between on the two lines to it."""
     half = span // 2
     for begin, a, b in ((0, knots[row, left], middle), (half, middle, knots[row, left + span])):
-        for i in range(1, half) if begin else range(1, half + 1):
+        for i in range(1, half) if begin else range(1, half + 1):  # the first half sets the middle knot too
             knots[row, left + begin + i] = torch.lerp(a, b, i / half)

@@ -133,7 +133,7 @@ def _allowed(n: int, fpr: float, confidence: float | None) -> int:
     """How many of n clean scores may lie at the threshold or above."""
     from scipy.special import betainc
 
-    most = math.floor(fpr * (n + 1) + 1e-9)
+    most = math.floor(fpr * (n + 1) + 1e-9)  # .05 * 20 is 1, not a little less
     if confidence is None or most < 1:
         return most
     counts = np.arange(1, most + 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
 from advconn.errors import DataError, ModelError
 from advconn.fingerprint import fingerprint
-from advconn.margins import MarginLandscape, in_batches
+from advconn.margins import MarginLandscape, in_batches, with_gradients
 from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
 from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised
@@ -170,7 +170,7 @@ class Classifier:
         """Whether it gives a gradient with respect to images. It is tried once, when first asked for."""
         if self._differentiable is None:
             try:
-                with torch.inference_mode(False), torch.enable_grad():
+                with with_gradients():
                     leaf = self._probe.detach().clone().requires_grad_()
                     logits = self._forward(leaf)
                     weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from advconn.errors import DataError, PathError
 from advconn.files import replacing
+from advconn.margins import with_gradients
 from advconn.progress import Progress, silent
 from advconn.space import Space
 
@@ -144,7 +145,7 @@ def train(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     order = torch.randperm(len(pixels), generator=generator, dtype=torch.int64, device="cpu")
     kept, training = order.tensor_split([max(1, round(held_out * len(order)))])
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+    with with_gradients(), torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(space.shape, _image(space)).to(pixels.device)
         optimizer = torch.optim.Adam(net.parameters(), rate)

@@ -252,7 +252,7 @@ def _crossing(values: Tensor, t: Tensor) -> Tensor:
     first = torch.where(above.any(2), above.float().argmax(2), values.shape[2] - 1).clamp_min(1)
     high = values.gather(2, first[..., None])[..., 0]
     low = values.gather(2, first[..., None] - 1)[..., 0]
-    share = (-low / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    share = (-low / (high - low).clamp_min(1e-9)).clamp(0, 1)  # both equal: any value, which is not used
     crossing = t[first - 1] + share * (t[first] - t[first - 1])
     return torch.where(above.any(2), crossing, torch.ones_like(crossing))
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advconn.classifier import Classifier
+from advconn.margins import with_gradients
 from advconn.nets import compact
 
 LARGEST = 48  # pixels of a side that the network sees; more are brought to so many
@@ -45,7 +46,7 @@ def imitate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int
     with torch.no_grad():
         wanted = torch.cat([classifier.logits(x) for x in images.split(64)]).softmax(1)
     devices: list[torch.device] = [classifier.device] if classifier.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(devices), with_gradients():
         torch.manual_seed(seed)
         depth = 3 if min(images.shape[2:]) >= 16 else 2  # each stage halves the resolution
         net = _Shrunk(compact(classifier.num_classes, classifier.channels, (16, 32, 64, 96)[: depth + 1]))

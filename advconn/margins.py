@@ -142,6 +142,13 @@ def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
 
 
 @contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients, whatever mode the caller is in: tensors made in inference mode never give one."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def in_float32() -> Iterator[None]:
     """Convolutions of a GPU in float32, and not in TF32, for one thread at a time: torch has one flag for all."""
     with ONE_PRECISION:

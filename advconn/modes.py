@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.margins import margin
+from advconn.margins import margin, with_gradients
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def synthesise(
         return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
     labels = wanted.repeat_interleave(per_class).to(classifier.device)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    with torch.inference_mode(False), torch.enable_grad():
+    with with_gradients():
         canvas = _canvas((len(labels), classifier.channels, h, w), fourier, free, generator, classifier.device)
         best, lowest = _painted(classifier, labels, canvas, reach, tv, stop, steps, rate, generator)
     lost = labels[lowest >= 0].unique().tolist()

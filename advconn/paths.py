@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advconn.margins import with_gradients
+
 Landscape = Callable[[Tensor], Tensor]
 
 
@@ -166,7 +168,7 @@ def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, T
         points: (n, *shape).
         rows: (n,) the row of the landscape that each belongs to.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with with_gradients():
         leaf = points.detach().clone().unsqueeze(1).requires_grad_()
         energy = at_rows(landscape, leaf, rows)
         (gradient,) = torch.autograd.grad(energy.sum(), leaf)

@@ -23,6 +23,7 @@ from advconn.errors import BundleError, FitError
 from advconn.exits import exits_at
 from advconn.files import shipped
 from advconn.heads import load as load_head
+from advconn.margins import with_gradients
 from advconn.stages import Cascade, scored
 
 CARD = "card.json"
@@ -140,7 +141,7 @@ def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
         value.backward()
         return value
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with with_gradients():
         optimizer.step(loss)
     out = copy.deepcopy(head)
     out.coef_, out.intercept_ = weight.detach().numpy(), bias.detach().numpy()

@@ -16,6 +16,7 @@ from advconn.attacks import Attack
 from advconn.classifier import Classifier
 from advconn.conditions import noise_of_size
 from advconn.connection import losses
+from advconn.margins import with_gradients
 from advconn.metrics import auroc, interval
 from advconn.paths import straight
 from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class
@@ -90,7 +91,7 @@ def unbounded(
 
     At least `least` steps, no bound on the change but that the image stays in [0, 1].
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with with_gradients():
         leaf = images.clone().requires_grad_()
         optimizer = torch.optim.Adam([leaf], rate)
         for step in range(steps):

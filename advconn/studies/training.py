@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from advconn.classifier import Classifier
 from advconn.connection import connect
 from advconn.errors import DataError
+from advconn.margins import with_gradients
 from advconn.modes import synthesise
 from advconn.nets import compact
 from advconn.space import Space
@@ -31,7 +32,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
     order = torch.randperm(len(images), generator=generator, dtype=torch.int64, device="cpu")
     kept, train_rows = order[:cut], order[cut:]
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+    with with_gradients(), torch.random.fork_rng():
         torch.manual_seed(subject.seed)
         net = compact(subject.classifier.num_classes, images.shape[1], (16, 32, 64) if fast else (24, 64, 128, 256))
         for module in net.modules():
