@@ -125,12 +125,13 @@ def _attack_for(detector: Detector, images: torch.Tensor, truth: torch.Tensor | 
     """PGD (Square without gradients) of the mixture fitted on; after a quick fit at the strength that suits."""
     classifier = detector.connectivity.classifier
     usual, name = (MIXTURE[0], "pgd") if classifier.differentiable else (BLACK_BOX[0], "square")
-    attacks = [a for a in parse_all(list(detector.fitted_.attacks)) if a.name == name]
+    mixture = detector.attacks if detector.fitted_.attacks else ()  # a quick fit attacked nothing
+    attacks = [a for a in parse_all(mixture) if a.name == name]
     if not attacks:
         labels = classifier.predict(images[:256]) if truth is None else truth[:256]
-        mixture = mixture_for(classifier, images[:256], labels, None, lambda text: None, detector.seed)
-        suits = [a for a in parse_all(mixture) if a.name == name]  # of the first twice as strong as it need be
-        attacks = suits[1:] if usual not in mixture else []
+        chosen = mixture_for(classifier, images[:256], labels, None, lambda text: None, detector.seed)
+        suits = [a for a in parse_all(chosen) if a.name == name]  # of the first twice as strong as it need be
+        attacks = suits[1:] if usual not in chosen else []
     return attacks[0] if attacks else Attack.parse(usual)
 
 

@@ -18,6 +18,7 @@ from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
 from advconn.margins import counting
+from advconn.recalibration import _attack_for
 from advconn.stages import STAGES, log_odds
 from advconn.suiting import shared
 
@@ -156,3 +157,12 @@ def test_a_full_fit_attacks_every_image_by_a_part_of_the_mixture():
     assert shared(60, 21) == 40
     assert shared(30, 21) == 30
     assert shared(300, 4) == 300
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-hardened", "digits", "imagenet"])
+def test_every_shipped_detector_can_be_calibrated_anew(name):
+    """By an attack of its mixture, whatever else it was fitted on."""
+    detector = bundle.load(bundle.default(name))
+    size = detector.connectivity.classifier.preprocessing.size
+    images = torch.rand(4, detector.connectivity.classifier.channels, *size)
+    assert _attack_for(detector, images, None).name == "pgd"
