@@ -55,7 +55,7 @@ def relax(
     pivots: int = 9,
     steps: int = 200,
     rate: float = 0.1,
-    level: Tensor | None = None,
+    ceiling: Tensor | None = None,
     target: Tensor | None = None,
     spring: float = 0.3,
     climb: bool = False,
@@ -75,7 +75,7 @@ def relax(
         pivots: movable points between the ends, 1 or more.
         steps: at most so many; each takes `pivots` gradients a pair, fewer once pivots rest.
         rate: length of the first step, in spacings of the pivots; it falls to nothing along a cosine.
-        level: energies (n,); a pair is done when a dense scan finds nothing above its level.
+        ceiling: energies (n,); a pair is done when a dense scan finds nothing above its ceiling.
         target: energies (n,); a pivot at or under its target rests, which keeps a band on flat ground from drifting.
         spring: stiffness, in slopes a spacing; of 'neb'.
         climb: whether the highest pivot climbs to the saddle; of 'neb'.
@@ -120,7 +120,7 @@ def relax(
             rows = live[better]
             barrier[rows], place[rows], best[rows] = scan.barrier[better], scan.place[better], knots[rows]
             stopped[live] = Path(knots[live]).length() > longest * chord[live]
-            done = stopped[live] if level is None else stopped[live] | (barrier[live] <= level[live])
+            done = stopped[live] if ceiling is None else stopped[live] | (barrier[live] <= ceiling[live])
             live = live[~done]
         if step == steps or not len(live):
             break

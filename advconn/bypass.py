@@ -16,7 +16,7 @@ from torch import Tensor
 from advconn.paths import Landscape, Path, Profile, of_rows, profile, slope, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
-SLACK = 0.5  # margin under the level that a point is brought to, so that it does not end on the level itself
+SLACK = 0.5  # how far under the ceiling a point is brought, so that rounding cannot leave it there
 LONGEST_STEP = 0.1  # of the segment's length: the farthest that one step moves
 LEAST_SLOPE = 1e-12  # squared slope under which a point is stuck
 
@@ -27,8 +27,8 @@ class Detour:
 
     Attributes:
         path: n paths through 2^levels + 1 knots; a knot that was not needed lies on the line between its neighbours.
-        barriers: (n, levels + 1) barriers above the level on the straight path and after each level of bypass; the last
-            column counts those that remain.
+        barriers: (n, levels + 1) barriers above the ceiling on the straight path and after each level of bypass; the
+            last column counts those that remain.
         bends: (n,) number of knots that were moved.
         displacement: (n,) largest |B' - B| over the length of its segment.
         length_ratio: (n,) length of the detour over that of the straight path, at least 1.
@@ -48,7 +48,7 @@ class Detour:
 
     @property
     def converged(self) -> Tensor:
-        """(n,) no barrier above the level remains."""
+        """(n,) no barrier above the ceiling remains."""
         return self.barriers[:, -1] == 0
 
 
@@ -78,7 +78,7 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 
 def sidestep(
-    landscape: Landscape, start: Tensor, end: Tensor, top: Tensor, target: Tensor, rows: Tensor, steps: int
+    landscape: Landscape, start: Tensor, end: Tensor, highest: Tensor, target: Tensor, rows: Tensor, steps: int
 ) -> Step:
     """Move points orthogonally to their segments until their energy is at most `target`.
 
@@ -88,7 +88,7 @@ def sidestep(
         landscape: energies (n, k) of points (n, k, *shape).
         start: first ends (n, *shape) of the segments.
         end: second ends (n, *shape).
-        top: points (n, *shape) on the segments to start from.
+        highest: points (n, *shape) on the segments to start from.
         target: energies (n,) to get down to.
         rows: (n,) each segment's pair, which is its row of the landscape.
         steps: at most so many.
@@ -96,11 +96,11 @@ def sidestep(
     chord = end - start
     length = chord.flatten(1).norm(dim=1).clamp_min(1e-12)
     unit = chord / _column(length, chord)
-    best, lowest = top.clone(), torch.full_like(target, torch.inf)
+    best, lowest = highest.clone(), torch.full_like(target, torch.inf)
     stuck = torch.zeros_like(target, dtype=torch.bool)
     gradients = torch.zeros_like(target)
-    live = torch.arange(len(top), device=top.device, dtype=torch.int64)
-    point = top.clone()
+    live = torch.arange(len(highest), device=highest.device, dtype=torch.int64)
+    point = highest.clone()
     for step in range(steps + 1):
         if not len(live):
             break
@@ -121,17 +121,17 @@ def sidestep(
         live, steep, square, energy = live[going], steep[going], square[going], energy[going]
         size = ((energy - target[live]) / square.sqrt()).clamp(max=LONGEST_STEP * length[live])
         moved = point[live] - _column(size / square.sqrt(), steep) * steep
-        u, origin = unit[live], top[live]
+        u, origin = unit[live], highest[live]
         shift = moved - origin
         point[live] = origin + shift - _column(_dot(shift, u), u) * u
-    return Step(best, (best - top).flatten(1).norm(dim=1) / length, stuck, gradients)
+    return Step(best, (best - highest).flatten(1).norm(dim=1) / length, stuck, gradients)
 
 
 def bypass(
     landscape: Landscape,
     start: Tensor,
     end: Tensor,
-    level: Tensor,
+    ceiling: Tensor,
     *,
     target: Tensor | None = None,
     levels: int = 3,
@@ -139,7 +139,7 @@ def bypass(
     samples: int = 9,
     scan: Profile | None = None,
 ) -> Detour:
-    """Go round every barrier above `level` between start and end.
+    """Go round every barrier above `ceiling` between start and end.
 
     Segments without a barrier are not touched. What still stands after `steps` steps, or after the last level, is
     reported as it is: `converged` is then False.
@@ -148,8 +148,8 @@ def bypass(
         landscape: energies (n, k) of points (n, k, *shape).
         start: (n, *shape).
         end: (n, *shape).
-        level: energies (n,) above which a barrier stands.
-        target: energies (n,) that a bypassed point is brought down to; `level` unless told.
+        ceiling: energies (n,) above which a barrier stands.
+        target: energies (n,) that a bypassed point is brought down to; `ceiling` unless told.
         levels: 1 bypasses the barrier on the line alone, 2 also those on the two segments that this makes, and so on.
         steps: at most so many for each barrier.
         samples: points of the straight line's scan; at every further level half as many, but no fewer than 9 (or than
@@ -162,17 +162,17 @@ def bypass(
         >>> def hill(points):
         ...     return torch.exp(-points.square().sum(2))
         >>> start, end = torch.tensor([[-2.0, 0.1]]), torch.tensor([[2.0, 0.1]])
-        >>> detour = bypass(hill, start, end, level=torch.tensor([0.5]), target=torch.tensor([0.1]))
+        >>> detour = bypass(hill, start, end, ceiling=torch.tensor([0.5]), target=torch.tensor([0.1]))
         >>> detour.converged, detour.bends
         (tensor([True]), tensor([1]))
     """
     n, width = len(start), 2**levels
-    goal = level if target is None else target
+    target = ceiling if target is None else target
     knots = straight(start, end).at(torch.linspace(0, 1, width + 1, device=start.device, dtype=start.dtype))
     bent = torch.zeros(n, width + 1, dtype=torch.bool, device=start.device)
     barriers = torch.zeros(n, levels + 1, dtype=torch.long, device=start.device)
-    displacement, residual = torch.zeros_like(level), torch.full_like(level, -torch.inf)
-    stuck, gradients = torch.zeros_like(bent[:, 0]), torch.zeros_like(level)
+    displacement, residual = torch.zeros_like(ceiling), torch.full_like(ceiling, -torch.inf)
+    stuck, gradients = torch.zeros_like(bent[:, 0]), torch.zeros_like(ceiling)
     row = torch.arange(n, device=start.device, dtype=torch.int64)
     left = torch.zeros_like(row)
     for depth in range(levels + 1):
@@ -182,7 +182,7 @@ def bypass(
         path = straight(knots[row, left], knots[row, left + span])
         if depth or scan is None:
             scan = profile(path, of_rows(landscape, row), count)
-        stands = scan.barrier > level[row]
+        stands = scan.barrier > ceiling[row]
         low = row if depth == levels else row[~stands]
         residual.scatter_reduce_(0, low, scan.barrier if depth == levels else scan.barrier[~stands], "amax")
         barriers[:, depth] = torch.bincount(row[stands], minlength=n)
@@ -191,8 +191,8 @@ def bypass(
         row, left = row[stands], left[stands]
         a, c = path.start[stands], path.end[stands]
         where = scan.place[stands].clamp(1 / (count - 1), 1 - 1 / (count - 1))
-        top = torch.lerp(a, c, _column(where, a))
-        moved = sidestep(landscape, a, c, top, goal[row], row, steps)
+        highest = torch.lerp(a, c, _column(where, a))
+        moved = sidestep(landscape, a, c, highest, target[row], row, steps)
         _bend(knots, row, left, span, moved.points)
         bent[row, left + span // 2] = True
         displacement.scatter_reduce_(0, row, moved.displacement, "amax")

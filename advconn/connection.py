@@ -12,7 +12,7 @@ from torch import Tensor
 from advconn.band import relax
 from advconn.bypass import DELTA, SLACK, bypass
 from advconn.errors import PathError
-from advconn.margins import level
+from advconn.margins import margin_at
 from advconn.paths import Path, Profile, profile, straight
 from advconn.space import Space
 
@@ -32,7 +32,7 @@ class Connection:
         line: cross-entropies along the straight paths.
         curve: those along the paths that `method` found; the straight ones where these have no barrier.
         path: the n paths found, through k knots in the space.
-        heights: (n,) cross-entropy above which a barrier stands.
+        ceiling: (n,) cross-entropy above which a barrier stands.
         barriers: (n, levels + 1) barriers at every level of bypass; None of other methods.
         gradients: (n,) number of gradients spent on every pair.
     """
@@ -43,14 +43,14 @@ class Connection:
     line: Profile
     curve: Profile
     path: Path
-    heights: Tensor
+    ceiling: Tensor
     barriers: Tensor | None
     gradients: Tensor
 
     @property
     def outcome(self) -> list[str]:
         """For every pair one of OUTCOMES: nothing stands on the line, nothing on the path found, or neither."""
-        on_line, on_curve = self.line.barrier <= self.heights, self.curve.barrier <= self.heights
+        on_line, on_curve = self.line.barrier <= self.ceiling, self.curve.barrier <= self.ceiling
         return ["line" if a else "curve" if b else "none" for a, b in zip(on_line, on_curve, strict=True)]
 
     @property
@@ -105,28 +105,30 @@ def connect(
     path = straight(space.points(start), space.points(end))
     line = losses(path, landscape, samples)
     ends = torch.maximum(line.energies[:, 0], line.energies[:, -1])
-    heights = torch.where(ends <= delta, torch.full_like(ends, delta), ends + delta)
-    top = level(heights.double()).to(heights.dtype)
-    gradients = torch.zeros_like(heights)
+    ceiling = torch.where(ends <= delta, torch.full_like(ends, delta), ends + delta)
+    margins = margin_at(ceiling.double()).to(ceiling.dtype)
+    gradients = torch.zeros_like(ceiling)
     barriers = torch.zeros(len(labels), levels + 1, dtype=torch.long, device=labels.device)
-    hard = (line.barrier > heights).nonzero()[:, 0]
+    hard = (line.barrier > ceiling).nonzero()[:, 0]
     energies = line.energies
     if method != "line" and len(hard):
-        rest, goal = landscape.rows(hard), top[hard] - SLACK
+        rest, target = landscape.rows(hard), margins[hard] - SLACK
         if method == "bypass":
             pair = path.start[hard], path.end[hard]
-            detour = bypass(rest, *pair, top[hard], target=goal, levels=levels, steps=steps, samples=samples)
+            detour = bypass(rest, *pair, margins[hard], target=target, levels=levels, steps=steps, samples=samples)
             curve, gradients[hard], barriers[hard] = detour.path, detour.gradients, detour.barriers
         else:
             lines = Path(path.knots[hard])
-            band = relax(rest, lines, pivots=pivots, steps=steps, rate=rate, level=top[hard], target=goal, check=5)
+            band = relax(
+                rest, lines, pivots=pivots, steps=steps, rate=rate, ceiling=margins[hard], target=target, check=5
+            )
             curve, gradients[hard] = band.path, band.gradients
         knots = path.spaced(curve.knots.shape[1]).knots
         knots[hard] = curve.knots
         path, energies = Path(knots), line.energies.index_copy(0, hard, losses(curve, rest, samples).energies)
     path_losses = Profile(line.t, energies)
     return Connection(
-        space, method, labels, line, path_losses, path, heights, barriers if method == "bypass" else None, gradients
+        space, method, labels, line, path_losses, path, ceiling, barriers if method == "bypass" else None, gradients
     )
 
 

@@ -20,7 +20,7 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
 from advconn.grain import grain
-from advconn.margins import at_once, level, margin
+from advconn.margins import at_once, margin, margin_at
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.space import PIXEL, Space
@@ -286,10 +286,10 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _detour(self, start: Tensor, end: Tensor, label: Tensor, scan: Profile) -> Detour:
         """Bypass of barriers whose cross-entropy exceeds the larger end's by more than DELTA."""
         ends = F.softplus(torch.maximum(scan.energies[:, 0], scan.energies[:, -1]))
-        height = level(ends.double() + DELTA).to(start.dtype)
+        ceiling = margin_at(ends.double() + DELTA).to(start.dtype)
         settings: dict[str, Any] = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
         landscape = self.classifier.landscape(label)
-        return bypass(landscape, start, end, height, target=height - SLACK, scan=scan, **settings)
+        return bypass(landscape, start, end, ceiling, target=ceiling - SLACK, scan=scan, **settings)
 
 
 @lru_cache(maxsize=4)

@@ -115,7 +115,7 @@ def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
 
 
 def curves(ax: Axes, result: Connection, row: int, bent: bool = True) -> None:
-    """Cross-entropy along both paths on a logarithmic scale, with the level, the barrier and secondary barriers.
+    """Cross-entropy along both paths on a logarithmic scale, with the ceiling, the barrier and secondary barriers.
 
     Args:
         ax: where they are drawn.
@@ -123,16 +123,16 @@ def curves(ax: Axes, result: Connection, row: int, bent: bool = True) -> None:
         row: which of them.
         bent: whether the path found is drawn beside the straight one.
     """
-    height, least = float(result.heights[row]), 1e-8
+    ceiling, least = float(result.ceiling[row]), 1e-8
     profiles = (("straight", result.line, LINE), (result.method, result.curve, FOUND))
     for name, profile, colour in profiles if bent else profiles[:1]:
         t, energy = profile.t.cpu().numpy(), profile.energies[row].clamp_min(least).cpu().numpy()
         ax.plot(t, energy, color=colour, label=f"{name}: largest {float(profile.barrier[row]):.2g}")
-        for i in peaks(energy, height):
+        for i in peaks(energy, ceiling):
             ax.plot(t[i], energy[i], "v", color=colour, ms=6)
         ax.plot(float(profile.place[row]), energy.max(), "o", mfc="none", color=colour, ms=9, clip_on=False)
-    ax.axhline(height, color="black", lw=0.8, ls="--", label=f"level {height:.2g}")
-    ax.plot([], [], "v", color="0.4", label="barrier above the level")
+    ax.axhline(ceiling, color="black", lw=0.8, ls="--", label=f"ceiling {ceiling:.2g}")
+    ax.plot([], [], "v", color="0.4", label="barrier above the ceiling")
     ax.plot([], [], "o", mfc="none", color="0.4", label="largest on the path")
     ax.set(yscale="log", xlabel="position on the path", ylabel="cross-entropy", xlim=(0, 1))
     told = {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}
@@ -141,11 +141,11 @@ def curves(ax: Axes, result: Connection, row: int, bent: bool = True) -> None:
     ax.legend(fontsize=8)
 
 
-def peaks(energy: np.ndarray, height: float) -> list[int]:
-    """Where a curve (s,) has a maximum above a height, ends excepted."""
+def peaks(energy: np.ndarray, ceiling: float) -> list[int]:
+    """Where a curve (s,) has a maximum above a ceiling, ends excepted."""
     inner = energy[1:-1]
-    top = (inner > energy[:-2]) & (inner >= energy[2:]) & (inner > height)
-    return [int(i) + 1 for i in np.flatnonzero(top)]
+    highest = (inner > energy[:-2]) & (inner >= energy[2:]) & (inner > ceiling)
+    return [int(i) + 1 for i in np.flatnonzero(highest)]
 
 
 def detour(result: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:

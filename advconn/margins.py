@@ -52,7 +52,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(-1, index, -torch.inf).logsumexp(-1) - own
 
 
-def level(delta: Tensor | float) -> Tensor:
+def margin_at(delta: Tensor | float) -> Tensor:
     """Margin at which the cross-entropy is `delta`: ln(e^delta - 1), the inverse of softplus."""
     value = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32, device="cpu")
     return value + torch.log(-torch.expm1(-value))

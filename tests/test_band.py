@@ -134,7 +134,11 @@ def test_order_and_size_of_the_batch_do_not_matter(method):
 
     def go(rows):
         return relax(
-            landscapes.ring, straight(start[rows], end[rows]), method=method, level=level[rows], target=level[rows] / 2
+            landscapes.ring,
+            straight(start[rows], end[rows]),
+            method=method,
+            ceiling=level[rows],
+            target=level[rows] / 2,
         )
 
     whole, order = go(torch.arange(6)), torch.tensor([4, 0, 5, 2, 1, 3])
@@ -154,7 +158,7 @@ def test_reversal_gives_the_mirrored_band():
 def test_pairs_under_their_level_cost_nothing():
     """A segment without a barrier is left as it is: no gradient."""
     start, end = chords()
-    found = relax(landscapes.ring, straight(start, end), level=torch.full((6,), 2.0, dtype=torch.float64))
+    found = relax(landscapes.ring, straight(start, end), ceiling=torch.full((6,), 2.0, dtype=torch.float64))
     assert found.gradients.tolist() == [0.0] * 6
     torch.testing.assert_close(found.length_ratio, torch.ones(6, dtype=torch.float64))
 

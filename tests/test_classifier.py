@@ -11,7 +11,7 @@ from torch import nn
 
 from advconn.classifier import Classifier, fingerprint
 from advconn.errors import DataError, ModelError
-from advconn.margins import counting, level, margin
+from advconn.margins import counting, margin, margin_at
 from advconn.nets import compact
 from advconn.paths import slope
 
@@ -37,7 +37,7 @@ def test_softplus_of_the_margin_is_the_cross_entropy():
 @pytest.mark.parametrize(("delta", "expected"), [(1e-3, -6.90726), (5e-4, -7.60065), (1e-2, -4.60017)])
 def test_level_is_the_inverse_of_softplus(delta, expected):
     """Values worked out by hand."""
-    assert float(level(torch.tensor(delta, dtype=torch.float64))) == pytest.approx(expected, abs=1e-5)
+    assert float(margin_at(torch.tensor(delta, dtype=torch.float64))) == pytest.approx(expected, abs=1e-5)
 
 
 def test_logits_are_the_modules_own():

@@ -50,7 +50,7 @@ def test_energies_are_cross_entropies_of_the_class(classifier, pairs):
         found.line.energies[:, 0], F.cross_entropy(classifier.logits(a), labels, reduction="none")
     )
     ends = torch.maximum(found.line.energies[:, 0], found.line.energies[:, -1])
-    torch.testing.assert_close(found.heights, torch.where(ends <= 0.5, torch.full_like(ends, 0.5), ends + 0.5))
+    torch.testing.assert_close(found.ceiling, torch.where(ends <= 0.5, torch.full_like(ends, 0.5), ends + 0.5))
     assert set(found.outcome) <= {"line", "none"}
 
 

@@ -152,7 +152,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
         ("outcome", {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}[
             connection.outcome[0]
         ]),
-        ("level", f"{float(connection.heights[0]):.4g}"),
+        ("ceiling", f"{float(connection.ceiling[0]):.4g}"),
         ("barrier of the line", f"{float(connection.line.barrier[0]):.4g} at {float(connection.line.place[0]):.2f}"),
         ("barrier of the path", f"{float(connection.curve.barrier[0]):.4g} at {float(connection.curve.place[0]):.2f}"),
         ("length ratio", f"{float(connection.length_ratio[0]):.4f}"),
@@ -171,7 +171,7 @@ def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, 
     told = {k: str(v) for k, v in facts if k in ("first", "second", "class", "space", "method")}
     return told | {
         "outcome": connection.outcome[0],
-        "level": float(connection.heights[0]),
+        "ceiling": float(connection.ceiling[0]),
         "barrier": {"line": float(connection.line.barrier[0]), "path": float(connection.curve.barrier[0])},
         "place": {"line": float(connection.line.place[0]), "path": float(connection.curve.place[0])},
         "length_ratio": float(connection.length_ratio[0]),
