@@ -23,7 +23,7 @@ from advconn.card import WEIGHTS as WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.errors import AdvconnError, BundleError, line_of
+from advconn.errors import AdvconnError, BundleError, ModelError, line_of
 from advconn.files import shipped
 from advconn.kinds import MIXTURE
 from advconn.likeness import size_of
@@ -67,6 +67,7 @@ def load(
             nothing until they are calibrated anew (recalibration.recalibrated).
 
     Raises:
+        ModelError: a model or a companion that is no Classifier.
         BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights, or a
             trial verdict that fails.
 
@@ -77,6 +78,9 @@ def load(
         array([False, False, False])
     """
     folder = Path(folder)
+    for name, given in (("model", model), ("companion", companion)):
+        if given is not None and not isinstance(given, Classifier):
+            raise ModelError(f"{name}= takes a Classifier, got {type(given).__name__}: Classifier(module, size=...)")
     try:
         card = read_card(folder)
         beside = restoring.companion_of(folder, card, companion, device)

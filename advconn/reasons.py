@@ -129,7 +129,7 @@ def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list
     if np.isnan(height):
         return []
     usual = f" (clean: {_short(typical.value('own.barrier.mean'))})"
-    line = f"the line to a {label} image"
+    line = f"the line to an image of {label}"
     names = typical.cascade.names[-1]
     if height < DELTA:
         return [f"no barrier on {line}"]

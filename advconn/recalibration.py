@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from advconn.attacks import Attack, parse_all
+from advconn.attacks import Attack, Hits, parse_all
 from advconn.calibration import CLEAN, enough
 from advconn.detector import Detector
 from advconn.errors import FitError
@@ -25,6 +26,7 @@ from advconn.suiting import mixture_for
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before
+DEAR = 200  # forwards that the attack and the verdict cost an image, at most
 LEAST = 10  # attacked images that tell whether scores still hold
 
 
@@ -36,11 +38,13 @@ class Order:
         attack: its specification.
         auroc: in [0, 1].
         count: number of attacked images.
+        caught: share of these that are flagged.
     """
 
     attack: str
     auroc: float
     count: int
+    caught: float
 
 
 def recalibrated(
@@ -94,16 +98,13 @@ def recalibrated(
     if confidence is not UNTOLD and confidence is not None:
         enough(len(new.calibration_.scores), rate, confidence)
     tell_promise(new, note)
-    clean = ordered(new.clean_[CLEAN], new.cascade_.exits)[0]
-    attack = _attack_for(detector, images, truth)
-    maker = Maker((detector.connectivity,), per_attack=100, seed=detector.seed)
-    hits = maker.attacked(images, truth, attack, seed=0)
+    attack, hits = _attacked(new, images, truth, 100)
     if len(hits.images) < LEAST:
         raise FitError(
             f"{attack} changed {len(hits.images)} predictions of {hits.tried}: too few to see whether the scores still "
             f"hold (expected {LEAST} or more; give more images)"
         )
-    order = Order(str(attack), _auroc(clean, detector.scores(hits.images, progress)), len(hits.images))
+    order = _order(new, attack, hits, progress)
     quick = detector.fitted_.pretrained and not detector.refine  # nothing is known of how well it told attacks before
     if order.auroc < (min(least, CHANCE) if quick else least):
         raise FitError(
@@ -119,6 +120,42 @@ def recalibrated(
     new.fitted_ = replace(new.fitted_, image_hashes=hashes)
     new.figures_ = {}
     return new, order
+
+
+def tried_on(
+    detector: Detector, images: torch.Tensor, truth: torch.Tensor | None, *, most: int, seconds: float
+) -> Order | None:
+    """How well a detector tells one attack, made on images (n, c, h, w); None where that takes too long or changes few.
+
+    Args:
+        detector: a fitted one.
+        images: clean ones (n, c, h, w), uint8 or in [0, 1].
+        truth: their classes (n,), or None.
+        most: images attacked.
+        seconds: that it may take.
+    """
+    classifier = detector.connectivity.classifier
+    few = classifier.check(images[:8])
+    classifier.logits(few)
+    started = perf_counter()
+    classifier.logits(few)
+    if (perf_counter() - started) / len(few) * DEAR * min(most, len(images)) > seconds:
+        return None
+    attack, hits = _attacked(detector, images, truth, most)
+    return _order(detector, attack, hits, silent) if len(hits.images) >= LEAST else None
+
+
+def _attacked(detector: Detector, images: torch.Tensor, truth: torch.Tensor | None, most: int) -> tuple[Attack, Hits]:
+    attack = _attack_for(detector, images, truth)
+    maker = Maker((detector.connectivity,), per_attack=most, seed=detector.seed)
+    return attack, maker.attacked(images, truth, attack, seed=0)
+
+
+def _order(detector: Detector, attack: Attack, hits: Hits, progress: Progress) -> Order:
+    clean = ordered(detector.clean_[CLEAN], detector.cascade_.exits)[0]
+    scores = detector.scores(hits.images, progress)
+    caught = float((scores > detector.calibration_.threshold).mean())
+    return Order(str(attack), _auroc(clean, scores), len(hits.images), caught)
 
 
 def _attack_for(detector: Detector, images: torch.Tensor, truth: torch.Tensor | None) -> Attack:

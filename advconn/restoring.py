@@ -25,8 +25,8 @@ from advconn.preprocessing import names_of
 from advconn.stages import GATED, Cascade, Stage, connectivities_of
 
 HELD = {  # where a network's weights are, and how it is given where they are not
-    "classifier": (WEIGHTS, "--model SPEC"),
-    "companion": (COMPANION, "bundle.load(..., companion=) in Python"),
+    "classifier": (WEIGHTS, "--model SPEC, or load(folder, model=) in Python"),
+    "companion": (COMPANION, "--companion SPEC, or load(folder, companion=) in Python"),
 }
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -181,6 +182,7 @@ def test_bad_use_is_one_line_and_exit_status_2(place, tmp_path):
         (["score", CAT, "--detector", place / "detector", "--model", spec(place, "raising")], "weights are gone"),
         (["score", CAT, "--detector", place / "detector", "--model", spec(place, "training")], "training mode"),
         (["score", CAT, "--device", "tpu"], "expected auto, cpu or cuda"),
+        (["study", "barriers", "--size", "8", "--data", place / "few.npz"], "go with --model"),
         (["fit", "--model", spec(place), "--data", place / "few.npz", "--out", tmp_path / "out"], "at least 19"),
         (["fit", "--model", spec(place), "--data", place / "few.npz", "--out", place / "detector"], "not empty"),
         (["attack", "--attack", "magic", *known, "--data", CAT, "--out", tmp_path / "out"], "no attack named"),
@@ -232,10 +234,30 @@ def test_a_quick_fit_takes_clean_images_alone(place, tmp_path):
     out = run("fit", *given, "--out", tmp_path / "quick", "--limit", 300)
     assert out.exit_code == 0, out.output
     assert "standardised by" in out.output
+    assert re.search(r"it catches \d+% of \d+ images attacked by pgd", out.stderr)
     assert json.loads((tmp_path / "quick" / "card.json").read_text())["fitted"]["attacks"] == {}
     out = run("fit", *given, "--out", tmp_path / "no", "--quick", "--attack", "fgsm")
     assert out.exit_code == 2
     assert "--attack goes with --full" in out.output
+
+
+def test_an_empty_path_is_not_this_folder(place):
+    """Nor any other."""
+    out = run("score", CAT, "--out", "")
+    assert out.exit_code == 2
+    assert "expected a path" in out.stderr
+
+
+def test_what_an_attack_tells_of_scores_is_left_out_where_it_is_dear(place, digits):
+    """None in no time; else how it went."""
+    from advconn.recalibration import tried_on
+
+    detector = bundle.load(bundle.default("digits"))
+    order = tried_on(detector, digits[0][1500:1540], digits[1][1500:1540], most=20, seconds=60)
+    assert order.count <= 20
+    assert order.auroc > 0.9
+    assert order.caught > 0.5
+    assert tried_on(detector, digits[0][1500:1540], None, most=20, seconds=0) is None
 
 
 def test_the_shipped_default_flags_an_attack_on_it(tmp_path):

@@ -146,7 +146,19 @@ def test_it_travels_in_the_bundle(hardened, classifier, companion, digits, tmp_p
         bundle.load(folder, model=classifier, companion=other)
 
 
-def test_one_that_no_bundle_may_rebuild_is_given(hardened, classifier, companion, tmp_path):
+BESIDE = """
+from safetensors.torch import load_file
+from advconn.nets import compact
+
+def build():
+    net = compact(10, 1, (8, 16, 32))
+    net.load_state_dict(load_file({weights!r}))
+    return net.eval()
+"""
+
+
+def test_one_that_no_bundle_may_rebuild_is_given(hardened, classifier, companion, net, robust, digits, tmp_path):
+    """In Python and on the command line; what is no Classifier is told."""
     walk, state = hardened.connectivity, companion.state
     companion.state = None
     try:
@@ -156,6 +168,23 @@ def test_one_that_no_bundle_may_rebuild_is_given(hardened, classifier, companion
     with pytest.raises(BundleError, match="holds no companion"):
         bundle.load(folder, model=classifier)
     assert bundle.load(folder, model=classifier, companion=companion).connectivity.settings() == walk.settings()
+    with pytest.raises(ModelError, match="companion= takes a Classifier, got Sequential"):
+        bundle.load(folder, model=classifier, companion=net)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    for name, weights in (("mine", tmp_path / "w.safetensors"), ("beside", robust)):
+        (tmp_path / f"{name}.py").write_text(BESIDE.format(weights=str(weights)))
+    np.savez(tmp_path / "some.npz", images=digits[0][1500:1504, 0].numpy())
+    line = ["score", str(tmp_path / "some.npz"), "--detector", str(folder), "--model", f"{tmp_path}/mine.py:build"]
+    refused = CliRunner().invoke(main, line)
+    assert refused.exit_code == 2
+    assert "--companion SPEC" in refused.stderr
+    done = CliRunner().invoke(main, [*line, "--companion", f"{tmp_path}/beside.py:build"])
+    assert done.exit_code in (0, 1), done.output
+    without = CliRunner().invoke(
+        main, [*line[:2], "--detector", "digits", "--companion", f"{tmp_path}/beside.py:build"]
+    )
+    assert without.exit_code == 2
+    assert "without a companion" in without.stderr
 
 
 def test_the_command_takes_one(robust, net, digits, tmp_path):

@@ -71,6 +71,10 @@ def test_a_latent_path_with_a_decoder(files, tmp_path):
     first = run(files, *options, "--data", str(files / "some.npz"))
     assert first.exit_code == 0, first.output
     assert "mean square error" in first.output
+    there = run(files, *options)
+    assert there.exit_code == 2
+    assert "is there already" in there.output
+    (tmp_path / "path.png").unlink()
     again = run(files, *options)
     assert again.exit_code == 0
     assert "mean square error" not in again.output

@@ -48,7 +48,10 @@ def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor |
         order = torch.cat([order[~last], order[last]])
     first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
     parts = [order[:first], order[first:second], order[second:]]
-    enough(len(parts[1]), fpr)
+    try:
+        enough(len(parts[1]), fpr)
+    except FitError as error:
+        raise FitError(f"of {count} images {len(parts[1])} calibrate: {error}") from error
     if limit is not None:
         most = max(5 * limit // 4, math.ceil(1 / fpr))
         parts = [parts[0][:most], parts[1][:most], parts[2][-most:] if wanted is not None else parts[2][:most]]
@@ -180,15 +183,17 @@ class Bench:
         seed = int(hashlib.sha256(turn.encode()).hexdigest()[:6], 16) if turn else self.seed
         return rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:limit])]
 
-    def tried(self, ready: Ready) -> Hits:
+    def tried(self, ready: Ready, limit: int | None = None) -> Hits:
         """Those of ready-made images that are of the test part, of images classified right, and change their class.
+
+        limit: of how many originals, at most.
 
         Raises:
             DataError: none is.
         """
         mine = torch.isin(ready.rows, self.parts.test)
         mine &= self.predicted[ready.rows] == self.labels[ready.rows]
-        images, rows = ready.images[mine], ready.rows[mine]
+        images, rows = ready.images[mine][:limit], ready.rows[mine][:limit]
         if not len(rows):
             raise DataError(f"{ready.name}: none of its originals is classified right and in the test part")
         hit = torch.cat([

@@ -180,7 +180,7 @@ def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
     for ready in bench.ready:
         if ready.name in tested:
             raise DataError(f"two attacks are called {ready.name}: rename the file or folder of --attacked")
-        tested[ready.name] = bench.tried(ready)
+        tested[ready.name] = bench.tried(ready, settings.limit)
         asked = (*asked, Attacker(ready.name, "given", ready, ready.name))
     for a in asked:
         hits = tested[a.name]
@@ -229,7 +229,7 @@ def prepare(
             note(f"{kind.name} is left out: {error.name} is not installed (pip install 'advconn[ood]')")
             continue
         except AdvconnError as error:
-            note(f"{kind.name} is left out: {error}")
+            note(f"{kind.name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")
             continue
         made.append(candidate)
     return made

@@ -73,7 +73,7 @@ def _same_images(records: Mapping[str, Records]) -> None:
         if digests != base[1]:
             raise DataError(
                 f"{name} was measured on other images than {base[0]}: their figures do not compare (give both the same "
-                "--data, --limit and --seed)"
+                "--data, --limit, --seed and --repeats)"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,11 @@ class Asked:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         classes: Path | None = None,
+        companion: str | None = None,
+        companion_weights: Path | None = None,
     ) -> None:
         self.model, self.weights, self.classes = model, weights, classes
+        self.companion, self.companion_weights = companion, companion_weights
         told = {"size": size, "channels": channels, "mean": mean, "std": std}
         self.options: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         if model is None and (weights is not None or classes is not None or self.options):
@@ -133,14 +137,34 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     from advconn import bundle
 
     detector = None if detector is None else bundle.folder_of(detector)
+    if detector is None and (asked.model is not None or asked.companion is not None):
+        name = "--model" if asked.model is not None else "--companion"
+        raise DataError(f"{name} needs the --detector that was fitted for it: make one with advconn fit")
+    folder = detector or bundle.default()
+    beside = None if asked.companion is None else _companion(folder, asked, device)
     if asked.model is None:
-        return bundle.load(detector or bundle.default(), device=place(device))
-    if detector is None:
-        raise DataError("--model needs the --detector that was fitted for it: make one with advconn fit")
-    card = bundle.read_card(detector)["classifier"]
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()}
-    options |= {"channels": card["channels"], "class_names": card["class_names"]}
-    return bundle.load(detector, model=asked.load(device, None, **options), same_weights=same_weights)
+        return bundle.load(folder, companion=beside, device=place(device))
+    options = _described(bundle.read_card(folder)["classifier"])
+    classifier = asked.load(device, None, **options)
+    return bundle.load(folder, model=classifier, companion=beside, same_weights=same_weights)
+
+
+def _companion(folder: Path, asked: Asked, device: str) -> Classifier:
+    """The companion that is given for a detector, as its card describes it."""
+    from advconn import bundle, models
+
+    entry = bundle.read_card(folder)["companion"]
+    if entry is None:
+        raise DataError(f"{folder}: was fitted without a companion: leave --companion out")
+    return models.load(
+        str(asked.companion), asked.companion_weights, device=place(device), note=note, **_described(entry)
+    )
+
+
+def _described(entry: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network, as a card holds them."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["preprocessing"].items()}
+    return options | {"channels": entry["channels"], "class_names": entry["class_names"]}
 
 
 def default_subject(device: str) -> tuple[Detector, Data]:
@@ -197,8 +221,9 @@ def read(
     tell_skipped(collection)
     count = len(collection.items) + len(collection.failed)
     if bad and (len(bad) > max_bad * count or not batches):
-        more = f" ({len(bad)} of {count} cannot be read: --max-bad {len(bad) / count:.2g} leaves them out)"
-        raise DataError(f"{bad[0]}{more * (len(bad) < count)}")
+        share = math.ceil(1000 * len(bad) / count) / 1000
+        more = f" ({len(bad)} of {count} cannot be read: --max-bad {share:g} leaves them out)"
+        raise DataError(f"{bad[0]}{more * bool(batches)}")
     for error in bad:
         note(f"left out: {error}")
     if any(any(b.resized) for b in batches):

@@ -65,6 +65,8 @@ def connect(
 
     if out is not None and out.suffix.lower() not in KINDS:
         raise DataError(f"--out {out}: expected a file that ends in {', '.join(KINDS)}")
+    if out is not None and out.exists():
+        raise DataError(f"--out {out}: is there already; give a new name or remove it")
     if not delta > 0:
         raise DataError(f"--delta {delta:g}: expected a cross-entropy above 0")
     collections = [Collection(first), Collection(second)]
@@ -152,7 +154,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
         ("outcome", {"line": "connected by a line", "curve": "connected by a curved path", "none": "not connected"}[
             connection.outcome[0]
         ]),
-        ("ceiling", f"{float(connection.ceiling[0]):.4g}"),
+        ("ceiling", f"{float(connection.ceiling[0]):.4g} (--delta, and where an end is above it that end's more)"),
         ("barrier of the line", f"{float(connection.line.barrier[0]):.4g} at {float(connection.line.place[0]):.2f}"),
         ("barrier of the path", f"{float(connection.curve.barrier[0]):.4g} at {float(connection.curve.place[0]):.2f}"),
         ("length ratio", f"{float(connection.length_ratio[0]):.4f}"),

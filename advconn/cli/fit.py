@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from advconn.runner import Runner
     from advconn.store import Store
 
+CHECKED, CHECK = 40, 30.0  # images that one attack is tried on after a quick fit, and seconds that it may take
+
 
 @click.command()
 @model_options
@@ -76,13 +78,6 @@ if TYPE_CHECKING:
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
 @click.option("--surrogate-weights", type=PATH, help="Its state dict.")
 @click.option(
-    "--companion",
-    metavar="SPEC",
-    help="Another network of the same classes, trained against attacks, which is asked beside the --model and makes an "
-    f"attack that knows the detector harder; it goes into the detector if its architecture has a name: {SPEC}",
-)
-@click.option("--companion-weights", type=PATH, help="Its state dict.")
-@click.option(
     "--references",
     type=click.Choice(["choose", "synthesise"]),
     default="choose",
@@ -116,6 +111,7 @@ def fit(**given: Any) -> None:
 
     if given["asked"].model is None:
         raise click.UsageError("Missing option '--model'.")
+    given |= {name: getattr(given["asked"], name) for name in ("companion", "companion_weights")}
     enough(10**9, given["fpr"])
     quick = _is_quick(given)
     auto = "auto" in given["attacks"]
@@ -134,6 +130,8 @@ def fit(**given: Any) -> None:
         detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
     bundle.save(detector, given["out"])
     _say(detector, given["out"])
+    if detector.fitted_.pretrained and not given["refine"]:
+        _say_caught(detector, images, truth)
 
 
 def _is_quick(given: dict[str, Any]) -> bool:
@@ -231,8 +229,24 @@ def _say(detector: Detector, out: Path) -> None:
         f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
         f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
     )
-    if fitted.pretrained:
-        click.echo("how well it catches attacks on this classifier tells advconn benchmark, on other images")
+    beside = detector.connectivity.companion
+    if beside is not None and beside.state is None:
+        note("the folder does not hold the companion, whose architecture has no name: give --companion with it again")
+
+
+def _say_caught(detector: Detector, images: Tensor, truth: Tensor | None) -> None:
+    """How a quick fit, which made no attack, does on one; where that is cheap."""
+    from advconn.recalibration import tried_on
+
+    order = tried_on(detector, images, truth, most=CHECKED, seconds=CHECK)
+    if order is None:
+        note("how well it catches attacks on this classifier tells advconn benchmark, on other images")
+        return
+    better = ": --refine 100 or --full may catch more" if order.caught < 0.8 else ""
+    note(
+        f"it catches {order.caught:.0%} of {order.count} images attacked by {order.attack} (AUROC "
+        f"{order.auroc:.3f}){better}; advconn benchmark tells more, on other images"
+    )
 
 
 @contextmanager

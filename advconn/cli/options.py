@@ -15,7 +15,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 SPEC = (
     "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
 )
-PATH = click.Path(path_type=Path, readable=False)
+
+
+class _Path(click.Path):
+    """A path; an empty one is no folder, and not this one."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("is empty: expected a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path, readable=False)
 data_option = click.option(
     "--data", type=PATH, required=True, metavar="PATH", help="Clean images: an image, a folder or an array file."
 )
@@ -121,26 +132,48 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r}: expected a number a channel, such as 0.485,0.456,0.406", param, ctx)
 
 
-_MODEL = (
-    click.option("--model", metavar="SPEC", help=SPEC),
-    click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
+_INPUTS = (
     click.option("--size", type=_Side(), help="Input size, 224 or 480x640, if not what the --model says."),
     click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
     click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
     click.option("--std", type=_Numbers(), help="Per channel."),
+)
+_MODEL = (
+    click.option("--model", metavar="SPEC", help=SPEC),
+    click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
+    *_INPUTS,
     click.option("--classes", type=PATH, metavar="FILE", help="Class names: one a line, a JSON list, or id2label."),
+    click.option(
+        "--companion",
+        metavar="SPEC",
+        help="Another network of the same classes, trained against attacks: `fit` asks it beside the --model, which "
+        "makes an attack that knows the detector harder. Else: the detector's, where its folder does not hold it.",
+    ),
+    click.option("--companion-weights", type=PATH, help="Its state dict."),
 )
 
 
 def model_options(function: F) -> F:
     """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
-    names = ("model", "weights", "size", "channels", "mean", "std", "classes")
+    names = ("model", "weights", "size", "channels", "mean", "std", "classes", "companion", "companion_weights")
 
     @wraps(function)
     def command(**given: Any) -> Any:
         return function(asked=Asked(**{name: given.pop(name) for name in names}), **given)
 
     for option in reversed(_MODEL):
+        command = option(command)
+    return command  # type: ignore[return-value]
+
+
+def input_options(function: F) -> F:
+    """--size, --channels, --mean and --std, handed on as `inputs`."""
+
+    @wraps(function)
+    def command(**given: Any) -> Any:
+        return function(inputs={name: given.pop(name) for name in ("size", "channels", "mean", "std")}, **given)
+
+    for option in reversed(_INPUTS):
         command = option(command)
     return command  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.cli.common import Asked, classifier_of, default_subject, detector_of, note, read, require_vacant
-from advconn.cli.options import PATH, SPEC, device_option, seed_option
+from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
@@ -24,6 +24,7 @@ NAMES = ("linear-or-not", "barriers", "bypass", "untrained", "training", "percol
 @click.option("--fast", is_flag=True, help="Minutes on two cores, instead of the papers' setting.")
 @click.option("--model", "models", multiple=True, metavar="SPEC", help=f"{SPEC} Repeat for `architectures`.")
 @click.option("--weights", "weights", multiple=True, type=PATH, help="State dict; one for each --model, in order.")
+@input_options
 @click.option("--data", type=PATH, metavar="PATH", help="Images; else CIFAR-10's test images, or digits.")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, figure.png and text.md.")
 @seed_option
@@ -33,6 +34,7 @@ def study(
     fast: bool,
     models: tuple[str, ...],
     weights: tuple[Path, ...],
+    inputs: dict[str, Any],
     data: Path | None,
     out: Path | None,
     seed: int,
@@ -51,10 +53,8 @@ def study(
 
     if out is not None:
         require_vacant(out)
-    if weights and len(weights) != len(models):
-        raise DataError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none")
     with progress_bar() as progress:
-        subject = _subject(models, weights, data, device, seed, progress)
+        subject = _subject([Asked(*named, **inputs) for named in _named(models, weights)], data, device, seed, progress)
         result = studies()[name](subject, fast=fast)
     click.echo(result.text)
     if out is not None:
@@ -62,14 +62,19 @@ def study(
         click.echo(f"{out}: results.json, figure.png, text.md")
 
 
-def _subject(
-    models: tuple[str, ...], weights: tuple[Path, ...], data: Path | None, device: str, seed: int, progress: Any
-) -> Subject:
+def _named(models: tuple[str, ...], weights: tuple[Path, ...]) -> list[tuple[str | None, Path | None]]:
+    """Each model with its weights; one of None where none is named."""
+    if weights and len(weights) != len(models):
+        raise DataError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none")
+    return list(zip(models or (None,), weights or (None,) * max(1, len(models)), strict=True))
+
+
+def _subject(asked: list[Asked], data: Path | None, device: str, seed: int, progress: Any) -> Subject:
     from advconn.images import Collection
     from advconn.studies import Subject
 
     if data is None:
-        if models:
+        if asked[0].model is not None:
             raise DataError("--data is needed with --model: images that the classifier takes")
         detector, images = default_subject(device)
         return Subject(
@@ -77,12 +82,11 @@ def _subject(
             attacks=dict(images.attacks), seed=seed, progress=progress,
         )  # fmt: skip
     collection = Collection(data)
-    if not models:
+    if asked[0].model is None:
         note("no --model given: the shipped 32x32 CIFAR-10 classifier is used")
         classifiers = [detector_of(None, Asked(None), device).connectivity.classifier]
     else:
-        files = weights or (None,) * len(models)
-        classifiers = [classifier_of(Asked(s, w), collection, device) for s, w in zip(models, files, strict=True)]
+        classifiers = [classifier_of(each, collection, device) for each in asked]
     pixels, labels, _ = read(collection, classifiers[0], "auto", 0.01, True)
     for other in classifiers[1:]:
         if (

@@ -124,9 +124,11 @@ def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: 
     indices = [index.get(name, stems.get(STAMP.sub("", name.rpartition("/")[2]), -1)) for name in names]
     rows = torch.tensor(indices, dtype=torch.int64, device="cpu")
     if not bool((rows >= 0).any()):
+        inside = next(iter(collection.arrays), None)
+        array = f" ({Path(path) / Path(inside).name} may be one)" if inside else ""
         raise DataError(
             f"--attacked {path}: none is called like an image of --data; give copies under the originals' names, or an "
-            "array of as many rows"
+            f"array of as many rows{array}"
         )
     if bool((rows < 0).any()):
         note(f"{int((rows < 0).sum())} of {len(rows)} images of {path} have no original in --data: they are left out")
