@@ -287,5 +287,6 @@ def round_to_bytes(images: Tensor) -> Tensor:
 
 
 def parse_all(attacks: Sequence[str | Attack]) -> tuple[Attack, ...]:
-    """Attacks from their specifications."""
-    return tuple(spec if isinstance(spec, Attack) else Attack.parse(spec) for spec in attacks)
+    """Attacks from their specifications, each once."""
+    parsed = [spec if isinstance(spec, Attack) else Attack.parse(spec) for spec in attacks]
+    return tuple({str(attack): attack for attack in parsed}.values())

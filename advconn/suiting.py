@@ -59,11 +59,12 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
             break
         eps = min(2 * eps, 0.5)
     if not classifier.differentiable:
-        return tuple(
+        specs = [
             f"{kind}:eps={fraction(min(factor * eps, 0.5 if kind == 'square' else 0.25))},{rest}"
             for kind, rest in (("square", "n_queries=500"), ("noise", "tries=20"))
             for factor in ((0.5, 1, 2) if kind == "square" else (2, 4))
-        )
+        ]
+        return tuple(dict.fromkeys(specs))
     strong = min(max(2 * eps, 8 / 255), 0.5)
     far = math.sqrt(clean[0].numel()) * eps / 2  # as long as an Linf step of half that size in every pixel
     shapes = [

@@ -157,6 +157,16 @@ def test_a_surrogate_of_other_classes_is_refused(classifier, digits, tmp_path):
         attack.run(classifier, classifier.check(digits[0][:4]), digits[1][:4])
 
 
+def test_an_attack_that_is_named_twice_is_made_once(classifier, digits):
+    """As a classifier without gradients may be suited by the same noise at every step; a fit takes it."""
+    from advconn.fitting import fit
+
+    assert [str(a) for a in parse_all(["fgsm", "noise:eps=0.25", "fgsm"])] == ["fgsm", "noise:eps=0.25"]
+    twice = ("fgsm:eps=0.3", "fgsm:eps=0.3", "noise:eps=0.5,tries=5", "noise:eps=0.5,tries=5")
+    detector = fit(classifier, digits[0][900:1100], digits[1][900:1100], attacks=twice, conditions=("clean",))
+    assert list(detector.fitted_.attacks) == ["fgsm:eps=0.3", "noise:eps=0.5,tries=5"]
+
+
 def test_weights_need_a_surrogate():
     with pytest.raises(AttackError, match="weights go with surrogate"):
         Attack.parse("transfer:weights=a.pt")
