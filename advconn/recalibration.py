@@ -26,7 +26,7 @@ from advconn.suiting import mixture_for
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before
-DEAR = 200  # forwards that the attack and the verdict cost an image, at most
+DEAR = {True: 200, False: 700}  # forwards that the attack, with gradients or without, and the verdict cost an image
 LEAST = 10  # attacked images that tell whether scores still hold
 
 
@@ -139,7 +139,8 @@ def tried_on(
     classifier.logits(few)
     started = perf_counter()
     classifier.logits(few)
-    if (perf_counter() - started) / len(few) * DEAR * min(most, len(images)) > seconds:
+    forward = (perf_counter() - started) / len(few)
+    if forward * DEAR[classifier.differentiable] * min(most, len(images)) > seconds:
         return None
     attack, hits = _attacked(detector, images, truth, most)
     return _order(detector, attack, hits, silent) if len(hits.images) >= LEAST else None

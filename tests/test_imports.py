@@ -94,7 +94,7 @@ INSIDE = {
     "benchmark/detectors": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
     "cli": (
         {"common", "progress"},
-        {"options", "subjects", "verdicts"},
+        {"fitted", "options", "subjects", "verdicts"},
         {"attack", "benchmark", "calibrate", "compare", "connect", "fit", "score", "serve", "study"},
     ),
     "serving": ({"batching", "judge", "metrics", "protocol", "requests"}, {"app"}),
