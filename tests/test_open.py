@@ -435,3 +435,16 @@ def test_what_contributing_names_is_there():
             module, _, part = name.partition(".")
             found = getattr(advconn, module) if module[0].isupper() else importlib.import_module(f"advconn.{module}")
             assert not part or hasattr(found, part), name
+
+
+def test_a_row_that_some_repeats_lack_says_so():
+    """Its figures are of the others alone."""
+    from advconn.benchmark.tables import printed
+
+    def run(*names):
+        rows = [{"detector": name, "attack": "fgsm", "auroc": 0.9, "tpr": 0.5} for name in names]
+        return [{"rows": rows, "settings": {"data_sha256": "a", "test_sha256": "b"}}]
+
+    table = printed("md", {"seed-0": run("mine", "paper-barrier"), "seed-1": run("mine")}, spread=True)
+    assert "| paper-barrier (1 of 2 runs) | 0.900 / 0.500 |" in table
+    assert "| mine | 0.900 ± 0.000 / 0.500 ± 0.000 |" in table

@@ -61,6 +61,8 @@ def _cells(runs: Mapping[str, Records]) -> tuple[list[str], list[list[str]]]:
         for name in dict.fromkeys(row["detector"] for r in repeats for row in r["rows"]):
             rows = [row for r in repeats for row in r["rows"] if row["detector"] == name]
             label = f"{run}: {name}" if run and len(runs) > 1 else name
+            had = sum(any(row["detector"] == name for row in r["rows"]) for r in repeats)
+            label += f" ({had} of {len(repeats)} runs)" * (had < len(repeats))
             lines.append([label, *(_cell([r for r in rows if r["attack"] == a]) for a in attacks)])
     return ["detector", *attacks], lines
 
