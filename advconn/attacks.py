@@ -86,8 +86,7 @@ class Attack:
         labels: Tensor,
         *,
         seed: int = 0,
-        batch_size: int = 128,
-        source: Classifier | None = None,
+        **options: Any,
     ) -> Tensor:
         """Untargeted attacked copies (n, c, h, w) in [0, 1]; those given another class than their label succeeded.
 
@@ -96,11 +95,9 @@ class Attack:
             images: (n, c, h, w) in [0, 1] or uint8.
             labels: their classes (n,).
             seed: of all that is drawn.
-            batch_size: images attacked at once.
-            source: what it is made on; `self.source(classifier, images)` unless given.
+            options: of `batches`.
         """
-        batches = self.batches(classifier, images, labels, seed=seed, batch_size=batch_size, source=source)
-        return torch.cat(list(batches))
+        return torch.cat(list(self.batches(classifier, images, labels, seed=seed, **options)))
 
     def batches(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from advconn.errors import ModelError, line_of
 LARGEST_ANSWER = 2**28  # bytes
 LARGEST_REQUEST = 2**20  # values
 MOST = 256  # images in a request
+FAILED = (OSError, ValueError, http.client.HTTPException)  # what a server that answers nonsense makes urllib raise
 PATIENCE = 2.0  # seconds for whether a model is ready
 _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
@@ -205,7 +207,7 @@ class Endpoint(Described):
         try:
             with urllib.request.urlopen(f"{self.address}/ready", timeout=min(PATIENCE, self.timeout)):
                 return True
-        except (OSError, ValueError):
+        except FAILED:
             return False
 
     def options(self) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def _request(address: str, body: dict[str, Any] | None, timeout: float) -> dict[
     except urllib.error.HTTPError as error:
         said = error.read(300).decode(errors="replace")
         raise ModelError(f"{address}: the server answers {error.code}: {' '.join(said.split())[:200]}") from error
-    except (OSError, ValueError) as error:
+    except FAILED as error:
         raise ModelError(f"{address}: no answer: {line_of(error)}") from error
     if not isinstance(reply, dict):
         raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")

@@ -123,7 +123,8 @@ class Guard(nn.Module):
         score, p_value, flag = (torch.from_numpy(v).to(device) for v in columns)
         logits = judgement.logits
         if broken.any():
-            warnings.warn(f"{broken.sum()} of {len(images)} images hold NaN or infinity: flagged", AdvconnWarning, 2)
+            said = f"{broken.sum()} of {len(images)} images hold NaN or infinity: flagged"
+            warnings.warn(said, AdvconnWarning, stacklevel=2)
             logits = logits.masked_fill(torch.from_numpy(broken).to(device)[:, None], torch.nan)
         return Verdict(logits, score, p_value, flag)
 
@@ -138,8 +139,8 @@ class Guard(nn.Module):
 
 def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:
     """The images, black in place of those that hold NaN or infinity, and which these are (n,)."""
-    if images.ndim != 4:  # refused where they are judged
-        return images, np.zeros(0, bool)
+    if images.ndim != 4 or not images.is_floating_point():  # refused where they are judged, or always finite
+        return images, np.zeros(len(images) if images.ndim else 0, bool)
     sound = images.isfinite().flatten(1).all(1)
     if bool(sound.all()):
         return images, np.zeros(len(images), bool)

@@ -26,7 +26,8 @@ from advconn.suiting import mixture_for
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before
-DEAR = {True: 200, False: 700}  # forwards that the attack, with gradients or without, and the verdict cost an image
+# Forwards an image, at most: search for an attack's strength, the attack and the verdict; with gradients, or without.
+DEAR = {True: 600, False: 4000}
 LEAST = 10  # attacked images that tell whether scores still hold
 
 

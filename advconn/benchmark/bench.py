@@ -74,12 +74,7 @@ class Ready:
 
 
 def attack_images(
-    images: np.ndarray,
-    labels: np.ndarray,
-    key: str,
-    seed: int,
-    classifier_key: str,
-    subject: tuple[Classifier, Attacker],
+    images: np.ndarray, labels: np.ndarray, key: str, seed: int, network: str, subject: tuple[Classifier, Attacker]
 ) -> Hits:
     """Successful copies of uint8 images with labels, see attacks.successful.
 
@@ -118,10 +113,9 @@ class Bench:
         self.parts = split(len(images), limit, fpr, seed, torch.cat([r.rows for r in ready]) if ready else None)
         self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
         self.predicted = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
-        calls = [(images[rows].numpy(), classifier_key(classifier), classifier) for rows in self.used.split(256)]
-        for rows, classes in zip(
-            self.used.split(256), runner.map("predict", predict_images, calls, "classifier"), strict=True
-        ):
+        chunks, network = self.used.split(256), classifier_key(classifier)
+        calls = [(images[rows].numpy(), network, classifier) for rows in chunks]
+        for rows, classes in zip(chunks, runner.map("predict", predict_images, calls, "classifier"), strict=True):
             self.predicted[rows] = torch.from_numpy(classes)
         self.ready = tuple(ready)
         self.labelled = labels is not None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from advconn.detector import Detector
 
-CHECKED, CHECK = 40, 30.0  # images that one attack is tried on after a quick fit, and seconds that it may take
+CHECKED, CHECK = 40, 60.0  # images that one attack is tried on after a quick fit, and seconds that it may take
 
 
 def say_fitted(detector: Detector, out: Path) -> None:
