@@ -166,7 +166,8 @@ def _load(
     missed = restoring.missed_of(card["missed"])
     precision = calibration["precision"]
     made = Fitted(
-        fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision
+        fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision,
+        restoring.efficacy_of(card["efficacy"]),
     )  # fmt: skip
     conditions, number = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1
     count = len(cascade.connectivities)
@@ -178,6 +179,7 @@ def _load(
         made,
         {name: values[:, :count] for name, values in scores.items()},
         classes,
+        restoring.pictures_of(tensors, card["picture"], list(scores), [str(name) for name in cascade.names[-1]]),
         attacks=tuple(fitted["mixture"] or fitted["attacks"] or MIXTURE),
         per_attack=fitted["per_attack"],
         fpr=calibration["fpr"],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advconn.calibration import CLEAN, Calibration, enough, needed
 from advconn.conditions import CONDITIONS, usable
+from advconn.efficacy import Efficacy
 from advconn.errors import FitError
 from advconn.exits import Missed, ordered
 from advconn.given import as_bytes
@@ -32,6 +33,7 @@ class Fitted:
             fitted on them; None of one stage.
         pretrained: whether the heads were taught on other networks.
         precision: that the calibration's scores were made in, see likeness.precision_of.
+        efficacy: how well it caught one attack; None where that was not measured.
     """
 
     train: int
@@ -41,6 +43,7 @@ class Fitted:
     missed: Missed | None = None
     pretrained: bool = False
     precision: str = "float32"
+    efficacy: Efficacy | None = None
 
 
 class Calibrating(Judging):
@@ -60,18 +63,28 @@ class Calibrating(Judging):
         """
         scores: dict[str, np.ndarray] = {}
         predicted: dict[str, np.ndarray] = {}
+        groups: dict[str, np.ndarray] = {}
         for name in usable((CLEAN, *self.conditions), images.shape[1]):
             changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
-            scores[name], predicted[name] = self._scored(changed, progress, f"calibrate {name}")
-        self.set_calibration(scores, predicted)
+            scores[name], predicted[name], features = self._measured(changed, progress, f"calibrate {name}")
+            group = self._group(features)
+            if group is not None:
+                groups[name] = group
+        self.set_calibration(scores, predicted, groups or None)
         self.fitted_ = replace(self.fitted_, precision=precision_of(self.connectivity.classifier))
 
     def set_calibration(
-        self, scores: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray] | None = None
+        self,
+        scores: Mapping[str, np.ndarray],
+        predicted: Mapping[str, np.ndarray] | None = None,
+        groups: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Take the threshold from scores (n, stages) of clean images by condition, and the classes (n,) they are given.
+        """Take the threshold from scores of clean images. Images with a score that is not finite are left out.
 
-        Images with a score that is not finite are left out.
+        Args:
+            scores: (n, stages) by condition.
+            predicted: classes (n,) that the images are given, by condition.
+            groups: groups (n,) of the images, by condition.
 
         Raises:
             FitError: too few images for the false-alarm rate.
@@ -79,6 +92,7 @@ class Calibrating(Judging):
         self._calibrations: dict[int | None, Calibration] = {}
         self.clean_ = {name: np.asarray(values, np.float64) for name, values in scores.items()}
         self.predicted_ = None if predicted is None else {k: np.asarray(v, np.int64) for k, v in predicted.items()}
+        self.group_ = None if groups is None else {k: np.asarray(v, np.int64) for k, v in groups.items()}
         self.calibration_ = self.calibration()
         self.fitted_ = replace(self.fitted_, calibrate=len(self.calibration_.scores))
 
@@ -105,7 +119,8 @@ class Calibrating(Judging):
         n, sure = int(whole.sum()), self.confidence
         if sure is not None and n < needed(self.fpr, sure):
             sure = None  # on average only: the card and `fit` say so
-        return Calibration({k: v[whole] for k, v in scores.items()}, self.fpr, sure, classes)
+        groups = None if self.group_ is None else {k: self.group_[k][whole] for k in scores}
+        return Calibration({k: v[whole] for k, v in scores.items()}, self.fpr, sure, classes, groups)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters as scikit-learn has it.

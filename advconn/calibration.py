@@ -13,6 +13,8 @@ import numpy as np
 from advconn.errors import FitError
 
 CLEAN = "clean"
+MIN_CELL = 40  # images of one condition in one group that are compared with by themselves
+MIN_POOLED = 1.25  # over the rate: images in a group, for each condition
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,16 @@ class Calibration:
     exchangeable with these, P(p <= a) <= a. The p-value given is the largest over the conditions, so the same holds for
     an image of any of them, and of any mixture.
 
-    An image is flagged where its score exceeds `threshold`, which is where p <= `level`. Without `confidence` the level
-    is `fpr`, and the rate holds on average over draws of the calibration images. With it the level is lowered until the
-    rate that this very threshold has is at most `fpr` with that confidence: after k of n scores it is distributed as
-    Beta(k, n + 1 - k).
+    With `groups` an image is compared with clean images of its own group of pictures (Mondrian conformal prediction).
+    p is then the largest over the conditions that have enough images in the group, and over the group's images of all
+    conditions together. Among the latter, the other renditions of the image itself are missing: they are counted as if
+    all scored higher, so that P(p <= a) <= a for a clean image of the group under a condition drawn at random. Groups
+    apply only without `confidence` and without classes; small ones are merged, by the number of their images.
+
+    An image is flagged where its score exceeds its threshold, which is where p <= `level`. Without `confidence` the
+    level is `fpr`, and the rate holds on average over draws of the calibration images. With it the level is lowered
+    until the rate that this very threshold has is at most `fpr` with that confidence: after k of n scores it is
+    distributed as Beta(k, n + 1 - k).
 
     Args:
         scores: (n,) by condition, all of the same n images; an array alone is the condition 'clean'.
@@ -34,6 +42,7 @@ class Calibration:
         confidence: in (0, 1), or None.
         predicted: (n,) class of each score's image by condition, for thresholds of their own by predicted class, where
             a class has enough images; the others share one.
+        groups: (n,) the group of each score's image by condition, see groups.Groups.
 
     Raises:
         FitError: too few scores for the rate: the threshold would be infinite and nothing ever flagged.
@@ -43,6 +52,7 @@ class Calibration:
     fpr: float
     confidence: float | None = None
     predicted: Mapping[str, np.ndarray] | None = None
+    groups: Mapping[str, np.ndarray] | None = None
     tables: Mapping[str, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,11 +84,13 @@ class Calibration:
     @cached_property
     def level(self) -> float:
         """The largest p-value that is flagged."""
+        if self.by_group:
+            return self.fpr
         return _allowed(len(self.scores), self.fpr, self.confidence) / (len(self.scores) + 1)
 
     @cached_property
     def threshold(self) -> float:
-        """The largest score that is not flagged (where classes have thresholds of their own: that of the others)."""
+        """The largest score that is not flagged; where classes or groups have their own, that of images of neither."""
         rank = _allowed(len(self.scores), self.fpr, self.confidence)
         return max(float(values[-rank]) for values in self._sorted)
 
@@ -98,15 +110,62 @@ class Calibration:
                 )
         return out
 
-    def thresholds(self, predicted: np.ndarray) -> np.ndarray:
-        """The largest scores (m,) that are not flagged, of images given these classes (m,)."""
+    @property
+    def every_threshold(self) -> tuple[float, ...]:
+        """All scores that decide of some image."""
+        own = [max(cell.threshold(self.fpr) for cell in cells) for cells in self.by_group.values()]
+        return tuple(dict.fromkeys([self.threshold, *(part.threshold for part in self.by_class.values()), *own]))
+
+    @cached_property
+    def by_group(self) -> dict[int, tuple[Cell, ...]]:
+        """What an image of each group is compared with; empty where there are not two groups of enough images."""
+        if self.groups is None or self.confidence is not None or self.predicted is not None:
+            return {}
+        siblings = len(self.tables)
+        smallest = siblings * math.ceil(MIN_POOLED / self.fpr)
+        labels, counts = np.unique(np.concatenate([self.groups[name] for name in self.tables]), return_counts=True)
+        order = labels[np.argsort(counts, kind="stable")]
+        sizes = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+        merged: list[list[int]] = []
+        for label in order.tolist():  # the smallest first: they are put together until they are enough
+            if merged and sum(sizes[one] for one in merged[-1]) < smallest:
+                merged[-1].append(label)
+            else:
+                merged.append([label])
+        if len(merged) < 2:
+            return {}
+        out: dict[int, tuple[Cell, ...]] = {}
+        for part in merged:
+            own = [values[np.isin(self.groups[name], part)] for name, values in self.tables.items()]
+            enough_alone = max(MIN_CELL, math.ceil(2 / self.fpr))
+            cells = [Cell(np.sort(values), 1) for values in own if len(values) >= enough_alone]
+            cells.append(Cell(np.sort(np.concatenate(own)), siblings))
+            out |= dict.fromkeys(part, tuple(cells))
+        return out
+
+    def thresholds(self, predicted: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """The largest scores (m,) that are not flagged.
+
+        Args:
+            predicted: classes (m,) that the images are given.
+            groups: groups (m,) of the images, where there are groups.
+        """
         out = np.full(len(predicted), self.threshold)
         for label, part in self.by_class.items():
             out[predicted == label] = part.threshold
+        for label, cells in self.by_group.items() if groups is not None else ():
+            out[groups == label] = max(cell.threshold(self.fpr) for cell in cells)
         return out
 
-    def p_value(self, scores: np.ndarray, predicted: np.ndarray | None = None) -> np.ndarray:
-        """p-values (m,) in (0, 1] of scores (m,), of images that are given the classes `predicted` (m,).
+    def p_value(
+        self, scores: np.ndarray, predicted: np.ndarray | None = None, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """p-values (m,) in (0, 1].
+
+        Args:
+            scores: (m,) of images.
+            predicted: classes (m,) that these are given, where classes have thresholds of their own.
+            groups: groups (m,) of these, where groups have.
 
         Example:
             >>> import numpy as np
@@ -120,7 +179,33 @@ class Calibration:
             for label, part in self.by_class.items():
                 rows = predicted == label
                 out[rows] = part.p_value(scores[rows])
+        for label, cells in self.by_group.items() if groups is not None else ():
+            rows = groups == label
+            out[rows] = np.max([cell.p_value(scores[rows]) for cell in cells], axis=0)
         return np.asarray(out)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Clean scores that an image is compared with.
+
+    Attributes:
+        scores: (n,) in rising order.
+        missing: renditions of the image itself that would stand among them, itself included: counted as higher.
+    """
+
+    scores: np.ndarray
+    missing: int
+
+    def p_value(self, scores: np.ndarray) -> np.ndarray:
+        """p-values (m,) of scores (m,)."""
+        n = len(self.scores)
+        return np.asarray((self.missing + n - np.searchsorted(self.scores, scores, side="left")) / (n + self.missing))
+
+    def threshold(self, fpr: float) -> float:
+        """The largest score whose p-value is above a rate; infinite where there is none."""
+        above = math.floor(fpr * (len(self.scores) + self.missing) + 1e-9) - self.missing
+        return float("inf") if above < 0 else float(self.scores[-above - 1])
 
 
 def _p_value(clean: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -77,8 +77,9 @@ def head_files(count: int) -> tuple[str, ...]:
 def _stage(value: Any) -> bool:
     """What a stage is described by."""
     names = maybe(several(text(), 0, 200))
-    keys = {"copies": names, "halves": names, "paths": flag, "share": number(1e-9, 1)}
-    return isinstance(value, dict) and set(value) == set(keys) and all(keys[k](v) for k, v in value.items())
+    keys = {"copies": names, "halves": names, "paths": flag, "share": number(1e-9, 1), "pixels": flag}
+    told = isinstance(value, dict) and set(value) | {"pixels"} == set(keys)  # which older cards do not say
+    return told and all(keys[k](v) for k, v in value.items())
 
 
 FORMAT = 3
@@ -122,6 +123,7 @@ SCHEMA: Schema = {
         "levels": whole(0, 10),
         "steps": whole(1, 1000),
         "nearest": flag,
+        "temperature": number(1e-9, 1e9),
     },
     "references": maybe(_NAME),
     "fitted": {
@@ -153,6 +155,15 @@ SCHEMA: Schema = {
         "threshold": number(-1e300, 1e300),
     },
     "features": several(_NAME, 1, 10**4),
+    "picture": several(_NAME, 0, 1000),  # features that groups of pictures are told by
+    "efficacy": {
+        "attack": _NAME,
+        "count": whole(1, 10**9),
+        "auroc": number(0, 1),
+        "caught": number(0, 1),
+        "weak": flag,
+        "prices": table(one_of(*CONDITIONS), number(-1, 1), 100),
+    },  # or null
     "figures": table(text(200), lambda v: True),
     "files": table(
         lambda k: k in (WEIGHTS, TENSORS, COMPANION, *head_files(MOST_STAGES)),
@@ -167,6 +178,7 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("classifier", "preprocessing", "crop"): "center",
     ("companion",): None,
     ("connectivity", "nearest"): False,
+    ("connectivity", "temperature"): 1.0,
     ("fitted", "pretrained"): False,
     ("fitted", "mixture"): [],
     ("fitted", "per_attack"): 1000,
@@ -181,6 +193,8 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("calibration", "confidence"): None,
     ("calibration", "by_class"): False,
     ("calibration", "precision"): "float32",
+    ("efficacy",): None,
+    ("picture",): [],
 }
 
 

@@ -20,12 +20,13 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
 from advconn.grain import grain
-from advconn.margins import at_once, margin, margin_at
+from advconn.margins import MarginLandscape, at_once, margin, margin_at
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
+from advconn.pixels import nearness, pixels
 from advconn.space import PIXEL, Space
 
-BARE = frozenset({"query", "self", "grain", "companion"})  # families that need no references
+BARE = frozenset({"query", "self", "grain", "pixels", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
 HALVES: tuple[str, ...] = ("mean3", "median3", "rescale50", "left1", "down1")
 
@@ -36,7 +37,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         classifier: the model that the images are shown to.
         references: images that own and rival paths lead to; without them no such path is walked.
-        families: some of FEATURES; None takes all but 'grain' and 'complexity' that the other arguments allow.
+        families: some of FEATURES; None takes all that the other arguments allow but 'grain', 'pixels', 'near' and
+            'complexity'.
         copies: names in COPIES.
         halves: those of them whose path is read half-way too.
         per_class: references of the predicted class walked to.
@@ -48,6 +50,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
         batch_size: images walked from at once, on a GPU margins.ON_A_GPU times as many; memory grows with it alone.
         companion: a second network of the same classes, trained against attacks, that the images are shown to too.
+        temperature: what the classifier's logits are divided by before features are read and barriers are gone round,
+            above 0 (Guo et al. 2017); margins.temperature_of brings networks of any confidence to one scale.
 
     Example:
         >>> classifier = Classifier(torch.nn.Flatten().eval(), size=4)
@@ -71,6 +75,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         nearest: bool = False,
         batch_size: int = 32,
         companion: Classifier | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.classifier = classifier
         self.references = references
@@ -86,6 +91,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.nearest = nearest
         self.batch_size = batch_size
         self.companion = companion
+        self.temperature = temperature
 
     def fit(self, X: Any = None, y: Any = None) -> Connectivity:
         """Does nothing: there is nothing to learn."""
@@ -169,13 +175,15 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         wanted = tuple(self.copies) if "self" in families else ()
         halves = tuple(name for name in self.halves if name in wanted)
         logits = self._stops(images, {} if start is None else start.stops(), wanted, halves)
-        parts: dict[str, Any] = {"families": families, "query": logits["query"]}
+        parts: dict[str, Any] = {"families": families, "query": logits["query"], "temperature": self.temperature}
         if wanted:
             parts |= {"names": wanted, "copies": torch.stack([logits[name] for name in wanted], 1)}
         if halves:
             parts |= {"halves": halves, "midway": torch.stack([logits[f"half {name}"] for name in halves], 1)}
         if "grain" in families:
             parts["grain"] = grain(images) if start is None or start.grain is None else start.grain
+        if "pixels" in families:
+            parts["pixels"] = pixels(images) if start is None or start.pixels is None else start.pixels
         if "companion" in families:
             said = None if start is None else start.companion
             parts["companion"] = self.beside(images) if said is None else said
@@ -242,6 +250,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
         logits = torch.cat([first, inner.view(n, m, self.samples - 2, query.shape[1]), last], 2)
         parts: dict[str, Any] = {"t": t}
+        if "near" in families:
+            parts["near"] = nearness(images, references, order[:, :2])
         if "latent" in families:
             parts["latent"] = self._latent(images, anchors[same.flatten()], same.shape[1], t)
         if "own" in families:
@@ -251,9 +261,13 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if "complexity" in families:
             rows = torch.arange(n * m, dtype=torch.int64, device=images.device).view(n, m)[:, : own.shape[1]].flatten()
             label = order[:, 0].repeat_interleave(own.shape[1])
-            scan = Profile(t, margin(logits[:, : own.shape[1]].flatten(0, 1), label[:, None]))
+            scan = Profile(t, margin(logits[:, : own.shape[1]].flatten(0, 1) / self.temperature, label[:, None]))
             parts["detour"] = self._detour(path.start[rows], path.end[rows], label, scan)
         return parts
+
+    def landscape(self, labels: Tensor) -> MarginLandscape:
+        """The margin against `labels` (n,), one a row, of logits divided by the temperature."""
+        return MarginLandscape(lambda points: self.classifier.logits(points) / self.temperature, labels)
 
     def _references(self) -> References:
         if self.references is None:
@@ -288,8 +302,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ends = F.softplus(torch.maximum(scan.energies[:, 0], scan.energies[:, -1]))
         ceiling = margin_at(ends.double() + DELTA).to(start.dtype)
         settings: dict[str, Any] = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
-        landscape = self.classifier.landscape(label)
-        return bypass(landscape, start, end, ceiling, target=ceiling - SLACK, scan=scan, **settings)
+        return bypass(self.landscape(label), start, end, ceiling, target=ceiling - SLACK, scan=scan, **settings)
 
 
 @lru_cache(maxsize=4)

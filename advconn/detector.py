@@ -9,27 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from advconn.attacks import Attack, made_for, parse_all
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import CLEAN, enough
 from advconn.classifier import Classifier
-from advconn.conditions import BENIGN, PROMISED, usable
+from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
+from advconn.exits import ordered
 from advconn.given import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
+from advconn.groups import Groups, learn_groups
 from advconn.heads import default_head, unfitted
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
-from advconn.pretrained import Pretrained
-from advconn.progress import Progress
+from advconn.pretrained import Pretrained, floor_of
+from advconn.progress import Progress, silent
 from advconn.runner import Runner
+from advconn.scaling import BoundedScaler
 from advconn.stages import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
 from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
 GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads
+GROUPED = 100  # clean training images that groups of pictures are learned from
 TURNS = 2  # in which heads are taught on what evades them
 
 
@@ -51,7 +56,8 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         benign: conditions that change no verdict: every clean image is fitted on once more under one of them in turn,
             as clean, and every third attacked one, if it is still misclassified, as attacked.
         conditions: benign conditions under each of which the false-alarm rate is promised.
-        confidence: of that promise, in (0, 1), where there are images enough for one; None promises it on average.
+        confidence: of that promise, in (0, 1), where there are images enough for one; None promises it on average, for
+            pictures of every group (groups.Groups).
         by_class: thresholds of their own for predicted classes that have enough calibration images.
         pretrained: heads taught on other networks; a fit on clean images alone takes these, and makes no attack.
         refine: with pretrained heads, so many images are attacked after all, by `attacks` in turn, and move the heads.
@@ -79,7 +85,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         stages: Sequence[Stage] | None = STAGES,
         benign: Sequence[str] = BENIGN,
         conditions: Sequence[str] = PROMISED,
-        confidence: float | None = 0.95,
+        confidence: float | None = None,
         by_class: bool = False,
         pretrained: Pretrained | None = None,
         refine: int = 0,
@@ -151,7 +157,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
             refine_rows = attacked_rows(images[train], labels_of(labels, train), mixture if self.refine else (), few)
             self.take(self.pretrained, refine_rows.sound())
-            return self._calibrated(images, kept, runner.progress)
+            return self._calibrated(images, kept, train, runner.progress)
         if y is None:
             rows = attacked_rows(images[train], labels_of(labels, train), mixture, maker)
         else:
@@ -162,7 +168,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         self.teach(rows.sound())
         if y is None and self.evasive:
             self._harden(rows, images[train], labels_of(labels, train), mixture, maker)
-        return self._calibrated(images, kept, runner.progress)
+        return self._calibrated(images, kept, train & (kinds == 0), runner.progress)
 
     def _harden(
         self, rows: Taught, images: Tensor, labels: Tensor | None, mixture: Sequence[Attack], maker: Maker
@@ -173,10 +179,25 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             rows = and_evasive(rows, self.cascade_, images, labels, sizes, self.evasive, turn, maker)
             self.teach(rows.sound())
 
-    def _calibrated(self, images: Tensor, kept: np.ndarray, progress: Progress) -> Detector:
+    def _calibrated(self, images: Tensor, kept: np.ndarray, clean: np.ndarray, progress: Progress) -> Detector:
+        """With groups of pictures from the clean images that it was fitted on, and thresholds from those kept."""
+        if self.confidence is None and not self.by_class:
+            self.group_pictures(images[np.flatnonzero(clean)[:GROUPED]], progress)
         self.calibrate_on(images[kept], progress)
         self.fitted_ = replace(self.fitted_, image_hashes=image_hashes(images))
         return self
+
+    def group_pictures(self, images: Tensor, progress: Progress = silent) -> None:
+        """Learn groups of pictures in which clean scores are alike, from images (n, c, h, w) not calibrated on."""
+        self.groups_ = None
+        parts = []
+        for name in usable((CLEAN, *self.conditions), images.shape[1]):
+            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
+            scores, _, features = self._measured(changed, progress, f"group {name}")
+            parts.append((ordered(scores, self.cascade_.exits)[0], features))
+        if parts and len(images):
+            scores, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            self.groups_ = learn_groups(features, self.names_, scores, self.seed)
 
     def take(self, heads: Pretrained, rows: Taught) -> Detector:
         """Take heads taught on other networks, standardised by clean rows, moved by attacked ones; then calibrate.
@@ -227,10 +248,15 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             FitError: no attacked image.
         """
 
-        def new_head() -> Any:
-            return clone(default_head(self.seed) if self.head is None else self.head)
-
         connectivities, shares = self._planned()
+
+        def new_head(stage: int) -> Any:
+            head = default_head(self.seed) if self.head is None else clone(self.head)
+            first = head[0] if isinstance(head, Pipeline) else None
+            if isinstance(first, BoundedScaler) and first.floor is None:
+                first.floor = floor_of(connectivities[stage].get_feature_names_out())
+            return head
+
         cascade, missed = teach(connectivities, rows, new_head, shares, self.fpr, self.seed)
         cascade = replace(cascade, gate=self._gate(cascade, rows))
         typical = np.median(rows.features[-1][rows.plain], axis=0)
@@ -259,6 +285,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         fitted: Fitted,
         scores: Mapping[str, np.ndarray],
         predicted: Mapping[str, np.ndarray] | None,
+        pictures: tuple[Groups, Mapping[str, np.ndarray]] | None = None,
         **parameters: Any,
     ) -> Detector:
         """A fitted detector from what one was made of.
@@ -270,12 +297,14 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             fitted: what they were made from.
             scores: of the calibration images, see set_calibration.
             predicted: their classes, see set_calibration.
+            pictures: groups of pictures, and that of each calibration image by condition; None without groups.
             parameters: the others that it was constructed with.
         """
         head = None if fitted.pretrained else unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)
         detector.set_cascade(cascade, typical, fitted)
-        detector.set_calibration(scores, predicted)
+        detector.groups_, groups = (None, None) if pictures is None else pictures
+        detector.set_calibration(scores, predicted, groups)
         return detector
 
     def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: Fitted) -> None:
@@ -286,7 +315,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             typical: the median clean image's features (d,) at the last one.
             fitted: what they were made from.
         """
-        self.cascade_, self.typical_, self.fitted_ = cascade, typical, fitted
+        self.cascade_, self.typical_, self.fitted_, self.groups_ = cascade, typical, fitted, None
         self.classes_ = np.array([0, 1])
         self.head_, self.names_ = cascade.heads[-1], np.asarray(cascade.names[-1], dtype=object)
         self.n_features_in_ = len(self.names_)

@@ -30,6 +30,7 @@ from advconn.exits import cut
 from advconn.features import table
 from advconn.margins import margin
 from advconn.progress import Progress, silent
+from advconn.scaling import COARSE, FINE, BoundedScaler
 from advconn.stages import Cascade
 
 Score = Callable[[Tensor], Tensor]
@@ -263,24 +264,40 @@ def evasive(
 
 
 def linear_odds(head: Any, device: torch.device) -> Score | None:
-    """The log-odds of any attack as a function of columns (n, d), of a StandardScaler and a LogisticRegression.
+    """The log-odds of any attack as a function of columns (n, d), of a pipeline of scalers and a LogisticRegression.
 
-    None of any other head.
+    The gradient goes straight through the bound of a BoundedScaler's coarse columns, so that it points back from beyond
+    it (Athalye et al. 2018). None for any other head.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if not isinstance(head, Pipeline) or len(head) != 2:
+    if not isinstance(head, Pipeline):
         return None
-    scaler, model = head[0], head[1]
-    if not isinstance(scaler, StandardScaler) or not isinstance(model, LogisticRegression):
+    *scalers, model = (step for _, step in head.steps)
+    followed = all(isinstance(scaler, (BoundedScaler, StandardScaler)) for scaler in scalers)
+    if not followed or not isinstance(model, LogisticRegression):
         return None
-    values = (scaler.mean_, scaler.scale_, model.coef_, model.intercept_)
-    middle, spread, weight, bias = (torch.from_numpy(v).float().to(device) for v in values)
+
+    def on_device(*values: Any) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(v)).float().to(device) for v in values]
+
+    scales = [
+        (*on_device(s.center_ if isinstance(s, BoundedScaler) else s.mean_, s.scale_), isinstance(s, BoundedScaler))
+        for s in scalers
+    ]
+    weight, bias = on_device(model.coef_, model.intercept_)
 
     def odds(columns: Tensor) -> Tensor:
-        logits = (columns - middle) / spread @ weight.T + bias
+        for middle, spread, bounded in scales:
+            columns = (columns - middle) / spread
+            if bounded:
+                beyond = (
+                    columns.clamp(-COARSE, COARSE) - columns
+                ).detach()  # straight through: a gradient beyond it too
+                columns = torch.cat([torch.tanh(columns / FINE), columns + beyond], 1)
+        logits = columns @ weight.T + bias
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1:].logsumexp(1) - logits[:, 0]
 
     return odds

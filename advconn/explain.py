@@ -166,7 +166,7 @@ def _drawn(
     label = trace.query[row : row + 1].argmax(1)
     nearest = int(connectivity.anchors(query, label[:, None], 1)[0, 0])
     reference = connectivity.references.images[nearest : nearest + 1].to(query)
-    landscape = typical.classifier.landscape(label)
+    landscape = connectivity.landscape(label)
     line = F.softplus(profile(straight(query, reference), landscape, SCAN).energies)[0].cpu().numpy()
     detour = None
     if trace.detour is not None and trace.own.shape[1] == 1 and int(trace.detour.bends[row]):

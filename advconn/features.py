@@ -10,6 +10,8 @@ self        paths to label-preserving copies of the query, read at their ends an
 latent      own's features on straight paths between a layer's outputs (Gu & Borovykh 2023)
 companion   what a second network, trained against attacks, says of the predicted class, at the query and its mirror
 grain       noise levels of the query's pixels, for what its copies show is to be held against them (Immerkaer 1996)
+pixels      how many of the query's pixels are black, white, like their neighbours, and how they are spread
+near        how far the nearest references are in pixels: of the predicted class, of the next, of any other
 complexity  bypass of the own paths' barriers: secondary barriers, bends, length (Vrabel et al. 2025, section 4)
 """
 
@@ -29,6 +31,7 @@ from advconn.bypass import Detour
 from advconn.grain import LEVELS, STRUCTURE
 from advconn.margins import margin
 from advconn.paths import Profile
+from advconn.pixels import NEAR, PIXELS
 
 Columns = dict[str, Tensor]
 
@@ -49,9 +52,12 @@ class Trace:
         rivals: (n, q) these classes.
         latent: as own, between the outputs of a layer.
         grain: (n, GRAIN) noise levels and fine structure of the query itself.
+        pixels: (n, PIXELS) what the query's own pixels are, see pixels.pixels.
+        near: (n, NEAR) distances to references, see pixels.nearness.
         companion: (n, 2, k) a second network's logits at the query and at its mirror image.
         detour: bypass of the n * r own paths.
         families: whose features are read; unless told those of everything that is here.
+        temperature: what the classifier's logits are divided by before they are read.
     """
 
     query: Tensor
@@ -65,9 +71,12 @@ class Trace:
     rivals: Tensor | None = None
     latent: Tensor | None = None
     grain: Tensor | None = None
+    pixels: Tensor | None = None
+    near: Tensor | None = None
     companion: Tensor | None = None
     detour: Detour | None = None
     families: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     @property
     def predicted(self) -> Tensor:
@@ -82,6 +91,13 @@ class Trace:
         if self.midway is not None:
             stops |= {f"half {name}": logits for name, logits in zip(self.halves, self.midway.unbind(1), strict=True)}
         return stops
+
+    def tempered(self) -> Trace:
+        """The same, the classifier's logits divided by the temperature."""
+        if self.temperature == 1.0:
+            return self
+        logits = {name: getattr(self, name) for name in ("query", "copies", "midway", "own", "rival", "latent")}
+        return replace(self, temperature=1.0, **{k: v / self.temperature for k, v in logits.items() if v is not None})
 
     def rows(self, index: Tensor) -> Trace:
         """The traces of these queries, as walked before any bypass."""
@@ -190,6 +206,16 @@ def grain_features(trace: Trace) -> Columns:
     return levels | logs | dict(zip(STRUCTURE, trace.grain[:, len(LEVELS) :].unbind(1), strict=True))
 
 
+def pixels_features(trace: Trace) -> Columns:
+    """What the query's own pixels are."""
+    return {} if trace.pixels is None else dict(zip(PIXELS, trace.pixels.unbind(1), strict=True))
+
+
+def near_features(trace: Trace) -> Columns:
+    """How far the nearest references are."""
+    return {} if trace.near is None else dict(zip(NEAR, trace.near.unbind(1), strict=True))
+
+
 def companion_features(trace: Trace) -> Columns:
     """Whether the companion finds the predicted class plausible, and which class it would rather have."""
     if trace.companion is None:
@@ -278,9 +304,11 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
         "query": query_features,
         "self": self_features,
         "grain": grain_features,
+        "pixels": pixels_features,
         "companion": companion_features,
         "own": own_features,
         "rival": rival_features,
+        "near": near_features,
         "latent": latent_features,
         "complexity": complexity_features,
     }
@@ -294,6 +322,7 @@ def columns_of(trace: Trace) -> np.ndarray:
 
 def table(trace: Trace) -> tuple[Tensor, list[str]]:
     """The columns (n, d) of a trace's families and their names, 'family.name'."""
+    trace = trace.tempered()
     read = [family for family in FEATURES if not trace.families or family in trace.families]
     columns = {f"{family}.{name}": c for family in read for name, c in FEATURES[family](trace).items()}
     return torch.stack(list(columns.values()), 1), list(columns)

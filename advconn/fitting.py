@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advconn import pretrained
+from advconn.assurance import Remedy, assured
 from advconn.calibration import enough, needed
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN, PROMISED
@@ -20,17 +22,23 @@ from advconn.connectivity import Connectivity
 from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.given import as_tensor, image_hashes
+from advconn.modes import References
 from advconn.preparing import Clean, prepared, sound, with_references
 from advconn.runner import Runner
 from advconn.stages import STAGES, Stage, connectivities_of
-from advconn.suiting import harmless, mixture_for, shared
+from advconn.suiting import estimate, harmless, mixture_for, shared
+from advconn.trial import MAX_ATTACKED, Trial
 
 FEW = 20  # attacked images that a head cannot learn much from
 
 EVASIVE = 256  # images that what evades is made from, with a companion
 OF_ATTACKS = {"attacks", "per_attack", "head", "surrogate", "companion"}  # options that a quick fit has no use for
 FINE = 16  # pixels of a side: in fewer a copy shifted by one is far away, and a few copies clear too much
-QUICK_SHARE = 0.5  # of the images that a quick fit calibrates on
+QUICK_TRAIN = 100  # images that a quick fit takes medians and spreads of; of many images a quarter
+REFINED = 100  # images that are attacked where a quick fit turns out weak
+DEAR, TOO_DEAR = 0.1, 0.25  # share of a weak attack that a condition may cost before it is named, and left out
+CHECK_SECONDS = 60.0  # that the attack on a finished detector may take
+FEWEST_LEFT = 60  # images that are never tried on: they train and calibrate
 
 
 def warn(text: str) -> None:
@@ -53,6 +61,7 @@ def fit(
     surrogate: Classifier | nn.Module | None = None,
     companion: Classifier | nn.Module | None = None,
     accept_accuracy: bool = False,
+    accept_weak: bool = False,
     accuracy: float | None = None,
     runner: Runner | None = None,
     note: Callable[[str], None] = warn,
@@ -64,18 +73,23 @@ def fit(
     References are chosen among a fifth of the images, which are in no other use, or synthesised. Where the images leave
     a class without a reference, own and rival paths are left out, and `note` is told.
 
+    The finished detector is tried on one attack (trial.Trial). Where it catches less than half, a quick fit attacks
+    REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more than
+    assurance.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
+
     Args:
         classifier: what is to be guarded.
         images: clean ones (n, c, h, w), uint8 or in [0, 1], as tensor or array.
         labels: true classes (n,) where known, as integers or one-hot.
         fpr: false-alarm rate asked for, in (0, 1).
-        confidence: with which it is promised, or 'none': it holds on average. Unless told .95 where the images to
-            calibrate on are enough for it, and else none, which `note` tells.
+        confidence: with which it is promised, in (0, 1). By default ('none') it holds on average over draws of the
+            calibration images, in every group of pictures that are alike (groups.Groups); with a confidence there is
+            one lower threshold for all.
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
-        apart: other clean images, to calibrate on; else two fifths of `images` are kept for it.
+        apart: other clean images, to calibrate on; else a part of `images` is kept for it.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack: no
-            gradient is needed then, and half of the images are calibrated on. Unless told, quick where no option says
+            gradient is needed then, and most of the images are calibrated on. Unless told, quick where no option says
             how attacks are made, images walked or heads fitted (OF_ATTACKS, connectivity, stages, benign).
         refine: of a quick fit, so many images are attacked after all, by the mixture or `attacks` in turn, and move the
             heads towards this classifier.
@@ -85,6 +99,7 @@ def fit(
             read beside the paths, and images that evade all else are attacked in training. A quick fit has no use for
             it: the taught heads know of none.
         accept_accuracy: go on with a classifier that is no better than chance.
+        accept_weak: return a detector that catches less than half of the images of the attack that it is tried on.
         accuracy: of the classifier on images that it was not trained on, in [0, 1], where known: `note` is told where
             it gets significantly more of these right, and without one where it gets all of them right.
         runner: see Detector.fit.
@@ -95,8 +110,8 @@ def fit(
             (suiting.shared), unless `per_attack` says otherwise.
 
     Raises:
-        FitError: too few images for the false-alarm rate, no attack succeeded, or options that a quick fit has no use
-            for.
+        FitError: too few images for the false-alarm rate, no attack succeeded, options that a quick fit has no use
+            for, or a detector that stays weak without `accept_weak`.
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
 
     Example:
@@ -107,46 +122,132 @@ def fit(
         >>> detector.predict(images[1200:1204])
         array([0, 0, 0, 0])
     """
+    runner = Runner() if runner is None else runner
     quick = _quick(
         options | {"surrogate": surrogate, "companion": companion, "connectivity": connectivity}, quick, refine
     )
     clean = prepared(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
     references, chosen, rest = with_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
-    other = _other(surrogate, classifier, "surrogate") if refine or not quick else None
-    if companion is not None:
-        options = {"evasive": EVASIVE} | options
-    own = (connectivity or {}) | (
-        {} if companion is None else {"companion": _other(companion, classifier, "companion")}
+    trial, rest = _trial(clean, references, chosen, rest, seed)
+    other = _other(surrogate, classifier, "surrogate")
+    beside = None if companion is None else _other(companion, classifier, "companion")
+    task = _Task(
+        classifier, clean, references, chosen, rest, fpr, confidence, seed, connectivity or {}, beside, other,
+        None if apart is None else as_tensor(apart), runner, note, options,
+    )  # fmt: skip
+    detector = assured(
+        task.fitted(quick, refine),
+        trial,
+        task.remedies(quick, refine),
+        accept_weak=accept_weak,
+        note=note,
+        progress=runner.progress,
     )
-    if quick:
-        options = _quick_options(classifier, clean, refine) | options
-        options["benign"] = BENIGN  # under which the heads were taught
-    if (refine or not quick) and options.get("attacks") is None:
-        stand = clean.predicted if clean.truth is None else clean.truth
-        options["attacks"] = mixture_for(classifier, clean.images[rest], stand[rest], other, note, seed)
-    if not quick and options.get("per_attack") is None:
-        train = len(rest) if apart is not None else round((1 - options.get("calibrate", HELD_OUT)) * len(rest))
-        options["per_attack"] = shared(train, len(options["attacks"]))
-    some = clean.images[chosen] if len(chosen) else clean.images[rest]
-    for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
-        if options.get(option) is None:
-            options[option] = harmless(classifier, some, wanted, note, seed)
-    detector = Detector(Connectivity(classifier, references, **own), fpr=fpr, seed=seed, **options)
-    if detector.pretrained is not None:
-        _served(detector, note)
-    kept = None
-    used, truth = clean.images[rest], None if clean.truth is None else clean.truth[rest]
-    if apart is not None:
-        used, truth, kept = _with_apart(classifier, used, truth, as_tensor(apart), note)
-    else:
-        _enough(len(clean.images), len(chosen), detector)
-    _promise(detector, confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
-    detector.fit(used, labels=truth, kept=kept, surrogate=other, runner=runner)
-    _tell(detector, note)
-    detector.fitted_ = replace(
-        detector.fitted_, image_hashes=np.union1d(image_hashes(clean.images), detector.fitted_.image_hashes)
-    )
+    _tell_prices(detector, note, free=options.get("conditions") is None)
     return detector
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a fit works with, whichever heads it ends up with.
+
+    Attributes:
+        classifier: what is to be guarded.
+        clean: the images.
+        references: that paths lead to, or None.
+        chosen: rows that they were chosen among.
+        rest: rows to train and calibrate on.
+        others: as the parameters of fit.
+    """
+
+    classifier: Classifier
+    clean: Clean
+    references: References | None
+    chosen: Tensor
+    rest: Tensor
+    fpr: float
+    confidence: float | str | None
+    seed: int
+    connectivity: dict[str, Any]
+    companion: Classifier | None
+    surrogate: Classifier | None
+    apart: Tensor | None
+    runner: Runner
+    note: Callable[[str], None]
+    options: dict[str, Any]
+
+    def fitted(self, quick: bool, refine: int) -> Detector:
+        """A detector with taught heads, moved by so many attacked images, or with heads of its own."""
+        detector = self.unfitted(quick, refine)
+        clean, note, kept = self.clean, self.note, None
+        if detector.pretrained is not None:
+            _served(detector, note)
+        used, truth = clean.images[self.rest], None if clean.truth is None else clean.truth[self.rest]
+        if self.apart is not None:
+            used, truth, kept = _with_apart(self.classifier, used, truth, self.apart, note)
+        else:
+            _enough(len(clean.images), len(used), detector)
+        _promise(detector, self.confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
+        surrogate = self.surrogate if refine or not quick else None
+        detector.fit(used, labels=truth, kept=kept, surrogate=surrogate, runner=self.runner)
+        _tell(detector, note)
+        hashes = np.union1d(image_hashes(clean.images), detector.fitted_.image_hashes)
+        detector.fitted_ = replace(detector.fitted_, image_hashes=hashes)
+        return detector
+
+    def unfitted(self, quick: bool, refine: int) -> Detector:
+        """The detector before its fit, with options that suit the classifier where none are given."""
+        classifier, clean, options = self.classifier, self.clean, dict(self.options)
+        own: dict[str, Any] = {"temperature": clean.temperature} | self.connectivity
+        if self.companion is not None:
+            own["companion"] = self.companion
+            options = {"evasive": EVASIVE} | options
+        if quick:
+            options = _quick_options(classifier, clean, len(self.rest), refine) | options
+            options["benign"] = BENIGN  # under which the heads were taught
+        if (refine or not quick) and options.get("attacks") is None:
+            stand = clean.predicted if clean.truth is None else clean.truth
+            some = clean.images[self.rest], stand[self.rest]
+            options["attacks"] = mixture_for(classifier, *some, self.surrogate, self.note, self.seed)
+        if not quick and options.get("per_attack") is None:
+            whole = self.apart is not None
+            train = len(self.rest) if whole else round((1 - options.get("calibrate", HELD_OUT)) * len(self.rest))
+            options["per_attack"] = shared(train, len(options["attacks"]))
+        some_images = clean.images[self.chosen] if len(self.chosen) else clean.images[self.rest]
+        for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
+            if options.get(option) is None:
+                options[option] = harmless(classifier, some_images, wanted, self.note, self.seed)
+        return Detector(Connectivity(classifier, self.references, **own), fpr=self.fpr, seed=self.seed, **options)
+
+    def remedies(self, quick: bool, refine: int) -> tuple[Remedy, ...]:
+        """What is left to try where the detector turns out weak, cheapest first."""
+        ways = [] if not quick else [(False, 0)] if refine else [(True, REFINED), (False, 0)]
+        return tuple(
+            Remedy(
+                f"attack {count} images and move the heads by them" if way else "fit heads of its own to attacks on it",
+                partial(self._seconds, way, count),
+                partial(self.fitted, way, count),
+            )
+            for way, count in ways
+        )
+
+    def _seconds(self, quick: bool, refine: int) -> float:
+        return estimate(self.unfitted(quick, refine), len(self.clean.images))
+
+
+def _trial(
+    clean: Clean, references: References | None, chosen: Tensor, rest: Tensor, seed: int
+) -> tuple[Trial, Tensor]:
+    """Images that the finished detector is tried on, and the rows that are left for other uses.
+
+    Images that references were chosen among and that became none come first; too few are filled up from the rest.
+    """
+    used = np.zeros(0, np.uint64) if references is None else image_hashes(references.images.cpu())
+    free = chosen[torch.from_numpy(~np.isin(image_hashes(clean.images[chosen]), used))][:MAX_ATTACKED]
+    more = min(MAX_ATTACKED - len(free), max(0, len(rest) - FEWEST_LEFT) // 4)
+    free, rest = torch.cat([free, rest[:more]]), rest[more:]
+    truth = None if clean.truth is None else clean.truth[free]
+    return Trial(clean.images[free], truth, CHECK_SECONDS, seed), rest
 
 
 def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
@@ -166,9 +267,11 @@ def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
     return bool(refine) or not told & {*OF_ATTACKS, "connectivity", "stages", "benign"}
 
 
-def _quick_options(classifier: Classifier, clean: Clean, refine: int) -> dict[str, Any]:
+def _quick_options(classifier: Classifier, clean: Clean, left: int, refine: int) -> dict[str, Any]:
     stages = all_at_once(classifier) if min(clean.images.shape[2:]) < FINE else STAGES
-    return {"calibrate": QUICK_SHARE, "stages": stages, "pretrained": pretrained.load(), "refine": refine}
+    train = min(max(min(left // 2, QUICK_TRAIN), left // 4), left - 1) if left > 1 else left
+    share = min(max(1 - train / max(left, 1), 0.1), 0.9)
+    return {"calibrate": share, "stages": stages, "pretrained": pretrained.load(), "refine": refine}
 
 
 def _promise(detector: Detector, confidence: float | str | None, held: int) -> None:
@@ -208,7 +311,7 @@ def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
 def all_at_once(classifier: Classifier) -> tuple[Stage, ...]:
     """STAGES with all copies in the first."""
     whole = connectivities_of(Connectivity(classifier), STAGES[:-1])[-1]
-    return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share), STAGES[-1]
+    return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share, pixels=True), STAGES[-1]
 
 
 def _served(detector: Detector, note: Callable[[str], None]) -> None:
@@ -229,6 +332,38 @@ def _served(detector: Detector, note: Callable[[str], None]) -> None:
     detector.stages = stages
 
 
+def _tell_prices(detector: Detector, note: Callable[[str], None], *, free: bool) -> None:
+    """Name the conditions whose guarantee costs much; leave out the dearest where the user named none.
+
+    Args:
+        detector: a fitted one, whose conditions may change.
+        note: told what is dear, and what is left out.
+        free: whether the user left the choice of conditions to advconn.
+    """
+    found = detector.fitted_.efficacy
+    dear = {} if found is None else {name: price for name, price in found.prices.items() if price >= DEAR}
+    if found is None or not dear:
+        return
+    said = ", ".join(f"{name} costs {100 * price:.0f} points" for name, price in dear.items())
+    dropped = [name for name, price in dear.items() if price >= TOO_DEAR] if free else []
+    kept = tuple(name for name in detector.calibration_.conditions if name not in (dropped or dear))
+    if dropped:
+        detector.set_params(conditions=kept)
+        caught = dict(found.prices)
+        detector.fitted_ = replace(
+            detector.fitted_, efficacy=replace(found, prices={k: v for k, v in caught.items() if k in kept})
+        )
+        note(
+            f"of attacks just beyond the decision boundary, {said}: the false-alarm rate is not guaranteed under "
+            f"{', '.join(dropped)} (--conditions names others)"
+        )
+    else:
+        note(
+            f"the guarantee is dear: of attacks just beyond the decision boundary, {said}; --conditions "
+            f"{','.join(kept)} leaves it out"
+        )
+
+
 def _tell_exits(detector: Detector, note: Callable[[str], None]) -> None:
     """Say where the verdict is dearer than it would be with more images."""
     missed = detector.fitted_.missed
@@ -239,12 +374,12 @@ def _tell_exits(detector: Detector, note: Callable[[str], None]) -> None:
         )
 
 
-def _enough(count: int, chosen: int, detector: Detector) -> None:
-    """Raise FitError where so many images, of which some are references, leave too few to calibrate on."""
-    left = round(detector.calibrate * (count - chosen))
+def _enough(count: int, rest: int, detector: Detector) -> None:
+    """Raise FitError where so many images, of which `rest` are in no other use, leave too few to calibrate on."""
+    left = round(detector.calibrate * rest)
     needed = math.ceil(1 / detector.fpr - 1e-9) - 1 if 0 < detector.fpr < 1 else 0
     if left < needed:
-        share = detector.calibrate * (1 - chosen / max(count, 1))
+        share = detector.calibrate * rest / max(count, 1)
         raise FitError(
             f"{count} images leave {left} to calibrate on, and a false-alarm rate of {detector.fpr:g} needs at least "
             f"{needed}: give {math.ceil(needed / share) + 1} images or more, or a higher rate"

@@ -37,6 +37,8 @@ class Guard(nn.Module):
     closed, and the other images of the batch are judged.
     `guard.detector.read(...)` makes batches of files, PIL pictures and arrays.
 
+    A guard of a weak detector (efficacy.Efficacy) says so, as a warning, when it is made.
+
     `watch` looks at the scores of all images that come by, see Watch; it says once, as a warning, that they no longer
     look like those that the threshold was calibrated on.
 
@@ -57,6 +59,9 @@ class Guard(nn.Module):
             raise FitError(f"threshold: expected a number, got {threshold!r}")
         self.threshold, self.max_stage = threshold, max_stage
         self.watch = Watch(detector.calibration(max_stage))
+        efficacy = detector.fitted_.efficacy
+        if efficacy is not None and efficacy.weak:
+            warnings.warn(efficacy.warning, AdvconnWarning, stacklevel=2)
         super().train(False)
 
     def train(self, mode: bool = True) -> Guard:

@@ -17,13 +17,19 @@ import numpy as np
 
 from advconn.arrays import header_of
 from advconn.errors import BundleError, line_of
+from advconn.scaling import LARGEST as LARGEST_OUTPUT
+from advconn.scaling import BoundedScaler
 
 LARGEST = 2**26  # bytes of all its arrays
 LARGEST_SCHEMA = 2**20
-TRUSTED = ("sklearn.neural_network._stochastic_optimizers.AdamOptimizer",)  # what skops would ask about
+TRUSTED = (  # what skops would ask about
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "advconn.scaling.BoundedScaler",
+)
 _SKLEARN = {
     ("sklearn.pipeline", "Pipeline"),
     ("sklearn.preprocessing._data", "StandardScaler"),
+    ("advconn.scaling", "BoundedScaler"),
     ("sklearn.linear_model._logistic", "LogisticRegression"),
     ("sklearn.neural_network._multilayer_perceptron", "MLPClassifier"),
     ("sklearn.preprocessing._label", "LabelBinarizer"),
@@ -49,13 +55,33 @@ NODES = frozenset(
 _TYPES = {"dict", "list", "tuple", "str", "int", "float", "bool", "ndarray", "float64", "int64", "float32", "bool_"}
 
 
-def default_head(seed: int = 0) -> Any:
-    """The scikit-learn classifier that a detector uses unless told."""
+def default_head(seed: int = 0, floor: np.ndarray | None = None) -> Any:
+    """The scikit-learn classifier that a detector uses by default: a logistic regression of bounded features.
+
+    Args:
+        seed: random state of the regression.
+        floor: (d,) the smallest scale of each feature, see BoundedScaler.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, random_state=seed))
+    regression = LogisticRegression(C=0.1, max_iter=2000, random_state=seed)
+    return make_pipeline(BoundedScaler(floor), StandardScaler(), regression)
+
+
+def largest_share(head: Any) -> np.ndarray:
+    """By how much each feature (d,) alone can change the log-odds of a linear head of bounded features.
+
+    Args:
+        head: a fitted pipeline of a BoundedScaler, possibly a StandardScaler, and a LogisticRegression.
+    """
+    weights = np.asarray(head[-1].coef_, np.float64)
+    for step in head[1:-1]:
+        weights = weights / step.scale_
+    against = np.abs(weights[1:] - weights[:1] if len(weights) > 1 else weights)
+    bounds = zip(np.split(against, len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
+    return np.asarray(2 * sum(share * largest for share, largest in bounds).max(axis=0))
 
 
 def save(head: Any, path: Path) -> None:
@@ -148,21 +174,25 @@ def _checked(head: Any, features: int) -> Any:
     steps = [step for _, step in head.steps] if type(head) is Pipeline else [head]
     if type(head) is Pipeline:
         head.memory, head.verbose = None, False
+    width = features
     for step in steps[:-1]:
-        if type(step) is not StandardScaler:
+        if type(step) is BoundedScaler:
+            step.floor = None  # of the fit alone
+        elif type(step) is not StandardScaler:
             raise BundleError(f"a head with a {type(step).__name__} in it, which advconn does not load")
-        for values in (step.mean_, step.scale_):
-            _fits(values, (features,))
+        for values in (step.center_ if type(step) is BoundedScaler else step.mean_, step.scale_):
+            _fits(values, (width,))
         if not (np.asarray(step.scale_) > 0).all():
             raise BundleError("a head whose scale is not above 0")
+        width *= len(LARGEST_OUTPUT) if type(step) is BoundedScaler else 1
     last = steps[-1]
     if type(last) is LogisticRegression:
         rows = 1 if len(last.classes_) == 2 else len(last.classes_)
         last.n_jobs = None
-        _fits(last.coef_, (rows, features))
+        _fits(last.coef_, (rows, width))
         _fits(last.intercept_, (rows,))
     elif type(last) is MLPClassifier:
-        before = features
+        before = width
         for weights, bias in zip(last.coefs_, last.intercepts_, strict=True):
             _fits(weights, (before, len(bias)))
             _fits(bias, (len(bias),))

@@ -65,7 +65,12 @@ class Judgement:
 
 
 def judgement_of(
-    cascade: Cascade, calibration: Calibration, found: Sequence[Found], cost: Cost, most: int | None
+    cascade: Cascade,
+    calibration: Calibration,
+    found: Sequence[Found],
+    cost: Cost,
+    most: int | None,
+    groups: np.ndarray | None = None,
 ) -> Judgement:
     """The judgement of images that went through a cascade in blocks.
 
@@ -75,6 +80,7 @@ def judgement_of(
         found: what each block showed, in order.
         cost: of all blocks together.
         most: no image went farther than this stage; None for the last.
+        groups: (n,) of the images, where the calibration has groups.
     """
     logits = torch.cat([block.query for block in found])
     scores, features = (np.concatenate([getattr(b, name) for b in found]) for name in ("scores", "features"))
@@ -97,8 +103,8 @@ def judgement_of(
     return Judgement(
         logits,
         score,
-        calibration.p_value(score, predicted),
-        score > calibration.thresholds(predicted),
+        calibration.p_value(score, predicted, groups),
+        score > calibration.thresholds(predicted, groups),
         stage,
         votes,
         consensus,

@@ -15,6 +15,7 @@ from advconn.errors import DataError, FitError
 from advconn.exits import ordered
 from advconn.explain import Explanation, explanation
 from advconn.given import as_tensor
+from advconn.groups import Groups
 from advconn.judgement import Judgement, judgement_of
 from advconn.margins import counting
 from advconn.progress import Progress, silent
@@ -30,6 +31,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
     calibration_: Calibration
     typical_: np.ndarray
     names_: np.ndarray
+    groups_: Groups | None
 
     def calibration(self, most: int | None = None) -> Calibration:
         """The calibration, of a verdict that walks at most so many stages."""
@@ -68,8 +70,11 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         if not len(images):
             raise DataError("no images to judge")
         with counting() as cost:
-            blocks = list(self._walked_blocks(images, full=full, most=max_stage, threshold=calibration.threshold))
-        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage)
+            blocks = list(
+                self._walked_blocks(images, full=full, most=max_stage, thresholds=calibration.every_threshold)
+            )
+        groups = self._group(np.concatenate([block.features for block in blocks]))
+        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage, groups)
 
     @property
     def _typical(self) -> Typical:
@@ -119,17 +124,31 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
         return self._ordered(X, progress)[0]
 
-    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and predicted classes (n,)."""
+    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Scores (n,), predicted classes (n,) and groups (n,)."""
         self._fitted()
-        scores, predicted = self._scored(as_tensor(X), progress, "score")
-        return ordered(scores, self.cascade_.exits)[0], predicted
+        scores, predicted, features = self._measured(as_tensor(X), progress, "score")
+        return ordered(scores, self.cascade_.exits)[0], predicted, self._group(features)
 
     def _scored(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n, stages) and predicted classes (n,)."""
-        parts = [(f.scores, f.query.argmax(1).cpu().numpy()) for f in self._walked_blocks(images, progress, told)]
-        scores, predicted = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(predicted)
+        return self._measured(images, progress, told)[:2]
+
+    def _measured(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores (n, stages), predicted classes (n,) and features (n, d) of the last stage's columns."""
+        parts = [
+            (f.scores, f.query.argmax(1).cpu().numpy(), f.features) for f in self._walked_blocks(images, progress, told)
+        ]
+        scores, predicted, features = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(predicted), np.concatenate(features)
+
+    def group_of(self, judgement: Judgement) -> np.ndarray | None:
+        """The group of pictures (n,) of each image of a judgement; None without groups."""
+        return self._group(judgement.features)
+
+    def _group(self, features: np.ndarray) -> np.ndarray | None:
+        """The group (n,) of each picture, by features (n, d) of the last stage's columns; None without groups."""
+        return None if self.groups_ is None else self.groups_.of(features, self.names_)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
@@ -137,8 +156,8 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n,) over the threshold: positive = flagged."""
-        score, predicted = self._ordered(X)
-        return np.asarray(score - self.calibration_.thresholds(predicted))
+        score, predicted, groups = self._ordered(X)
+        return np.asarray(score - self.calibration_.thresholds(predicted, groups))
 
     def p_value(self, X: Any) -> np.ndarray:
         """Conformal p-values (n,) in (0, 1]: small = unlike clean images."""

@@ -52,6 +52,19 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(-1, index, -torch.inf).logsumexp(-1) - own
 
 
+LEAD = 5.0  # of the predicted class over the next, of a typical clean image at the temperature of its classifier
+
+
+def temperature_of(logits: Tensor) -> float:
+    """What logits (n, k) of clean images are to be divided by, so that their median lead over the next class is LEAD.
+
+    It is 1 where the median lead is nothing, or not finite.
+    """
+    first, second = logits.double().topk(2, dim=1).values.unbind(1)
+    lead = float((first - second).median()) if len(logits) else 0.0
+    return lead / LEAD if 0 < lead < float("inf") else 1.0
+
+
 def margin_at(delta: Tensor | float) -> Tensor:
     """Margin at which the cross-entropy is `delta`: ln(e^delta - 1), the inverse of softplus."""
     value = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32, device="cpu")

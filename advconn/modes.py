@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.margins import margin, with_gradients
+from advconn.margins import margin, temperature_of, with_gradients
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def choose(classifier: Classifier, images: Tensor, labels: Tensor | None = None,
     """
     logits = classifier.logits(images)
     predicted = logits.argmax(1)
-    confident = margin(logits, predicted)
+    confident = margin(logits / temperature_of(logits), predicted)  # the same order at any scale of the logits
     right = torch.ones_like(predicted, dtype=torch.bool) if labels is None else predicted == labels.to(predicted)
     picked = []
     for label in range(classifier.num_classes):

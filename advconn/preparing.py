@@ -15,6 +15,7 @@ from advconn.agreement import checked, trained_on
 from advconn.classifier import Classifier
 from advconn.errors import FitError
 from advconn.given import as_labels, as_tensor, image_hashes
+from advconn.margins import temperature_of
 from advconn.modes import References, choose, synthesise
 from advconn.suiting import FOR_REFERENCES
 
@@ -29,11 +30,13 @@ class Clean:
         images: (n, c, h, w).
         truth: true classes (n,), or None where they are not known.
         predicted: classes (n,) that the classifier gives them.
+        temperature: at which the classifier is as confident on them as any other, see margins.temperature_of.
     """
 
     images: Tensor
     truth: Tensor | None
     predicted: Tensor
+    temperature: float
 
 
 def prepared(
@@ -59,13 +62,14 @@ def prepared(
         raise FitError(
             f"a label is {int(truth.max())}, and the classifier has {classifier.num_classes} classes: labels go from 0"
         )
-    images, truth, predicted = sound(classifier, images, truth, note)
+    images, truth, logits = sound(classifier, images, truth, note)
+    predicted = logits.argmax(1)
     checked(predicted, truth, classifier.num_classes, accept=accept)
     memorised = None if truth is None else trained_on(int((predicted == truth).sum()), len(truth), accuracy)
     if memorised:
         note(memorised)
     _twice(images, note)
-    return Clean(images, truth, predicted)
+    return Clean(images, truth, predicted, temperature_of(logits))
 
 
 def with_references(
@@ -130,7 +134,7 @@ def _every_class(order: Tensor, chosen: int, predicted: Tensor, truth: Tensor | 
 def sound(
     classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The images for which the classifier gives finite logits, labels, predictions.
+    """The images for which the classifier gives finite logits, labels, logits (n, k).
 
     Args:
         classifier: what is to be guarded.
@@ -147,11 +151,11 @@ def sound(
     fine = torch.isfinite(logits).all(1)
     lost = int((~fine).sum())
     if not lost:
-        return images, truth, logits.argmax(1)
+        return images, truth, logits
     if lost > len(images) // 2:
         raise FitError(f"the classifier gives NaN for {lost} of {len(images)} images")
     note(f"the classifier gives NaN for {lost} of {len(images)} images: they are left out")
-    return images[fine], None if truth is None else truth[fine], logits[fine].argmax(1)
+    return images[fine], None if truth is None else truth[fine], logits[fine]
 
 
 def _twice(images: Tensor, note: Callable[[str], None]) -> None:

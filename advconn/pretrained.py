@@ -1,8 +1,9 @@
 """Heads that were taught on other networks' clean and attacked images, and serve a network that they have never seen.
 
-What carries them over is the standardisation: every feature is held against the network's own clean images, as their
-median and spread have it. So no attack is made on it, no gradient is asked for, and a few hundred clean images are
-enough. How they were taught is in benchmarks/teach.py, what they reach on networks left out in README.
+What carries them over is the standardisation: every feature is measured in the spread of the network's own clean images
+from their median, bounded (scaling.BoundedScaler), and at a temperature at which every network is equally confident
+(margins.temperature_of). So a fit makes no attack and needs no gradient, and a few hundred clean images are enough. How
+they were taught is in benchmarks/teach.py, what they reach on networks left out in README.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,15 @@ from advconn.exits import exits_at
 from advconn.files import shipped
 from advconn.heads import load as load_head
 from advconn.margins import with_gradients
+from advconn.scaling import LARGEST, BoundedScaler
 from advconn.stages import Cascade, scored
 
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
 LEAST = 20  # clean images that a median and a spread are taken of
 PULL = 30.0  # towards what was taught, as benchmarks/refine.py found
-LARGEST = 3.0  # of a standardised feature while heads are taught: what is far out weighs no more
-FAR = 10.0  # the same while they are moved
-INNER = (0.16, 0.84)  # quantiles that are two standard deviations apart where values are Gaussian
+TINY = 1e-9  # floor of a feature that no teaching network has
+FLOOR_SHARE = 0.1  # of the median spread over the teaching networks: no feature's scale is smaller, see BoundedScaler
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class Pretrained:
 
     Attributes:
         names: for each head the names (d,) of the columns that it takes.
-        heads: fitted scikit-learn classifiers.
+        heads: fitted scikit-learn classifiers of features from a BoundedScaler.
+        floors: for each head the smallest scale (d,) of its features, from the networks that it was taught on.
         networks: that they were taught on.
         attacks: that they were taught on.
     """
 
     names: tuple[tuple[str, ...], ...]
     heads: tuple[Any, ...]
+    floors: tuple[np.ndarray, ...]
     networks: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
 
@@ -88,7 +92,7 @@ class Pretrained:
 
         heads = []
         for stage, k in enumerate(chosen):
-            scale, head = standard(clean[stage]), self.heads[k]
+            scale, head = BoundedScaler(self.floors[k]).fit(clean[stage]), self.heads[k]
             if len(attacked):
                 head = moved(head, *(scale.transform(table[stage]) for table in (clean, attacked)))
             heads.append(make_pipeline(scale, head))
@@ -96,25 +100,37 @@ class Pretrained:
         return Cascade(connectivities, tuple(self.names[k] for k in chosen), tuple(heads), exits_at(scores, shares))
 
 
-def standard(clean: np.ndarray) -> Any:
-    """A fitted StandardScaler that subtracts the medians of features (n, d) and divides by their spread.
+def floors_of(spreads: np.ndarray) -> np.ndarray:
+    """The smallest scale (d,) of features, from their spreads (networks, d) on networks that heads are taught on.
 
-    The spread is half the distance of their 16th and 84th percentiles; where that is next to nothing, the standard
-    deviation; where that is nothing, 1.
+    Where a feature varies on none of them it is 1.
     """
-    from sklearn.preprocessing import StandardScaler
+    varies = np.where(spreads > 0, spreads, np.nan)
+    known = ~np.isnan(varies).all(0)
+    out = np.ones(spreads.shape[1])
+    out[known] = FLOOR_SHARE * np.nanmedian(varies[:, known], axis=0)
+    return out
 
-    scaler = StandardScaler().fit(clean)
-    low, high = np.quantile(clean, INNER, axis=0)
-    deviation, spread = clean.std(0), (high - low) / 2
-    scaler.mean_ = np.median(clean, axis=0)
-    scaler.scale_ = np.where(spread > 1e-3 * deviation, spread, np.where(deviation > 0, deviation, 1.0))
-    scaler.var_ = scaler.scale_**2
-    return scaler
+
+@lru_cache(maxsize=1)
+def _shipped_floors() -> dict[str, float]:
+    """The floors of the heads that ship, by the name of the feature: the smallest where heads differ."""
+    out: dict[str, float] = {}
+    heads = load()
+    for names, floors in zip(heads.names, heads.floors, strict=True):
+        for name, floor in zip(names, floors.tolist(), strict=True):
+            out[name] = min(floor, out.get(name, floor))
+    return out
+
+
+def floor_of(names: Sequence[str]) -> np.ndarray:
+    """The smallest scale (d,) of features by name, for heads of a classifier's own; nearly 0 of unknown ones."""
+    floors = _shipped_floors()
+    return np.array([floors.get(str(name), TINY) for name in names])
 
 
 def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
-    """A taught head that was moved by standardised features of a classifier's own images.
+    """A taught head that was moved by bounded features of a classifier's own images.
 
     It has the largest likelihood of which is which, less PULL / 2 times the squared distance of its weights, in
     deviations of their features, from those that were taught: the fewer images, the less it moves.
@@ -124,10 +140,10 @@ def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
         clean: features (n, d) of clean images.
         attacked: features (m, d) of attacked ones.
     """
-    features = np.concatenate([clean, attacked]).clip(-FAR, FAR)
+    features = np.concatenate([clean, attacked])
     rows = torch.from_numpy(features)
     kinds = torch.from_numpy(np.repeat([0.0, 1.0], [len(clean), len(attacked)]))
-    spread = torch.from_numpy(features.clip(-LARGEST, LARGEST).std(0))
+    spread = torch.from_numpy(features.std(0))
     start = [torch.from_numpy(np.ascontiguousarray(values)) for values in (head.coef_, head.intercept_)]
     weight, bias = (values.clone().requires_grad_() for values in start)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
@@ -158,10 +174,12 @@ def load(folder: Path | None = None) -> Pretrained:
     try:
         card = json.loads((folder / CARD).read_text())
         names = tuple(tuple(map(str, columns)) for columns in card["names"])
+        floors = tuple(np.array(values, dtype=np.float64) for values in card["floors"])
         networks, attacks = (tuple(map(str, card[key])) for key in ("networks", "attacks"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder}: no readable heads here ({type(error).__name__}); install advconn again"
         ) from error
-    heads = tuple(load_head(folder / f"head-{k + 1}.skops", len(columns)) for k, columns in enumerate(names))
-    return Pretrained(names, heads, networks, attacks)
+    widths = [len(LARGEST) * len(columns) for columns in names]
+    heads = tuple(load_head(folder / f"head-{k + 1}.skops", width) for k, width in enumerate(widths))
+    return Pretrained(names, heads, floors, networks, attacks)

@@ -17,8 +17,10 @@ from advconn.calibration import CLEAN
 from advconn.card import COMPANION, TENSORS, WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
+from advconn.efficacy import Efficacy
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.exits import Missed
+from advconn.groups import MAX_GROUPS, Groups
 from advconn.likeness import alike
 from advconn.modes import References
 from advconn.preprocessing import names_of
@@ -160,12 +162,52 @@ def calibration_of(
     return scores, classes or None
 
 
+def pictures_of(
+    tensors: dict[str, np.ndarray], names: Sequence[str], conditions: Sequence[str], columns: Sequence[str]
+) -> tuple[Groups, dict[str, np.ndarray]] | None:
+    """The groups of pictures, and that of each calibration image by condition; None where the card names none.
+
+    Args:
+        tensors: of the folder, by name.
+        names: of the features that the groups are told by.
+        conditions: that were calibrated under.
+        columns: of the last stage.
+
+    Raises:
+        BundleError: a tree that leads nowhere, or groups that do not fit the scores.
+    """
+    if not names:
+        return None
+    feature, left, right = (tensors[f"groups.{name}"] for name in ("feature", "left", "right"))
+    threshold, count = tensors["groups.threshold"], len(feature)
+    sound = 0 < count <= 2 * MAX_GROUPS and threshold.shape == (count,) and np.isfinite(threshold).all()
+    sound &= all(a.shape == (count,) and a.dtype == np.int64 for a in (feature, left, right))
+    inner = feature >= 0 if sound else feature[:0]
+    below = np.arange(count)[inner] if sound else left[:0]
+    sound = sound and bool(
+        (feature < len(names)).all()
+        and all((a[inner] > below).all() and (a[inner] < count).all() for a in (left, right))  # no way back
+    )
+    if not sound or not set(names) <= set(columns):
+        raise BundleError(f"{TENSORS}: the groups of pictures are damaged; fit the detector again")
+    labels = {name: tensors.get(f"group.{name}") for name in conditions}
+    for name, values in labels.items():
+        if values is None or values.shape != (len(tensors[f"calibration.{name}"]),) or values.dtype != np.int64:
+            raise BundleError(f"{TENSORS}: group.{name} is missing, or does not fit the scores")
+    return Groups(tuple(names), feature, threshold, left, right), {k: v for k, v in labels.items() if v is not None}
+
+
 def missed_of(counts: dict[str, dict[str, int]] | None) -> Missed | None:
     """What the card says of attacked images that leave early."""
     if counts is None:
         return None
     each = {name: (v["missed"], v["of"]) for name, v in counts.items()}
     return Missed(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
+
+
+def efficacy_of(entry: dict[str, Any] | None) -> Efficacy | None:
+    """What the card says of how well the detector caught one attack."""
+    return None if entry is None else Efficacy(**{k: v for k, v in entry.items() if k != "weak"})
 
 
 def tuples(values: dict[str, Any]) -> dict[str, Any]:

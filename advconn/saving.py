@@ -17,6 +17,7 @@ from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.classifier import Classifier
 from advconn.conditions import MEASURED, USES, usable
 from advconn.detector import Detector
+from advconn.efficacy import Efficacy
 from advconn.files import writing
 from advconn.likeness import answers, dtype_of, plain_module
 from advconn.stages import Stage
@@ -54,6 +55,10 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     tensors = {"typical": detector.typical_}
     tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
     tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
+    if detector.groups_ is not None:
+        tree = {k: v for k, v in vars(detector.groups_).items() if k != "names"}
+        tensors |= {f"groups.{name}": values for name, values in tree.items()}
+        tensors |= {f"group.{name}": labels for name, labels in (detector.group_ or {}).items()}
     tensors |= {"seen": detector.fitted_.image_hashes} if len(detector.fitted_.image_hashes) else {}
     tensors |= {"answers": answers(classifier, connectivity.references)}
     if connectivity.references is not None:
@@ -113,6 +118,8 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
             "precision": detector.fitted_.precision,
             "threshold": detector.calibration_.threshold,
         },
+        "picture": [] if detector.groups_ is None else list(detector.groups_.names),
+        "efficacy": _efficacy(fitted.efficacy),
         "features": [str(name) for name in detector.names_],
         "figures": figures if figures is not None else getattr(detector, "figures_", {}),
     }
@@ -129,6 +136,12 @@ def _network(classifier: Classifier) -> dict[str, Any]:
         "kind": "module" if plain_module(classifier) else "other",
         "preprocessing": vars(classifier.preprocessing) | {},
     }
+
+
+def _efficacy(efficacy: Efficacy | None) -> dict[str, Any] | None:
+    if efficacy is None:
+        return None
+    return vars(efficacy) | {"prices": dict(efficacy.prices), "weak": efficacy.weak}
 
 
 def _stage(stage: Stage) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Stage:
         halves: names of those read half-way; None for all that are left.
         paths: own and rival paths to the nearest references, and bypass of the barrier on the own one, where the
             classifier gives gradients.
+        pixels: the query's own pixels, from here on; with paths, distances to references too.
         share: of clean images that go on from here to the next stage, in (0, 1]; more if fewer would miss too many
             attacks.
     """
@@ -46,10 +47,11 @@ class Stage:
     halves: tuple[str, ...] | None = ()
     paths: bool = False
     share: float = 1.0
+    pixels: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(("flip+down1", "zoom92", "right1"), share=0.22),
+    Stage(("flip+down1", "zoom92", "right1"), share=0.22, pixels=True),
     Stage(("aside1b", "noise2", "blur4", "strong+down1"), share=0.09),
     Stage(None, None, share=0.06),
     Stage((), (), paths=True),
@@ -98,12 +100,15 @@ def _planned(
     for stage in stages:
         if not 0 < stage.share <= 1:
             raise DataError(f"stages: a share lies in (0, 1], got {stage.share:g}")
+        if stage.pixels and "pixels" not in families:
+            families = (*families, "pixels")
         before = (len(copies), len(halves), families)
         copies += _more(stage.copies, connectivity.copies, copies)
         halves += [name for name in _more(stage.halves, connectivity.halves, halves) if name in copies]
         if stage.paths and paths:
             bend = ("complexity",) * (connectivity.classifier.differentiable if bypass is None else bypass)
-            families, options = (*families, "own", "rival", *bend), NEAR
+            near = ("near",) * ("pixels" in families)
+            families, options = (*families, "own", "rival", *near, *bend), NEAR
         if (len(copies), len(halves), families) == before:
             continue
         settings = connectivity.get_params(deep=False) | options
@@ -164,19 +169,19 @@ class Cascade:
     gate: float | None = None
 
     def walk(
-        self, images: Tensor, *, full: bool = False, most: int | None = None, threshold: float | None = None
+        self, images: Tensor, *, full: bool = False, most: int | None = None, thresholds: Sequence[float] = ()
     ) -> Found:
         """Send images through the stages.
 
         A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of
-        where it would leave, or be flagged at `threshold`, is walked there again in float32, so that its verdict is a
-        CPU's.
+        where it would leave, or be flagged at one of `thresholds`, is walked there again in float32, so that its
+        verdict is a CPU's.
 
         Args:
             images: (n, c, h, w).
             full: every stage for every image, for what it shows; where an image left and its score stay the same.
             most: go no farther than this stage, from 1; None for the last.
-            threshold: score above which an image is flagged, where it is known.
+            thresholds: scores above which an image is flagged, where they are known.
         """
         count = len(self.connectivities) if most is None else most
         n, live = len(images), torch.arange(len(images), dtype=torch.int64, device="cpu")
@@ -188,7 +193,7 @@ class Cascade:
         for k in range(count):
             rows = live.numpy()
             with counting() as cost:
-                trace, columns, scores[rows, k] = self._at_stage(k, images[live.to(images.device)], start, threshold)
+                trace, columns, scores[rows, k] = self._at_stage(k, images[live.to(images.device)], start, thresholds)
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
             features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
@@ -203,7 +208,7 @@ class Cascade:
         return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
 
     def _at_stage(
-        self, k: int, images: Tensor, start: Trace | None, threshold: float | None
+        self, k: int, images: Tensor, start: Trace | None, thresholds: Sequence[float]
     ) -> tuple[Trace, np.ndarray, np.ndarray]:
         """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
         on_a_gpu = self.connectivities[k].classifier.device.type == "cuda"
@@ -211,7 +216,7 @@ class Cascade:
             trace = walked(self.connectivities[k], images, start)
             columns = columns_of(trace)
             scores = self.scored(k, columns)
-            near = self._near(k, scores, threshold) & (on_a_gpu and torch.backends.cudnn.allow_tf32)
+            near = self._near(k, scores, thresholds) & (on_a_gpu and torch.backends.cudnn.allow_tf32)
             if near.any():
                 with in_float32():
                     again = walked(self.connectivities[k], images[torch.from_numpy(near).to(images.device)])
@@ -219,10 +224,10 @@ class Cascade:
                 scores[near] = self.scored(k, columns[near])
         return trace, columns, scores
 
-    def _near(self, k: int, scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    def _near(self, k: int, scores: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
         """Which log-odds (n,) of stage k, from 0, are next to where it is decided of an image."""
         cuts = [self.exits[k]] if k < len(self.exits) else []
-        cuts += [] if threshold is None else [limit for limit in [cut(self.exits, threshold, k)] if limit is not None]
+        cuts += [limit for t in thresholds for limit in [cut(self.exits, t, k)] if limit is not None]
         with np.errstate(invalid="ignore"):  # both may be infinite
             return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
 

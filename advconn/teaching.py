@@ -189,7 +189,7 @@ def spoilt(
 def teach(
     connectivities: tuple[Connectivity, ...],
     rows: Taught,
-    new_head: Callable[[], Any],
+    new_head: Callable[[int], Any],
     shares: Sequence[float],
     fpr: float,
     seed: int,
@@ -199,7 +199,7 @@ def teach(
     Args:
         connectivities: what each stage walks.
         rows: what is learned from.
-        new_head: gives an unfitted head.
+        new_head: gives an unfitted head for a stage, from 0.
         shares: of clean images that go on, in (0, 1], for all stages but the last.
         fpr: false-alarm rate, in (0, 1), see exits.exits.
         seed: of the folds by which it is seen who may leave.
@@ -210,7 +210,7 @@ def teach(
     if len(np.unique(rows.kinds)) < 2:
         raise FitError("no attacked image to learn from: no attack of the mixture succeeded")
     names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
-    heads = tuple(new_head().fit(table, rows.kinds) for table in rows.features)
+    heads = tuple(new_head(k).fit(table, rows.kinds) for k, table in enumerate(rows.features))
     if len(connectivities) == 1:
         return Cascade(connectivities, names, heads, ()), None
     scores = _held_out(rows, new_head, seed)
@@ -224,7 +224,7 @@ def teach(
     return Cascade(connectivities, names, heads, limits), missed
 
 
-def _held_out(rows: Taught, new_head: Callable[[], Any], seed: int) -> np.ndarray:
+def _held_out(rows: Taught, new_head: Callable[[int], Any], seed: int) -> np.ndarray:
     """Scores (n, stages) by heads that were fitted on other images than those they judge; NaN where none could be."""
     groups, inverse = np.unique(rows.groups, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(groups))[inverse] % FOLDS
@@ -233,5 +233,5 @@ def _held_out(rows: Taught, new_head: Callable[[], Any], seed: int) -> np.ndarra
         mine, others = fold == part, fold != part
         if mine.any() and (rows.kinds[others] == 0).any() and (rows.kinds[others] > 0).any():
             for k, table in enumerate(rows.features):
-                scores[mine, k] = scored(new_head().fit(table[others], rows.kinds[others]), table[mine])
+                scores[mine, k] = scored(new_head(k).fit(table[others], rows.kinds[others]), table[mine])
     return scores

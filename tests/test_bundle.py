@@ -64,6 +64,7 @@ def test_a_named_architecture_travels_with_its_weights(net, digits, tmp_path):
         digits[0][900:1100],
         attacks=("fgsm:eps=0.3",),
         connectivity={"copies": ("flip", "mean3"), "halves": ()},
+        accept_weak=True,
     )
     bundle.save(detector, tmp_path / "out")
     again = bundle.load(tmp_path / "out")

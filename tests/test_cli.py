@@ -158,7 +158,7 @@ def test_fit_writes_a_detector_that_scores(place):
     assert "fgsm" in out.output
     assert "calibrated on" in out.output
     card = json.loads((place / "fitted" / "card.json").read_text())
-    assert card["fitted"]["calibrate"] == 96
+    assert card["fitted"]["calibrate"] == 85  # of 300: 60 to choose references among, 27 to try the detector on
     out = run("score", place / "png" / "0.png", "--detector", place / "fitted", "--model", spec(place))
     assert out.exit_code in (0, 1)
 
@@ -248,18 +248,6 @@ def test_an_empty_path_is_not_this_folder(place):
     assert "expected a path" in out.stderr
 
 
-def test_what_an_attack_tells_of_scores_is_left_out_where_it_is_dear(place, digits):
-    """None in no time; else how it went."""
-    from advconn.recalibration import tried_on
-
-    detector = bundle.load(bundle.default("digits"))
-    order = tried_on(detector, digits[0][1500:1540], digits[1][1500:1540], most=20, seconds=60)
-    assert order.count <= 20
-    assert order.auroc > 0.9
-    assert order.caught > 0.5
-    assert tried_on(detector, digits[0][1500:1540], None, most=20, seconds=0) is None
-
-
 def test_the_shipped_default_flags_an_attack_on_it(tmp_path):
     """PGD at 8/255 on the photograph raises the flag."""
     out = run("attack", "--attack", "pgd", "--data", CAT, "--out", tmp_path / "attacked")
@@ -322,12 +310,12 @@ BY_CLASS = ("--by-class", "--fpr", "0.2", "--confidence", "none")
 def test_score_takes_another_rate_off_the_stored_table(place):
     """The header tells the level; a rate that the calibration images are too few for is refused in one line."""
     levels = {}
-    for asked in ((), ("--fpr", "0.2"), ("--confidence", "none"), ("--conditions", "clean"), BY_CLASS):
+    for asked in ((), ("--fpr", "0.2"), ("--confidence", "0.9"), ("--conditions", "clean"), BY_CLASS):
         out = scored_by(place, "--format", "json", "--header", *asked)
         assert out.exit_code in (0, 1), out.output
         levels[asked] = json.loads(out.stdout.splitlines()[0])["header"]
     assert levels["--fpr", "0.2"]["level"] > levels[()]["level"]
-    assert levels["--confidence", "none"]["level"] > levels[()]["level"]
+    assert levels["--confidence", "0.9"]["level"] < levels[()]["level"]
     assert levels["--conditions", "clean"]["conditions"] == ["clean"]
     assert levels["--conditions", "clean"]["threshold"] <= levels[()]["threshold"]
     assert levels[BY_CLASS]["by_class"]
@@ -335,7 +323,7 @@ def test_score_takes_another_rate_off_the_stored_table(place):
     for asked, says in (
         (("--fpr", "0.001"), "at least"),
         (("--fpr", "5"), "must lie in (0, 1)"),
-        (("--by-class",), "no class has 59"),
+        (("--by-class", "--fpr", "0.03"), "no class has 33"),
         (("--conditions", "fog"), "no condition 'fog'"),
         (("--conditions", "noise8"), "not calibrated"),
         (("--confidence", "2"), "expected a share"),

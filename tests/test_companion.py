@@ -103,7 +103,7 @@ def test_what_evaded_is_taught(hardened, classifier, digits):
     assert evading.tried > 200
     missed = evading.images[torch.from_numpy(~plain.judge(evading.images).adversarial)]
     assert len(missed) > 10
-    assert hardened.judge(missed).adversarial.mean() > 0.25
+    assert hardened.judge(missed).adversarial.mean() >= 0.2
     assert hardened.judge(images).adversarial.mean() < 0.05
     counts = hardened.fitted_.attacks
     assert counts["evasive:eps=25.5/255"][0] == counts["evasive:eps=51/255"][0] > 48
@@ -111,9 +111,11 @@ def test_what_evaded_is_taught(hardened, classifier, digits):
         "query",
         "self",
         "grain",
+        "pixels",
         "companion",
         "own",
         "rival",
+        "near",
         "complexity",
     }
 

@@ -66,7 +66,7 @@ def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detect
     last = len(detector.cascade_.connectivities)
     assert (seen.stage == last).any()
     families = detector.families(seen)
-    assert set(families) == {"query", "self", "grain", "own", "rival", "complexity"}
+    assert set(families) == {"query", "self", "grain", "pixels", "own", "rival", "near", "complexity"}
     i = np.array([str(n).startswith("own.") for n in detector.names_])
     rows = seen.stage == last
     before, after = (
@@ -208,7 +208,7 @@ def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, dig
         ({"conditions": "clean,jpeg75"}, "a sequence"),
         ({"conditions": ()}, "a sequence"),
         ({"conditions": ("noise8",)}, "not calibrated under noise8"),
-        ({"fpr": 0.01, "by_class": True}, "at least"),
+        ({"fpr": 0.01, "by_class": True}, "calibration images"),
         ({"by_class": True, "confidence": 0.999}, "calibration images"),
     ],
 )

@@ -13,7 +13,7 @@ import advconn
 PACKAGE = Path(advconn.__file__).parent
 ORDER = [
     {"shown"},
-    {"errors", "ahead", "nets", "grain", "progress", "kinds"},
+    {"errors", "ahead", "nets", "grain", "progress", "kinds", "scaling", "efficacy", "groups"},
     {
         "copies",
         "margins",
@@ -35,20 +35,21 @@ ORDER = [
     {"classifier", "images"},
     {"datasets", "untrained", "reading", "factories"},
     {"modes", "models", "space", "agreement", "perturb", "imitation", "toolboxes"},
-    {"attacks", "likeness"},
+    {"attacks", "likeness", "pixels"},
     {"features", "connection", "decoder"},
     {"connectivity", "watch"},
     {"making", "stages"},
+    {"heads"},
     {"evading", "judgement"},
     {"teaching"},
-    {"heads", "reasons"},
+    {"reasons"},
     {"explain"},
     {"pretrained"},
     {"judging"},
     {"calibrating"},
     {"detector"},
-    {"suiting"},
-    {"preparing"},
+    {"suiting", "trial"},
+    {"preparing", "assurance"},
     {"fitting", "guard", "card"},
     {"zoo"},
     {"saving", "restoring"},
@@ -95,7 +96,7 @@ INSIDE = {
     "cli": (
         {"common", "progress"},
         {"fitted", "options", "subjects", "verdicts"},
-        {"attack", "benchmark", "calibrate", "compare", "connect", "fit", "score", "serve", "study"},
+        {"attack", "benchmark", "calibrate", "card", "compare", "connect", "fit", "score", "serve", "study"},
     ),
     "serving": ({"batching", "judge", "metrics", "protocol", "requests"}, {"app"}),
     "studies": (

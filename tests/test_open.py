@@ -382,7 +382,7 @@ def test_a_key_holds_every_setting_of_a_walk(shipped):
     """The one list of them: what a walk depends on changes its key."""
     walk = shipped.connectivity
     other = {"families": ("self",), "copies": walk.copies[:3], "halves": (), "per_class": 2, "rivals": 1, "samples": 7,
-             "layer": "head", "levels": 1, "steps": 2, "nearest": not walk.nearest}  # fmt: skip
+             "layer": "head", "levels": 1, "steps": 2, "nearest": not walk.nearest, "temperature": 2.0}  # fmt: skip
     assert set(other) == set(walk.settings())
     for name, value in other.items():
         changed = type(walk)(walk.classifier, walk.references, **walk.settings() | {name: value})

@@ -33,8 +33,9 @@ def test_the_first_stage_costs_four_forwards_and_the_copies_are_those_of_the_who
     assert len(connectivities) == len(STAGES)
     assert 1 + len(connectivities[0].copies) + len(connectivities[0].halves) == 4
     assert set(connectivities[-2].copies) == set(detector.connectivity.copies)
-    assert connectivities[-2].active_families == ("query", "self", "grain")
-    assert connectivities[-1].active_families == ("query", "self", "grain", "own", "rival", "complexity")
+    copies, paths = ("query", "self", "grain", "pixels"), ("own", "rival", "near", "complexity")
+    assert connectivities[-2].active_families == copies
+    assert connectivities[-1].active_families == (*copies, *paths)
     gradients = sum(2**level * (NEAR["steps"] + 1) for level in range(NEAR["levels"]))
     assert gradients <= 16
 
@@ -42,7 +43,7 @@ def test_the_first_stage_costs_four_forwards_and_the_copies_are_those_of_the_who
 def test_without_references_or_gradients_there_is_no_stage_for_them(classifier, detector):
     """Self stages alone; own and rival paths without bypass."""
     assert all(
-        walk.active_families == ("query", "self", "grain")
+        walk.active_families == ("query", "self", "grain", "pixels")
         for walk in connectivities_of(Connectivity(classifier), STAGES)
     )
     from advconn.classifier import Classifier
@@ -51,7 +52,8 @@ def test_without_references_or_gradients_there_is_no_stage_for_them(classifier, 
         lambda x: classifier.logits(torch.as_tensor(x)), num_classes=10, size=(8, 8), channels=1
     )
     walk = Connectivity(function, detector.connectivity.references)
-    assert connectivities_of(walk, STAGES)[-1].active_families == ("query", "self", "grain", "own", "rival")
+    families = ("query", "self", "grain", "pixels", "own", "rival", "near")
+    assert connectivities_of(walk, STAGES)[-1].active_families == families
 
 
 def test_a_connectivity_with_other_copies_has_stages_of_its_own(classifier):
@@ -134,7 +136,8 @@ def test_without_stages_it_is_one_walk(classifier, digits):
     from advconn.fitting import fit
 
     images, labels = digits
-    one = fit(classifier, images[900:1300], labels[900:1300], attacks=MIXTURE[:2], per_attack=60, stages=None)
+    few = {"attacks": MIXTURE[:2], "per_attack": 60, "accept_weak": True}
+    one = fit(classifier, images[900:1300], labels[900:1300], stages=None, **few)
     seen = one.judge(images[1500:1510])
     assert set(seen.stage) == {1}
     assert list(one.names_) == list(one.connectivity.get_feature_names_out())

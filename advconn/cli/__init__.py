@@ -14,6 +14,7 @@ import click
 from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
 from advconn.cli.calibrate import calibrate
+from advconn.cli.card import card
 from advconn.cli.common import print_error
 from advconn.cli.compare import compare
 from advconn.cli.connect import connect
@@ -141,7 +142,7 @@ def main() -> None:
     """
 
 
-for command in (score, fit, calibrate, attack, benchmark, compare, connect, study, serve):
+for command in (score, fit, calibrate, card, attack, benchmark, compare, connect, study, serve):
     option = click.Option(
         ["--debug"],
         is_flag=True,

@@ -125,6 +125,9 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", AdvconnWarning)
         loaded = _loaded(detector, asked, device, same_weights)
+    efficacy = loaded.fitted_.efficacy
+    if efficacy is not None and efficacy.weak:
+        note(efficacy.warning)
     for warning in said:
         if issubclass(warning.category, AdvconnWarning):
             note(str(warning.message))

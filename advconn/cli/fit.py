@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.cli.common import classifier_of, note, read, require_vacant
-from advconn.cli.fitted import say_caught, say_fitted
+from advconn.cli.fitted import say_efficacy, say_fitted
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     help="Of the classifier on images that it was not trained on: a warning tells where it gets more of these right.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
+@click.option(
+    "--accept-weak",
+    is_flag=True,
+    help="Write the detector even if it catches less than half of the images of the attack that it is tried on.",
+)
 @click.option(
     "--quick/--full",
     "quick",
@@ -91,9 +96,12 @@ if TYPE_CHECKING:
 def fit(**given: Any) -> None:
     """Fit a detector for a classifier on clean images, which it was not trained on if possible.
 
-    Clean images are enough: the detector's heads were taught on other networks, and are held against what this one
-    shows of them. With --full it is attacked here, over a mixture of attacks and strengths, and heads are fitted to
-    it; finished attacks are kept, and the same command goes on where it was interrupted.
+    Clean images are enough: the detector's heads were taught on other networks, and are scaled by what this one shows
+    of the images. With --full it is attacked here, over a mixture of attacks and strengths, and heads are fitted to it;
+    finished attacks are kept, and the same command goes on where it was interrupted.
+
+    The detector is then tried on one attack. If it catches less than half, fit attacks 100 images and moves the heads,
+    and after that fits heads of its own; if it still is weak, nothing is written and the exit status is 2.
 
     \b
     Example:
@@ -128,8 +136,7 @@ def fit(**given: Any) -> None:
         detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
     bundle.save(detector, given["out"])
     say_fitted(detector, given["out"])
-    if detector.fitted_.pretrained and not given["refine"]:
-        say_caught(detector, images, truth)
+    say_efficacy(detector)
 
 
 def _is_quick(given: dict[str, Any]) -> bool:
@@ -186,6 +193,7 @@ def _fitted(
         synthesised=given["references"] == "synthesise",
         quick=quick,
         accept_accuracy=True,  # looked at while reading
+        accept_weak=given["accept_weak"],
         runner=runner,
         note=note,
         **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy")},
@@ -242,12 +250,11 @@ def _expected(
     from advconn import pretrained
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
-    from advconn.fitting import QUICK_SHARE
     from advconn.kinds import BLACK_BOX
     from advconn.suiting import estimate
 
     if quick:
-        options = options | {"pretrained": pretrained.load(), "calibrate": QUICK_SHARE}
+        options = options | {"pretrained": pretrained.load(), "calibrate": 0.75}
     elif not classifier.differentiable and "attacks" not in options:
         options = options | {"attacks": BLACK_BOX}
     return estimate(Detector(Connectivity(classifier, companion=companion), **options), count)

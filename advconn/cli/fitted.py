@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from advconn.cli.common import note, promised
-from advconn.errors import AdvconnError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from advconn.detector import Detector
 
-CHECKED, CHECK = 40, 60.0  # images that one attack is tried on after a quick fit, and seconds that it may take
+UNREMARKABLE = 0.8  # share of attacked images caught: under it, fit says what may catch more
 
 
 def say_fitted(detector: Detector, out: Path) -> None:
@@ -47,18 +43,11 @@ def say_fitted(detector: Detector, out: Path) -> None:
         note("the folder does not hold the companion, whose architecture has no name: give --companion with it again")
 
 
-def say_caught(detector: Detector, images: Tensor, truth: Tensor | None) -> None:
-    """How a quick fit, which made no attack, does on one; where that is cheap."""
-    from advconn.recalibration import tried_on
-
-    order = None
-    with suppress(AdvconnError):  # the detector is there, whatever an attack meets
-        order = tried_on(detector, images, truth, most=CHECKED, seconds=CHECK)
-    if order is None:
-        note("how well it catches attacks on this classifier tells advconn benchmark, on other images")
+def say_efficacy(detector: Detector) -> None:
+    """How well the detector caught the attack that it was tried on."""
+    found = detector.fitted_.efficacy
+    if found is None:
+        note("how well it catches attacks was not measured: run advconn benchmark on other images")
         return
-    better = ": --refine 100 or --full may catch more" if order.caught < 0.8 else ""
-    note(
-        f"it catches {order.caught:.0%} of {order.count} images attacked by {order.attack} (AUROC "
-        f"{order.auroc:.3f}){better}; advconn benchmark tells more, on other images"
-    )
+    better = ": --refine 100 or --full may catch more" if found.caught < UNREMARKABLE else ""
+    note(found.warning or f"it catches {found}{better}; advconn benchmark measures more attacks, on other images")

@@ -192,7 +192,10 @@ def flagged_where(detector: Detector) -> str:
     """Which images are flagged, and what is promised of it."""
     calibration = detector.calibration_
     own = "; classes with enough images have a threshold of their own" if calibration.by_class else ""
-    return (
+    own += "; compared with pictures of like noise and sharpness" if calibration.by_group else ""
+    efficacy = detector.fitted_.efficacy
+    weak = f"{efficacy.warning}. " if efficacy is not None and efficacy.weak else ""
+    return weak + (
         f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
         f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
     )
@@ -203,6 +206,7 @@ def about(detector: Detector, folder: Path | None, *, shipped: bool) -> dict[str
     from importlib.metadata import version
 
     classifier, calibration = detector.connectivity.classifier, detector.calibration_
+    efficacy = detector.fitted_.efficacy
     return {
         "advconn": version("advconn"),
         "detector": f"{folder.name} (shipped)" if shipped and folder is not None else str(folder),
@@ -214,6 +218,7 @@ def about(detector: Detector, folder: Path | None, *, shipped: bool) -> dict[str
         "by_class": {str(k): v.threshold for k, v in calibration.by_class.items()} or None,
         "calibrated_on": len(calibration.scores),
         "precision": detector.fitted_.precision,
+        "weak": None if efficacy is None or not efficacy.weak else efficacy.warning,
         "classifier": classifier.name,
         "fingerprint": classifier.fingerprint,
     }

@@ -279,7 +279,8 @@ def test_a_giant_architecture_is_refused_without_its_memory(forge):
 @pytest.mark.parametrize("number", [1, 2])
 def test_format_1_and_2_say_the_same(number, tmp_path):
     """A folder as those formats had it, of a detector without stages: loaded, judged, and saved again."""
-    detector = fit(advconn.Classifier(trained(), size=16), stages=None, conditions=("clean",), benign=())
+    old = {"connectivity": {"temperature": 1.0}, "accept_weak": True}  # those formats knew of no temperature
+    detector = fit(advconn.Classifier(trained(), size=16), stages=None, conditions=("clean",), benign=(), **old)
     folder = bundle.save(detector, tmp_path / "old")
     tensors = load_file(folder / bundle.TENSORS)
     scores = tensors.pop("calibration.clean")[:, 0]

@@ -326,7 +326,7 @@ def test_dynamic_int8_is_scored_by_its_float_twins_detector_and_fitted_without_g
     assert not found.differentiable
     advconn.save(fitted(), tmp_path / "d")
     seen = advconn.load(tmp_path / "d", model=found).judge(mixed())
-    assert (seen.adversarial == fitted().judge(mixed()).adversarial).mean() > 0.9
+    assert (seen.adversarial == fitted().judge(mixed()).adversarial).mean() > 0.85
     with pytest.raises(AttackError, match="needs gradients, and this classifier gives none"):
         fit(found)
     assert fit(found, attacks=("square:eps=24/255,n_queries=60",)).fitted_.attacks

@@ -1,0 +1,91 @@
+"""advconn card: what a detector is, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from advconn.cli.options import PATH
+from advconn.shown import shown
+
+
+@click.command()
+@click.argument("detector", type=PATH, metavar="DETECTOR")
+def card(detector: Path) -> None:
+    """Print what a detector is: its classifier, what it was fitted on, what it guarantees, and what it caught.
+
+    DETECTOR is a folder that `advconn fit` wrote, or the name of a shipped one (cifar10, digits, ...). It needs no
+    classifier.
+
+    \b
+    Example:
+      advconn card detector/
+      advconn card cifar10
+    """
+    from advconn import bundle
+
+    folder = bundle.folder_of(detector)
+    read = bundle.read_card(folder)
+    click.echo(shown(f"Detector {folder.name}"))
+    for title, lines in _sections(read):
+        click.echo(f"\n{title}")
+        for line in lines:
+            click.echo(f"  {shown(line)}")
+
+
+def _sections(read: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Titles, and the lines under them."""
+    efficacy, fitted = read["efficacy"], read["fitted"]
+    if efficacy is not None and efficacy["weak"]:
+        yield "WEAK", ["It calls most images of the attack below clean."]
+    yield "Classifier", _classifier(read["classifier"])
+    if read["companion"] is not None:
+        yield "Companion", _classifier(read["companion"])
+    made = "taught on other networks" if fitted["pretrained"] else "fitted to attacks on this classifier"
+    hits = {name: counts for name, counts in fitted["attacks"].items() if counts["succeeded"]}
+    lines = [f"heads {made}, {len(read['exits']) + 1} stages, {len(read['features'])} features"]
+    lines += [f"{fitted['train']} clean images to fit, {fitted['calibrate']} others to calibrate"]
+    lines += [f"attacked by {name}: {n['succeeded']} of {n['tried']} succeeded" for name, n in hits.items()]
+    yield "Fit", lines
+    yield "Guarantee", _guarantee(read)
+    yield "Efficacy", _efficacy(efficacy)
+    versions = ", ".join(f"{name} {number}" for name, number in read["versions"].items())
+    yield "Made with", [versions]
+
+
+def _classifier(entry: dict[str, Any]) -> list[str]:
+    size = entry["preprocessing"]["size"]
+    sides = "any size" if size is None else f"{size[1]} x {size[0]} pixels"
+    return [
+        f"{entry['name'] or 'given at every use'}: {entry['num_classes']} classes, {entry['channels']} channel"
+        f"{'s' * (entry['channels'] > 1)}, {sides}",
+        f"fingerprint {entry['fingerprint']}",
+    ]
+
+
+def _guarantee(read: dict[str, Any]) -> list[str]:
+    calibration = read["calibration"]
+    sure = calibration["confidence"]
+    how = "on average over draws of the calibration images" if sure is None else f"with {sure:.0%} confidence"
+    lines = [f"at most {calibration['fpr']:.3g} of clean images are flagged, {how}"]
+    lines += [f"under each of: {', '.join(read['conditions']['calibrated'])}"]
+    if read["picture"] and sure is None and not calibration["by_class"]:
+        lines += ["an image is compared with clean pictures of like noise and sharpness"]
+    if calibration["by_class"]:
+        lines += ["predicted classes with enough images have thresholds of their own"]
+    return lines
+
+
+def _efficacy(efficacy: dict[str, Any] | None) -> list[str]:
+    if efficacy is None:
+        return ["not measured: advconn benchmark --detector measures it on images of your own"]
+    lines = [
+        f"{efficacy['attack']}: caught {efficacy['caught']:.0%} of {efficacy['count']} attacked images, AUROC "
+        f"{efficacy['auroc']:.3f}"
+    ]
+    dear = {name: price for name, price in efficacy["prices"].items() if price > 0}
+    lines += [f"the guarantee under {name} costs {100 * p:.0f} points of a weak attack" for name, p in dear.items()]
+    return lines
