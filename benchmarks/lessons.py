@@ -1,37 +1,62 @@
 """What a taught head learns from: clean and attacked images of several networks, walked by every stage, kept.
 
-A lesson is one network: CIFAR-10 at 32 pixels (benchmarks/families.py), scikit-learn's digits at 8, photographs at 224
-(benchmarks/photographs.py).
+    python benchmarks/lessons.py --data DIR --cache DIR --nets DIR --public DIR [NAME ...]
+
+A lesson is one network. NETS holds weights of train_architectures.py (plain, half18, vit6) and small.py; PUBLIC is a
+folder with networks.py and weights that others trained; the shipped classifier, its companion (`robust`) and the
+digits' come with advconn; EfficientNet-Lite0 on photographs is photographs.py's. Images of a lesson: 100 to choose
+references among, 300 to learn from (with their attacked copies), others to test on, and others that are attacked; the
+network was trained on none of them.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache as once
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cifar10 import SEED, kept, parts, tables, taught, whole
-from families import BRIEF, TEST, WIDE, hits_of, network, tried, walk_of
+from cifar10 import CLASSES, SEED, Part, kept, parts, read
+from families import WIDE
+from families import network as large
+from small import SMALL, TRAINED, images_of, trained
 from torch import Tensor, nn
 
-from advconn import bundle
-from advconn.attacks import Attack, parse_all
+from advconn import bundle, models
+from advconn.attacks import Attack, made_for, parse_all
 from advconn.classifier import Classifier
-from advconn.conditions import BENIGN, CONDITIONS
+from advconn.conditions import BENIGN
 from advconn.connectivity import Connectivity
-from advconn.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
+from advconn.datasets import TRAIN_END, digits
 from advconn.given import as_bytes
-from advconn.kinds import MIXTURE
-from advconn.making import Maker, features_of, still_wrong
+from advconn.making import Maker, features_of
+from advconn.margins import temperature_of
 from advconn.modes import choose
 from advconn.progress import silent
+from advconn.reading import read_all
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught, attacked_rows, spoilt
+from advconn.zoo import efficientnet_lite0
 
-DIGITS = (
-    *DIGIT_MIXTURE,
+PUBLIC = ("resnet20", "resnet44")
+LARGE = ("shipped", "robust", "plain", "half18", "vit6")
+TOY = ("digits", "digits-mlp")
+EIGHT = (  # of pictures of 8 x 8 pixels
+    *(f"pgd:eps={e}/255,steps=10" for e in (51, 26, 13)),
+    "pgd-l2:eps=1,steps=10",
+    "pgd-l2:alpha=1,eps=1,steps=1",
+    "pgd-stop:eps=51/255,steps=20",
+    "cw:kappa=0,lr=0.05,steps=50",
+    "cw:kappa=3,lr=0.05,steps=50",
+    "fgsm:eps=51/255",
+    "fgsm:eps=26/255",
     "deepfool",
     "mifgsm:eps=26/255",
     "low-frequency:eps=77/255,grid=3",
@@ -44,7 +69,28 @@ DIGITS = (
     "fmn-l0",
     "saltpepper",
 )
-DIGIT_TEST = (
+DRAWN = (  # of pictures of strokes, which only large changes harm
+    *(f"pgd:eps={e},steps=20" for e in ("0.3", "0.2", "0.1", "0.05")),
+    "pgd:alpha=0.15,eps=0.3,steps=2",
+    "pgd-l2:eps=3,steps=20",
+    "pgd-l2:eps=1.5,steps=20",
+    "pgd-stop:eps=0.3,steps=40",
+    "pgd-stop:eps=0.15,steps=40",
+    "cw:kappa=0,lr=0.02,steps=100",
+    "cw:kappa=3,lr=0.02,steps=100",
+    *(f"fgsm:eps={e}" for e in ("0.3", "0.2", "0.1")),
+    *(f"square:eps={e},n_queries=500" for e in ("0.3", "0.2", "0.1")),
+    "deepfool",
+    "mifgsm:eps=0.2",
+    "low-frequency:eps=0.4,grid=7",
+    "noise:eps=0.4,tries=20",
+    "universal:eps=0.25",
+    "patch:side=8",
+    "transfer:eps=0.3",
+    "fmn-l0",
+    "saltpepper",
+)
+EIGHT_TEST = (
     "pgd:eps=51/255,steps=10",
     "pgd:eps=26/255,steps=20",
     "cw:c=1,kappa=0,lr=0.05,steps=50",
@@ -52,7 +98,43 @@ DIGIT_TEST = (
     "fgsm:eps=51/255",
     "square:eps=51/255,n_queries=500",
 )
-TOY = ("digits", "digits-mlp")
+DRAWN_TEST = (
+    "pgd:eps=0.1,steps=20",
+    "pgd:eps=0.3,steps=40",
+    "fgsm:eps=0.2",
+    "cw:c=1,kappa=0,lr=0.01,steps=200",
+    "square:eps=0.2,n_queries=1000",
+    "deepfool",
+)
+COLOURED_TEST = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=50",
+    "cw:c=1,kappa=0,steps=100",
+    "fgsm:eps=8/255",
+    "deepfool",
+    "square:eps=8/255,n_queries=500",
+)
+PHOTOGRAPHED = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:alpha=6/255,eps=8/255,steps=2",
+    "pgd:eps=4/255,steps=3",
+    "pgd:eps=2/255,steps=10",
+    "pgd-stop:eps=4/255,steps=10",
+    "pgd-l2:eps=1.5,steps=10",
+    "cw:kappa=0,steps=30",
+    "fgsm:eps=8/255",
+    "fgsm:eps=4/255",
+    "low-frequency:eps=16/255,grid=16",
+    "patch:side=40,steps=20",
+)
+PHOTOGRAPHED_TEST = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=20",
+    "cw:c=1,kappa=0,steps=40",
+    "fgsm:eps=8/255",
+)
+REFERENCES, LEARNED = 100, 300
+FEW = {"photographs": (8, 24)}  # images attacked by each attack, to learn from and to test on
 
 
 @dataclass(frozen=True)
@@ -85,111 +167,150 @@ def mlp() -> nn.Module:
     return net.eval()
 
 
-def toy(cache: Path, name: str) -> Lesson:
-    """The lesson of a network of digits."""
-    if name == "digits":
-        model = bundle.load(bundle.default("digits")).connectivity.classifier
-    else:
-        model = Classifier(mlp(), size=(8, 8), channels=1)
-    images, labels = digits()
-    given, truth = images[TRAIN_END:FIT_END], labels[TRAIN_END:FIT_END]
-    references = choose(model, model.check(given[:100]), truth[:100])
-    connectivities = connectivities_of(Connectivity(model, references), STAGES)
-    maker = Maker(connectivities, 80, BENIGN)
+def _flickr(folder: Path) -> tuple[Part, Part, Part]:
+    """Photographs that no network was trained on, at 224 pixels, to learn from, to test on and to attack."""
+    model = efficientnet_lite0()
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
+    files = [folder / f"{row['image']}.webp" for row in rows]
+    images = read_all([str(file) for file in files], model.preprocessing, 3)
+    part = Part(as_bytes(images), torch.tensor([int(row["label"]) for row in rows]))
+    return part.rows(slice(0, 120)), part.rows(slice(120, 270)), part.rows(slice(270, None))
 
-    def learn() -> Taught:
-        rows = attacked_rows(given[100:], truth[100:], parse_all(DIGITS), maker)
-        few = as_bytes(given[100:])
-        return rows.and_benign(*spoilt(few, np.arange(len(few)), BENIGN, maker, SEED)).sound()
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, images that it was not trained on, and the attacks that suit these.
+
+    images: to learn from, to test on, to be attacked for tests.
+    """
+
+    model: Classifier
+    images: tuple[Part, Part, Part]
+    learned: tuple[str, ...]
+    tested: tuple[str, ...]
+    first: int = 0
+
+
+def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
+    """One of PUBLIC, LARGE, TOY or small.py's."""
+    if name in TOY:
+        shipped = bundle.load(bundle.default("digits")).connectivity.classifier
+        model = shipped if name == "digits" else Classifier(mlp(), size=(8, 8), channels=1)
+        part = Part(*digits()).rows(slice(TRAIN_END, None))
+        return Subject(model, _shared(part, 300, 450), EIGHT, EIGHT_TEST, first=2)
+    if name in SMALL:
+        small = SMALL[name]
+        part = images_of(small.data, data).rows(slice(TRAINED[small.data], None))
+        drawn = small.data in ("mnist", "digits28")
+        few = small.data == "digits28"
+        images = _shared(part, 250 if few else 500, 400) if drawn else _shared(part, 700, 1000)
+        attacks = (DRAWN, DRAWN_TEST) if drawn else (WIDE, COLOURED_TEST)
+        model = trained(name, nets, data)
+        suited = [tuple(spec for spec in made_for(model, some) if not _fails(spec, model)) for some in attacks]
+        return Subject(model, images, *suited)
+    if name in PUBLIC:
+        test = read(data / "test.npz")
+        order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(SEED + 2))
+        sys.path.insert(0, str(public))
+        import networks
+
+        model = Classifier(getattr(networks, name)(), size=(32, 32), class_names=CLASSES)
+        return Subject(model, _shared(test.rows(order), 1000, 1500), WIDE, COLOURED_TEST)
+    if name == "photographs":
+        return Subject(efficientnet_lite0(), _flickr(public.parent / "nips2017"), PHOTOGRAPHED, PHOTOGRAPHED_TEST)
+    groups = parts(data)
+    if name == "robust":
+        state = bundle.default("cifar10-hardened") / "companion.safetensors"
+        model = models.load("advconn:compact", state, **_preprocessing())
+    else:
+        model = large(name, nets)
+    learn = groups["fit"].rows(slice(0, REFERENCES + LEARNED))
+    return Subject(model, (learn, groups["clean"].rows(slice(0, 700)), groups["attack"]), WIDE, COLOURED_TEST)
+
+
+def _fails(spec: str, model: Classifier) -> bool:
+    """Whether an attack's library is made for colour images alone."""
+    return model.channels == 1 and spec.split(":")[0] in ("tifgsm", "colour", "spatial")
+
+
+def _preprocessing() -> dict[str, object]:
+    loaded = bundle.load(bundle.default("cifar10-hardened")).connectivity.companion
+    assert loaded is not None
+    about = loaded.preprocessing
+    return {"size": about.size, "mean": about.mean, "std": about.std, "class_names": CLASSES}
+
+
+def _shared(part: Part, test: int, attacked: int) -> tuple[Part, Part, Part]:
+    """The first of these images to learn from, then so many to test on and to attack."""
+    start = REFERENCES + LEARNED
+    end = start + test
+    return part.rows(slice(0, start)), part.rows(slice(start, end)), part.rows(slice(end, end + attacked))
+
+
+def lesson(cache: Path, name: str, made: Callable[[], Subject], few: int = 24, test: int = 100) -> Lesson:
+    """The lesson of a network; `few` and `test`: images attacked by each attack, to learn from and to test on."""
+    return kept(cache, f"lesson {name} {few} {test}", lambda: _made(name, made(), few, test))
+
+
+def _made(name: str, about: Subject, few: int, test: int) -> Lesson:
+    model, (learn, clean, attacked) = about.model, about.images
+    started = time.time()
+    first = learn.images[:REFERENCES]
+    rest = learn.rows(slice(0 if model.num_classes > REFERENCES else REFERENCES, None))
+    many = model.num_classes > REFERENCES  # more classes than images to choose references among
+    references = None if many else choose(model, model.check(first), learn.labels[:REFERENCES])
+    cold = temperature_of(torch.cat([model.logits(model.check(x)).cpu() for x in learn.images.split(256)]))
+    connectivities = connectivities_of(Connectivity(model, references, temperature=cold), STAGES)
+    maker = Maker(connectivities, few, BENIGN, SEED)
+    right = (model.predict(clean.images) == clean.labels).float().mean()
+    print(f"{name}: accuracy {float(right):.3f}, temperature {cold:.3g}", flush=True)
+    rows = attacked_rows(rest.images, rest.labels, parse_all(about.learned), maker)
+    rows = rows.and_benign(*spoilt(rest.images, np.arange(len(rest.images)), BENIGN, maker, SEED)).sound()
+    print(f"{name}: {len(rows.kinds)} rows to learn from, {time.time() - started:.0f} s", flush=True)
 
     def walked(x: Tensor) -> tuple[np.ndarray, ...]:
-        return features_of(connectivities, x, "", silent)
+        return features_of(connectivities, model.check(x), "", silent)
 
-    def test() -> tuple[tuple[np.ndarray, ...], dict[str, tuple[np.ndarray, ...]]]:
-        by_attack = {}
-        for spec in DIGIT_TEST:
-            hits = replace(maker, per_attack=150).attacked(images[1400:], labels[1400:], Attack.parse(spec), seed=SEED)
-            by_attack[spec] = walked(hits.images)
-        return walked(images[FIT_END:1400]), by_attack
-
-    names = _names(connectivities)
-    clean, attacked = kept(cache, f"test {model.fingerprint} {DIGIT_TEST} {names[-1]}", test)
-    learned = kept(cache, f"learn {model.fingerprint} {DIGITS} {names[-1]}", learn)
-    return Lesson(learned, clean, attacked, names, first=2)
-
-
-def _names(connectivities: tuple[Connectivity, ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
-
-
-def cifar(
-    cache: Path,
-    data: Path,
-    nets: Path,
-    name: str,
-    few: int = 40,
-    clean: int = 300,
-    test: int = 0,
-    wide: tuple[str, ...] = WIDE,
-) -> Lesson:
-    """The lesson of a CIFAR-10 network, as far as families.py has made it.
-
-    few, clean: images attacked by each, and clean ones, to learn from; test: images attacked by each to test on.
-    """
-    model, groups = network(name, nets), parts(data)
-    connectivity = walk_of(cache, model)
-    connectivities = connectivities_of(connectivity, STAGES)
-
-    def features(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        return tables(whole(cache, connectivity, what, images), connectivities)
-
-    fit, shipped = groups["fit"], name == "shipped"
-    base = fit.images if shipped else fit.images[:clean]
-    stage_tables, kinds, rows = [_first(features("clean", base), clean)], [np.zeros(clean, int)], [np.arange(clean)]
-    attacks: dict[str, tuple[int, int]] = {}
-    for spec in wide:
-        limit = few if not shipped else taught(spec) if spec in MIXTURE else 250
-        hits = hits_of(cache, nets, name, "fit", fit, spec, limit)
-        if len(hits.rows) < 2:
-            continue
-        attacks[spec] = (hits.tried, len(hits.rows))
-        changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
-        taken = [(features(spec, hits.images), hits.rows)]
-        if len(changed):
-            taken.append((features(f"{spec}, changed", changed), hits.rows[index]))
-        for table, which in zip(taken, (few, few // 3), strict=False):
-            stage_tables.append(_first(table[0], which))
-            rows.append(table[1].numpy()[:which])
-            kinds.append(np.full(len(rows[-1]), list(attacks).index(spec) + 1))
-    learn = Taught(_stacked(stage_tables), *(np.concatenate(v) for v in (kinds, rows)), np.zeros(0, bool), attacks)
-    learn = replace(learn, benign=np.zeros(len(learn.kinds), bool))
-    share = -(-clean // len(BENIGN))
-    parts_of = [np.arange(len(base))[i :: len(BENIGN)][:share] for i in range(len(BENIGN))]
-    changed = [
-        _first(features(kind, CONDITIONS[kind](base[i :: len(BENIGN)], SEED)), share) for i, kind in enumerate(BENIGN)
-    ]
-    order = np.concatenate(parts_of)
-    learn = learn.and_benign(_stacked(changed), order).sound()
-    attacked = {}
-    for spec in (TEST if shipped else BRIEF) if test else ():
-        if spec.endswith(f" from {name}") or (spec.endswith(" from half18") and not (nets / "half18.json").exists()):
-            continue
-        hits = hits_of(cache, nets, name, "attack", groups["attack"], spec, tried(name, spec, test))
+    by_attack = {}
+    for spec in about.tested:
+        hits = replace(maker, per_attack=test).attacked(
+            attacked.images, attacked.labels, Attack.parse(spec), seed=SEED + 1
+        )
         if len(hits.rows):
-            attacked[spec] = features(spec, hits.images)
-    plain = features("clean", groups["clean"].images[: 2000 if name == "shipped" else 300])
-    return Lesson(learn, plain, attacked, _names(connectivities))
+            by_attack[spec] = walked(hits.images)
+    names = tuple(tuple(map(str, c.get_feature_names_out())) for c in connectivities)
+    print(f"{name}: {time.time() - started:.0f} s", flush=True)
+    return Lesson(rows, walked(clean.images), by_attack, names, about.first)
 
 
-def photographs(cache: Path) -> Lesson:
-    """The lesson of EfficientNet-Lite0, as photographs.py has made it: it walks no paths."""
-    learned, attacks, clean, attacked, names = torch.load(cache / "photographs.pt", weights_only=False)
-    return Lesson(Taught(*learned, attacks=attacks), clean, attacked, names)
+@once
+def lessons(names: tuple[str, ...], cache: Path, data: Path, nets: Path, public: Path) -> dict[str, Lesson]:
+    """The lessons of these networks, made where they are not kept yet."""
+    out: dict[str, Lesson] = {}
+    for name in names:
+        few, test = FEW.get(name, (24, 100))
+        out[name] = lesson(cache, name, lambda name=name: subject(name, data, nets, public), few, test)
+    return out
 
 
-def _first(arrays: tuple[np.ndarray, ...], count: int) -> tuple[np.ndarray, ...]:
-    return tuple(table[:count] for table in arrays)
+def arguments(about: str) -> argparse.ArgumentParser:
+    """What all scripts on these lessons are told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "cache", "nets", "public"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser
 
 
-def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("names", nargs="+")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    from lessons import lessons as make  # by the module's own name, under which the cache's files find their class
+
+    make(tuple(args.names), args.cache, args.data, args.nets, args.public)
+
+
+if __name__ == "__main__":
+    main()

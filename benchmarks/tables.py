@@ -464,11 +464,83 @@ def pretrained(record: dict) -> list[str]:
     return out
 
 
+def beside_logits(result: dict) -> str:
+    return f"{pair(result)} [{figure(result['logits_auroc'])}]"
+
+
+def strangers(record: dict) -> list[str]:
+    """The default fit on networks that the heads do not know."""
+    out = [f"## The default fit on strangers' networks (`strangers.py`, {record['folder']})", ""]
+    out += [
+        f"Fitted on {record['fitted']} images without an option; the heads were taught without the network, its "
+        "relatives and its data set. AUROC / caught (n) at the detector's own threshold; in brackets the better AUROC "
+        "of the query's margin alone. Attacks succeed on most images; only successful ones count.",
+        "",
+    ]
+    specs = list(dict.fromkeys(spec for row in record["networks"].values() for spec in row["attacks"]))
+    rows = [
+        [
+            name,
+            f"{row['accuracy']:.1%}",
+            f"{row['seconds']:.0f}",
+            f"{figure(row['flagged'])} ({row['n_clean']})",
+            *(beside_logits(row["attacks"][s]) if s in row["attacks"] else "" for s in specs),
+        ]
+        for name, row in record["networks"].items()
+    ]
+    return out + lines(["network", "accuracy", "fit, s", "clean flagged", *specs], rows)
+
+
+def promise(record: dict) -> list[str]:
+    """Rules of calibration."""
+    out = [f"## Is the rate spent, and kept? (`promise.py`, {record['folder']})", ""]
+    out += [
+        f"{record['splits']} fits on {record['fitted']} images each, judged on others: mean share flagged (standard "
+        "error), of clean images as they are and under each condition of the guarantee, and of attacked ones.",
+        "",
+    ]
+    for name, rules in record["networks"].items():
+        kinds = list(next(iter(rules.values())))
+        rows = [
+            [rule, *(f"{figure(row[k]['mean'])} ({figure(row[k]['error'])})" for k in kinds)]
+            for rule, row in rules.items()
+        ]
+        out += lines([name, *kinds], rows)
+    return out
+
+
+def bounds(record: dict) -> list[str]:
+    """Maps of standardised features."""
+    out = [f"## Which bounded map (`bounds.py`, {record['folder']})", ""]
+    out += [
+        "Heads taught on the other networks (relatives and data sets left out): AUROC / caught (n) at the threshold of "
+        "5 % of the network's clean test images. The map that ships was chosen after a look at these figures.",
+        "",
+    ]
+    for name, maps in record["networks"].items():
+        specs = list(next(iter(maps.values())))
+        out += lines([name, *specs], [[called, *(pair(row[s]) for s in specs)] for called, row in maps.items()])
+    return out
+
+
+def how_many(record: dict) -> list[str]:
+    """Sizes of a fit."""
+    out = [f"## How many images a fit needs (`how_many.py`, {record['folder']})", ""]
+    for name, sizes in record["networks"].items():
+        keys = [k for k in next(iter(sizes.values())) if k != "fits"]
+        rows = [
+            [size, row["fits"], *(f"{row[k]['mean']:.3g} ({row[k]['deviation']:.2g})" for k in keys)]
+            for size, row in sizes.items()
+        ]
+        out += lines([f"{name}, images", "fits", *keys], rows)
+    return out
+
+
 def refine(record: dict) -> list[str]:
     out = [f"## A few attacked images move the taught heads (`refine.py`, {record['folder']})", ""]
     out += [
         "Heads that were taught on the other networks, moved by so many attacked images of this one: AUROC of the "
-        "worst named attack, and the mean of all; `own` were fitted on all these images alone. How strongly the heads "
+        "worst attack, and the mean of all; `own` were fitted on all these images alone. How strongly the heads "
         "are pulled back was chosen after a look at these figures.",
         "",
     ]
@@ -476,12 +548,12 @@ def refine(record: dict) -> list[str]:
         [
             name,
             f"{r['attacked']}{' own' * r.get('own', False)}",
-            *(figure(r[k]) for k in ("worst_named", "mean", "fpr")),
+            *(figure(r[k]) for k in ("worst", "mean", "fpr")),
         ]
         for name, curve in record["curves"].items()
         for r in curve
     ]
-    return out + lines(["network", "attacked images", "worst named", "mean", "false alarms"], rows)
+    return out + lines(["network", "attacked images", "worst", "mean", "false alarms"], rows)
 
 
 def transformer(record: dict) -> list[str]:
@@ -571,6 +643,10 @@ def main() -> None:
         ("mixture", mixture),
         ("copies", copies_tried),
         ("pretrained", pretrained),
+        ("strangers", strangers),
+        ("promise", promise),
+        ("bounds", bounds),
+        ("how-many", how_many),
         ("refine", refine),
         ("transformer", transformer),
         ("photographs", default_photographs),

@@ -1,26 +1,24 @@
 """Heads that serve networks they have never seen: taught here once, shipped in models/pretrained.
 
-    python benchmarks/teach.py --data DIR --cache DIR --nets DIR [--photographs] --out models/pretrained
+    python benchmarks/teach.py --data DIR --cache DIR --nets DIR --public DIR --out models/pretrained --record DIR
 
-Lessons come from benchmarks/lessons.py: CIFAR-10 networks at 32 pixels (families.py makes their images), two networks
-of digits at 8 pixels, and EfficientNet-Lite0 on photographs at 224 (photographs.py). Every table of a lesson is
-standardised by that network's own clean images, and one head a stage is fitted on all of them. Claim: a head taught on
-the other networks serves the one left out, at a threshold from its clean images alone; no attack is made on it.
+Lessons come from benchmarks/lessons.py. Every table of a lesson is scaled by that network's own clean images
+(scaling.BoundedScaler), and one head a stage is fitted on all of them. Claim: a head taught on the other networks
+serves the one left out, with a threshold from its clean images alone; no attack is made on it. Networks of one kind
+(GROUPS) are left out together, so that none is judged by heads that know a relative of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cifar10 import SEED, machine
 from detection import auroc
-from families import NETWORKS, WIDE, arguments
-from lessons import TOY, Lesson, cifar, photographs, toy
+from lessons import Lesson, arguments, lessons
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,13 +26,26 @@ from sklearn.preprocessing import StandardScaler
 from advconn.attacks import Attack
 from advconn.calibration import Calibration
 from advconn.exits import exits_at, ordered
-from advconn.heads import default_head
+from advconn.heads import default_head, largest_share
 from advconn.heads import save as save_head
-from advconn.pretrained import LARGEST, standard
+from advconn.pretrained import floors_of
+from advconn.scaling import BoundedScaler, spread_of
 from advconn.stages import STAGES, scored
 
+TEACHERS = (
+    "shipped", "robust", "plain", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits", "digits-mlp",
+    "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs",
+)  # fmt: skip
+TESTED = (*TEACHERS, "mnist-cnn", "mnist-mlp")
+GROUPS: Mapping[str, str] = {"resnet20": "resnet", "resnet44": "resnet", "digits": "digits8", "digits-mlp": "digits8"}
 SHARES = tuple(stage.share for stage in STAGES[:-1])
-FPR = 0.05
+FPR, INVERSE_PENALTY = 0.05, 0.1
+TINY = 1e-6  # spread of a bounded column that never varies
+
+
+def group(name: str) -> str:
+    """What a network is left out with: its relatives and its data set, where these are small."""
+    return GROUPS.get(name, name.split("-")[0])
 
 
 def family(spec: str) -> str:
@@ -43,33 +54,45 @@ def family(spec: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Standardised rows of all lessons at one stage: features (n, d), the family (n,) of each, "" where clean."""
+class Heads:
+    """Taught heads with the floors of their scales, one for each kind of stage, by the columns that it takes."""
 
-    features: np.ndarray
-    families: np.ndarray
+    heads: dict[tuple[str, ...], Any]
+    floors: dict[tuple[str, ...], np.ndarray]
 
 
-def rows(lessons: Sequence[Lesson], k: int, without: str | None = None) -> Rows:
-    """Of these lessons at stage k, those that walk so far; without a family."""
-    tables, kinds = [], []
-    for lesson in lessons:
-        if k >= len(lesson.learn.features):
+def tables_of(teachers: Sequence[Lesson], names: tuple[str, ...]) -> list[tuple[Lesson, int]]:
+    """The teachers that have a stage with these columns, and which stage it is."""
+    return [(lesson, lesson.names.index(names)) for lesson in teachers if names in lesson.names]
+
+
+def taught(teachers: Sequence[Lesson], stages: Sequence[tuple[str, ...]], without: str | None = None) -> Heads:
+    """A head for each kind of stage that two teachers have; without a family of attacks."""
+    heads: dict[tuple[str, ...], Any] = {}
+    floors: dict[tuple[str, ...], np.ndarray] = {}
+    for names in stages:
+        tables = tables_of(teachers, names)
+        if len(tables) < 2:
             continue
-        learn, table = lesson.learn, lesson.learn.features[k]
-        names = np.array(["", *map(family, learn.attacks)])[learn.kinds]
-        keep = names != without if without else np.ones(len(names), bool)
-        tables.append(standard(table[learn.plain]).transform(table)[keep])
-        kinds.append(names[keep])
-    return Rows(np.concatenate(tables), np.concatenate(kinds))
+        spreads = np.stack([spread_of(lesson.learn.features[k][lesson.learn.plain]) for lesson, k in tables])
+        floors[names] = floors_of(spreads)
+        features, kinds = [], []
+        for lesson, k in tables:
+            table, learn = lesson.learn.features[k], lesson.learn
+            families = np.array(["", *map(family, learn.attacks)])[learn.kinds]
+            keep = families != without if without else np.ones(len(families), bool)
+            features.append(BoundedScaler(floors[names]).fit(table[learn.plain]).transform(table)[keep])
+            kinds.append(families[keep])
+        heads[names] = head(np.concatenate(features), np.concatenate(kinds))
+    return Heads(heads, floors)
 
 
-def head(samples: Rows) -> LogisticRegression:
-    """A linear head of standardised features: one class a family; columns weigh alike while it is fitted."""
-    features = samples.features.clip(-LARGEST, LARGEST)
+def head(features: np.ndarray, families: np.ndarray) -> LogisticRegression:
+    """A linear head of bounded features: one class a family; columns weigh alike while it is fitted."""
     scale = StandardScaler().fit(features)
-    fitted = LogisticRegression(C=0.03, max_iter=300)
-    names, kinds = np.unique(samples.families, return_inverse=True)  # "" comes first: clean is class 0
+    scale.scale_ = np.maximum(scale.scale_, TINY)
+    fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=200)
+    names, kinds = np.unique(families, return_inverse=True)  # "" comes first: clean is class 0
     assert names[0] == ""
     fitted.fit(scale.transform(features), kinds)
     fitted.coef_ = fitted.coef_ / scale.scale_
@@ -77,19 +100,19 @@ def head(samples: Rows) -> LogisticRegression:
     return fitted
 
 
-def taught(lessons: Sequence[Lesson], count: int, without: str | None = None) -> tuple[Any, ...]:
-    """A head for each of `count` stages."""
-    return tuple(head(rows(lessons, k, without)) for k in range(count))
-
-
-def judged(lesson: Lesson, heads: tuple[Any, ...], plain: bool = False) -> dict[str, Any]:
-    """AUROC and catch rate of every attack on a network, by heads that are standardised by its clean images.
-
-    plain: of heads that take features which are not standardised.
-    """
-    first = lesson.first
+def judged(lesson: Lesson, heads: Heads | Sequence[Any]) -> dict[str, Any]:
+    """AUROC and catch rate of every attack on a network; Heads are scaled by its clean images, others are its own."""
     base = [table[lesson.learn.plain] for table in lesson.learn.features]
-    made = heads if plain else tuple(make_pipeline(standard(t), h) for t, h in zip(base, heads, strict=False))
+    made = []
+    for k, table in enumerate(base):
+        if not isinstance(heads, Heads):
+            made.append(heads[k])
+        elif lesson.names[k] in heads.heads:
+            floor, fitted = heads.floors[lesson.names[k]], heads.heads[lesson.names[k]]
+            made.append(make_pipeline(BoundedScaler(floor).fit(table), fitted))
+        else:
+            break
+    first = lesson.first
     made = made[first:]
 
     def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
@@ -115,68 +138,73 @@ def judged(lesson: Lesson, heads: tuple[Any, ...], plain: bool = False) -> dict[
 
 def show(name: str, figures: dict[str, Any]) -> None:
     cells = " ".join(
-        f"{spec.split(':')[0]}{' from another' * (' from ' in spec)} {value['auroc']:.3f}/{value['caught']:.2f}"
+        f"{spec.split(',')[0]}{' from another' * (' from ' in spec)} {value['auroc']:.3f}/{value['caught']:.2f}"
         for spec, value in figures["attacks"].items()
     )
     print(f"{name}: false alarms {figures['fpr']:.3f} {cells}", flush=True)
 
 
+def stages_of(some: Sequence[Lesson]) -> list[tuple[str, ...]]:
+    """All kinds of stage, by their columns, in the order of their length."""
+    return sorted({names for lesson in some for names in lesson.names}, key=len)
+
+
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--networks", nargs="+", default=(*NETWORKS, *TOY, "photographs"))
-    parser.add_argument("--few", type=int, default=24, help="attacked images of each attack and network to learn from")
-    parser.add_argument("--clean", type=int, default=250, help="clean images of each network")
-    parser.add_argument(
-        "--test", type=int, default=60, help="images attacked by each to test on, but on the shipped one"
-    )
-    parser.add_argument("--taught", nargs="+", default=NETWORKS, help="CIFAR-10 networks that are learned from")
-    parser.add_argument("--tested", nargs="+", default=NETWORKS, help="CIFAR-10 networks that are tested on")
+    parser.add_argument("--teachers", nargs="+", default=TEACHERS)
+    parser.add_argument("--tested", nargs="+", default=TESTED)
     parser.add_argument("--strict", action="store_true", help="also leave out each family beside each network")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--record", type=Path)
+    parser.add_argument("--out", type=str)
+    parser.add_argument("--record", type=str)
     args = parser.parse_args()
-    lessons: dict[str, Lesson] = {}
-    for name in args.networks:
-        if name in TOY:
-            lessons[name] = toy(args.cache, name)
-        elif name == "photographs":
-            lessons[name] = photographs(args.cache)
-        else:
-            wide = WIDE if name in args.taught else ()
-            tested = args.test if name in args.tested else 0
-            lessons[name] = cifar(args.cache, args.data, args.nets, name, args.few, args.clean, tested, wide)
-        print(name, [t.shape for t in lessons[name].learn.features], len(lessons[name].attacked), flush=True)
+    from pathlib import Path
+
+    every = tuple(dict.fromkeys((*args.teachers, *args.tested)))
+    known = lessons(every, args.cache, args.data, args.nets, args.public)
+    stages = stages_of(list(known.values()))
     record: dict[str, Any] = {"machine": machine(), "seed": SEED, "fpr": FPR, "left_out": {}, "own": {}, "strict": {}}
-    teachers = {name: lesson for name, lesson in lessons.items() if lesson.learn.attacks}
-    for name, lesson in lessons.items():
-        if not lesson.attacked:
-            continue
-        others = [teacher for other, teacher in teachers.items() if other != name]
-        record["left_out"][name] = judged(lesson, taught(others, len(lesson.names)))
+    for name in args.tested:
+        lesson = known[name]
+        others = [known[other] for other in args.teachers if group(other) != group(name)]
+        record["left_out"][name] = judged(lesson, taught(others, lesson.names))
         show(f"taught on the others, used on {name}", record["left_out"][name])
-        if lesson.learn.attacks:  # the full fit, on as many attacked images as the lesson has
-            fitted = tuple(default_head(SEED).fit(table, lesson.learn.kinds) for table in lesson.learn.features)
-            record["own"][name] = judged(lesson, fitted, plain=True)
+        if lesson.learn.attacks:  # a full fit on as many attacked images as the lesson has
+            own = [default_head(SEED).fit(table, lesson.learn.kinds) for table in lesson.learn.features]
+            record["own"][name] = judged(lesson, own)
             show(f"  fitted on {name} itself", record["own"][name])
-        if not args.strict:
-            continue
         by_attack: dict[str, Any] = {}
-        for left in dict.fromkeys(map(family, lesson.attacked)):
-            part = judged(lesson, taught(others, len(lesson.names), left))
+        for left in dict.fromkeys(map(family, lesson.attacked)) if args.strict else ():
+            part = judged(lesson, taught(others, lesson.names, left))
             by_attack |= {s: v for s, v in part["attacks"].items() if v["family"] == left}
-        record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": by_attack}
-        show(f"  and its family left out, used on {name}", record["strict"][name])
+        if args.strict:
+            record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": by_attack}
+            show(f"  and its family left out, used on {name}", record["strict"][name])
     if args.record:
-        args.record.mkdir(parents=True, exist_ok=True)
-        (args.record / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        Path(args.record).mkdir(parents=True, exist_ok=True)
+        (Path(args.record) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     if args.out:
-        names = max((lesson.names for lesson in teachers.values()), key=len)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for k, fitted in enumerate(taught(list(teachers.values()), len(names))):
-            save_head(fitted, args.out / f"head-{k + 1}.skops")
-        specs = sorted({spec for lesson in teachers.values() for spec in lesson.learn.attacks})
-        card = {"names": names, "networks": list(teachers), "attacks": specs, "machine": machine()}
-        (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+        _write(Path(args.out), taught([known[name] for name in args.teachers], stages), args.teachers, known)
+
+
+def _write(out: Any, made: Heads, teachers: Sequence[str], known: Mapping[str, Lesson]) -> None:
+    """The heads as files, and their card."""
+    out.mkdir(parents=True, exist_ok=True)
+    for k, fitted in enumerate(made.heads.values()):
+        save_head(fitted, out / f"head-{k + 1}.skops")
+    specs = sorted({spec for name in teachers for spec in known[name].learn.attacks})
+    shares = [
+        float(np.median(largest_share(make_pipeline(BoundedScaler(floor), fitted))))
+        for floor, fitted in zip(made.floors.values(), made.heads.values(), strict=True)
+    ]
+    card = {
+        "names": list(made.heads),
+        "floors": [floor.tolist() for floor in made.floors.values()],
+        "networks": list(teachers),
+        "attacks": specs,
+        "median_largest_share": shares,
+        "machine": machine(),
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 if __name__ == "__main__":
