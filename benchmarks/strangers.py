@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar10 import SEED, Part, machine
+from cifar10 import SEED, Part, kept, machine
 from detection import auroc
 from lessons import COLOURED_TEST, Subject, arguments, lessons, subject
 from teach import TEACHERS, group, stages_of, taught
@@ -82,10 +82,15 @@ def relatives(name: str) -> set[str]:
 
 def others_than(name: str, options: tuple[Path, ...]) -> Pretrained:
     """Heads that were taught without this network and its relatives."""
-    every = lessons(TEACHERS, *options)
-    teachers = {other: lesson for other, lesson in every.items() if group(other) not in relatives(name)}
-    made = taught(list(teachers.values()), stages_of(list(teachers.values())))
-    return Pretrained(tuple(made.heads), tuple(made.heads.values()), tuple(made.floors.values()), tuple(teachers))
+    names = [other for other in TEACHERS if group(other) not in relatives(name)]
+
+    def teach() -> Pretrained:
+        every = lessons(TEACHERS, *options)
+        teachers = [every[other] for other in names]
+        made = taught(teachers, stages_of(teachers))
+        return Pretrained(tuple(made.heads), tuple(made.heads.values()), tuple(made.floors.values()), tuple(names))
+
+    return kept(options[0], f"heads of {names}", teach)
 
 
 def pooled(about: Subject, seed: int) -> tuple[Part, Part, Part]:
