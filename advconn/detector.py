@@ -197,7 +197,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             parts.append((ordered(scores, self.cascade_.exits)[0], features))
         if parts and len(images):
             scores, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            self.groups_ = learn_groups(features, self.names_, scores, self.seed)
+            self.groups_ = learn_groups(features, tuple(map(str, self.names_)), scores, self.seed)
 
     def take(self, heads: Pretrained, rows: Taught) -> Detector:
         """Take heads taught on other networks, standardised by clean rows, moved by attacked ones; then calibrate.
@@ -254,7 +254,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
             head = default_head(self.seed) if self.head is None else clone(self.head)
             first = head[0] if isinstance(head, Pipeline) else None
             if isinstance(first, BoundedScaler) and first.floor is None:
-                first.floor = floor_of(connectivities[stage].get_feature_names_out())
+                first.floor = floor_of(tuple(map(str, connectivities[stage].get_feature_names_out())))
             return head
 
         cascade, missed = teach(connectivities, rows, new_head, shares, self.fpr, self.seed)

@@ -283,19 +283,18 @@ def linear_odds(head: Any, device: torch.device) -> Score | None:
     def on_device(*values: Any) -> list[Tensor]:
         return [torch.from_numpy(np.asarray(v)).float().to(device) for v in values]
 
-    scales = [
-        (*on_device(s.center_ if isinstance(s, BoundedScaler) else s.mean_, s.scale_), isinstance(s, BoundedScaler))
-        for s in scalers
-    ]
+    scales: list[tuple[Tensor, Tensor, bool]] = []
+    for scaler in scalers:
+        bounded = isinstance(scaler, BoundedScaler)
+        middle, spread = on_device(scaler.center_ if bounded else scaler.mean_, scaler.scale_)
+        scales.append((middle, spread, bounded))
     weight, bias = on_device(model.coef_, model.intercept_)
 
     def odds(columns: Tensor) -> Tensor:
         for middle, spread, bounded in scales:
             columns = (columns - middle) / spread
             if bounded:
-                beyond = (
-                    columns.clamp(-COARSE, COARSE) - columns
-                ).detach()  # straight through: a gradient beyond it too
+                beyond = (columns.clamp(-COARSE, COARSE) - columns).detach()
                 columns = torch.cat([torch.tanh(columns / FINE), columns + beyond], 1)
         logits = columns @ weight.T + bias
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1:].logsumexp(1) - logits[:, 0]

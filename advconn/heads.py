@@ -80,8 +80,9 @@ def largest_share(head: Any) -> np.ndarray:
     for step in head[1:-1]:
         weights = weights / step.scale_
     against = np.abs(weights[1:] - weights[:1] if len(weights) > 1 else weights)
-    bounds = zip(np.split(against, len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
-    return np.asarray(2 * sum(share * largest for share, largest in bounds).max(axis=0))
+    outputs = zip(np.split(against, len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
+    bounds = np.sum([share * largest for share, largest in outputs], axis=0)
+    return np.asarray(2 * bounds.max(axis=0))
 
 
 def save(head: Any, path: Path) -> None:

@@ -148,7 +148,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
 
     def _group(self, features: np.ndarray) -> np.ndarray | None:
         """The group (n,) of each picture, by features (n, d) of the last stage's columns; None without groups."""
-        return None if self.groups_ is None else self.groups_.of(features, self.names_)
+        return None if self.groups_ is None else self.groups_.of(features, tuple(map(str, self.names_)))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Scores (n,): higher = more adversarial."""
