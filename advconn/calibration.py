@@ -13,7 +13,7 @@ import numpy as np
 from advconn.errors import FitError
 
 CLEAN = "clean"
-MIN_CELL = 40  # images of one condition in one group that are compared with by themselves
+MIN_CELL = 80  # images of one condition in one group that are compared with by themselves
 MIN_POOLED = 1.25  # over the rate: images in a group, for each condition
 
 

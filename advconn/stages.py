@@ -38,7 +38,8 @@ class Stage:
         halves: names of those read half-way; None for all that are left.
         paths: own and rival paths to the nearest references, and bypass of the barrier on the own one, where the
             classifier gives gradients.
-        pixels: the query's own pixels, from here on; with paths, distances to references too.
+        pixels: the query's own pixels, from here on, and with paths distances to references, for images of one channel:
+            of colour photographs they say how bright and how sharp these are, not whether they were attacked.
         share: of clean images that go on from here to the next stage, in (0, 1]; more if fewer would miss too many
             attacks.
     """
@@ -100,7 +101,7 @@ def _planned(
     for stage in stages:
         if not 0 < stage.share <= 1:
             raise DataError(f"stages: a share lies in (0, 1], got {stage.share:g}")
-        if stage.pixels and "pixels" not in families:
+        if stage.pixels and connectivity.classifier.channels == 1 and "pixels" not in families:
             families = (*families, "pixels")
         before = (len(copies), len(halves), families)
         copies += _more(stage.copies, connectivity.copies, copies)

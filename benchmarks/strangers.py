@@ -21,7 +21,7 @@ import torch
 from cifar10 import SEED, Part, kept, machine
 from detection import auroc
 from lessons import COLOURED_TEST, Subject, arguments, lessons, subject
-from teach import TEACHERS, group, stages_of, taught
+from teach import INVERSE_PENALTY, TEACHERS, group, stages_of, taught
 from torch import Tensor, nn
 
 from advconn.attacks import Attack, successful
@@ -90,7 +90,7 @@ def others_than(name: str, options: tuple[Path, ...]) -> Pretrained:
         made = taught(teachers, stages_of(teachers))
         return Pretrained(tuple(made.heads), tuple(made.heads.values()), tuple(made.floors.values()), tuple(names))
 
-    return kept(options[0], f"heads of {names}", teach)
+    return kept(options[0], f"heads of {names} {INVERSE_PENALTY}", teach)
 
 
 def pooled(about: Subject, seed: int) -> tuple[Part, Part, Part]:
