@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from cifar10 import SEED, machine
 from detection import auroc, interval
-from lessons import photographs
-from photographs import hits_of, lite, read
+from photographs import hits_of, learned_by, lite, read
 
 from advconn import bundle, pretrained
 from advconn.conditions import CONDITIONS, PROMISED
@@ -79,17 +78,17 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=48, help="test photographs attacked by each")
     parser.add_argument("--conditions", type=int, default=100, help="test photographs under each condition")
     args = parser.parse_args()
-    model, lesson = lite(0), photographs(args.cache)
+    model, (rows, tested) = lite(0), learned_by(args.cache)
     learn, test = read(model, args.imagenette, args.imagenet500)
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
     detector = Detector(Connectivity(model), stages=STAGES)
     if args.heads == "own":
-        detector.teach(lesson.learn)
+        detector.teach(rows)
     else:
-        detector.take(pretrained.load(), lesson.learn.only(lesson.learn.plain))
+        detector.take(pretrained.load(), rows.only(rows.plain))
     detector.calibrate_on(learn.images[order[USED:]], lambda stage, done, total: print(stage, done, total, flush=True))
     detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(learn.images))
-    figures = figures_of(detector, test, args.cache, list(lesson.attacked), args.test)
+    figures = figures_of(detector, test, args.cache, list(tested), args.test)
     few = test.images[torch.randperm(len(test.images), generator=torch.Generator().manual_seed(9))[: args.conditions]]
     kept = model.predict(few)
     for name in PROMISED:

@@ -120,6 +120,12 @@ def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: 
     return kept(cache, f"photographs {name} {spec} {other} {model.fingerprint} {rows.tolist()}", make)
 
 
+def learned_by(cache: Path) -> tuple[Taught, dict[str, tuple[np.ndarray, ...]]]:
+    """The rows that a detector of photographs learns from, and features of attacked test images, as main made them."""
+    learned, attacks, _, attacked, _ = torch.load(cache / "photographs.pt", weights_only=False)
+    return Taught(*learned, attacks=attacks), attacked
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("imagenette", "imagenet500", "cache"):
