@@ -46,6 +46,18 @@ def warn(text: str) -> None:
     warnings.warn(text, AdvconnWarning, stacklevel=3)
 
 
+def _once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but what it was told before is not repeated: a remedy begins with what the first fit did."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            note(text)
+
+    return tell
+
+
 def fit(
     classifier: Classifier,
     images: Any,
@@ -122,7 +134,7 @@ def fit(
         >>> detector.predict(images[1200:1204])
         array([0, 0, 0, 0])
     """
-    runner = Runner() if runner is None else runner
+    runner, note = Runner() if runner is None else runner, _once(note)
     quick = _quick(
         options | {"surrogate": surrogate, "companion": companion, "connectivity": connectivity}, quick, refine
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from advconn.attacks import Attack, made_for, parse_all, succeeded
 from advconn.classifier import Classifier
 from advconn.conditions import CONDITIONS, usable
-from advconn.detector import Detector
+from advconn.detector import GROUPED, Detector
 from advconn.errors import AttackError
 from advconn.given import as_bytes
 from advconn.kinds import BLACK_BOX, MIXTURE
@@ -26,6 +26,7 @@ HARMLESS = 0.8  # share of predictions that a benign condition must leave as the
 EACH = 7  # attacks of a mixture that an image is attacked by in a full fit
 FEWEST = 40  # images that each attack is tried on all the same
 EVADING = 1300  # gradients that go into what is made of an image to evade the heads: turns x sizes x steps x stops
+TRIED = 12_000  # forwards, of which a gradient counts as three, that trying the finished detector takes
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
@@ -176,7 +177,9 @@ def estimate(detector: Detector, count: int) -> float:
     tried = min(detector.per_attack, shared(train, len(detector.attacks)))
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
     quick = detector.pretrained is not None
-    walks, forwards, gradients = (2 - quick) * train + held / 4, 0.0, 0.0  # benign ones too; calibration leaves early
+    grouped = min(train, GROUPED) * len(detector.conditions) * (detector.confidence is None)
+    walks, gradients = (2 - quick) * train + (held + grouped) / 4, 0.0  # benign ones too; calibration leaves early
+    forwards = float(TRIED)
     attacks = parse_all(detector.attacks) if detector.refine or not quick else ()
     tried = min(tried, -(-detector.refine // len(attacks))) if quick and attacks else tried
     for attack in attacks:
