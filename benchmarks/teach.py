@@ -179,9 +179,9 @@ def main() -> None:
         if args.strict:
             record["strict"][name] = {"fpr": record["left_out"][name]["fpr"], "attacks": by_attack}
             show(f"  and its family left out, used on {name}", record["strict"][name])
-    if args.record:
-        Path(args.record).mkdir(parents=True, exist_ok=True)
-        (Path(args.record) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        if args.record:
+            Path(args.record).mkdir(parents=True, exist_ok=True)
+            (Path(args.record) / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     if args.out:
         _write(Path(args.out), taught([known[name] for name in args.teachers], stages), args.teachers, known)
 
