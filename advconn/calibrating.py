@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -64,14 +64,21 @@ class Calibrating(Judging):
         scores: dict[str, np.ndarray] = {}
         predicted: dict[str, np.ndarray] = {}
         groups: dict[str, np.ndarray] = {}
-        for name in usable((CLEAN, *self.conditions), images.shape[1]):
-            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
-            scores[name], predicted[name], features = self._measured(changed, progress, f"calibrate {name}")
+        for name, measured in self._under_conditions(images, progress, "calibrate"):
+            scores[name], predicted[name], features = measured
             group = self._group(features)
             if group is not None:
                 groups[name] = group
         self.set_calibration(scores, predicted, groups or None)
         self.fitted_ = replace(self.fitted_, precision=precision_of(self.connectivity.classifier))
+
+    def _under_conditions(
+        self, images: Tensor, progress: Progress, told: str
+    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """What is measured of clean images (n, c, h, w) as they are and under each condition, by its name."""
+        for name in usable((CLEAN, *self.conditions), images.shape[1]):
+            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
+            yield name, self._measured(changed, progress, f"{told} {name}")
 
     def set_calibration(
         self,

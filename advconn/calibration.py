@@ -133,6 +133,9 @@ class Calibration:
                 merged[-1].append(label)
             else:
                 merged.append([label])
+        if len(merged) > 1 and sum(sizes[one] for one in merged[-1]) < smallest:  # else nothing in it would be flagged
+            last = merged.pop()
+            merged[-1] += last
         if len(merged) < 2:
             return {}
         out: dict[int, tuple[Cell, ...]] = {}

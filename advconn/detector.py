@@ -16,7 +16,7 @@ from advconn.attacks import Attack, made_for, parse_all
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import CLEAN, enough
 from advconn.classifier import Classifier
-from advconn.conditions import BENIGN, CONDITIONS, PROMISED, usable
+from advconn.conditions import BENIGN, PROMISED, usable
 from advconn.connectivity import Connectivity
 from advconn.errors import FitError
 from advconn.exits import ordered
@@ -191,9 +191,7 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         """Learn groups of pictures in which clean scores are alike, from images (n, c, h, w) not calibrated on."""
         self.groups_ = None
         parts = []
-        for name in usable((CLEAN, *self.conditions), images.shape[1]):
-            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
-            scores, _, features = self._measured(changed, progress, f"group {name}")
+        for _, (scores, _, features) in self._under_conditions(images, progress, "group"):
             parts.append((ordered(scores, self.cascade_.exits)[0], features))
         if parts and len(images):
             scores, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))

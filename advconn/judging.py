@@ -130,10 +130,6 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         scores, predicted, features = self._measured(as_tensor(X), progress, "score")
         return ordered(scores, self.cascade_.exits)[0], predicted, self._group(features)
 
-    def _scored(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n, stages) and predicted classes (n,)."""
-        return self._measured(images, progress, told)[:2]
-
     def _measured(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores (n, stages), predicted classes (n,) and features (n, d) of the last stage's columns."""
         parts = [

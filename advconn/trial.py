@@ -16,6 +16,7 @@ from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.exits import ordered
 from advconn.making import Maker
+from advconn.metrics import auroc
 from advconn.progress import Progress, silent
 from advconn.specs import fraction
 
@@ -131,17 +132,8 @@ def prices(detector: Detector, attacked: Tensor) -> dict[str, float]:
     judgement, calibration = detector.judge(attacked), detector.calibration_
     groups = detector.group_of(judgement)
     out = {}
-    for name in calibration.conditions:
+    for name in (name for name in calibration.conditions if name != CLEAN):
         others = calibration.at(conditions=tuple(other for other in calibration.conditions if other != name))
         flagged = judgement.score > others.thresholds(judgement.predicted, groups)
-        if name != CLEAN:
-            out[name] = round(max(0.0, float(flagged.mean() - judgement.adversarial.mean())), 4)
+        out[name] = round(max(0.0, float(flagged.mean() - judgement.adversarial.mean())), 4)
     return out
-
-
-def auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
-    """Of scores (n,) of clean images against (m,) of attacked ones; infinite scores are the highest."""
-    from sklearn.metrics import roc_auc_score
-
-    ranks = np.unique(np.concatenate([clean, attacked]), return_inverse=True)[1]
-    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(attacked)]), ranks))

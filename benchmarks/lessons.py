@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from cifar10 import CLASSES, SEED, Part, kept, parts, read
 from families import WIDE
 from families import network as large
+from photographs import LEARN, TEST
 from small import SMALL, TRAINED, images_of, trained
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ from advconn.attacks import Attack, made_for, parse_all
 from advconn.classifier import Classifier
 from advconn.conditions import BENIGN
 from advconn.connectivity import Connectivity
-from advconn.datasets import TRAIN_END, digits
+from advconn.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.given import as_bytes
 from advconn.making import Maker, features_of
 from advconn.margins import temperature_of
@@ -49,14 +50,7 @@ PUBLIC = ("resnet20", "resnet44")
 LARGE = ("shipped", "robust", "plain", "half18", "vit6")
 TOY = ("digits", "digits-mlp")
 EIGHT = (  # of pictures of 8 x 8 pixels
-    *(f"pgd:eps={e}/255,steps=10" for e in (51, 26, 13)),
-    "pgd-l2:eps=1,steps=10",
-    "pgd-l2:alpha=1,eps=1,steps=1",
-    "pgd-stop:eps=51/255,steps=20",
-    "cw:kappa=0,lr=0.05,steps=50",
-    "cw:kappa=3,lr=0.05,steps=50",
-    "fgsm:eps=51/255",
-    "fgsm:eps=26/255",
+    *DIGIT_MIXTURE,
     "deepfool",
     "mifgsm:eps=26/255",
     "low-frequency:eps=77/255,grid=3",
@@ -114,25 +108,7 @@ COLOURED_TEST = (
     "deepfool",
     "square:eps=8/255,n_queries=500",
 )
-PHOTOGRAPHED = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:alpha=6/255,eps=8/255,steps=2",
-    "pgd:eps=4/255,steps=3",
-    "pgd:eps=2/255,steps=10",
-    "pgd-stop:eps=4/255,steps=10",
-    "pgd-l2:eps=1.5,steps=10",
-    "cw:kappa=0,steps=30",
-    "fgsm:eps=8/255",
-    "fgsm:eps=4/255",
-    "low-frequency:eps=16/255,grid=16",
-    "patch:side=40,steps=20",
-)
-PHOTOGRAPHED_TEST = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=2/255,steps=20",
-    "cw:c=1,kappa=0,steps=40",
-    "fgsm:eps=8/255",
-)
+PHOTOGRAPHED = tuple(spec for spec in LEARN if " from " not in spec and not spec.startswith("tifgsm"))
 REFERENCES, LEARNED = 100, 300
 FEW = {"photographs": (8, 24)}  # images attacked by each attack, to learn from and to test on
 
@@ -218,7 +194,7 @@ def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
         model = Classifier(getattr(networks, name)(), size=(32, 32), class_names=CLASSES)
         return Subject(model, _shared(test.rows(order), 1000, 1500), WIDE, COLOURED_TEST)
     if name == "photographs":
-        return Subject(efficientnet_lite0(), _flickr(public.parent / "nips2017"), PHOTOGRAPHED, PHOTOGRAPHED_TEST)
+        return Subject(efficientnet_lite0(), _flickr(public.parent / "nips2017"), PHOTOGRAPHED, TEST[:-1])
     groups = parts(data)
     if name == "robust":
         state = bundle.default("cifar10-hardened") / "companion.safetensors"

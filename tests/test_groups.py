@@ -72,6 +72,9 @@ def test_small_groups_are_merged_and_a_confidence_leaves_them_out():
     assert set(by_group) == {1, 2, 3}
     assert by_group[3] is by_group[2]
     assert Calibration(both, 0.05, confidence=0.9, groups=groups).by_group == {}
+    thirds = np.repeat([1, 2, 3], [13, 14, 16])  # two of them are enough together, the third alone is not
+    small = Calibration({"clean": scores[:43]}, 0.05, groups={"clean": thirds})
+    assert np.isfinite(small.thresholds(np.zeros(43, int), thirds)).all()
     few = {"clean": scores[:40]}
     assert Calibration(few, 0.05, groups={"clean": labels[:40]}).by_group == {}
 
