@@ -21,6 +21,7 @@ from advconn.errors import ModelError, line_of
 from advconn.folding import folded
 
 Output = Callable[[Any], Any]
+TINY = 1e-7  # probability below which, and distance from 1 within which, nothing is told apart in float32
 FLOOR = 30.0  # how far under an image's smallest finite logit a class at minus infinity is put
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ONE_AT_A_TIME = threading.RLock()
@@ -57,7 +58,7 @@ def logits_of(raw: Any, output: Output | None = None) -> Tensor:
     Raises:
         ModelError: none, or several; the message names what was found.
     """
-    raw = raw if output is None else output(raw)
+    raw = raw if output is None else _taken(raw, output)
     whole = _tensor(raw)
     if whole is not None:
         return whole
@@ -77,12 +78,25 @@ def logits_of(raw: Any, output: Output | None = None) -> Tensor:
     )
 
 
+def _taken(raw: Any, output: Output) -> Any:
+    """What `output` makes of an answer: it is handed tensors, as torch's own functions want them."""
+    tensor = _tensor(raw)
+    if tensor is None or tensor is raw:
+        return output(raw)
+    try:
+        return output(tensor)
+    except TypeError:  # a function of arrays
+        return output(raw)
+
+
 def _tensor(value: Any) -> Tensor | None:
+    """A tensor, or what numpy takes for an array (of JAX, TensorFlow, CuPy on the CPU), as one."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
-    return None
+    if not isinstance(value, np.ndarray) and (not hasattr(value, "__array__") or isinstance(value, (nn.Module, type))):
+        return None
+    array = np.asarray(value)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
 
 
 def _named(raw: Any, depth: int = 2) -> Iterator[tuple[str, Tensor]]:
@@ -133,19 +147,33 @@ class Adapter:
         device: where it is to run.
         output: takes the logits out of what the module answers.
         probe: images as the module takes them (n, c, h, w) float32, to try it with.
+        layout: of the module's weights and of what it is given, in memory.
+        key: of the keyword, or of the dict, that the module takes images by.
+
+    Attributes:
+        scale: what the module answers: 'logits', or 'softmax' or 'sigmoid', whose logarithms are taken.
 
     Raises:
         ModelError: it does not take the images.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, output: Output | None, probe: Tensor) -> None:
-        self.output, self.together = output, 0  # 0: any number of images at once
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        output: Output | None,
+        probe: Tensor,
+        layout: torch.memory_format = torch.channels_last,
+        key: str | None = None,
+    ) -> None:
+        self.output, self.together, self.key = output, 0, key  # 0: any number of images at once
+        self.scale, self.layout, self.by_keyword = "logits", layout, True
         self.dtype, self.held, self.state = torch.float32, False, ()
         try:
             self.module = copy.deepcopy(module)
             for parameter in self.module.parameters():
                 parameter.requires_grad_(False)
-            self.module = self.module.to(device).to(memory_format=torch.channels_last)
+            self.module = self.module.to(device).to(memory_format=layout)
             self._settle(probe)
         except Exception as error:  # what a module may raise when it is copied, or its copy when it is asked
             self.module = module
@@ -155,7 +183,7 @@ class Adapter:
             return
         plain = self.module
         if self.dtype in (torch.float32, torch.float64):
-            self.module = folded(plain, lambda network: self._ask(network, probe)) or plain
+            self.module = folded(plain, lambda network: self._ask(network, probe), layout) or plain
 
     def _hold(self, device: torch.device, probe: Tensor, error: Exception) -> None:
         self.held = True
@@ -183,10 +211,28 @@ class Adapter:
                 except Exception as error:  # a forward may raise anything at a size or precision it does not take
                     first = first or error
         shape = " x ".join(map(str, probe.shape[1:]))
+        way = "say what it takes: size=(h, w) and channels=, or --size and --channels"
+        if self.key is None and isinstance(first, (TypeError, KeyError, IndexError, AttributeError)):
+            way = (
+                "its forward is given a tensor of images alone: wrap it in a module that calls it so, or say "
+                "input='pixel_values', the keyword or key that it takes them by"
+            )
         raise ModelError(
-            f"the model does not take images of {shape}: {line_of(first or RuntimeError('no answer'))} (say what it "
-            "takes: size=(h, w) and channels=, or --size and --channels)"
+            f"the model does not take images of {shape}: {line_of(first or RuntimeError('no answer'))} ({way})"
         ) from first
+
+    def _call(self, module: nn.Module, batch: Tensor) -> Any:
+        """What the module answers; images are handed to it as it takes them."""
+        if self.key is None:
+            return module(batch.to(self.dtype))
+        try:
+            given = {self.key: batch.to(self.dtype)}
+            return module(**given) if self.by_keyword else module(given)
+        except TypeError:
+            if not self.by_keyword:
+                raise
+            self.by_keyword = False
+            return module({self.key: batch.to(self.dtype)})
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Logits (n, k) in float32 of a batch (n, c, h, w), as it is to be handed to the network."""
@@ -205,13 +251,13 @@ class Adapter:
 
     def _ask(self, module: nn.Module, batch: Tensor) -> Tensor:
         if not self.together:
-            return self.read(module(batch.to(self.dtype)), len(batch))
+            return self.read(self._call(module, batch), len(batch))
         parts = []
         for chunk in batch.split(self.together):
             n = len(chunk)
             if n < self.together and _fixed_batch(module):  # filled up with copies
                 chunk = torch.cat([chunk, chunk[:1].expand(self.together - n, *chunk.shape[1:])])
-            parts.append(self.read(module(chunk.to(self.dtype)), len(chunk))[:n])
+            parts.append(self.read(self._call(module, chunk), len(chunk))[:n])
         return torch.cat(parts)
 
     def read(self, raw: Any, n: int) -> Tensor:
@@ -221,6 +267,10 @@ class Adapter:
         either way, and every margin stays finite.
         """
         logits = rows_of(logits_of(raw, self.output), n).float()
+        if self.scale == "softmax":
+            logits = logits.clamp_min(TINY).log()
+        elif self.scale == "sigmoid":
+            logits = logits.logit(TINY)
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         dead = logits == -torch.inf
@@ -265,8 +315,8 @@ class AsModule(nn.Module):
         classifier = self._classifier[0]
         if not self._own:
             return classifier.logits(images)
-        batch = classifier.prepare(images).to(classifier.adapter.dtype)
-        return classifier.adapter.read(self.network(batch), len(images))
+        adapter = classifier.adapter
+        return adapter.read(adapter._call(self.network, classifier.prepare(images)), len(images))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsModule:
         made = AsModule(self._classifier[0], copy.deepcopy(self.network, memo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -9,10 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from advconn.errors import ModelError, line_of
+from advconn.pictures import fitted, pixels_of
+from advconn.preprocessing import preprocessing_of
 
+MEAN_APART, MOST_APART = 2 / 255, 24 / 255  # of [0, 1]: resizing by other code differs by a step or two of 255
 Build = Callable[[int], nn.Module]
 Size = tuple[int, int] | None
 Builder = Callable[[str, dict[str, Tensor], Size, Callable[[str], None]], tuple[Build, dict[str, Any]]]
@@ -44,7 +50,6 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
     """timm's model and its own evaluation transform; a tag after a point picks that tag's constants."""
     try:
         import timm
-        from timm.data.config import resolve_data_config
         from timm.models import get_pretrained_cfg
     except ImportError:
         raise ModelError("timm models need timm: pip install 'advconn[timm]'") from None
@@ -57,19 +62,8 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
     cfg = get_pretrained_cfg(name)
     if not tag and cfg is not None and cfg.tag:
         note(f"timm:{plain} without a tag: mean, std and crop are those of {plain}.{cfg.tag}")
-    config = resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg is not None else {})
-    side, share = config["input_size"][1:], config["crop_pct"] or 0.875
-    scaled = [math.floor(v / share) for v in side]
-    crop = config.get("crop_mode") or "center"
-    settings = {
-        "size": tuple(side),
-        "mean": config["mean"],
-        "std": config["std"],
-        "channels": config["input_size"][0],
-        "resize": min(scaled),
-        "interpolation": config["interpolation"],
-        "crop": "cover" if crop == "center" and side[0] != side[1] else crop,
-    }
+    settings = _timm_settings(cfg.to_dict() if cfg is not None else {})
+    side = settings["size"]
 
     def build(classes: int) -> nn.Module:
         if size is None or tuple(size) == tuple(side):
@@ -84,6 +78,25 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
     return build, settings
 
 
+def _timm_settings(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """What timm's evaluation transform does, as settings of Classifier."""
+    from timm.data.config import resolve_data_config
+
+    config = resolve_data_config(pretrained_cfg=pretrained_cfg)
+    side, share = config["input_size"][1:], config["crop_pct"] or 0.875
+    scaled = [math.floor(v / share) for v in side]
+    crop = config.get("crop_mode") or "center"
+    return {
+        "size": tuple(side),
+        "mean": config["mean"],
+        "std": config["std"],
+        "channels": config["input_size"][0],
+        "resize": min(scaled),
+        "interpolation": config["interpolation"],
+        "crop": "cover" if crop == "center" and side[0] != side[1] else crop,
+    }
+
+
 _DENSE = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\."
     r"([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
@@ -93,9 +106,13 @@ _DENSE = re.compile(
 def _torchvision(
     name: str, state: dict[str, Tensor], size: Size, note: Callable[[str], None]
 ) -> tuple[Build, dict[str, Any]]:
-    """torchvision's model and its transforms; GoogLeNet and Inception turn their input as published weights want it."""
+    """torchvision's model and the transforms of its weights; a tag after a point says of which.
+
+    GoogLeNet and Inception turn their input as published weights want it.
+    """
     import torchvision
 
+    name, _, tag = name.partition(".")
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ModelError(f"torchvision has no classification model {name!r}")
     if name.startswith("densenet"):  # the published files have older names
@@ -106,7 +123,15 @@ def _torchvision(
         aux = any(k.split(".")[-4:-1] and ("aux1." in k or "AuxLogits." in k) for k in state)
         extra = {"init_weights": False, "transform_input": True, "aux_logits": aux}
         note(f"torchvision:{name}: its input is turned as for the published weights (transform_input=True)")
-    shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    published = torchvision.models.get_model_weights(name)
+    if tag and tag not in published.__members__:
+        there = ", ".join(published.__members__) or "none"
+        raise ModelError(f"torchvision has no weights {tag!r} of {name}: expected one of {there}")
+    taken = published[tag] if tag else published.DEFAULT
+    if not tag and len({str(each.transforms()) for each in published}) > 1:
+        others = ", ".join(f"torchvision:{name}.{each.name}" for each in published if each.name != taken.name)
+        note(f"torchvision:{name} without a tag: size, resize, mean and std are those of {taken.name}; else {others}")
+    shown = taken.transforms()
     side = shown.crop_size[0]
     settings = {
         "size": (side, side),
@@ -134,22 +159,69 @@ def hugging_face(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         from transformers.utils import logging
     except ImportError:
         raise ModelError("hf: models need transformers: pip install 'advconn[hf]'") from None
-    for file, maker in (("config.json", "the model's"), ("preprocessor_config.json", "the image processor's")):
-        if not (folder / file).is_file():
-            raise ModelError(f"hf:{folder}: no {file} in this folder; expected what {maker} save_pretrained wrote")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"hf:{folder}: no config.json in this folder; expected what the model's save_pretrained wrote")
+    bare = not (folder / "preprocessor_config.json").is_file()
+    if bare and not _is_of_timm(folder):
+        raise ModelError(
+            f"hf:{folder}: no preprocessor_config.json in this folder; expected what the image processor's "
+            "save_pretrained wrote"
+        )
     logging.disable_progress_bar()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         module, about = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **local)
-        processor = AutoImageProcessor.from_pretrained(folder, **local).to_dict()
+        processor = AutoImageProcessor.from_pretrained(folder, **local)
     except Exception as error:  # transformers raises many types on folders it cannot read
-        raise ModelError(f"hf:{folder}: cannot be loaded: {line_of(error)}") from error
+        way = f"; it is a timm model: timm:NAME --weights {folder / 'model.safetensors'} may load it" * bare
+        raise ModelError(f"hf:{folder}: cannot be loaded: {line_of(error)}{way}") from error
     lost = [*about.get("missing_keys", ()), *about.get("mismatched_keys", ())]
     if lost:
         raise ModelError(f"hf:{folder}: its weights lack {lost[0]}: is it a network without its classification head?")
     names = {int(k): str(v) for k, v in module.config.id2label.items()}
-    settings = _processed(processor, f"hf:{folder}") | {"channels": int(getattr(module.config, "num_channels", 3) or 3)}
+    settings = (
+        _timm_settings(getattr(module.config, "pretrained_cfg", None) or {})
+        if bare
+        else _processed(processor.to_dict(), f"hf:{folder}")
+    )
+    settings |= {"channels": int(getattr(module.config, "num_channels", 3) or 3)}
+    if settings["channels"] == 3:
+        _compare(processor, settings, f"hf:{folder}")
     return module, settings | {"class_names": [names[i] for i in sorted(names)]}
+
+
+def _is_of_timm(folder: Path) -> bool:
+    """Whether a folder is a timm model's as the Hub keeps it, whose config names its preprocessing."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and bool(said.get("pretrained_cfg")) and "architecture" in said
+
+
+def _compare(processor: Any, settings: dict[str, Any], name: str) -> None:
+    """Refuse a processor that gives other pixels than its settings say: some do more than they name."""
+    known = {"size", "resize", "interpolation", "mean", "std", "crop"}
+    wanted = preprocessing_of(**({"size": None, "resize": None, "interpolation": "bilinear", "mean": None, "std": None,
+        "crop": "center"} | {k: v for k, v in settings.items() if k in known}), channels=3)  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for wide in (True, False):
+        size = (500, 375) if wide else (375, 500)
+        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        try:
+            theirs = np.asarray(processor(picture, return_tensors="pt")["pixel_values"])[0]
+        except Exception as error:  # their code
+            raise ModelError(f"{name}: its image processor fails on a picture: {line_of(error, 100)}") from error
+        ours = pixels_of(fitted(picture, wanted, name), 3) / 255
+        std = np.asarray(wanted.std or (1.0,) * 3)[:, None, None]
+        ours = (ours - np.asarray(wanted.mean or (0.0,) * 3)[:, None, None]) / std
+        same = theirs.shape == ours.shape
+        apart = np.abs(theirs - ours) * std if same else np.ones(1)
+        if apart.mean() > MEAN_APART or apart.max() > MOST_APART:
+            raise ModelError(
+                f"{name}: its image processor ({type(processor).__name__}) does more than its settings say (its pixels "
+                f"differ by up to {apart.max():.0%}): use it in a factory that returns a module of images in [0, 1]"
+            )
 
 
 def _processed(processor: dict[str, Any], name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,86 +23,109 @@ from advconn.weights import no_allocation
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (
     "images", "x_adv", "adv", "adv_complete", "adv_images", "images_adv", "adversarial", "x_test_adv", "x", "xs", "X",
-    "x_test", "inputs", "data", "arr_0",
+    "x_test", "inputs", "data",
 )  # fmt: skip
+NUMBERED = re.compile(r"arr_\d+")  # of numpy.savez, where arrays have no names
 LABELS = ("labels", "y", "targets", "label")
 LARGEST = 2**30  # bytes of an array that is held in memory
 LARGEST_FILE = 2**41  # bytes of one that is mapped, or streamed
 LARGEST_IMAGE = 2**27  # bytes of one image
 LARGEST_HEADER = 10_000
 LARGEST_LABELS = 2**26  # bytes
+MOST_INFLATED = 1100  # bytes that a byte of deflate can stand for, and some
 
 
 class Archive:
-    """The images in an array file, read a batch at a time, and their labels (n,) where it holds some.
+    """The images in an array file, read one at a time, and their labels (n,) where it holds some.
 
-    `names` are those of all arrays of images in it; this is the one called `name`, or the first. `shape` and `dtype`
-    are the array's own. An .npz member is streamed, so that rows are best asked for in order.
+    `names` are those of all arrays of images in it, and `others` of those that could be such and are not judged; this
+    is the one called `name`, or the first. `shape` and `dtype` are the array's own. An .npz member is streamed, so that
+    rows are best asked for in order.
+
+    Args:
+        path: of the file.
+        channels: of the classifier's images: they decide how many images an array holds, and how each is read. None
+            where they are not known yet: no image is read then.
+        name: of an array.
 
     Raises:
-        DataError: no such array, objects, a wrong type, a size that the file does not hold, too many bytes.
+        DataError: no such array, objects, a wrong type, a layout that does not fit, a size that the file does not hold,
+            too many bytes.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path, self.name, self.labels = path, name, None
+    def __init__(self, path: Path, channels: int | None, name: str | None = None) -> None:
+        self.path, self.channels, self.name, self.labels = path, channels, name, None
         with _refusing(path):
             opener = {".npz": _open_npz, ".npy": _open_npy}.get(path.suffix.lower(), _open_torch)
-            self.source, labels, self.names = opener(path, name)
+            self.source, labels, self.names, self.others = opener(path, name)
         self.shape, self.dtype = tuple(self.source.shape), self.source.dtype
         if self.dtype != np.uint8 and self.dtype.kind != "f":
-            raise DataError(f"{path}: images are {self.dtype}; expected uint8 (.astype('uint8')), or floats in [0, 1]")
+            whole = self.dtype.kind in "iu" and self.dtype.itemsize == 8
+            way = "uint8 (.astype('uint8') where all lie in 0..255)" if whole else "uint8"
+            raise DataError(
+                f"{path}: images are {self.dtype}; expected {way}, or floats in [0, 1]: values / the largest there is"
+            )
         if len(self.shape) not in (2, 3, 4):
             raise DataError(f"{path}: images have shape {self.shape}; expected n x H x W x C with C 1 or 3")
         if 0 in self.shape:
             raise DataError(f"{path}: holds no images (shape {self.shape})")
-        self.layout = layout(self.shape, None, str(path)) if not _both(self.shape) else None
-        if not _both(self.shape):
-            h, w = self.size()
-            if math.prod(self.shape) * self.dtype.itemsize // len(self) > LARGEST_IMAGE:
-                raise DataError(f"{path}: more than {LARGEST_IMAGE / 1e6:.0f} MB an image: store bytes, or resize them")
-            if min(h, w) < pictures.SMALLEST or h * w > pictures.LARGEST:
-                raise DataError(
-                    f"{path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
-                    f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
-                )
-            self._sample()
+        if channels is not None:
+            self.layout = layout(self.shape, channels, str(path))
+            self._refuse_sizes()
+            self._refuse_scale()
         if labels is not None and (len(self.names) == 1 or len(labels) == len(self)):
             self.labels = _labels(labels, len(self), path)
 
     def __reduce__(self) -> Any:
         """It travels as its path; a process opens it once."""
         status = self.path.stat()
-        return _opened, (self.path.absolute(), self.name, status.st_mtime_ns, status.st_size)
+        return _opened, (self.path.absolute(), self.channels, self.name, status.st_mtime_ns, status.st_size)
 
     def __len__(self) -> int:
-        return 1 if self.layout is not None and "n" not in self.layout.axes else self.shape[0]
+        return self.shape[0] if self.channels is None or "n" in self.layout.axes else 1
 
-    def _sample(self) -> None:
+    def _refuse_sizes(self) -> None:
+        h, w = self.size
+        if math.prod(self.shape) * self.dtype.itemsize // len(self) > LARGEST_IMAGE:
+            raise DataError(
+                f"{self.path}: more than {LARGEST_IMAGE / 1e6:.0f} MB an image: store bytes, or resize them"
+            )
+        if min(h, w) < pictures.SMALLEST or h * w > pictures.LARGEST:
+            raise DataError(
+                f"{self.path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
+                f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
+            )
+
+    def _refuse_scale(self) -> None:
         """Refuse an array of floats whose first rows are all unusable: they come from another scale."""
-        if self.dtype == np.uint8 or self.layout is None:
+        if self.dtype == np.uint8:
             return
-        channels = self.shape[self.layout.axes.index("c")] if "c" in self.layout.axes else 1
         error: DataError | None = None
         for row in range(min(8, len(self))):
             try:
-                self.read(row, channels)
+                self.read(row)
                 return
             except DataError as caught:
                 error = error or caught
         if error is not None:
             raise DataError(str(error).replace("[0]: ", ": ", 1))
 
+    @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images."""
-        array_layout = self.layout or layout(self.shape, None, str(self.path))
-        return self.shape[array_layout.axes.index("h")], self.shape[array_layout.axes.index("w")]
+        """(height, width) of the images.
 
-    def read(self, row: int, channels: int) -> np.ndarray:
+        Raises:
+            DataError: the channels are not known, and without them the shape can be read in two ways.
+        """
+        axes = (layout(self.shape, None, str(self.path)) if self.channels is None else self.layout).axes
+        return self.shape[axes.index("h")], self.shape[axes.index("w")]
+
+    def read(self, row: int) -> np.ndarray:
         """One image (c, h, w): uint8, or float32 in [0, 1]."""
-        array_layout = layout(self.shape, channels, str(self.path))
+        several = "n" in self.layout.axes
         with _refusing(self.path):
-            array = self.source.row(row) if "n" in array_layout.axes else self.source.whole()
-        image = array_layout.images(array[None] if "n" in array_layout.axes else array)[0]
+            array = self.source.row(row) if several else self.source.whole()
+        image = self.layout.images(array[None] if several else array)[0]
         if image.dtype == np.uint8:
             return np.ascontiguousarray(image)
         image = np.ascontiguousarray(image, dtype=np.float32)
@@ -117,13 +141,8 @@ class Archive:
 
 
 @lru_cache(maxsize=8)
-def _opened(path: Path, name: str | None, *changed: int) -> Archive:
-    return Archive(path, name)
-
-
-def _both(shape: tuple[int, ...]) -> bool:
-    """Whether the axes can be told only by the classifier's channels."""
-    return len(shape) == 4 and shape[1] in (1, 3) and shape[3] in (1, 3)
+def _opened(path: Path, channels: int | None, name: str | None, *changed: int) -> Archive:
+    return Archive(path, channels, name)
 
 
 def _labels(given: np.ndarray, count: int, path: Path) -> np.ndarray | None:
@@ -152,7 +171,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 class _Held:
-    """An array that is mapped from the disk or already in memory."""
+    """An array in memory."""
 
     def __init__(self, array: Any) -> None:
         self.array, self.shape = array, array.shape
@@ -163,6 +182,26 @@ class _Held:
 
     def whole(self) -> np.ndarray:
         return _numpy(self.array)
+
+
+class _Read:
+    """An array in a .npy file, of which the rows asked for are read. Nothing is mapped: a file may shrink meanwhile."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], start: int) -> None:
+        self.path, self.shape, self.dtype, self.start = path, shape, dtype, start
+
+    def row(self, i: int) -> np.ndarray:
+        return self._values(i * math.prod(self.shape[1:]), self.shape[1:])
+
+    def whole(self) -> np.ndarray:
+        return self._values(0, self.shape)
+
+    def _values(self, first: int, shape: tuple[int, ...]) -> np.ndarray:
+        count = math.prod(shape)
+        values = np.fromfile(self.path, self.dtype, count, offset=self.start + first * self.dtype.itemsize)
+        if len(values) != count:
+            raise EOFError("the file became shorter while it was read")
+        return _numpy(values.reshape(shape))
 
 
 def _numpy(array: Any) -> np.ndarray:
@@ -204,7 +243,7 @@ class _Streamed:
         return np.stack([self.row(i) for i in range(self.shape[0])])
 
 
-def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str]]:
+def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str], list[str]]:
     with zipfile.ZipFile(path) as archive:
         headers = {}
         for info in archive.infolist():
@@ -216,9 +255,12 @@ def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, l
                 if header[1] * math.prod(header[0]) + header[3] != info.file_size:
                     raise DataError(f"{path}: {info.filename} is not as large as its shape {header[0]} says")
                 headers[info.filename.removesuffix(".npy")] = header
-        names = _chosen({k: v[0] for k, v in headers.items()}, path)
+        names, others = _chosen({k: (v[0], v[2]) for k, v in headers.items()}, path)
         name = wanted or names[0]
         shape, _, dtype, start, fortran = headers[name]
+        if wanted is None:
+            for each in names:
+                _refuse_short(archive, f"{each}.npy", path)
         if fortran and len(shape) > 1:
             _bounded(math.prod(shape) * dtype.itemsize, LARGEST)
             source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
@@ -226,10 +268,22 @@ def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, l
             source = _Streamed(path, f"{name}.npy", shape, dtype, start)
         labels = next((n for n in LABELS if n in headers), None)
         if labels is None:
-            return source, None, names
+            return source, None, names, others
         if math.prod(headers[labels][0]) * headers[labels][1] > LARGEST_LABELS:
             raise DataError(f"{path}: {labels} has shape {headers[labels][0]}; expected one number an image")
-        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False), names
+        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False), names, others
+
+
+def _refuse_short(archive: zipfile.ZipFile, member: str, path: Path) -> None:
+    """Refuse a member that holds less than its archive's directory says, which is whatever the sender wrote."""
+    info, size = archive.getinfo(member), 0
+    if info.file_size > MOST_INFLATED * max(1, info.compress_size):  # deflate cannot pack so tightly
+        raise DataError(f"{path}: {member} is not as large as its shape says")
+    with archive.open(info) as stream:
+        while part := stream.read(2**20):
+            size += len(part)
+    if size != info.file_size:
+        raise DataError(f"{path}: {member} is not as large as its shape says")
 
 
 def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bool]:
@@ -255,45 +309,66 @@ def _bounded(size: int, most: int) -> None:
         raise ValueError(f"an array of {size / 1e9:.1f} GB; expected {most / 1e9:.1f} or fewer: split it")
 
 
-def _open_npy(path: Path, wanted: str | None) -> tuple[Any, None, list[str]]:
+def _open_npy(path: Path, wanted: str | None) -> tuple[Any, None, list[str], list[str]]:
     with path.open("rb") as stream:
-        shape, item, _, start, _ = header_of(stream)
+        shape, item, dtype, start, fortran = header_of(stream)
     if path.stat().st_size < start + item * math.prod(shape):
         raise DataError(f"{path}: not as large as its shape {shape} says")
     if 0 in shape:
         raise DataError(f"{path}: holds no images (shape {shape})")
-    return _Held(np.load(path, mmap_mode="r", allow_pickle=False)), None, [""]
+    if fortran and len(shape) > 1:
+        _bounded(math.prod(shape) * item, LARGEST)
+        return _Held(np.load(path, allow_pickle=False)), None, [""], []
+    return _Read(path, shape, dtype, start), None, [""], []
 
 
-def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str]]:
+def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str], list[str]]:
     import torch
 
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: split it")
     no_allocation(path)
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # written before torch 1.6
-        held = torch.load(path, map_location="cpu", weights_only=True)
+    held = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
         pair = len(held) == 2 and held[1].ndim <= 2 < held[0].ndim
         held = dict(zip(("images", "labels"), held, strict=True)) if pair else torch.stack(tuple(held))
     entries = held if isinstance(held, Mapping) else {"images": held}
     arrays: dict[str, Any] = {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
-    names = _chosen({k: tuple(v.shape) for k, v in arrays.items()}, path)
+    names, others = _chosen(
+        {k: (tuple(v.shape), _numpy(v[:0]).dtype if v.ndim else None) for k, v in arrays.items()}, path
+    )
+    others += [str(k) for k, v in entries.items() if isinstance(v, (Mapping, tuple, list)) and _has_tensor(v)]
     name = wanted or names[0]
     if arrays[name].layout != torch.strided:
         raise DataError(f"{path}: {name} is {arrays[name].layout}; expected an ordinary tensor")
     if arrays[name].numel() * arrays[name].element_size() > LARGEST:
         raise DataError(f"{path}: an array of more than {LARGEST / 1e9:.1f} GB: split it")
     labels = next((arrays[n] for n in LABELS if n in arrays), None)
-    return _Held(arrays[name]), None if labels is None else _numpy(labels), names
+    return _Held(arrays[name]), None if labels is None else _numpy(labels), names, others
 
 
-def _chosen(shapes: Mapping[str, tuple[int, ...]], path: Path) -> list[str]:
-    """The names of the arrays of images."""
-    names = [name for name in NAMES if name in shapes]
-    if names:
-        return [name for name in names if len(shapes[name]) > 1] or names
-    listing = ", ".join(f"{k} {v}" for k, v in list(shapes.items())[:8]) or "nothing"
-    raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")
+def _has_tensor(value: Any, depth: int = 4) -> bool:
+    """Whether a tensor that could be images lies somewhere inside."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return 3 <= value.ndim <= 4
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return depth > 0 and any(_has_tensor(part, depth - 1) for part in parts)
+
+
+def _chosen(
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any] | None]], path: Path
+) -> tuple[list[str], list[str]]:
+    """The names of the arrays of images, and of others that could be images."""
+    names = [name for name in NAMES if name in arrays] + [name for name in arrays if NUMBERED.fullmatch(name)]
+    if not names:
+        listing = ", ".join(f"{k} {v[0]}" for k, v in list(arrays.items())[:8]) or "nothing"
+        raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")
+    names = [name for name in names if len(arrays[name][0]) > 1] or names
+    others = [
+        name
+        for name, (shape, dtype) in arrays.items()
+        if name not in names and 3 <= len(shape) <= 4 and (dtype is None or dtype == np.uint8 or dtype.kind == "f")
+    ]
+    return names, others

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.errors import ModelError, line_of
+from advconn.errors import ModelError, Unanswered, line_of
 
-LARGEST_ANSWER = 2**28  # bytes
+LARGEST_ANSWER = 2**26  # bytes
+MOST_LISTS = 2**14  # in an answer: one an image, and some
+ROOM = 2**16  # bytes of an answer beside its numbers
+LONGER = 8  # times that an answer's numbers may take more bytes than those of the first
 LARGEST_REQUEST = 2**20  # values
 MOST = 256  # images in a request
 FAILED = (OSError, ValueError, http.client.HTTPException)  # what a server that answers nonsense makes urllib raise
@@ -171,21 +177,29 @@ class Endpoint(Described):
         url: of the server, such as http://localhost:8080.
         model: its name there.
         version: of the model; empty for the server's own choice.
-        timeout: seconds for one answer.
+        timeout: seconds for one answer, all of it.
         shape: of its input, (n, c, h, w), where the server describes none.
+        headers: sent along with every request, such as an Authorization.
 
     Raises:
         ModelError: no such address, no answer, or not one input of images.
     """
 
     def __init__(
-        self, url: str, model: str, version: str = "", timeout: float = 60.0, shape: list[int] | None = None
+        self,
+        url: str,
+        model: str,
+        version: str = "",
+        timeout: float = 60.0,
+        shape: list[int] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ModelError(f"{url}: expected the address of a server, such as http://localhost:8080")
         path = f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")
         address = url.rstrip("/") + path
-        about = _request(address, None, timeout)
+        sent = dict(headers or {})
+        about = _request(address, None, timeout, sent)[0]
         inputs = about.get("inputs") or []
         if not inputs and shape is not None:
             inputs = [{"name": "input", "datatype": "FP32", "shape": shape}]
@@ -195,8 +209,10 @@ class Endpoint(Described):
                 "--size and --channels, say what a server does not)"
             )
         super().__init__(str(inputs[0].get("datatype")), inputs[0]["shape"], address)
+        self.headers = sent
         self.address, self.name, self.timeout = address, str(inputs[0].get("name")), timeout
-        self.arguments = (url, model, version, timeout, shape)
+        self.arguments = (url, model, version, timeout, shape, self.headers)
+        self.row_bytes = 0  # of an answer, once there was one
         self.fingerprint = f"endpoint:{model}"
 
     def __reduce__(self) -> Any:
@@ -204,10 +220,11 @@ class Endpoint(Described):
 
     def ready(self) -> bool:
         """Whether the server says, in a few seconds, that the model can be asked."""
+        request = urllib.request.Request(f"{self.address}/ready", headers=self.headers)
         try:
-            with urllib.request.urlopen(f"{self.address}/ready", timeout=min(PATIENCE, self.timeout)):
-                return True
-        except FAILED:
+            _exchanged(request, min(PATIENCE, self.timeout), ROOM)
+            return True
+        except ModelError:
             return False
 
     def options(self) -> dict[str, Any]:
@@ -220,7 +237,9 @@ class Endpoint(Described):
         """What it answers for images (n, c, h, w)."""
         batch = self.given(images)
         asked = {"name": self.name, "shape": list(batch.shape), "datatype": self.kind, "data": batch.ravel().tolist()}
-        answer = _request(f"{self.address}/infer", {"inputs": [asked]}, self.timeout)
+        most = ROOM + LONGER * self.row_bytes * len(batch) if self.row_bytes else LARGEST_ANSWER
+        answer, size = _request(f"{self.address}/infer", {"inputs": [asked]}, self.timeout, self.headers, most)
+        self.row_bytes = self.row_bytes or max(64, size // len(batch))
         try:
             arrays = {str(o["name"]): _array(o) for o in answer["outputs"] if o["datatype"] != "BYTES"}
         except (KeyError, TypeError, ValueError) as error:
@@ -235,17 +254,99 @@ def _array(output: dict[str, Any]) -> np.ndarray:
     return np.asarray(output["data"], dtype=kind).reshape([int(side) for side in output["shape"]])
 
 
-def _request(address: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What a server answers is taken from it, and from nowhere else."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """Follow none."""
+
+
+class _Ended(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Keeps the sockets that it opens, so that an exchange can be ended from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets: list[socket.socket] = []
+
+    def http_open(self, request: Any) -> Any:
+        """Over HTTP."""
+        return self.do_open(self._held(http.client.HTTPConnection), request)
+
+    def https_open(self, request: Any) -> Any:
+        """Over HTTPS."""
+        return self.do_open(self._held(http.client.HTTPSConnection), request)
+
+    def _held(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        sockets = self.sockets
+
+        class Held(kind):  # type: ignore[misc,valid-type]
+            def connect(self) -> None:
+                super().connect()
+                sockets.append(self.sock)
+
+        return Held
+
+    def end(self) -> None:
+        """Nothing more is read."""
+        for each in self.sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def _exchanged(request: urllib.request.Request, timeout: float, most: int) -> bytes:
+    """What a server answers, all of it in `timeout` seconds: a server that sends byte after byte is late too.
+
+    Raises:
+        Unanswered: no connection, or not all in time. ModelError: a longer answer than `most` bytes, or a failure.
+    """
+    handler = _Ended()
+    opener = urllib.request.build_opener(_NoRedirect, handler)
+    done: list[bytes | Exception] = []
+
+    def work() -> None:
+        try:
+            with opener.open(request, timeout=timeout) as answer:
+                done.append(answer.read(most + 1))
+        except urllib.error.HTTPError as error:
+            with suppress(*FAILED):
+                done.append(ModelError(f"the server answers {error.code}: {' '.join(_start(error).split())[:200]}"))
+            if not done:
+                done.append(ModelError(f"the server answers {error.code}"))
+        except FAILED as error:
+            done.append(Unanswered(f"no answer: {line_of(error)}"))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not done:
+        handler.end()
+        raise Unanswered(f"no answer: not all of it came in {timeout:g} s")
+    if isinstance(done[0], Exception):
+        raise done[0]
+    if len(done[0]) > most:
+        raise ModelError(f"an answer of more than {most} bytes")
+    return done[0]
+
+
+def _start(error: urllib.error.HTTPError) -> str:
+    return error.read(300).decode(errors="replace")
+
+
+def _request(
+    address: str, body: dict[str, Any] | None, timeout: float, headers: Mapping[str, str], most: int = LARGEST_ANSWER
+) -> tuple[dict[str, Any], int]:
+    """A server's answer, as JSON, and how many bytes it had."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            reply = json.loads(answer.read(LARGEST_ANSWER))
-    except urllib.error.HTTPError as error:
-        said = error.read(300).decode(errors="replace")
-        raise ModelError(f"{address}: the server answers {error.code}: {' '.join(said.split())[:200]}") from error
-    except FAILED as error:
-        raise ModelError(f"{address}: no answer: {line_of(error)}") from error
+        text = _exchanged(request, timeout, most)
+        if text.count(b"[") > MOST_LISTS:
+            raise ModelError(f"an answer of more than {MOST_LISTS} lists")
+        reply = json.loads(text)
+    except ModelError as error:
+        raise type(error)(f"{address}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{address}: an answer that is no JSON: {line_of(error)}") from error
     if not isinstance(reply, dict):
         raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
-    return reply
+    return reply, len(text)

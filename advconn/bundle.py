@@ -8,6 +8,7 @@ Whatever is wrong with a folder is told when it is loaded: a trial verdict is pa
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from advconn.card import WEIGHTS as WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
-from advconn.errors import AdvconnError, BundleError, ModelError, line_of
-from advconn.files import shipped
+from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
+from advconn.files import SHIPPED, shipped
 from advconn.kinds import MIXTURE
 from advconn.likeness import size_of
 from advconn.probing import probe_images
@@ -33,7 +34,6 @@ from advconn.stages import Stage
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
-SHIPPED = ("cifar10", "cifar10-hardened", "digits", "imagenet")
 
 
 def default(name: str = "cifar10") -> Path:
@@ -42,9 +42,8 @@ def default(name: str = "cifar10") -> Path:
 
 
 def folder_of(named: Path | str) -> Path:
-    """The folder itself, or where there is none, that of the shipped detector of this name."""
-    path = Path(named)
-    return default(str(named)) if str(named) in SHIPPED and not path.exists() else path
+    """The shipped detector's folder where `named` is its name, as a text; else `named`, a folder such as './digits'."""
+    return default(named) if isinstance(named, str) and named in SHIPPED else Path(named)
 
 
 def load(
@@ -86,6 +85,7 @@ def load(
         beside = restoring.companion_of(folder, card, companion, device)
         detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
+        _warn_of_ties(folder, detector)
         return detector
     except AdvconnError as error:
         where = "" if str(folder) in str(error) else f"{folder}: "
@@ -102,6 +102,20 @@ def _trial(detector: Detector) -> None:
     sound = np.array([error is None for error in judged.errors])
     if not np.isfinite(judged.score[sound]).all() or len(judged.score) != 2:
         raise BundleError("a trial verdict is not finite")
+
+
+def _warn_of_ties(folder: Path, detector: Detector) -> None:
+    """Say where so many calibration scores are the largest that no image can be flagged."""
+    calibration = detector.calibration_
+    for condition, scores in calibration.tables.items():
+        if float((scores == scores.max()).mean()) > calibration.fpr:
+            warnings.warn(
+                f"{folder}: more than {calibration.fpr:.0%} of its calibration scores ({condition}) are the largest "
+                "there is, so that it can flag nothing: fit it again, or do not trust where it comes from",
+                AdvconnWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def _load(
     precision = calibration["precision"]
     made = Fitted(
         fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision,
-        restoring.efficacy_of(card["efficacy"]),
+        restoring.efficacy_of(card["efficacy"]), fitted["reading"],
     )  # fmt: skip
     conditions, number = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1
     count = len(cascade.connectivities)

@@ -34,6 +34,7 @@ class Fitted:
         pretrained: whether the heads were taught on other networks.
         precision: that the calibration's scores were made in, see likeness.precision_of.
         efficacy: how well it caught one attack; None where that was not measured.
+        reading: how files of pictures were read, 'plain' or 'upright'; None of arrays.
     """
 
     train: int
@@ -44,6 +45,12 @@ class Fitted:
     pretrained: bool = False
     precision: str = "float32"
     efficacy: Efficacy | None = None
+    reading: str | None = None
+
+    @property
+    def shown_reading(self) -> str:
+        """How pictures are read where they are judged: as people see them if it was fitted so, else both ways."""
+        return "upright" if self.reading == "upright" else "both"
 
 
 class Calibrating(Judging):

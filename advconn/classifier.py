@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
-from advconn.errors import DataError, ModelError
+from advconn.errors import DataError, ModelError, line_of
 from advconn.fingerprint import fingerprint
 from advconn.margins import MarginLandscape, in_batches, with_gradients
 from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
 from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
-from advconn.probing import classes_of, probe_images, quantised
+from advconn.probing import classes_of, probe_images, quantised, scale_of
 
 LARGEST = 3 * 2**17  # values in a batch on a CPU
 LARGEST_ON_A_GPU = 2**25
+FAR = 1000.0  # times an image's values, to tell a sigmoid from small logits
 
 
 class Classifier:
@@ -26,8 +27,8 @@ class Classifier:
 
     A torch module of any precision, also scripted, traced, exported (torch.export), quantised, compiled, or wrapped in
     DataParallel. It may answer with logits, a dict, a dataclass, a tuple or a list, or with one logit an image (then
-    there are two classes, with logits 0 and z). What is no module comes in by `from_callable`, `from_onnx` or
-    `from_endpoint`.
+    there are two classes, with logits 0 and z). Of probabilities (a softmax, or one sigmoid an image) the logarithms
+    are taken. What is no module comes in by `from_callable`, `from_onnx` or `from_endpoint`.
 
     Args:
         module: in evaluation mode; it is copied (batch norm folded into convolutions where that changes nothing), so
@@ -48,10 +49,12 @@ class Classifier:
             GPU, and 32 images and 3 x 2^17 values on a CPU, where more do not fit the caches.
         name: the specification it was made from, kept in a bundle.
         output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.
+        input: the keyword of the module's forward, or the key of the dict, that images go in by, such as
+            'pixel_values'; unless told, forward is given them alone.
 
     Raises:
-        ModelError: training mode, no logits (n, k), probabilities, a wrong class or channel count, an answer that
-            changes from call to call or with the other images of the batch.
+        ModelError: training mode, no logits (n, k), several labels an image, a wrong class or channel count, an answer
+            that changes from call to call or with the other images of the batch.
 
     Example:
         >>> import torch
@@ -79,6 +82,7 @@ class Classifier:
         batch_size: int | None = None,
         name: str | None = None,
         output: Output | None = None,
+        input: str | None = None,
     ) -> None:
         module = unwrapped(module)
         if not isinstance(module, nn.Module):
@@ -94,16 +98,54 @@ class Classifier:
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
         self._differentiable: bool | None = None
         self._module: nn.Module | None = None
+        self._answers: Tensor | None = None
+        self.layout = torch.channels_last
         with torch.inference_mode(False), torch.no_grad():
             home = next((p.device for p in module.parameters()), torch.device("cpu"))
-            self.device = torch.device(device) if device is not None else home
+            self.device = _device(device) if device is not None else home
             self.batch_size = batch_size or self._usual_batch()
             self._probe = probe_images(3, self.channels, *(self.preprocessing.size or (32, 32))).to(self.device)
-            self.adapter = Adapter(module, self.device, output, self.prepare(self._probe))
-            self.num_classes = classes_of(self._forward, self._probe, self.network, self.adapter.dtype, output)
+            self.adapter = self._adapted(module, output, input)
+            self.num_classes = 0  # not known yet
+            self.num_classes = classes_of(self._forward, self._probe, self.network, self.adapter.dtype)
+            self.adapter.scale = self._scale(output)
         if num_classes is not None and num_classes != self.num_classes:
             raise ModelError(f"the model has {self.num_classes} classes, expected {num_classes}")
         self.class_names = names_of(class_names, self.num_classes)
+
+    def _adapted(self, module: nn.Module, output: Output | None, key: str | None) -> Adapter:
+        """The module, given images as it takes them: channels last is fastest, and not every view goes with it."""
+        try:
+            return Adapter(module, self.device, output, self.prepare(self._probe), self.layout, key)
+        except ModelError as error:
+            if "does not take" not in str(error):
+                raise
+            self.layout = torch.contiguous_format
+            try:
+                return Adapter(module, self.device, output, self.prepare(self._probe), self.layout, key)
+            except ModelError:
+                raise error from error.__cause__
+
+    def _scale(self, output: Output | None) -> str:
+        """What the network answers, by images of many kinds; what `output` takes out is taken for logits."""
+        if output is not None:
+            return "logits"
+        h, w = self._probe.shape[2:]
+        few = probe_images(8, self.channels, h, w).to(self.device)
+        many = torch.cat([few, torch.zeros_like(few[:1]), torch.ones_like(few[:1]), 1 - few[:2]])
+        answers = torch.cat([self._forward(part) for part in many.split(self.batch_size)])
+        single = self.num_classes == 2 and bool((answers[:, 0] == 0).all())
+
+        def far() -> Tensor:
+            try:
+                beyond = torch.cat(
+                    [self._forward(FAR * sign * part) for part in few.split(self.batch_size) for sign in (1, -1)]
+                )
+            except Exception:  # it may take no such values
+                return answers[:, 1:]
+            return beyond[:, 1:] if single else beyond
+
+        return scale_of(answers[:, 1:] if single else answers, far, single)
 
     def _usual_batch(self) -> int:
         h, w = self.preprocessing.size or (32, 32)
@@ -137,7 +179,14 @@ class Classifier:
 
     @classmethod
     def from_endpoint(
-        cls, url: str, model: str, *, version: str = "", timeout: float = 60.0, **options: Any
+        cls,
+        url: str,
+        model: str,
+        *,
+        version: str = "",
+        timeout: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Classifier:
         """A classifier served over HTTP by the Open Inference Protocol, version 2: KServe, Triton, MLServer, OpenVINO.
 
@@ -145,7 +194,8 @@ class Classifier:
             url: of the server, such as http://localhost:8080.
             model: as the server names it.
             version: as the server names it; empty for the server's own choice.
-            timeout: seconds for one answer.
+            timeout: seconds for one answer, all of it.
+            headers: sent along with every request, such as {"Authorization": "Bearer ..."}.
             options: as for Classifier; size and channels are read off the server's description of the model.
 
         Raises:
@@ -157,7 +207,7 @@ class Classifier:
         if options.get("size") is not None:
             height, width = sides_of(options["size"])
             shape = [-1, whole("channels", options.get("channels") or 3), height, width]
-        network = Endpoint(url, model, version, timeout, shape)
+        network = Endpoint(url, model, version, timeout, shape, headers)
         return cls(network, **(network.options() | {"name": network.address} | options))
 
     @property
@@ -181,6 +231,13 @@ class Classifier:
         return self._differentiable
 
     @property
+    def told(self) -> str | None:
+        """What a user should know of how its answers are read, if anything."""
+        if self.adapter.scale == "logits":
+            return None
+        return f"the model ends in a {self.adapter.scale}: the logarithms of its outputs are taken for logits"
+
+    @property
     def quantised(self) -> bool:
         """Whether some of its layers work in integers, so that its answers are coarse."""
         return quantised(self.network)
@@ -200,7 +257,7 @@ class Classifier:
         Raises:
             ModelError: it cannot be moved.
         """
-        wanted = torch.empty(0, dtype=torch.float32, device=device).device
+        wanted = _device(device)
         if wanted != self.device:
             if self.adapter.held or not any(True for _ in self.network.parameters()):
                 raise ModelError(f"this classifier runs where its network does: it cannot be moved to {wanted}")
@@ -224,9 +281,9 @@ class Classifier:
     def prepare(self, images: Tensor) -> Tensor:
         """Images (n, c, h, w) in [0, 1] as the network takes them, in memory of their own: it may write into them."""
         if images.requires_grad and torch.is_grad_enabled():
-            batch = self.normalise(images).contiguous(memory_format=torch.channels_last)
+            batch = self.normalise(images).contiguous(memory_format=self.layout)
             return batch.clone() if batch.data_ptr() == images.data_ptr() else batch
-        batch = torch.empty_like(images, memory_format=torch.channels_last)  # the only copy that is made
+        batch = torch.empty_like(images, memory_format=self.layout)  # the only copy that is made
         constants = self._normal(images)
         return (
             batch.copy_(images) if constants is None else torch.sub(images, constants[0], out=batch).div_(constants[1])
@@ -281,7 +338,19 @@ class Classifier:
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            return self.adapter(self.prepare(images))
+            logits = self.adapter(self.prepare(images))
+        if self.num_classes and logits.shape[1] != self.num_classes:  # a served model may be replaced by another
+            raise ModelError(f"the model answers {logits.shape[1]} classes; it had {self.num_classes}")
+        return logits
+
+    def answers_as_before(self) -> bool:
+        """Whether it answers a few images as when this was asked first: a served model may be replaced by another."""
+        with torch.no_grad():
+            now = self._forward(self._probe)
+        if self._answers is None:
+            self._answers = now
+        slack = 1e-3 * float(self._answers.abs().max().clamp_min(1e-6))
+        return bool((now - self._answers).abs().max() <= slack)
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""
@@ -298,3 +367,15 @@ class Classifier:
         if self._module is None:
             self._module = AsModule(self)
         return self._module
+
+
+def _device(named: torch.device | str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        ModelError: it is not.
+    """
+    try:
+        return torch.empty(0, dtype=torch.float32, device=named).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"device {named}: there is none here ({line_of(error, 100)}); expected cpu, or cuda") from None

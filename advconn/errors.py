@@ -2,6 +2,7 @@
 
 AdvconnError
 ├── ModelError     the classifier, or the way it was given
+│   └── Unanswered  it gives no answer in time
 ├── DataError      images, labels or files of images
 ├── PathError      a path that cannot be searched as asked
 ├── AttackError    an attack's name or parameters
@@ -24,6 +25,10 @@ class AdvconnError(ValueError):
 
 class ModelError(AdvconnError):
     """The classifier cannot be used as it was given."""
+
+
+class Unanswered(ModelError):
+    """The classifier gives no answer in time: asking again would only wait as long again."""
 
 
 class DataError(AdvconnError):

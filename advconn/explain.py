@@ -13,6 +13,7 @@ from advconn.features import Trace
 from advconn.judgement import Judgement
 from advconn.paths import Path, profile, straight
 from advconn.reasons import Typical, reason
+from advconn.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ class Explanation:
         for ax, picture, title in zip(axes, pictures, titles, strict=False):
             ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
-            ax.set_title(title, fontsize=9)
+            ax.set_title(plain(title), fontsize=9)
         if votes:
             self._bars(axes[len(pictures)])
         self._curves(axes[-1])
@@ -85,7 +86,7 @@ class Explanation:
     def _bars(self, ax: Any) -> None:
         names = list(self.votes)[:6][::-1]
         colours = ["C0" if name == self.prediction else "C3" for name in names]
-        ax.barh(names, [self.votes[name] for name in names], color=colours)
+        ax.barh([plain(name) for name in names], [self.votes[name] for name in names], color=colours)
         ax.set_title("its copies say", fontsize=9)
         ax.tick_params(labelsize=8)
 
@@ -104,6 +105,11 @@ class Explanation:
             ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is, and takes no part of for a formula."""
+    return shown(text).replace("$", r"\$")
 
 
 def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -> Explanation:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from advconn.connection import Connection
+from advconn.explain import plain
 from advconn.paths import Path, straight
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
     """
     ax.bar(range(len(shares)), shares.numpy(), color=[TARGET if i == target else OTHER for i in range(len(shares))])
     ax.set(ylim=(0, 1), xticks=range(len(names)))
-    ax.set_xticklabels([name[:10] for name in names], fontsize=6, rotation=90)
+    ax.set_xticklabels([plain(name[:10]) for name in names], fontsize=6, rotation=90)
     ax.tick_params(axis="y", labelsize=6)
 
 

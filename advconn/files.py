@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from advconn.errors import DataError, line_of
 
 PREFIX, SUFFIX = ".advconn-", ".partial"
+SHIPPED = ("cifar10", "cifar10-hardened", "digits", "imagenet")  # detectors of models/
 
 
 def shipped(name: str) -> Path:
@@ -52,12 +53,19 @@ def _partial(folder: Path) -> Path:
     if folder.exists():
         if not folder.is_dir() or any(not p.name.startswith(PREFIX) for p in folder.iterdir()):
             raise DataError(f"{folder}: exists and is not empty; give a new name or remove it")
-        return Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=folder))
+        return _fresh(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=folder.parent))
+    partial = _fresh(folder.parent)
     (partial / "x").touch()  # a disk that is full, or does not take this name, says so now
     folder.mkdir()
     folder.rmdir()
+    return partial
+
+
+def _fresh(folder: Path) -> Path:
+    """A new folder in this one, with the modes that the user's umask leaves."""
+    partial = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
+    partial.mkdir()
     return partial
 
 
@@ -94,10 +102,6 @@ def writing(folder: Path) -> Iterator[Path]:
         (partial / "x").unlink(missing_ok=True)
         try:
             yield partial
-            with suppress(PermissionError):  # some mounted disks keep no modes
-                partial.chmod(0o755)
-                for file in partial.iterdir():
-                    file.chmod(0o644)
             if folder.exists():
                 _fill(partial, folder)
             else:
@@ -128,13 +132,10 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     with telling(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=f"{SUFFIX}{file.suffix}", dir=file.parent)
-        os.close(handle)
-        partial = Path(name)
+        partial = file.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}{file.suffix}"
+        partial.touch(exist_ok=False)
         try:
             yield partial
-            with suppress(PermissionError):
-                partial.chmod(0o644)
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)

@@ -135,6 +135,8 @@ def fit(
         array([0, 0, 0, 0])
     """
     runner, note = Runner() if runner is None else runner, _once(note)
+    if classifier.told is not None:
+        note(classifier.told)
     quick = _quick(
         options | {"surrogate": surrogate, "companion": companion, "connectivity": connectivity}, quick, refine
     )

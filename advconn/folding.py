@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 
-def folded(module: nn.Module, ask: Callable[[nn.Module], Tensor]) -> nn.Module | None:
+def folded(
+    module: nn.Module, ask: Callable[[nn.Module], Tensor], layout: torch.memory_format = torch.channels_last
+) -> nn.Module | None:
     """A copy in which every batch norm that only ever follows one convolution is part of it; None if it cannot be.
 
     `ask` gives the logits of some images; they must stay the same (to a thousandth of the largest).
@@ -28,7 +30,7 @@ def folded(module: nn.Module, ask: Callable[[nn.Module], Tensor]) -> nn.Module |
             made.set_submodule(norm, nn.Identity())
         for parameter in made.parameters():
             parameter.requires_grad_(False)
-        made = made.to(memory_format=torch.channels_last).eval()
+        made = made.to(memory_format=layout).eval()
         tolerance = 1e-3 * float(plain.abs().max().clamp_min(1))
         return made if torch.allclose(plain, ask(made), atol=tolerance, rtol=0) else None
     except Exception:  # whatever a user's module does when it is copied or watched

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from advconn.errors import DataError, FitError
 
+CLEAN_WORDS = ("clean", "benign", "natural", "normal", "0")
+
 
 def as_tensor(images: Any) -> Tensor:
     """Images given as a tensor or as an array of any strides and byte order, as a tensor.
@@ -60,15 +62,31 @@ def labels_of(labels: Any, rows: np.ndarray) -> Tensor | None:
 def as_kinds(y: Any, count: int) -> np.ndarray:
     """Which images are clean (0) and which attacked (1, or a number for each kind of attack), (n,); None: all clean.
 
+    Words are taken too: one of CLEAN_WORDS, and any others for the kinds of attack.
+
     Raises:
-        FitError: another number of them, or one class alone.
+        FitError: another number of them, one class alone, or words of which none says clean.
     """
-    kinds = np.zeros(count, int) if y is None else np.asarray(y).astype(int)
+    kinds = np.zeros(count, int) if y is None else _numbered(np.asarray(y))
     if kinds.shape != (count,) or kinds.min(initial=0) < 0:
         raise FitError(f"y must be {count} values: 0 (clean), 1 (attacked) or more (other kinds of attack)")
     if y is not None and len(np.unique(kinds)) == 1:
         raise FitError("with y, give clean (0) and attacked (1) images; without y, clean ones alone")
     return kinds
+
+
+def _numbered(y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind in "OUS" and all(isinstance(value, (str, bytes)) for value in y.ravel().tolist()):
+        words = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in y.ravel().tolist()]
+        clean = {word for word in words if word.strip().lower() in CLEAN_WORDS}
+        if len(clean) != 1:
+            raise FitError(f"y is words, and {len(clean)} of them say clean: call clean images {CLEAN_WORDS[0]!r}")
+        attacked = sorted(set(words) - clean)
+        return np.array([0 if word in clean else 1 + attacked.index(word) for word in words]).reshape(y.shape)
+    try:
+        return y.astype(int)
+    except (TypeError, ValueError) as error:
+        raise FitError(f"y: expected 0 (clean) and 1 (attacked), or words: {error}") from error
 
 
 def image_hashes(images: Tensor) -> np.ndarray:

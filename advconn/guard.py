@@ -69,15 +69,10 @@ class Guard(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guard:
-        """What `.to`, `.cuda`, `.half` and the like come down to: the classifier moves, its precision stays."""
+        """What `.to`, `.cuda`, `.half` and the like come down to: the classifier moves, and stays in its precision."""
         classifier = self.detector.connectivity.classifier
         probe = torch.zeros(1, dtype=torch.float32, device=classifier.device)
-        wanted = fn(probe)
-        if wanted.dtype != probe.dtype:
-            raise ModelError(
-                f"a guard cannot be made {wanted.dtype}: its scores are calibrated in the classifier's precision"
-            )
-        classifier.to(wanted.device)
+        classifier.to(fn(probe).device)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -115,6 +110,11 @@ class Guard(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined] # a trace keeps its example's verdicts for ever
+            raise ModelError(
+                "a guard cannot be traced, exported to ONNX or put into TorchScript: export the classifier alone, and "
+                "judge before it (advconn.serving.Judge, or advconn serve)"
+            )
         images = as_tensor(images)
         if images.ndim == 4 and not len(images):
             return self._nothing(images)

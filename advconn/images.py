@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,36 +20,57 @@ import torch
 from advconn import arrays
 from advconn.ahead import ahead
 from advconn.arrays import Archive
+from advconn.containers import Packed, is_packed, packed
 from advconn.errors import DataError
 from advconn.files import files_under, kind_of
 from advconn.items import Batch, Item, Items, Unread
-from advconn.layout import layout
-from advconn.pictures import SUFFIXES, fitted, is_picture, opened, pixels_of, readings, sized
+from advconn.pictures import SUFFIXES, View, content, frames_of, is_picture, is_unread, size_of, sized, views
 from advconn.preprocessing import Preprocessing
 
-Row = tuple[Item, np.ndarray, tuple[int, int], str]  # an image, its pixels, the size it came with, how it was read
+UNREAD = "a picture of a kind that is not read; convert it to PNG"
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "holdout"}  # no classes
 DECODERS = 8  # threads that files are decoded by
-JUNK = {"thumbs.db", "desktop.ini", ".ds_store"}  # known to lie in folders of images, and to be none
+# What systems leave in folders of images, by the end of a name and by the first bytes.
+LEFT_BEHIND = (("._", b"\0\5\x16\7"), ("thumbs.db", b"\xd0\xcf\x11\xe0"), (".ds_store", b"\0\0\0\1Bud1"))
+INI_MARKS = (b"[", b"\xff\xfe[", b"\xef\xbb\xbf[", b"\r\n[")  # of a desktop.ini
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of an item: its pixels, the size it came with, how it was read, and other pictures in its file."""
+
+    item: Item
+    pixels: np.ndarray
+    given: tuple[int, int]
+    reading: str
+    others: int = 0
 
 
 class Collection:
     """All images behind a path, read only when they are asked for.
 
-    `skipped` names files in a folder that are no images; `failed` holds what a folder could not show.
+    `skipped` names files in a folder that are no images, `other_arrays` arrays of an archive that could be images and
+    are not judged, and `failed` holds what a folder could not show.
 
     Args:
         path: a picture, a folder or an array file.
+        channels: of the classifier's images, by which the layout of an array is told; without them nothing is read,
+            and sizes alone are told.
         reading: how pictures are read, see pictures.readings.
         frames: of animations, 'first' or 'all'; None refuses them.
 
     Raises:
-        DataError: nothing there, or no image.
+        DataError: nothing there, no image, or an array that holds none of so many channels.
     """
 
-    def __init__(self, path: Path | str, *, reading: str = "upright", frames: str | None = None) -> None:
-        self.path, self.reading, self.frames = Path(path), reading, frames
+    def __init__(
+        self, path: Path | str, channels: int | None = None, *, reading: str = "upright", frames: str | None = None
+    ) -> None:
+        self.path, self.channels, self.reading, self.frames = Path(path), channels, reading, frames
         self._archives: dict[str, Archive] = {}
+        self._packed: Packed | None = None
         self.skipped: list[str] = []
+        self.other_arrays: list[str] = []
         self.failed: list[DataError] = []
         kind = kind_of(self.path)
         if stat.S_ISDIR(kind):
@@ -55,15 +78,11 @@ class Collection:
         elif not stat.S_ISREG(kind):
             raise DataError(f"{self.path}: no regular file or folder; expected images")
         elif self.path.suffix.lower() in arrays.SUFFIXES:
-            first = Archive(self.path)
-            names = first.names
-            self._archives = {n: Archive(self.path, n) if i else first for i, n in enumerate(names)}
-            called = {n: f"{self.path}{f'[{n}]' * (len(names) > 1)}" for n in names}
-            self.items = Items(
-                *((len(a), partial(_row, self.path, called[n], a, n)) for n, a in self._archives.items())
-            )
+            self.items = self._arrays()
+        elif is_packed(self.path):
+            self.items = self._unpacked()
         else:
-            self.items = Items((1, partial(_picture, None, [str(self.path)])))
+            self.items = self._files(partial(_picture, None, [str(self.path)], 0), 1)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -73,22 +92,72 @@ class Collection:
         """Those of the skipped files that are array files."""
         return [name for name in self.skipped if Path(name).suffix.lower() in arrays.SUFFIXES]
 
+    def _arrays(self) -> Items:
+        """Every image in every array of images of an archive."""
+        first = Archive(self.path, self.channels)
+        self.other_arrays = [f"{self.path}[{name}]" for name in first.others]
+        self._archives = {n: Archive(self.path, self.channels, n) if i else first for i, n in enumerate(first.names)}
+        called = {n: f"{self.path}{f'[{n}]' * (len(first.names) > 1)}" for n in first.names}
+        return Items(*((len(a), partial(_row, self.path, called[n], a, n)) for n, a in self._archives.items()))
+
+    def _unpacked(self) -> Items:
+        """Every picture in a zip or tar archive, or in a table."""
+        held = self._packed = packed(self.path)
+        self.skipped = [f"{self.path}[{name}]" for name in held.skipped]
+        self.failed = [DataError(f"{self.path}[{name}]: {UNREAD}") for name in held.unread]
+        return self._files(partial(_member, held), len(held.names))
+
+    def _content(self, item: Item) -> bytes:
+        return content(item.path) if self._packed is None else self._packed.content(item.row or 0)
+
     def _folder(self) -> Items:
         """Every image in the folder and under it."""
         names = []
         for path in files_under(self.path, self.failed.append):
             if path.suffix.lower() in SUFFIXES or is_picture(path):
-                if path.name.startswith("._") and not is_picture(path):
-                    continue  # what a Mac keeps beside a file
-                names.append(str(path.relative_to(self.path)))
-            elif path.name.lower() not in JUNK and not path.name.startswith("._"):
+                if not _left_behind(path):
+                    names.append(str(path.relative_to(self.path)))
+            elif is_unread(path):
+                self.failed.append(DataError(f"{path}: {UNREAD}"))
+            elif not _left_behind(path):
                 self.skipped.append(str(path))
         if not names:
             if self.failed:
                 raise self.failed[0]
             hint = "; arrays are read where they are named themselves" * bool(self.arrays)
             raise DataError(f"{self.path}: no images in this folder or under it{hint}")
-        return Items((len(names), partial(_picture, self.path, names)))
+        above = _splits_above(names)
+        return self._files(partial(_picture, self.path, names, above), len(names))
+
+    def _files(self, describe: Callable[[int], Item], count: int) -> Items:
+        """Files of pictures, each of which may have several frames that are judged; `describe` tells of each."""
+        if self.frames != "all":
+            return Items((count, describe))
+        counts = []
+        for item in map(describe, range(count)):
+            try:
+                counts.append(frames_of(self._content(item), item.name))
+            except DataError as error:
+                counts.append(0)
+                self.failed.append(error)
+        if not sum(counts):
+            raise self.failed[0]
+        ends = list(itertools.accumulate(counts))
+        return Items((ends[-1], partial(_frame, describe, ends)))
+
+    def for_channels(self, channels: int) -> Collection:
+        """The same images as a classifier of so many channels takes them.
+
+        Raises:
+            DataError: an array that holds none of so many channels.
+        """
+        if self.channels == channels:
+            return self
+        if self._archives:
+            return Collection(self.path, channels, reading=self.reading, frames=self.frames)
+        same = copy.copy(self)
+        same.channels = channels
+        return same
 
     def sample(self, limit: int | None, seed: int = 0) -> Collection:
         """At most `limit` of the images, picked at random."""
@@ -106,13 +175,12 @@ class Collection:
             DataError: they differ in the first hundred, or none can be read.
         """
         if self._archives:
-            return next(iter(self._archives.values())).size()
+            return next(iter(self._archives.values())).size
         sizes: dict[tuple[int, int], str] = {}
         error: DataError | None = None
         for item in self.items[:100]:
             try:
-                for image in opened(item.path, "first"):
-                    sizes.setdefault(image.size[::-1], item.name)
+                sizes.setdefault(size_of(self._content(item), item.name)[::-1], item.name)
             except DataError as caught:
                 error = error or caught
         if not sizes:
@@ -125,69 +193,72 @@ class Collection:
             )
         return next(iter(sizes))
 
-    def read(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> Batch:
+    def read(self, items: Sequence[Item], preprocessing: Preprocessing) -> Batch:
         """These images, at the classifier's size.
 
         Args:
             items: some of the collection's.
             preprocessing: the classifier's.
-            channels: that it takes.
 
         Raises:
             DataError: one cannot be read, or they are of several sizes.
         """
-        results = self._tried(items, preprocessing, channels)
+        results = self._tried(items, preprocessing)
         error = next((rows for rows in results if isinstance(rows, DataError)), None)
         if error is not None:
             raise error
         rows = [row for some in results if not isinstance(some, DataError) for row in some]
-        if len({row[1].shape for row in rows}) > 1:
+        if len({row.pixels.shape for row in rows}) > 1:
             raise DataError(
                 f"{self.path}: images of several sizes, and the classifier's input size is not known: give --size HxW"
             )
         return _batch(rows)
 
-    def _tried(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[list[Row] | DataError]:
+    def _tried(self, items: Sequence[Item], preprocessing: Preprocessing) -> list[list[Row] | DataError]:
         """The rows of each item, or why it has none. Files are decoded side by side, archives from start to end."""
+        if self._archives:
+            return [self._array_row(item, preprocessing) for item in items]
+        runs = _runs(items)
+        decode = partial(self._decoded, preprocessing=preprocessing)
+        found = (map if len(runs) == 1 else _decoders().map)(decode, runs)
+        return [rows for some in found for rows in some]
 
-        def rows(item: Item) -> list[Row] | DataError:
-            try:
-                return list(self._rows(item, preprocessing, channels))
-            except DataError as error:
-                return error
-
-        return list((map if self._archives or len(items) == 1 else _decoders().map)(rows, items))
-
-    def suits(self, preprocessing: Preprocessing, channels: int) -> None:
+    def suits(self, preprocessing: Preprocessing) -> None:
         """Refuse an array as a whole where none of its images can be used.
 
         Raises:
             DataError: as told.
         """
         for archive in self._archives.values():
-            axes = layout(archive.shape, channels, str(self.path)).axes
-            sides = [archive.shape[axes.index(side)] for side in "hw"]
-            sized(np.broadcast_to(archive.dtype.type(0), (1, *sides)), preprocessing, str(self.path))
+            sized(np.broadcast_to(archive.dtype.type(0), (1, *archive.size)), preprocessing, str(self.path))
 
-    def _rows(self, item: Item, preprocessing: Preprocessing, channels: int) -> Iterator[Row]:
-        if item.row is not None:
-            array = self._archives[item.array].read(item.row, channels)
-            yield item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array"
-            return
-        for frame, image in enumerate(opened(item.path, self.frames)):
-            named = replace(item, name=f"{item.name}[frame {frame}]") if self.frames == "all" and frame else item
-            ways: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
-            for way, made in readings(image, item.name, channels, self.reading).items():
-                ways[way] = pixels_of(fitted(made, preprocessing, item.name), channels), made.size
-            if len(ways) == 2 and np.array_equal(ways["plain"][0], ways["upright"][0]):
-                del ways["upright"]
-            for way, (pixels, size) in ways.items():
-                yield named, pixels, size, way
+    def _array_row(self, item: Item, preprocessing: Preprocessing) -> list[Row] | DataError:
+        try:
+            array = self._archives[item.array].read(item.row or 0)
+            return [Row(item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array")]
+        except DataError as error:
+            return error
+
+    def _decoded(self, run: Sequence[Item], preprocessing: Preprocessing) -> list[list[Row] | DataError]:
+        """The rows of items that are frames of one file, one after the other."""
+        assert self.channels is not None
+        first, name = run[0], run[0].name if len(run) == 1 else str(run[0].path)
+        frames = (first.frame, first.frame + len(run)) if self.frames == "all" else self.frames
+        try:
+            found, others = views(self._content(first), name, preprocessing, self.channels, self.reading, frames)
+        except DataError as error:
+            return [error] * len(run)
+        return [
+            ways
+            if isinstance(ways, DataError)
+            else [Row(item, w.pixels, w.given, w.reading, others * (item is first)) for w in ways]
+            for item, ways in zip(run, found, strict=True)
+        ]
 
     def batches(
         self,
         preprocessing: Preprocessing,
-        channels: int,
+        channels: int | None = None,
         batch_size: int = 64,
         bad: Callable[[Item, DataError], None] | None = None,
     ) -> Iterator[Batch]:
@@ -195,11 +266,12 @@ class Collection:
 
         Args:
             preprocessing: the classifier's.
-            channels: that it takes.
+            channels: that it takes, where the collection was opened without them.
             batch_size: images at a time, at most.
             bad: told of an image that cannot be read, which is left out then; without it that raises DataError.
         """
-        for parts in ahead(self._parts(preprocessing, channels, batch_size)):
+        suited = self if channels is None else self.for_channels(channels)
+        for parts in ahead(suited._parts(preprocessing, batch_size)):
             for part in parts:
                 if isinstance(part, Batch):
                     yield part
@@ -208,32 +280,31 @@ class Collection:
                 else:
                     bad(part.item, part.error)
 
-    def _parts(self, preprocessing: Preprocessing, channels: int, batch_size: int) -> Iterator[list[Batch | Unread]]:
+    def _parts(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Batch | Unread]]:
         try:
-            self.suits(preprocessing, channels)
+            self.suits(preprocessing)
         except DataError as error:
             yield [Unread(Item(str(self.path), self.path), error)]
             return
         for i in range(0, len(self.items), batch_size):
-            yield self.some(self.items[i : i + batch_size], preprocessing, channels)
+            yield self.some(self.items[i : i + batch_size], preprocessing)
 
-    def some(self, items: Sequence[Item], preprocessing: Preprocessing, channels: int) -> list[Batch | Unread]:
+    def some(self, items: Sequence[Item], preprocessing: Preprocessing) -> list[Batch | Unread]:
         """These images as one batch, or as one of each size, and what cannot be read.
 
         Args:
             items: some of the collection's.
             preprocessing: the classifier's.
-            channels: that it takes.
         """
-        pairs = list(zip(items, self._tried(items, preprocessing, channels), strict=True))
+        pairs = list(zip(items, self._tried(items, preprocessing), strict=True))
         rows = (row for _, some in pairs if not isinstance(some, DataError) for row in some)
         parts: list[Batch | Unread] = [Unread(item, some) for item, some in pairs if isinstance(some, DataError)]
-        return parts + [_batch(list(alike)) for _, alike in itertools.groupby(rows, lambda row: row[1].shape)]
+        return parts + [_batch(list(alike)) for _, alike in itertools.groupby(rows, lambda row: row.pixels.shape)]
 
     def without_items(self) -> Collection:
         """The same to read from, for another process: without the names of its images."""
         lean = copy.copy(self)
-        lean.items, lean.skipped, lean.failed = Items(), [], []
+        lean.items, lean.skipped, lean.other_arrays, lean.failed = Items(), [], [], []
         return lean
 
 
@@ -241,7 +312,8 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
     """The same images in the same order, with neighbours that are files or folders as one, so that batches are full."""
     out: list[Collection] = []
     for collection in collections:
-        if out and not out[-1]._archives and not collection._archives:
+        alone = (collection._archives, collection._packed, *((out[-1]._archives, out[-1]._packed) if out else ()))
+        if out and not any(alone):
             last = out[-1] = copy.copy(out[-1])
             last.items += collection.items
             last.skipped, last.failed = last.skipped + collection.skipped, last.failed + collection.failed
@@ -250,10 +322,84 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
     return out
 
 
+def read_picture(
+    data: bytes, name: str, preprocessing: Preprocessing, channels: int, reading: str, **how: Any
+) -> Batch:
+    """The picture in a file's bytes, in one row or in two.
+
+    Args:
+        data: of the file.
+        name: of the image.
+        preprocessing: of the classifier.
+        channels: that it takes.
+        reading: see pictures.readings.
+        how: more of pictures.views.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return batch_of(views(data, name, preprocessing, channels, reading, **how), name)
+
+
+def batch_of(found: tuple[list[list[View] | DataError], int], name: str) -> Batch:
+    """What pictures.views gives for a still picture, as a batch of one or two rows.
+
+    Raises:
+        DataError: it could not be read.
+    """
+    (ways,), others = found
+    if isinstance(ways, DataError):
+        raise ways
+    item = Item(name, Path(name))
+    return _batch([Row(item, way.pixels, way.given, way.reading, others) for way in ways])
+
+
+def joined_batch(batches: Sequence[Batch]) -> Batch:
+    """Batches of images of one size as one, whose items are told apart also where they have the same name."""
+    items = [replace(item, row=i) for i, batch in enumerate(batches) for item in batch.items]
+    return Batch(
+        tuple(items),
+        torch.cat([batch.images for batch in batches]),
+        tuple(given for batch in batches for given in batch.given),
+        tuple(reading for batch in batches for reading in batch.readings),
+        tuple(others for batch in batches for others in batch.others),
+    )
+
+
 def _batch(rows: Sequence[Row]) -> Batch:
     """Rows of one size together."""
-    images = torch.from_numpy(np.stack([row[1] for row in rows]))
-    return Batch(tuple(r[0] for r in rows), images, tuple(r[2] for r in rows), tuple(r[3] for r in rows))
+    return Batch(
+        tuple(row.item for row in rows),
+        torch.from_numpy(np.stack([row.pixels for row in rows])),
+        tuple(row.given for row in rows),
+        tuple(row.reading for row in rows),
+        tuple(row.others for row in rows),
+    )
+
+
+def _runs(items: Sequence[Item]) -> list[list[Item]]:
+    """Items in groups of frames of one file that follow one another."""
+    runs: list[list[Item]] = []
+    for item in items:
+        before = runs[-1][-1] if runs else None
+        if before and item.frame and (item.path, item.row, item.frame - 1) == (before.path, before.row, before.frame):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether a system left this file, by its name and by its first bytes; it is no image then."""
+    name = path.name.lower()
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    if name == "desktop.ini":
+        return head.startswith(INI_MARKS)
+    return any(head.startswith(mark) and (name.startswith(end) or name == end) for end, mark in LEFT_BEHIND)
 
 
 @lru_cache(maxsize=1)
@@ -261,12 +407,31 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), "advconn-decoder")
 
 
-def _picture(root: Path | None, names: Sequence[str], i: int) -> Item:
-    """A file; the name of the first folder under the root is its label, as ImageFolder has it."""
+def _splits_above(names: Sequence[str]) -> int:
+    """How many levels of folders are no classes but parts of a data set, such as train and val."""
+    parts = [Path(name).parts[:-1] for name in names]
+    firsts = {part[0].lower() if part else "" for part in parts}
+    return int(firsts <= SPLITS and all(len(part) > 1 for part in parts))
+
+
+def _picture(root: Path | None, names: Sequence[str], above: int, i: int) -> Item:
+    """A file; the name of its first folder under the root, or under so many levels, is its label (ImageFolder)."""
     if root is None:
         return Item(names[i], Path(names[i]))
-    path, (first, *more) = root / names[i], Path(names[i]).parts
+    path, (first, *more) = root / names[i], Path(names[i]).parts[above:]
     return Item(str(path), path, label=first if more else None)
+
+
+def _member(held: Packed, i: int) -> Item:
+    """A picture of a packed file."""
+    return Item(f"{held.path}[{held.names[i]}]", held.path, i, held.labels[i])
+
+
+def _frame(describe: Callable[[int], Item], ends: Sequence[int], i: int) -> Item:
+    """A frame of a file, by its number among those of all files; `ends`: how many frames there are up to each file."""
+    number = bisect.bisect_right(ends, i)
+    item, frame = describe(number), i - (ends[number - 1] if number else 0)
+    return replace(item, name=f"{item.name}[frame {frame}]", frame=frame) if frame else item
 
 
 def _row(path: Path, called: str, archive: Archive, array: str, i: int) -> Item:

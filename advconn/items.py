@@ -16,13 +16,17 @@ from advconn.errors import DataError
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a collection: its name, where it is, its row in which array, and its label where one is known."""
+    """One image of a collection: its name, where it is, its row in which array, and its label where one is known.
+
+    frame: of a file of several.
+    """
 
     name: str
     path: Path
     row: int | None = None
     label: str | None = None
     array: str = ""
+    frame: int = 0
 
 
 class Items(Sequence[Item]):
@@ -54,14 +58,16 @@ class Items(Sequence[Item]):
 class Batch:
     """Images (m, c, h, w) at the classifier's size, uint8 or float32 in [0, 1].
 
-    Of each row its item, the (width, height) it came with, and how it was read: 'plain', 'upright', or 'array'. An item
-    that is read in two ways has two rows, one after the other.
+    Of each row its item, the (width, height) it came with, how it was read ('plain', 'upright', or 'array'), and how
+    many other pictures its file holds that are not judged. An item that is read in two ways has two rows, one after
+    the other.
     """
 
     items: tuple[Item, ...]
     images: Tensor
     given: tuple[tuple[int, int], ...]
     readings: tuple[str, ...]
+    others: tuple[int, ...]
 
     @property
     def resized(self) -> tuple[bool, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from advconn.files import telling
 KIND = "advconn score"
 SUFFIX = ".unfinished"
 FOLLOWING = {"threshold", "level", "conditions", "by_class", "calibrated_on", "precision", "fingerprint"}  # from others
+Entry = tuple[Sequence[int], Sequence[int], dict[str, Any]]  # of an image: its place, its mark, and its record
 
 
 class Journal:
     """What a run has found so far, in the file beside what it is to become.
 
-    The first line says what the run is; every other is [place, record], and after each step {"done": steps}. What a
-    step wrote without coming to its end does not count, and is written again.
+    The first line says what the run is; every other is [place, mark, record] of an image, and after each step
+    {"done": steps}. The mark (size and time of its file) tells an image that was replaced. What a step wrote without
+    coming to its end does not count, and is written again. The file is locked: two runs do not write it at once.
 
     Args:
         out: what the run is to become: its journal is called like it, with SUFFIX.
@@ -28,10 +32,12 @@ class Journal:
         resume: go on, where there is something to go on from.
 
     Raises:
-        DataError: a journal that is there and is not asked for, one of another run, or a file that cannot be written.
+        DataError: a journal that is there and is not asked for, that another run writes or began, or that is damaged; a
+            file that cannot be written.
     """
 
     def __init__(self, out: Path, about: Mapping[str, Any], *, resume: bool) -> None:
+        out = out.absolute() if out.name else out.resolve()
         self.path, self.done, self.resumed = out.with_name(out.name + SUFFIX), 0, False
         line = (json.dumps({"run": KIND, "about": dict(about)}) + "\n").encode()
         with telling(out):
@@ -42,21 +48,39 @@ class Journal:
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("x+b")
+            self._lock()
             self.file.write(line)
             self.file.flush()
+
+    def _lock(self) -> None:
+        """Keep others from writing the file, where the system can."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise DataError(f"{self.path}: another run writes it now; wait for it, or give another --out") from None
+        except OSError:  # some disks know no locks
+            return
 
     def _go_on(self, about: Mapping[str, Any]) -> None:
         """Find the end of the last step that was finished, and cut off what follows."""
         foreign = DataError(f"{self.path}: no record of a run that was stopped; remove it, or give another --out")
-        if not self.path.is_file():
+        if not self.path.is_file() or self.path.is_symlink():
             raise foreign
         self.file = self.path.open("r+b")
+        self._lock()
         header = _parsed(self.file.readline())
-        if not isinstance(header, dict) or header.get("run") != KIND:
+        if not isinstance(header, dict) or header.get("run") != KIND or not isinstance(header.get("about"), dict):
+            self.file.close()
             raise foreign
         wanted, before = json.loads(json.dumps(dict(about))), header["about"]
         other = [name for name in wanted if before.get(name) != wanted[name]]
         if other:
+            self.file.close()
             told = [name for name in other if name not in FOLLOWING] or other
             changes = ", ".join(f"{name} was {_short(before.get(name))}, now {_short(wanted[name])}" for name in told)
             raise DataError(
@@ -65,27 +89,57 @@ class Journal:
             )
         end, self.resumed = self.file.tell(), True
         for line in iter(self.file.readline, b""):
-            step = _parsed(line)
-            if isinstance(step, dict) and "done" in step:
-                end, self.done = self.file.tell(), step["done"]
+            if _parsed(line) == {"done": self.done + 1}:
+                end, self.done = self.file.tell(), self.done + 1
         self.file.seek(end)
         self.file.truncate()
 
-    def add(self, records: Iterable[tuple[Any, Mapping[str, Any]]], done: int) -> None:
-        """What a step gave: (place, record) each; `done` steps are finished with it."""
-        lines = [json.dumps([place, record]) for place, record in records]
+    def add(self, entries: Iterable[Entry], done: int) -> None:
+        """What a step gave, an entry an image; `done` steps are finished with it."""
+        lines = [json.dumps(entry) for entry in entries]
         with telling(self.path):
             self.file.write(("\n".join([*lines, json.dumps({"done": done})]) + "\n").encode())
             self.file.flush()
         self.done = done
 
-    def records(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """All (place, record) so far, in order."""
-        with self.path.open("rb") as file:
+    def entries(self) -> Iterator[Entry]:
+        """Of every image so far, in order.
+
+        Raises:
+            DataError: a line that is none of a journal's.
+        """
+        with telling(self.path), self.path.open("rb") as file:
+            file.readline()
             for line in file:
                 entry = _parsed(line)
-                if isinstance(entry, list):
-                    yield entry[0], entry[1]
+                if isinstance(entry, list) and len(entry) == 3 and _is_record(entry[2]):
+                    yield entry[0], entry[1], entry[2]
+                elif not (isinstance(entry, dict) and set(entry) == {"done"}):
+                    raise self.damaged()
+
+    def require(self, planned: Iterable[Iterable[tuple[Sequence[int], Sequence[int], str]]]) -> None:
+        """Refuse a journal whose finished steps are not those of these images.
+
+        Args:
+            planned: (place, mark, name) of every image of every step.
+
+        Raises:
+            DataError: as told.
+        """
+        kept = self.entries()
+        for place, mark, name in itertools.chain.from_iterable(itertools.islice(planned, self.done)):
+            entry = next(kept, None)
+            if entry is None or (entry[0], entry[1], entry[2]["image"]) != ([*place], [*mark], name):
+                raise self.damaged()
+        if next(kept, None) is not None:
+            raise self.damaged()
+
+    def damaged(self) -> DataError:
+        """That the file is not what a run of these images wrote."""
+        return DataError(
+            f"{self.path}: does not hold what was judged of these images (one was added, removed or replaced, or the "
+            "file is damaged): remove it to begin anew"
+        )
 
     def close(self) -> None:
         """Keep it: the run goes on another time."""
@@ -97,12 +151,23 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
+def _is_record(record: Any) -> bool:
+    """Whether this is what is said of an image: why it could not be judged, or a verdict."""
+    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
+        return False
+    if "error" in record:
+        return isinstance(record["error"], str)
+    numbers = (record.get("score"), record.get("p_value"))
+    finite = all(isinstance(n, (int, float)) and not math.isnan(n) for n in numbers)
+    return finite and isinstance(record.get("adversarial"), bool)
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _parsed(line: bytes) -> Any:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(line) if line.endswith(b"\n") else None
     return None

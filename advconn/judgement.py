@@ -39,6 +39,7 @@ class Judgement:
         errors: (n,) None, or why an image could not be judged: the classifier gives NaN for it or for a copy of it.
             Such an image is flagged, with an infinite score and the smallest p-value there is.
         traces: (n,) of each image the deepest trace, and its row in it.
+        flat: (n,) whether an image is of one colour, and so not flagged.
     """
 
     logits: Tensor
@@ -57,6 +58,7 @@ class Judgement:
     total_cost: Cost
     errors: tuple[str | None, ...] = ()
     traces: tuple[tuple[Trace, int], ...] = field(default=(), repr=False)
+    flat: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -117,6 +119,7 @@ def judgement_of(
         cost,
         errors,
         traces,
+        np.concatenate([block.flat for block in found]),
     )
 
 

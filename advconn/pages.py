@@ -52,6 +52,11 @@ def write(records: Callable[[], Iterable[Record]], page: str, folder: Path) -> N
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
+def template_source() -> str:
+    """What the page is made from; its script is the same in every page."""
+    return (Path(__file__).parent / "templates" / "score.html").read_text(encoding="utf-8")
+
+
 def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str:
     """A self-contained HTML page: flagged images first, then by p-value.
 
@@ -62,9 +67,7 @@ def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str
     """
     from jinja2 import Environment
 
-    template = Environment(autoescape=True).from_string(
-        (Path(__file__).parent / "templates" / "score.html").read_text(encoding="utf-8")
-    )
+    template = Environment(autoescape=True).from_string(template_source())
     entries = sorted(map(_entry, cases), key=lambda e: (e["kind"] != "flagged", e["p"]))
     bare = sum(case.image is None and "error" not in case.record for case in cases)
     undrawn = sum(case.explanation is None and bool(case.record.get("adversarial")) for case in cases)

@@ -1,17 +1,25 @@
-"""One picture: from a file to pixels, in the two ways that it can be read, and to a classifier's size."""
+"""One picture: from a file's bytes to pixels, in the two ways that it can be read, and to a classifier's size.
+
+What is judged is what a plain `Image.open(f).convert("RGB")` gives. Pillow asks its formats in an order that depends on
+the file's name and on what the process did before: a file that several formats open is judged as each of them reads it.
+"""
 
 from __future__ import annotations
 
 import io
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from advconn import isolation
 from advconn.errors import DataError, line_of
 from advconn.preprocessing import Preprocessing
 
@@ -19,21 +27,36 @@ SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
     ".pnm", ".jp2", ".j2k", ".apng", ".mpo", ".tga", ".ico", ".dib",
 }  # fmt: skip
-# What Pillow may decode: all that it can but PostScript and WMF, which start other programs, IPTC, which opens whatever
-# it holds, and stubs. Those without a mark at their start are taken by their suffix only.
-MARKED = (
-    "PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "CUR", "ICNS", "DDS",
-    "SGI", "SUN", "QOI", "PSD", "FITS", "FLI", "BLP", "FTEX", "XPM",
-)  # fmt: skip
+COMMON = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000")
+# Of Pillow's formats those whose decoders start no other program and open no other file; BLP holds a JPEG whose scans
+# nothing counts. Those without a mark at their start are taken by their suffix only.
+MARKED = (*COMMON, "PPM", "ICO", "CUR", "ICNS", "DDS", "SGI", "SUN", "QOI", "PSD", "FITS", "FLI", "FTEX", "XPM")
 FORMATS = (*MARKED, "TGA", "PCX", "DCX", "XBM", "MSP", "SPIDER", "IM", "PCD", "PIXAR", "GBR", "XVTHUMB", "MCIDAS")
+# What other readers show as a picture, by suffix and by mark: nothing that a gate may pass over.
+UNREAD_SUFFIXES = {
+    ".heic", ".heif", ".hif", ".dcm", ".dicom", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".dng", ".arw", ".raf", ".orf",
+    ".rw2", ".pef", ".srw", ".jxl", ".jxr", ".wdp", ".exr", ".hdr", ".psb", ".eps", ".wmf", ".emf", ".svg", ".xcf",
+    ".blp", ".nii", ".jpx", ".jpm",
+}  # fmt: skip
+UNREAD_MARKS = (
+    (0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "), (128, b"DICM"), (0, b"v/1\1"), (0, b"#?RADIANCE"), (0, b"gimp xcf"),
+    (0, b"FUJIFILM"), (0, b"8BPS\0\2"), (0, b"BLP1"), (0, b"BLP2"), (0, b"\xc5\xd0\xd3\xc6"),
+    (0, b"\xd7\xcd\xc6\x9a"),
+    *((4, b"ftyp" + kind) for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx")),
+)  # fmt: skip
 SMALLEST = 8
-LARGEST = 2**25  # pixels: 33 million
+LARGEST = 2**26  # pixels: 67 million
 LARGEST_FILE = 2**28  # bytes
 LARGEST_ANIMATION = 2**27  # pixels of all its frames
+MOST_FRAMES = 10_000
+MOST_PAGES = 32  # of a TIFF that are looked at to tell whether it is a still picture
 MOST_SCANS = 200  # of a progressive JPEG; each costs time, and cameras write about ten
 READINGS = ("plain", "upright", "both")
+# What is decoded in this process: it takes no more than a few seconds, whatever it holds. All else goes to a worker.
+NEAR_BYTES, NEAR_PIXELS, NEAR_SCANS = 2**24, 2**24, 20
+_NEAR = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MODES = {1: "L", 3: "RGB"}
-_ORIENTATION, _KIND = 0x0112, 254
+_ORIENTATION, _SUB_PAGES = 0x0112, 330
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,52 +68,287 @@ _TURNS = {
 }
 
 
+@dataclass(frozen=True)
+class View:
+    """A picture (c, h, w) uint8 at the classifier's size, read in one way ('plain' or 'upright').
+
+    given: the (width, height) that it was brought to this size from.
+    """
+
+    reading: str
+    pixels: np.ndarray
+    given: tuple[int, int]
+
+
+class _Far(Exception):
+    """A file is no matter for this process: a worker decodes it."""
+
+
+def views(
+    data: bytes,
+    name: str,
+    preprocessing: Preprocessing,
+    channels: int,
+    reading: str,
+    frames: str | tuple[int, int] | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> tuple[list[list[View] | DataError], int]:
+    """The pictures in a file's bytes at the classifier's size, frame by frame, and how many others it holds.
+
+    Others are what some readers show and Image.open does not: further pages, layers, previews, sizes of an icon.
+
+    Args:
+        data: of the file.
+        name: what error messages name.
+        preprocessing: of the classifier.
+        channels: that it takes, 1 or 3.
+        reading: see `readings`.
+        frames: of several the 'first', or those from a number to another; None refuses several.
+        formats: that are taken.
+
+    Raises:
+        DataError: no image, damaged, too small or large, or of several frames where `frames` is None.
+    """
+    asked = (data, name, preprocessing, channels, reading, frames, tuple(formats))
+    near = views_near(*asked)
+    return views_far(*asked) if near is None else near
+
+
+def views_near(data: bytes, name: str, *more: Any) -> tuple[list[list[View] | DataError], int] | None:
+    """The same, of a file that is sure to take little; None of any other."""
+    found = _near("decoded", data, name, *more)
+    return None if found is None else _views(*found)
+
+
+def views_far(data: bytes, name: str, *more: Any) -> tuple[list[list[View] | DataError], int]:
+    """The same from a worker, which may take 10 s."""
+    return _views(*_far("decoded", data, name, *more))
+
+
+def _views(found: Any, arrays: list[np.ndarray]) -> tuple[list[list[View] | DataError], int]:
+    (frames, others), rest = found, iter(arrays)
+    return [
+        DataError(ways) if isinstance(ways, str) else [View(way, next(rest), tuple(size)) for way, size in ways]
+        for ways in frames
+    ], others
+
+
+def size_of(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) of the picture in a file's bytes.
+
+    Raises:
+        DataError: no image, too small or large.
+    """
+    return tuple(_described(data, name)[0])
+
+
+def frames_of(data: bytes, name: str) -> int:
+    """How many pictures of a file's bytes are judged where all are.
+
+    Raises:
+        DataError: no image, or too many.
+    """
+    return int(_described(data, name)[1])
+
+
+def _described(data: bytes, name: str) -> Any:
+    return (_near("described", data, name) or _far("described", data, name))[0]
+
+
+def _near(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]] | None:
+    """What a function of this module gives for a file, where that is sure to take little."""
+    if _is_near(data):
+        with suppress(_Far):
+            return globals()[work](data, name, *more, near=True)
+    return None
+
+
+def _far(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]]:
+    """The same from a worker."""
+    try:
+        return isolation.call(f"pictures:{work}", data, name, *more)
+    except isolation.Limited as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _is_near(data: bytes) -> bool:
+    """Whether a file begins as one of the formats that C code decodes, and is small."""
+    if len(data) > NEAR_BYTES:
+        return False
+    if data.startswith(b"\xff\xd8\xff"):
+        return data.count(b"\xff\xda") <= NEAR_SCANS
+    if data.startswith(b"BM"):
+        return data[30:34] in (b"\0\0\0\0", b"\3\0\0\0")  # run lengths are decoded in Python
+    return data.startswith((b"\x89PNG\r\n", b"GIF8")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def decoded(
+    data: bytes,
+    name: str,
+    preprocessing: Preprocessing,
+    channels: int,
+    reading: str,
+    frames: str | tuple[int, int] | None,
+    formats: Sequence[str],
+    *,
+    near: bool = False,
+) -> tuple[Any, list[np.ndarray]]:
+    """What `views` gives, as text and numbers beside arrays: of each frame its views, or an error's text.
+
+    Args:
+        data: of the file.
+        name: what error messages name.
+        preprocessing: of the classifier.
+        channels: that it takes.
+        reading: see `readings`.
+        frames: see `views`.
+        formats: that are taken.
+        near: leave a file that may take long to a worker.
+    """
+    with _refusing(name), _identified(data, name, formats, near) as images:
+        if len(images) > 1 and isinstance(frames, tuple) and frames != (0, 1):
+            raise DataError(f"{name}: several formats open it, so that readers differ on its frames: save it anew")
+        found, others = _frame_views(images[0], data, name, preprocessing, channels, reading, frames, near)
+        for image in images[1:]:
+            again, more = _frame_views(image, data, name, preprocessing, channels, reading, frames, near)
+            if isinstance(found[0], str) or isinstance(again[0], str):
+                raise DataError(f"{name}: several formats open it, and not all can read it: save it anew")
+            found[0] += [replace(view, reading=f"{view.reading} as {image.format}") for view in again[0]]
+            others += more
+        apart = [ways if isinstance(ways, str) else _distinct(ways) for ways in found]
+    told = [ways if isinstance(ways, str) else [(way.reading, way.given) for way in ways] for ways in apart]
+    return (told, others), [way.pixels for ways in apart if not isinstance(ways, str) for way in ways]
+
+
+def _frame_views(
+    image: Image.Image,
+    data: bytes,
+    name: str,
+    preprocessing: Preprocessing,
+    channels: int,
+    reading: str,
+    frames: str | tuple[int, int] | None,
+    near: bool,
+) -> tuple[list[list[View] | str], int]:
+    """Of each frame of an opened picture its views, or an error's text; and how many other pictures there are."""
+    pages = _pages(image, MOST_PAGES)
+    if frames is None and not _still(image, pages):
+        raise DataError(
+            f"{name}: animated, {_counted(pages)} frames; expected a still image: give --frames first or --frames all"
+        )
+    first, end = (0, 1) if isinstance(frames, str) or frames is None else frames
+    if near and (end - first) * image.size[0] * image.size[1] > NEAR_PIXELS:
+        raise _Far
+    others = 0 if first else _hidden(image, data) + (len(pages) - 1) * (not isinstance(frames, tuple))
+    out: list[list[View] | str] = []
+    for i in range(first, end):
+        try:
+            with _refusing(name):
+                if i:
+                    image.seek(i)
+                image.load()
+                ways = readings(image, name, channels, reading)
+                fit = ((way, made.size, fitted(made, preprocessing, name)) for way, made in ways)
+                out.append([View(way, pixels_of(made, channels), given) for way, given, made in fit])
+        except DataError as error:
+            out.append(str(error))
+    return out, others
+
+
+def _distinct(ways: Sequence[View]) -> list[View]:
+    """Views of one frame, without those that show the same pixels as another."""
+    out: list[View] = []
+    for way in ways:
+        if out and way.pixels.shape != out[0].pixels.shape:
+            raise DataError(
+                "its readings differ in size, and the classifier's input size is not known: give --size HxW"
+            )
+        if not any(np.array_equal(way.pixels, other.pixels) for other in out):
+            out.append(way)
+    return out
+
+
+def described(data: bytes, name: str, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
+    """(width, height) of a file's picture, and how many are judged where all are; see `decoded`."""
+    with _refusing(name), _identified(data, name, FORMATS, near) as images:
+        image = images[0]
+        size, count = image.size, len(_pages(image, MOST_FRAMES + 1))
+        if count > MOST_FRAMES or count * size[0] * size[1] > LARGEST_ANIMATION:
+            raise DataError(
+                f"{name}: {_counted(range(count))} frames of {size[0]} x {size[1]} are too many: extract some"
+            )
+        return (size, count if len(images) == 1 else 1), []
+
+
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
     """Whatever Pillow makes of a damaged file, as one line."""
     try:
         yield
-    except DataError:
+    except (DataError, _Far):
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise DataError(f"{name}: cannot be read as an image: {line_of(error, 160)}") from error
 
 
-def opened(path: Path, frames: str | None = None) -> Iterator[Image.Image]:
-    """The picture in a file, or of an animation the first frame (`frames` 'first') or every one ('all').
+@contextmanager
+def _identified(data: bytes, name: str, formats: Sequence[str], near: bool) -> Iterator[list[Image.Image]]:
+    """The picture in a file's bytes, opened by every format that can open it: one, but of a file made to be several."""
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MOST_SCANS:
+        raise DataError(f"{name}: a JPEG of more than {MOST_SCANS} scans; expected an ordinary one: save it anew")
+    found, fault = _claims(data)
+    if not found:
+        if fault is not None:
+            raise fault
+        raise DataError(f"{name}: {'not an image' if data else 'an empty file'}; expected PNG, JPEG, WebP, ...")
+    images = [image for image in found if not isinstance(image, str)]
+    for kind in (image if isinstance(image, str) else str(image.format) for image in found):
+        if kind not in formats or len(images) < len(found):
+            also = f" also as {kind}" if len(found) > 1 else f" ({kind})"
+            raise DataError(f"{name}: not an image that is read here{also}; expected PNG, JPEG, WebP, ...: convert it")
+    for image in images:
+        _check_size(image, name)
+        if near and (str(image.format) not in _NEAR or image.size[0] * image.size[1] > NEAR_PIXELS):
+            raise _Far
+    with ExitStack() as stack:
+        yield [stack.enter_context(image) for image in images]
+
+
+def _claims(data: bytes) -> tuple[list[Image.Image | str], Exception | None]:
+    """What every format of Pillow's makes of a file that would open it, and the first fault that is no refusal.
+
+    Of a format that is left out its mark is enough, where it has one: its name stands for the picture.
+    """
+    found: list[Image.Image | str] = []
+    fault: Exception | None = None
+    for kind in _registered():
+        factory, accept = Image.OPEN[kind]
+        try:
+            taken = accept(data[:16]) if accept else True
+            if taken:
+                tried = taken is True and (kind in FORMATS or accept is None)
+                found.append(factory(io.BytesIO(data), "") if tried else kind)
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # how a format says that a file is none of its own
+        except Exception as error:  # a damaged file
+            fault = fault or error
+    return found, fault
+
+
+@lru_cache(maxsize=1)
+def _registered() -> tuple[str, ...]:
+    """Pillow's formats, all loaded."""
+    Image.preinit()
+    Image.init()
+    return tuple(Image.ID)
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes.
 
     Raises:
-        DataError: no regular file, no image, damaged, too small or large, animated where `frames` is None.
+        DataError: no regular file, too large, or not to be read.
     """
-    with _refusing(str(path)):
-        data = _content(path)
-        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MOST_SCANS:
-            raise DataError(f"{path}: a JPEG of more than {MOST_SCANS} scans; expected an ordinary one: save it anew")
-        try:
-            image = Image.open(io.BytesIO(data), formats=formats())
-        except UnidentifiedImageError:
-            kind = "not an image" if data else "an empty file"
-            raise DataError(f"{path}: {kind}; expected PNG, JPEG, WebP, ...") from None
-        with image:
-            _check_size(image, str(path))
-            count = _frames(image)
-            if count > 1 and frames is None:
-                raise DataError(
-                    f"{path}: animated, {count} frames; expected a still image: give --frames first or --frames all"
-                )
-            count = count if frames == "all" else 1
-            if count * image.size[0] * image.size[1] > LARGEST_ANIMATION:
-                raise DataError(
-                    f"{path}: {count} frames of {image.size[0]} x {image.size[1]} are too many: extract some"
-                )
-            for i in range(count):
-                image.seek(i)
-                _check_size(image, str(path))
-                image.load()
-                yield image.copy()
-
-
-def _content(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -102,43 +360,79 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror or line_of(error)}") from error
 
 
-@lru_cache(maxsize=2)
-def formats(wanted: tuple[str, ...] = FORMATS) -> tuple[str, ...]:
-    """Those of the formats that this Pillow can decode."""
-    Image.init()
-    return tuple(name for name in wanted if name in Image.OPEN)
-
-
 def is_picture(path: Path) -> bool:
     """Whether a file holds an image, by its first bytes."""
     try:
-        with path.open("rb") as stream, Image.open(stream, formats=formats(MARKED)):
-            return True
-    except Exception:  # no image, or one that cannot even be opened
+        with path.open("rb") as stream:
+            head = stream.read(16)
+            marked = (kind for kind in _registered() if kind in MARKED and Image.OPEN[kind][1])
+            for kind in marked:
+                factory, accept = Image.OPEN[kind]
+                if accept is not None and accept(head) is True:
+                    stream.seek(0)
+                    with suppress(SyntaxError, IndexError, TypeError, struct.error), factory(stream, ""):
+                        return True
+    except Exception:  # one that cannot even be opened
         return False
+    return False
 
 
-def _frames(image: Image.Image) -> int:
-    """Frames to choose from: a camera's preview (MPO) and a TIFF's thumbnails are none."""
-    count = int(getattr(image, "n_frames", 1))
-    if count == 1 or image.format == "MPO":
-        return 1
-    if image.format == "TIFF":
-        return _pages(image, count)
-    return count
+def is_unread(path: Path) -> bool:
+    """Whether a file is a picture of a kind that others read and this does not, by its name or its first bytes."""
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        return True
+    with suppress(OSError), path.open("rb") as stream:
+        head = stream.read(256)
+        return any(head.startswith(mark, at) for at, mark in UNREAD_MARKS)
+    return False
 
 
-def _pages(image: Image.Image, count: int) -> int:
-    """Pages of a TIFF up to the first that is a smaller copy of another."""
-    size = image.size
-    for i in range(1, count):
-        image.seek(i)
-        reduced = int(getattr(image, "tag_v2", {}).get(_KIND, 0)) & 1
-        if reduced or (image.size[0] < size[0] and image.size[1] < size[1]):
-            count = i
-            break
+def _pages(image: Image.Image, most: int) -> Sequence[Any]:
+    """A picture's frames, of a TIFF the sizes of its pages, up to so many."""
+    if image.format == "PSD":  # whose frames are its layers
+        return (image.size,)
+    if image.format != "TIFF":
+        return range(int(getattr(image, "n_frames", 1)))
+    sizes = [image.size]
+    with suppress(EOFError):
+        while len(sizes) < most:  # n_frames looks at every page, and each time at all before it
+            image.seek(len(sizes))
+            sizes.append(image.size)
     image.seek(0)
-    return count
+    return sizes
+
+
+def _still(image: Image.Image, pages: Sequence[Any]) -> bool:
+    """Whether a file is one picture: the others are previews that a camera adds (MPO), or smaller ones (TIFF)."""
+    if image.format == "TIFF":
+        w, h = image.size
+        return len(pages) < MOST_PAGES and all(page[0] < w and page[1] < h for page in pages[1:])
+    return len(pages) == 1 or image.format == "MPO"
+
+
+def _counted(pages: Sequence[Any]) -> str:
+    """How many there are, as text."""
+    return f"{len(pages)} or more" if len(pages) in (MOST_PAGES, MOST_FRAMES + 1) else str(len(pages))
+
+
+def _hidden(image: Image.Image, data: bytes) -> int:
+    """Pictures in a file that are no frames: layers, sizes of an icon, pages under a page, a JPEG's second picture."""
+    kind: Any = image
+    if image.format == "PSD":
+        return int(kind.n_frames)
+    if image.format == "ICO":
+        return len(kind.ico.entry) - 1
+    if image.format == "CUR":
+        return int.from_bytes(data[4:6], "little") - 1
+    if image.format == "ICNS":
+        return len(image.info["sizes"]) - 1
+    if image.format == "TIFF":
+        below = kind.tag_v2.get(_SUB_PAGES, ())
+        return len(below) if isinstance(below, tuple) else 1
+    if image.format == "JPEG":
+        with suppress(Exception):  # a damaged index names no picture
+            return max(0, int((kind._getmp() or {}).get(45057, 1)) - 1)
+    return 0
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -149,8 +443,8 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise DataError(f"{name}: {w * h / 1e6:.0f} megapixels; expected {LARGEST / 1e6:.0f} or fewer: resize it first")
 
 
-def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict[str, Image.Image]:
-    """A picture with 1 or 3 channels, by how it is read.
+def readings(image: Image.Image, name: str, channels: int, reading: str) -> Iterator[tuple[str, Image.Image]]:
+    """A picture with 1 or 3 channels in the ways that it is read, each when it is asked for.
 
     'plain' is what most loaders hand to a classifier, `Image.open(f).convert("RGB")`: no turn, transparency ignored, 16
     bits cut off. 'upright' is what a person sees: turned by its EXIF tag, transparency on white, 16 bits scaled to 8.
@@ -169,14 +463,11 @@ def readings(image: Image.Image, name: str, channels: int, reading: str) -> dict
     wide = image.mode.startswith("I")
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     turn = _turn(image)
-    asked = ("plain", "upright") if reading == "both" and (wide or clear or turn) else (reading,)
-    if reading == "both" and len(asked) == 1:
-        asked = ("plain",)
-    with _refusing(name):
-        return {
-            kind: image.convert(_MODES[channels]) if kind == "plain" else _upright(image, name, channels, turn)
-            for kind in asked
-        }
+    both = reading == "both" and (wide or clear or turn is not None)
+    for way in ("plain", "upright") if both else ("plain",) if reading == "both" else (reading,):
+        with _refusing(name):
+            made = image.convert(_MODES[channels]) if way == "plain" else _upright(image, name, channels, turn)
+        yield way, made
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -185,22 +476,6 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block makes Pillow raise many types
         return None
-
-
-def picture(path: Path, channels: int = 3, reading: str = "upright") -> Image.Image:
-    """The still picture in a file, read in one way.
-
-    Args:
-        path: of the file.
-        channels: 1 or 3.
-        reading: 'plain' or 'upright', see `readings`.
-
-    Raises:
-        DataError: see `opened` and `readings`.
-    """
-    (image,) = opened(path)
-    (still,) = readings(image, str(path), channels, reading).values()
-    return still
 
 
 def _sixteen(image: Image.Image) -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from advconn.errors import ModelError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -84,7 +82,7 @@ def sides_of(size: Any) -> tuple[int, int]:
     Raises:
         ModelError: not one or two whole numbers above 0.
     """
-    given = list(size) if isinstance(size, (Sequence, Tensor)) or hasattr(size, "tolist") else [size, size]
+    given = list(size) if isinstance(size, Sequence) or hasattr(size, "tolist") else [size, size]
     if len(given) not in (1, 2):
         raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
     return whole("size", given[0]), whole("size", given[-1])

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from advconn.adapters import Output
 from advconn.errors import ModelError
 
 
@@ -33,9 +32,7 @@ def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
     return low + (high - low) * (0.7 * noise + 0.3 * ramp)
 
 
-def classes_of(
-    forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.Module, dtype: torch.dtype, output: Output | None
-) -> int:
+def classes_of(forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.Module, dtype: torch.dtype) -> int:
     """The number of classes of a network that answers several images, one, and the same ones twice as it should.
 
     Args:
@@ -43,10 +40,9 @@ def classes_of(
         probe: images (n, c, h, w) to ask it.
         network: the module behind it.
         dtype: that it works in.
-        output: what takes the logits out of its answer, if given.
 
     Raises:
-        ModelError: it does not, or answers with NaN, infinity or probabilities.
+        ModelError: it does not, or answers with NaN or infinity.
     """
     logits, again, alone = forward(probe), forward(probe), forward(probe[:1])
     if bool(torch.isnan(logits).any()) or bool((logits == torch.inf).any()):
@@ -64,7 +60,6 @@ def classes_of(
             "the model's answer for an image changes with the other images of the batch: is a batch norm without "
             "running statistics in it, or another normalisation over the batch?"
         )
-    _refuse_probabilities(logits, network, output)
     return logits.shape[1]
 
 
@@ -75,12 +70,31 @@ def quantised(network: nn.Module) -> bool:
     return scripted or any("quantized" in kind or "torchao" in kind for kind in kinds)
 
 
-def _refuse_probabilities(logits: Tensor, network: nn.Module, output: Output | None) -> None:
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        raise ModelError("the model returns probabilities: advconn needs logits, take the softmax off")
-    if bool((logits <= 0).all()) and bool((logits.logsumexp(1).abs() < 1e-3).all()):
-        raise ModelError("the model returns log-probabilities: advconn needs logits, take the log-softmax off")
-    last = [part for part in network.modules() if not list(part.children())][-1:]
+def scale_of(logits: Tensor, far: Callable[[], Tensor], single: bool) -> str:
+    """What a network's answers (n, k) to ordinary images are: 'logits', 'softmax' or 'sigmoid'.
+
+    Log-probabilities are logits.
+
+    Args:
+        logits: answers to many images that are unlike one another.
+        far: gives the answers (m, k) to values far outside [0, 1], which no sigmoid lets pass.
+        single: whether the network gives one number an image.
+
+    Raises:
+        ModelError: several labels an image, each by a sigmoid.
+    """
     inside = bool((logits >= 0).all()) and bool((logits <= 1).all())
-    if output is None and inside and last and isinstance(last[0], nn.Sigmoid):
-        raise ModelError("the model ends in a sigmoid: advconn needs logits, take it off, or give output=torch.logit")
+    if inside and not single and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        return "softmax"
+    if not inside:
+        return "logits"
+    beyond = far()
+    if bool((beyond < 0).any()) or bool((beyond > 1).any()):  # small logits, such as those of an untrained network
+        return "logits"
+    if single:
+        return "sigmoid"
+    raise ModelError(
+        "all outputs lie in [0, 1] and do not sum to 1, as of a sigmoid a label: advconn judges classifiers of one "
+        "class an image. Where one class is meant, take the sigmoid off or give output=torch.logit; a network of "
+        "several labels is judged label by label: a module that returns one column is a classifier of two classes"
+    )

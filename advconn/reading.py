@@ -1,4 +1,4 @@
-"""Images from whatever they are given as: a path, a PIL picture, an array or tensor, or a sequence of these."""
+"""Images from whatever they are given as: a path, a file's bytes, a PIL picture, an array, or a sequence of these."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from advconn.errors import DataError
-from advconn.images import Collection
+from advconn.images import Collection, read_picture
 from advconn.layout import layout
 from advconn.pictures import fitted, pixels_of, readings, sized
 from advconn.preprocessing import Preprocessing
 
 
 def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
-    """Images (n, c, h, w) from a path, a PIL picture, an array or tensor, or a sequence of these.
+    """Images (n, c, h, w) from a path, a file's bytes or file object, a PIL picture, an array or tensor, or a sequence.
 
     An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
 
@@ -39,12 +39,17 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         kinds = {p.dtype for p in parts}
         return torch.cat([p.to(torch.float32) / 255 if len(kinds) > 1 and p.dtype == torch.uint8 else p for p in parts])
     if isinstance(given, (str, os.PathLike)):
-        collection = Collection(Path(given), reading=reading)
+        collection = Collection(Path(given), channels, reading=reading)
         if collection.failed:
             raise collection.failed[0]
-        return torch.cat([b.images for b in collection.batches(preprocessing, channels)])
+        return torch.cat([b.images for b in collection.batches(preprocessing)])
+    if isinstance(given, (bytes, bytearray, memoryview)) or hasattr(given, "read"):
+        data = given.read() if hasattr(given, "read") else bytes(given)
+        if not isinstance(data, bytes):
+            raise DataError(f"a file object gave {type(data).__name__}; expected bytes: open it with 'rb'")
+        return read_picture(data, "the picture", preprocessing, channels, reading).images
     if isinstance(given, Image.Image):
-        (made,) = readings(given, "the picture", channels, reading).values()
+        ((_, made),) = readings(given, "the picture", channels, reading)
         return torch.from_numpy(pixels_of(fitted(made, preprocessing, "the picture"), channels))[None]
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.dtype != np.uint8 and array.dtype.kind != "f":

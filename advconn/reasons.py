@@ -96,6 +96,8 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
     error = judgement.errors[i] if judgement.errors else None
     if error is not None:
         return error
+    if judgement.flat[i]:
+        return "a picture of one colour: nothing can be hidden in it"
     predicted, consensus = int(judgement.predicted[i]), int(judgement.consensus[i])
     label, other = typical.classifier.label_names([predicted, consensus])
     votes = judgement.votes[i]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from advconn.calibration import Calibration
 from advconn.detector import Detector
-from advconn.errors import line_of
+from advconn.errors import Unanswered, line_of
 from advconn.items import Batch
 from advconn.judgement import Judgement
 from advconn.shown import shown
@@ -111,6 +111,8 @@ def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]
     """Records of a batch; one that fails as a whole is judged again one image at a time."""
     try:
         return _records(detector, batch, range(len(batch.items)), full)
+    except Unanswered as error:
+        return [{"image": batch.items[group[0]].name, "error": str(error)} for group in _grouped(batch)]
     except Exception:  # the classifier's own code may raise anything at one of the images
         out = []
         for group in _grouped(batch):
@@ -129,6 +131,7 @@ def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool
     height, width = batch.images.shape[2:]
     for record, i in zip(image_records, index, strict=True):
         record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
+        record["other_pictures"] = batch.others[i]
     groups = _grouped(batch, index)
     positions = {i: n for n, i in enumerate(index)}
     return [merged([image_records[positions[i]] for i in group], detector.calibration_) for group in groups]
@@ -138,7 +141,11 @@ def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
     """Rows of each image: one, or two where it is read in two ways."""
     groups: list[list[int]] = []
     for i in range(len(batch.items)) if index is None else index:
-        if groups and batch.items[groups[-1][-1]] == batch.items[i]:
+        before = groups[-1][-1] if groups else None
+        again = before is not None and (
+            (batch.readings[before], batch.readings[i]) == ("plain", "upright") or " as " in batch.readings[i]
+        )
+        if again and batch.items[groups[-1][-1]] == batch.items[i]:  # a file that is named twice is two images
             groups[-1].append(i)
         else:
             groups.append([i])

@@ -99,7 +99,8 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         | {"attacks": {k: {"tried": t, "succeeded": s} for k, (t, s) in fitted.attacks.items()}}
         | {"pretrained": fitted.pretrained}
         | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
-        | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive},
+        | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive}
+        | {"reading": fitted.reading},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(limit) for limit in detector.cascade_.exits],
         "gate": detector.cascade_.gate,

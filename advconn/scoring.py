@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +14,32 @@ from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
 from advconn.items import Batch, Item, Unread
+from advconn.preprocessing import Preprocessing
 from advconn.report import records
 from advconn.runner import Runner
 
 Place = tuple[int, int]  # which collection, and which of its images
+Mark = tuple[int, ...]
 NOWHERE: Place = (-1, 0)
 
 
 @dataclass(frozen=True)
 class Said:
-    """The record of an image, where it stands, and whether it came at another size."""
+    """The record of an image, where it stands, whether it came at another size, and the mark of its file."""
 
     place: Place
     record: dict[str, Any]
     resized: bool = False
+    mark: Mark = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """Images of a collection that are judged together, of which the first stands at `place`; or why there are none."""
+
+    where: Collection | DataError
+    place: Place
+    items: tuple[Item, ...]
 
 
 class Steps:
@@ -51,28 +65,39 @@ class Steps:
         self.detector, self.collections, self.refused, self.full = detector, collections, refused, full
         self.runner = Runner() if runner is None else runner.carrying(detector)
         classifier = detector.connectivity.classifier
-        self.look = classifier.preprocessing, classifier.channels
+        self.look = classifier.preprocessing
         h, w = classifier.preprocessing.size or (32, 32)
         self.size = detector.cascade_.block(classifier.channels * h * w)
 
+    def planned(self) -> Iterator[list[tuple[Place, Mark, str]]]:
+        """Of each step the place, the mark and the name of every image."""
+        for step in self._steps():
+            number, first = step.place
+            yield [((number, first + i), mark_of(item), item.name) for i, item in enumerate(step.items)]
+
     def run(self, after: int = 0) -> Iterator[list[Said]]:
         """What each step said; the first `after` are left out."""
-        steps = (step for i, step in enumerate(self._steps()) if i >= after)
-        if not self.runner.alone:
-            calls = ((self.detector, *step, self.look, self.full) for step in steps)
-            yield from self.runner.spread(_step, calls)
-            return
-        for place, items, parts in ahead(
-            (start, items, _parts(where, items, self.look)) for where, start, items in steps
-        ):
-            yield judged(self.detector, place, items, parts, self.full)
+        marks: deque[list[Mark]] = deque()  # taken before a file is read: one that changes meanwhile differs from it
 
-    def _steps(self) -> Iterator[tuple[Collection | DataError, Place, tuple[Item, ...]]]:
+        def steps() -> Iterator[Step]:
+            for step in itertools.islice(self._steps(), after, None):
+                marks.append([mark_of(item) for item in step.items])
+                yield step
+
+        if self.runner.alone:
+            read = ahead((step, _parts(step, self.look)) for step in steps())
+            found: Iterator[list[Said]] = (judged(self.detector, step, parts, self.full) for step, parts in read)
+        else:
+            found = self.runner.spread(_step, ((self.detector, step, self.look, self.full) for step in steps()))
+        for said in found:
+            yield [replace(each, mark=mark) for each, mark in zip(said, marks.popleft(), strict=True)]
+
+    def _steps(self) -> Iterator[Step]:
         for path, error in self.refused:
             yield _failure(path, error)
         for number, collection in enumerate(self.collections):
             try:
-                collection.suits(*self.look)
+                collection.suits(self.look)
             except DataError as error:
                 yield _failure(str(collection.path), error)
                 continue
@@ -81,55 +106,56 @@ class Steps:
                 items = collection.items[first : first + self.size]
                 if not self.runner.alone:  # other processes may stand in another folder
                     items = tuple(replace(item, path=item.path.absolute()) for item in items)
-                yield lean, (number, first), items
+                yield Step(lean, (number, first), items)
         for hidden in (hidden for collection in self.collections for hidden in collection.failed):
             yield _failure(str(hidden).partition(": ")[0], hidden)
 
 
-def _failure(name: str, error: DataError) -> tuple[DataError, Place, tuple[Item]]:
-    return error, NOWHERE, (Item(name, Path(name)),)
+def mark_of(item: Item) -> Mark:
+    """Size and time of an image's file, by which one that was replaced is told; nothing where there is none."""
+    try:
+        status = item.path.stat()
+    except (OSError, ValueError):
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
-def _parts(where: Collection | DataError, items: Sequence[Item], settings: tuple[Any, int]) -> list[Batch | Unread]:
-    return [Unread(items[0], where)] if isinstance(where, DataError) else where.some(items, *settings)
+def _failure(name: str, error: DataError) -> Step:
+    return Step(error, NOWHERE, (Item(name, Path(name)),))
 
 
-def _step(
-    detector: Detector,
-    where: Collection | DataError,
-    place: Place,
-    items: Sequence[Item],
-    settings: tuple[Any, int],
-    full: bool,
-) -> list[Said]:
-    return judged(detector, place, items, _parts(where, items, settings), full)
+def _parts(step: Step, preprocessing: Preprocessing) -> list[Batch | Unread]:
+    if isinstance(step.where, DataError):
+        return [Unread(step.items[0], step.where)]
+    return step.where.some(step.items, preprocessing)
 
 
-def judged(
-    detector: Detector, place: Place, items: Sequence[Item], parts: Sequence[Batch | Unread], full: bool
-) -> list[Said]:
-    """What a detector says of the images of a step.
+def _step(detector: Detector, step: Step, preprocessing: Preprocessing, full: bool) -> list[Said]:
+    return judged(detector, step, _parts(step, preprocessing), full)
+
+
+def judged(detector: Detector, step: Step, parts: Sequence[Batch | Unread], full: bool) -> list[Said]:
+    """What a detector says of the images of a step, in their order.
 
     Args:
         detector: a fitted one.
-        place: of the first item.
-        items: the images' names and files.
+        step: the images' names, files and places.
         parts: what was read of them.
         full: walk every stage.
     """
-    places = {(item.path, item.row, item.array): (place[0], place[1] + i) for i, item in enumerate(items)}
-
-    def where(item: Item) -> Place:
-        return places[item.path, item.row, item.array]
-
+    places: dict[Any, deque[Place]] = {}
+    for i, item in enumerate(step.items):  # a file may be named twice
+        places.setdefault(item, deque()).append((step.place[0], step.place[1] + i))
     out = []
     for part in parts:
         if isinstance(part, Unread):
-            out.append(Said(where(part.item), {"image": part.item.name, "error": str(part.error)}))
+            place = places[part.item].popleft()
+            out.append(Said(place, {"image": part.item.name, "error": str(part.error)}))
             continue
         resized = part.resized
         for record, rows in records(detector, part, full):
             if "error" in record:
                 record = {"image": record["image"], "error": f"{record['image']}: {record['error']}"}
-            out.append(Said(where(part.items[rows[0]]), record, any(resized[i] for i in rows)))
+            place = places[part.items[rows[0]]].popleft()
+            out.append(Said(place, record, any(resized[i] for i in rows)))
     return sorted(out, key=lambda said: said.place)

@@ -26,6 +26,7 @@ from advconn.margins import ONE_PRECISION, at_once, counting, in_float32
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images
 UNSURE = 0.1  # log-odds: TF32 moves them by up to .2 at the first stage and .1 at the others, by .00003 in the middle
+FLAT = -1e6  # log-odds of an image of one colour
 GATED = ("companion.margin", "companion.mirror")  # what the gate looks at: log-odds at the image, and how they move
 
 
@@ -138,6 +139,7 @@ class Found:
         traces: for each stage the rows that went through it, and their trace.
         forwards: (n,) forward passes spent on each image; in the last stage, where they differ, their mean.
         gradients: (n,) gradients spent on each image, counted likewise.
+        flat: (n,) whether an image is of one colour: nothing is hidden in it, and its log-odds are FLAT.
     """
 
     scores: np.ndarray
@@ -147,6 +149,7 @@ class Found:
     traces: tuple[tuple[np.ndarray, Trace], ...]
     forwards: np.ndarray
     gradients: np.ndarray
+    flat: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,13 @@ class Cascade:
         left, spent = np.zeros(n, int), np.zeros((2, n))
         traces: list[tuple[np.ndarray, Trace]] = []
         start: Trace | None = None
+        values = images.flatten(2)
+        flat = (values.amax(2) == values.amin(2)).all(1).cpu().numpy()
         for k in range(count):
             rows = live.numpy()
             with counting() as cost:
-                trace, columns, scores[rows, k] = self._at_stage(k, images[live.to(images.device)], start, thresholds)
+                trace, columns, odds = self._at_stage(k, images[live.to(images.device)], start, thresholds)
+            scores[rows, k] = np.where(flat[rows] & np.isfinite(odds), FLAT, odds)
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
             features[rows[:, None], self.places[k]] = columns
             traces.append((rows, trace if full else replace(trace, detour=None)))  # whose paths are large
@@ -206,7 +212,7 @@ class Cascade:
             live, start = live[stay], trace.rows(stay.to(trace.query.device))
             if not len(live):
                 break
-        return Found(scores, features, traces[0][1].query, left, tuple(traces), *spent)
+        return Found(scores, features, traces[0][1].query, left, tuple(traces), spent[0], spent[1], flat)
 
     def _at_stage(
         self, k: int, images: Tensor, start: Trace | None, thresholds: Sequence[float]

@@ -23,8 +23,9 @@ COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README s
     "image": "string", "prediction": "int64", "class_name": "string", "adversarial": "bool", "p_value": "double",
     "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64", "copies": "int64",
     "barrier": "double", "secondary_barriers": "int64", "bends": "double", "reading": "string", "why": "string",
-    "error": "string",
+    "other_pictures": "int64", "error": "string",
 }  # fmt: skip
+FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # that a spreadsheet begins to compute at
 LONGEST_NAME = 200  # bytes of a file's name that is written
 TOGETHER = 10_000  # records of a Parquet file's row group
 
@@ -37,9 +38,9 @@ def as_jsonl(records: Iterable[Record], file: Path) -> None:
 
 
 def as_csv(records: Iterable[Record], file: Path) -> None:
-    """A heading and one row a record; no cell is taken for a formula."""
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, list(COLUMNS), extrasaction="ignore")
+    """A heading and one row a record, as spreadsheets read it: a byte-order mark, no cell that is a formula."""
+    with file.open("w", newline="", encoding="utf-8-sig") as out:
+        writer = csv.DictWriter(out, list(COLUMNS), extrasaction="ignore", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         for record in records:
             writer.writerow({k: _plain(v) for k, v in record.items()})
@@ -54,7 +55,8 @@ def as_parquet(records: Iterable[Record], file: Path) -> None:
     with parquet.ParquetWriter(file, schema) as writer:
         rest = iter(records)
         while some := list(islice(rest, TOGETHER)):
-            writer.write_table(pa.Table.from_pylist([{k: r.get(k) for k in COLUMNS} for r in some], schema))
+            rows = [{k: _written(r.get(k)) for k in COLUMNS} for r in some]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 WRITERS: Mapping[str, Callable[[Iterable[Record], Path], None]] = {
@@ -79,10 +81,15 @@ def writer_for(file: Path) -> Callable[[Iterable[Record], Path], None] | None:
     return writer
 
 
+def _written(value: Any) -> Any:
+    """A text in which what no encoding holds is escaped, such as bytes of a file's name."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _plain(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
     text = shown(value) if isinstance(value, str) else value
-    return "'" + text if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+    return "'" + text if isinstance(text, str) and text.lstrip()[:1] in FORMULAS else text
 
 
 def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:

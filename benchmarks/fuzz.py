@@ -80,9 +80,9 @@ def prepare(folder: Path, seed: int, quiet: bool) -> None:
 def read(path: Path, rng: Rng) -> None:
     """Every image behind a path; the first that is refused is raised."""
     refused: list[AdvconnError] = []
-    collection = Collection(path, reading="both", frames=rng.choice(("all", "all", "first", None)))
+    collection = Collection(path, rng.choice((1, 3)), reading="both", frames=rng.choice(("all", "all", "first", None)))
     preprocessing = Preprocessing(size=(16, 16))
-    for batch in collection.batches(preprocessing, rng.choice((1, 3)), bad=lambda _, error: refused.append(error)):
+    for batch in collection.batches(preprocessing, bad=lambda _, error: refused.append(error)):
         values = batch.images
         sound = len(values) and values.shape[2:] == (16, 16) and bool(((values >= 0) & (values <= 255)).all())
         assert sound, f"a batch {values.dtype} {tuple(values.shape)}"

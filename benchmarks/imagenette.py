@@ -48,8 +48,8 @@ def main() -> None:
     args = parser.parse_args()
 
     model = efficientnet_lite0()
-    collection = Collection(args.data)
-    images = torch.cat([b.images for b in collection.batches(model.preprocessing, model.channels)])
+    collection = Collection(args.data, model.channels)
+    images = torch.cat([b.images for b in collection.batches(model.preprocessing)])
     folders = [item.path.parent.name for item in collection.items]
     names = sorted(set(folders))
     truth = torch.tensor([CLASSES[names.index(name)] for name in folders])

@@ -85,8 +85,8 @@ def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photog
     """Those to fit on and those for figures. Of imagenet500 the class is what the sorted folder says: every second."""
     loaded = []
     for path in (imagenette, imagenet500):
-        collection = Collection(path)
-        images = torch.cat([b.images for b in collection.batches(model.preprocessing, model.channels)])
+        collection = Collection(path, model.channels)
+        images = torch.cat([b.images for b in collection.batches(model.preprocessing)])
         folders = [item.path.parent.name for item in collection.items]
         names = sorted(set(folders))
         index = np.array([names.index(name) for name in folders])

@@ -82,7 +82,7 @@ def decoding(place: Path, images: np.ndarray) -> dict[str, object]:
     for _ in range(2):  # the first time warms up
         for name in ("same.npy", "png"):
             begun = time.perf_counter()
-            count = sum(len(step) for step in Steps(detector, [Collection(place / name, reading="both")]).run())
+            count = sum(len(step) for step in Steps(detector, [Collection(place / name, 3, reading="both")]).run())
             rates[name] = count / (time.perf_counter() - begun)
     return {
         "images": len(images),

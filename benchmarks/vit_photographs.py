@@ -124,9 +124,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="photographs attacked by each")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    collection = Collection(args.imagenette)
+    collection = Collection(args.imagenette, 3)
     preprocessing = Preprocessing(size=(224, 224), resize=256)
-    images = torch.cat([b.images for b in collection.batches(preprocessing, 3)])
+    images = torch.cat([b.images for b in collection.batches(preprocessing)])
     folders = [item.path.parent.name for item in collection.items]
     labels = torch.tensor([sorted(set(folders)).index(name) for name in folders])
     order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(images)))

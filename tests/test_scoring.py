@@ -95,7 +95,7 @@ def test_values_come_in_order_ahead_of_time():
 def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monkeypatch):
     """Same records to the digit, in the same order; what cannot be read has its own."""
     monkeypatch.setattr(stages, "BLOCK", 16)
-    found = [Collection(many / "in"), Collection(many / "more.npy")]
+    found = [Collection(many / "in", 1), Collection(many / "more.npy", 1)]
     refused = [("nothing", DataError("nothing: no such file"))]
     alone = [s for step in Steps(digits, found, refused).run() for s in step]
     spread = [s for step in Steps(digits, found, refused, runner=Runner(2)).run() for s in step]
@@ -112,7 +112,7 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
 
 def test_a_detector_that_cannot_be_sent_is_asked_here(digits, many):
     """A network with a lock in it stays in this process; the verdicts are the same."""
-    found = [Collection(many / "more.npy")]
+    found = [Collection(many / "more.npy", 1)]
     expected = [s.record for step in Steps(digits, found).run() for s in step]
     held = copy.copy(digits)
     held.lock = threading.Lock()
@@ -139,7 +139,7 @@ def test_a_bad_image_does_not_break_up_the_others(digits, many, monkeypatch):
     """They are judged together all the same, and stand in their order."""
     judged = []
     monkeypatch.setattr(type(digits), "judge", lambda self, x, **how: judged.append(len(x)) or judge(self, x, **how))
-    (step,) = list(Steps(digits, [Collection(many / "in")]).run())
+    (step,) = list(Steps(digits, [Collection(many / "in", 1)]).run())
     assert judged == [60]
     assert [s.place for s in step] == [(0, i) for i in range(61)]
     assert "error" in step[30].record
@@ -181,16 +181,17 @@ def test_a_column_has_its_kind_where_nothing_is_known(tmp_path):
 def test_a_journal_forgets_what_no_step_ended(tmp_path):
     """A torn line, and lines after the last step, are cut off; another run's is refused."""
     journal = Journal(tmp_path / "out", {"images": ["a"]}, resume=False)
-    journal.add([([0, 0], {"n": 0}), ([0, 1], {"n": 1})], 1)
-    journal.add([([0, 2], {"n": 2})], 2)
+    said = [((0, i), (3, 4), {"image": f"{i}.png", "error": "broken"}) for i in range(3)]
+    journal.add(said[:2], 1)
+    journal.add(said[2:], 2)
     journal.close()
     file = tmp_path / f"out{SUFFIX}"
     whole = file.read_bytes()
     for cut, done in ((len(whole), 2), (len(whole) - 1, 1), (len(whole) - 5, 1), (len(whole) - 30, 1)):
-        file.write_bytes(whole[:cut] + b'[[0, 3], {"n": 3}]\n' * (cut == len(whole)))
+        file.write_bytes(whole[:cut] + b'[[0, 3], [], {"image": "a", "error": "b"}]\n' * (cut == len(whole)))
         again = Journal(tmp_path / "out", {"images": ["a"]}, resume=True)
         assert (again.done, again.resumed) == (done, True)
-        assert [r["n"] for _, r in again.records()] == [0, 1, 2][: done + 1]
+        assert [r["image"] for _, _, r in again.entries()] == ["0.png", "1.png", "2.png"][: done + 1]
         again.close()
     with pytest.raises(DataError, match="images was"):
         Journal(tmp_path / "out", {"images": ["b"]}, resume=True)
@@ -247,12 +248,12 @@ def test_of_a_million_images_little_more_than_the_names_is_held(tmp_path):
     header[999_999] = 7
     header.flush()
     started = time.perf_counter()
-    found = Collection(tmp_path / "large.npy")
+    found = Collection(tmp_path / "large.npy", 1)
     last = found.items[-1]
     assert time.perf_counter() - started < 1
     assert (len(found), last.row, last.name) == (10**6, 999_999, f"{tmp_path / 'large.npy'}[999999]")
     digits = bundle.load(bundle.default("digits")).connectivity.classifier
-    assert int(found.read([last], digits.preprocessing, 1).images.max()) == 7
+    assert int(found.read([last], digits.preprocessing).images.max()) == 7
 
 
 def test_an_attack_is_the_same_in_other_processes(digits):
@@ -273,9 +274,9 @@ def test_other_processes_may_stand_in_another_folder(digits, many, monkeypatch):
     """Relative names go on being shown, and are found from where the command was given."""
     monkeypatch.chdir(many)
     for paths in (["in"], ["more.npy"]):
-        assert len(list(Steps(digits, [*map(Collection, paths)], runner=Runner(2)).run())) == 1
+        assert len(list(Steps(digits, [Collection(path, 1) for path in paths], runner=Runner(2)).run())) == 1
     monkeypatch.chdir(many / "in")
-    here = [Collection(path) for path in ("0", "../more.npy")]
+    here = [Collection(path, 1) for path in ("0", "../more.npy")]
     said = [s.record for step in Steps(digits, here, runner=Runner(2)).run() for s in step]
     assert ["error" in record for record in said].count(True) == 1
     assert said[0]["image"] == "0/000.png"

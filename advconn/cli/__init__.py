@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,7 +25,15 @@ from advconn.cli.serve import serve
 from advconn.cli.study import study
 from advconn.errors import AdvconnError, line_of
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a run ends as it does at Ctrl-C, and shows what it has."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
 
 
 class _SystemError(Exception):
@@ -44,11 +53,13 @@ class _Group(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, and exit with 0, 1 (flagged), 2 (failed) or 130 (interrupted)."""
+        """Run, and exit with 0, 1 (flagged), 2 (failed), 130 (interrupted) or 143 (terminated)."""
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         self.debug = bool(os.environ.get("ADVCONN_DEBUG"))
         _writable()
+        with suppress(ValueError, AttributeError):  # not in the main thread, or no such signal
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             status = _flushed(super().main(args, prog_name, standalone_mode=False, **extra))
         except click.exceptions.Exit as error:
@@ -70,6 +81,9 @@ class _Group(click.Group):
             traceback.print_exception(error)
             return FAILED
         with suppress(OSError, ValueError):
+            if isinstance(error.__cause__, _Terminated):
+                print_error("terminated")
+                return TERMINATED
             if isinstance(error, (KeyboardInterrupt, click.Abort)):
                 print_error("interrupted")
                 return INTERRUPTED

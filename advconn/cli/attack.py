@@ -68,12 +68,12 @@ def attack(
 
     require_vacant(out)
     made = Attack.parse(spec)
-    collection = Collection(data, **how).sample(limit, seed)
+    collection = Collection(data, **how)
     if asked.model is not None and detector is None:
         classifier = classifier_of(asked, collection, device)
     else:
         classifier = detector_of(detector, asked, device).connectivity.classifier
-    images, true_labels, items = read(collection, classifier, labels, max_bad, accept)
+    images, true_labels, items = read(collection, classifier, labels, max_bad, accept, limit=limit, seed=seed)
     clean = classifier.check(images)
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)
     truth = predicted if true_labels is None else true_labels.to(predicted)

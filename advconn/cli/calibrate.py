@@ -9,6 +9,7 @@ import click
 
 from advconn.cli.common import Asked, detector_of, note, promised, read, require_vacant
 from advconn.cli.options import (
+    DETECTOR,
     NONE,
     PATH,
     conditions_option,
@@ -22,7 +23,7 @@ from advconn.cli.progress import progress_bar
 
 
 @click.command()
-@click.option("--detector", type=PATH, required=True, metavar="DIR", help="The fitted detector's folder.")
+@click.option("--detector", type=DETECTOR, required=True, metavar="DIR", help="The fitted detector's folder.")
 @model_options
 @click.option("--data", type=PATH, required=True, metavar="PATH", help="Clean images that it was not fitted on.")
 @fpr_option

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from advconn.cli.options import PATH
+from advconn.cli.options import DETECTOR
 from advconn.shown import shown
 
 
 @click.command()
-@click.argument("detector", type=PATH, metavar="DETECTOR")
+@click.argument("detector", type=DETECTOR, metavar="DETECTOR")
 def card(detector: Path) -> None:
     """Print what a detector is: its classifier, what it was fitted on, what it guarantees, and what it caught.
 
@@ -27,9 +27,8 @@ def card(detector: Path) -> None:
     """
     from advconn import bundle
 
-    folder = bundle.folder_of(detector)
-    read = bundle.read_card(folder)
-    click.echo(shown(f"Detector {folder.name}"))
+    read = bundle.read_card(detector)
+    click.echo(shown(f"Detector {detector.name}"))
     for title, lines in _sections(read):
         click.echo(f"\n{title}")
         for line in lines:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     from advconn.datasets import Data
     from advconn.detector import Detector
     from advconn.images import Collection
-    from advconn.items import Item
+    from advconn.items import Batch, Item
+
+
+RESIZES = {"stretch": "squash", "crop": "center", "pad": "border"}  # as Preprocessing.crop calls them
+RESIZED = {
+    "squash": "stretched",
+    "center": "the middle is cut out",
+    "cover": "the middle is cut out",
+    "border": "padded",
+}
 
 
 class Asked:
@@ -37,14 +48,20 @@ class Asked:
         classes: Path | None = None,
         companion: str | None = None,
         companion_weights: Path | None = None,
+        headers: tuple[str, ...] = (),
+        resize: str | None = None,
+        interpolation: str | None = None,
     ) -> None:
         self.model, self.weights, self.classes = model, weights, classes
         self.companion, self.companion_weights = companion, companion_weights
-        told = {"size": size, "channels": channels, "mean": mean, "std": std}
+        told: dict[str, Any] = {"size": size, "channels": channels, "mean": mean, "std": std}
+        told |= {"crop": None if resize is None else RESIZES[resize], "interpolation": interpolation}
         self.options: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+        self.headers = headers
         if model is None and (weights is not None or classes is not None or self.options):
             raise DataError(
-                "--weights, --size, --channels, --mean, --std and --classes go with --model: name the model"
+                "--weights, --size, --channels, --resize, --interpolation, --mean, --std and --classes go with "
+                "--model: name the model"
             )
 
     def load(self, device: str, collection: Collection | None = None, **defaults: Any) -> Classifier:
@@ -54,6 +71,9 @@ class Asked:
         if self.model is None:
             raise DataError("--model is needed")
         options = defaults | self.options
+        if self.model.startswith(("http://", "https://")):
+            kept = os.environ.get("ADVCONN_UPSTREAM_HEADER")  # where a list of processes does not show it
+            options["headers"] = _headers(self.headers or ((kept,) if kept else ()))
         if self.classes is not None:
             options["class_names"] = class_names(self.classes)
         wanted = place(device)
@@ -65,6 +85,17 @@ class Asked:
         return models.load(self.model, self.weights, device=wanted, note=note, size=collection.size(), **options)
 
 
+def _headers(lines: tuple[str, ...]) -> dict[str, str]:
+    """Headers for a served model, from lines 'NAME: VALUE'."""
+    out = {}
+    for line in lines:
+        name, found, value = line.partition(":")
+        if not found or not name.strip() or not value.strip() or not (line.isascii() and line.isprintable()):
+            raise DataError("--upstream-header: expected 'NAME: VALUE', such as 'Authorization: Bearer TOKEN'")
+        out[name.strip()] = value.strip()
+    return out
+
+
 def class_names(file: Path) -> Any:
     """Class names from a file: one a line, a JSON list, or a JSON object from index to name (or the other way)."""
     import json
@@ -72,9 +103,14 @@ def class_names(file: Path) -> Any:
     try:
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not readable class names: {error}") from error
     names = names.get("id2label", names) if isinstance(names, dict) else names
+    plain = isinstance(names, (dict, list)) and all(
+        isinstance(value, (str, int)) for value in (names.values() if isinstance(names, dict) else names)
+    )
+    if not plain:
+        raise DataError(f"{file}: no class names: expected one a line, a JSON list, or an object from index to name")
     if isinstance(names, dict) and not all(str(key).isdecimal() for key in names):
         names = {value: key for key, value in names.items()}
     return names if isinstance(names, dict) else [str(name).strip() for name in names if str(name).strip()]
@@ -139,7 +175,6 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
 def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:
     from advconn import bundle
 
-    detector = None if detector is None else bundle.folder_of(detector)
     if detector is None and (asked.model is not None or asked.companion is not None):
         name = "--model" if asked.model is not None else "--companion"
         raise DataError(f"{name} needs the --detector that was fitted for it: make one with advconn fit")
@@ -205,9 +240,16 @@ def place(device: str) -> str:
 
 
 def read(
-    collection: Collection, classifier: Classifier, labels: str, max_bad: float, accept: bool
+    collection: Collection,
+    classifier: Classifier,
+    labels: str,
+    max_bad: float,
+    accept: bool,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor | None, list[Item]]:
-    """All images at the classifier's size, their true labels where known, and what each is called.
+    """All images at the classifier's size, or so many picked at random, their labels where known, and what they are.
 
     Says on stderr how well the classifier and the labels go together.
 
@@ -218,9 +260,9 @@ def read(
 
     from advconn.agreement import checked, chosen, some_of
 
+    collection = collection.for_channels(classifier.channels).sample(limit, seed)
     bad: list[DataError] = list(collection.failed)
-    preprocessing, channels = classifier.preprocessing, classifier.channels
-    batches = list(collection.batches(preprocessing, channels, bad=lambda item, error: bad.append(error)))
+    batches = list(collection.batches(classifier.preprocessing, bad=lambda item, error: bad.append(error)))
     tell_skipped(collection)
     count = len(collection.items) + len(collection.failed)
     if bad and (len(bad) > max_bad * count or not batches):
@@ -230,7 +272,10 @@ def read(
     for error in bad:
         note(f"left out: {error}")
     if any(any(b.resized) for b in batches):
-        note("images of another size were brought to the classifier's own, as its preprocessing does it")
+        how = RESIZED[classifier.preprocessing.crop]
+        note(f"images of another size were brought to the classifier's own: {how} (--resize stretch, crop or pad)")
+    if _mostly_white(batches):
+        note("most pictures are nearly white: a plain loader cuts off 16 bits; --reading upright scales them")
     items = [item for b in batches for item in b.items]
     images = torch.cat([b.images for b in batches])
     rows = some_of(len(images))
@@ -241,12 +286,23 @@ def read(
     return images, truth, items
 
 
+def _mostly_white(batches: Sequence[Batch]) -> bool:
+    """Whether more than half of the pictures are white almost everywhere, as those of 16 bits are when cut off."""
+    import torch
+
+    plain = [b.images.flatten(1) for b in batches if b.readings[0] == "plain"]
+    shares = [(images == 255).float().mean(1) for images in plain]
+    return bool(shares) and bool((torch.cat(shares) > 0.9).float().mean() > 0.5)
+
+
 def tell_skipped(collection: Collection) -> None:
-    """Lines on files that are no images, and on arrays, which are read only where they are named."""
+    """Lines on what is not judged: files that are no images, arrays in a folder, and arrays under unusual names."""
+    inside = collection.other_arrays
     others = [name for name in collection.skipped if name not in collection.arrays]
     many = len(others) > 1
     for names, what in (
         (collection.arrays, "arrays inside a folder are not read, name them themselves"),
+        (inside, "arrays that could be images, and are not judged (name them images, x, adv or arr_0)"),
         (others, f"{len(others)} file{'s' * many} {'were no images' if many else 'was no image'}"),
     ):
         if names:

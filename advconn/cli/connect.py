@@ -103,9 +103,10 @@ def _stack(images: list[Any]) -> Any:
 
 
 def _single(collection: Any, classifier: Classifier) -> Any:
+    collection = collection.for_channels(classifier.channels)
     if len(collection) != 1:
         raise DataError(f"{collection.path}: {len(collection)} images; expected one")
-    batch = next(collection.batches(classifier.preprocessing, classifier.channels))
+    batch = next(collection.batches(classifier.preprocessing))
     if batch.resized[0]:
         note(f"{collection.path}: brought to the classifier's size, as its preprocessing does it")
     return classifier.check(batch.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,6 +135,7 @@ def fit(**given: Any) -> None:
     with cluster(given["backend"], given["jobs"]), progress_bar(seconds) as progress, _going_on(store):
         runner = Runner(given["jobs"], given["backend"], store, progress)
         detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
+    detector.fitted_ = replace(detector.fitted_, reading=given["how"]["reading"])
     bundle.save(detector, given["out"])
     say_fitted(detector, given["out"])
     say_efficacy(detector)
@@ -157,9 +159,10 @@ def _images(given: dict[str, Any]) -> tuple[Classifier, Tensor, Tensor | None, T
     from advconn.images import Collection
 
     how, reading = given["how"], [given[name] for name in ("labels", "max_bad", "accept")]
-    collections = [Collection(path, **how).sample(given["limit"], given["seed"]) for path in given["data"]]
+    few = {name: given[name] for name in ("limit", "seed")}
+    collections = [Collection(path, **how) for path in given["data"]]
     classifier = classifier_of(given["asked"], collections[0], given["device"])
-    images, truth = _joined([read(c, classifier, *reading)[:2] for c in collections])
+    images, truth = _joined([read(c, classifier, *reading, **few)[:2] for c in collections])
     apart = given["apart"]
     return classifier, images, truth, None if apart is None else read(Collection(apart, **how), classifier, *reading)[0]
 

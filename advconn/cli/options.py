@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from advconn.cli.common import Asked
+from advconn.cli.common import RESIZES, Asked
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEC = (
@@ -30,7 +30,24 @@ PATH = _Path(path_type=Path, readable=False)
 data_option = click.option(
     "--data", type=PATH, required=True, metavar="PATH", help="Clean images: an image, a folder or an array file."
 )
-detector_option = click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder.")
+
+
+class _Detector(_Path):
+    """A detector's folder. A shipped name is the shipped one, whatever lies in the current folder: ./NAME is that."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        from advconn.files import SHIPPED, shipped
+
+        return shipped(value) if isinstance(value, str) and value in SHIPPED else super().convert(value, param, ctx)
+
+
+DETECTOR = _Detector(path_type=Path, readable=False)
+detector_option = click.option(
+    "--detector",
+    type=DETECTOR,
+    metavar="DIR",
+    help="A fitted detector's folder, or a shipped one's name: cifar10, cifar10-hardened, digits, imagenet.",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for splits and attacks."
@@ -132,9 +149,20 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r}: expected a number a channel, such as 0.485,0.456,0.406", param, ctx)
 
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INPUTS = ("size", "channels", "resize", "interpolation", "mean", "std")
 _INPUTS = (
     click.option("--size", type=_Side(), help="Input size, 224 or 480x640, if not what the --model says."),
     click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
+    click.option(
+        "--resize",
+        type=click.Choice(list(RESIZES)),
+        help="Of images of another size: stretch them, crop the middle out, or pad the shorter side, where --model "
+        "does not say [default: crop].",
+    ),
+    click.option(
+        "--interpolation", type=click.Choice(list(INTERPOLATIONS)), help="How they are resized [default: bilinear]."
+    ),
     click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
     click.option("--std", type=_Numbers(), help="Per channel."),
 )
@@ -150,12 +178,23 @@ _MODEL = (
         "makes an attack that knows the detector harder. Else: the detector's, where its folder does not hold it.",
     ),
     click.option("--companion-weights", type=PATH, help="Its state dict."),
+    click.option(
+        "--upstream-header",
+        "headers",
+        multiple=True,
+        metavar="TEXT",
+        help="'NAME: VALUE' for a served classifier, such as 'Authorization: Bearer TOKEN'; better in the environment "
+        "variable ADVCONN_UPSTREAM_HEADER, which others cannot list.",
+    ),
 )
 
 
 def model_options(function: F) -> F:
     """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
-    names = ("model", "weights", "size", "channels", "mean", "std", "classes", "companion", "companion_weights")
+    names = (
+        "model", "weights", "size", "channels", "resize", "interpolation", "mean", "std", "classes", "companion",
+        "companion_weights", "headers",
+    )  # fmt: skip
 
     @wraps(function)
     def command(**given: Any) -> Any:
@@ -167,11 +206,11 @@ def model_options(function: F) -> F:
 
 
 def input_options(function: F) -> F:
-    """--size, --channels, --mean and --std, handed on as `inputs`."""
+    """What --model cannot say of its input, handed on as `inputs`."""
 
     @wraps(function)
     def command(**given: Any) -> Any:
-        return function(inputs={name: given.pop(name) for name in ("size", "channels", "mean", "std")}, **given)
+        return function(inputs={name: given.pop(name) for name in INPUTS}, **given)
 
     for option in reversed(_INPUTS):
         command = option(command)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CLEAN, FLAGGED, FAILED = 0, 1, 2
 OTHER_FILES = {".json", ".ndjson", ".tsv", ".txt", ".xls", ".xlsx", ".html", ".pq"}  # that nobody means a folder by
+COLOUR = 3  # channels of the detectors that are taken where none is named
 SMALL = 64  # pixels of the shorter side: more is a photograph
 
 
@@ -53,7 +54,15 @@ def threshold_options(function: F) -> F:
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+@click.argument("images", nargs=-1, type=PATH, metavar="IMAGE...")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="A list of images, a path a line, or a .csv with a column of paths; '-' reads standard input.",
+)
 @detector_option
 @model_options
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -62,12 +71,15 @@ def threshold_options(function: F) -> F:
 @click.option(
     "--reading",
     type=click.Choice(["plain", "upright", "both"]),
-    default="both",
-    show_default=True,
-    help="As a plain loader reads a picture (no EXIF turn, transparency ignored), as people see it, or both.",
+    help="As a plain loader reads a picture (no EXIF turn, transparency ignored, 16 bits cut off), as people see it, "
+    "or both [default: as the detector was fitted if that is upright, else both].",
 )
 @frames_option
-@click.option("--strict", is_flag=True, help="Exit with 2 also where a file in a folder is no image.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 2 also where a file is no image, or holds further pictures that are not judged.",
+)
 @click.option("--full", is_flag=True, help="Walk every stage for every image: barriers and votes of all of them.")
 @click.option(
     "--out",
@@ -85,7 +97,7 @@ def threshold_options(function: F) -> F:
 @spread_options
 @device_option
 def score(images: tuple[Path, ...], **given: Any) -> None:
-    """Say of each image (files, folders or arrays) whether it was adversarially perturbed.
+    """Say of each image (files, folders, arrays, archives or lists) whether it was adversarially perturbed.
 
     Exit status: 0 none flagged, 1 some flagged, 2 some image could not be judged (the others are).
 
@@ -103,16 +115,22 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     from advconn.runner import Runner, cluster
     from advconn.scoring import Steps
 
+    images = _listed(images, given.pop("sources"))
     target, single = _written(images, given)
-    collections, refused = _opened(images, given)
     folder, shipped = given["detector"], given["detector"] is None
     if shipped and given["asked"].model is None:
+        given["reading"] = given["reading"] or "both"
+        collections, refused = _opened(images, COLOUR, given)
         folder, said = shipped_for(collections)
         note(said)
-    detector = detector_of(folder, given["asked"], given["device"])
+        detector = detector_of(folder, given["asked"], given["device"])
+    else:
+        detector = detector_of(folder, given["asked"], given["device"])
+        given["reading"] = given["reading"] or detector.fitted_.shown_reading
+        collections, refused = _opened(images, detector.connectivity.classifier.channels, given)
     if given["threshold"]:
         detector.set_params(**given["threshold"])
-    header = about(detector, folder, shipped=shipped)
+    header = about(detector, folder)
     if given["header"]:
         click.echo(as_json({"header": header}))
     journal = None
@@ -137,8 +155,24 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     for collection in collections:
         tell_skipped(collection)
     run.close()
-    failed = run.failed or (given["strict"] and any(collection.skipped for collection in collections))
+    passed_over = run.others or any(collection.skipped or collection.other_arrays for collection in collections)
+    failed = run.failed or (given["strict"] and passed_over)
     click.get_current_context().exit(FAILED if failed else FLAGGED if run.flagged else CLEAN)
+
+
+def _listed(images: Sequence[Path], sources: Sequence[Path]) -> tuple[Path, ...]:
+    """The images named on the command line, and those of lists: of --from, of '-', of a .txt or a .csv."""
+    from advconn.cli.lists import LISTS, listed
+
+    out: list[Path] = []
+    for path in images:
+        is_list = str(path) == "-" or (path.suffix.lower() in LISTS and path.is_file())
+        out += listed(path) if is_list else [path]
+    for path in sources:
+        out += listed(path)
+    if not out:
+        raise click.UsageError("Missing argument 'IMAGE...': files, folders, arrays, or --from a list")
+    return tuple(out)
 
 
 def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None, bool]:
@@ -171,14 +205,16 @@ def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None
     return page, True
 
 
-def _opened(images: Sequence[Path], given: dict[str, Any]) -> tuple[list[Collection], list[tuple[str, DataError]]]:
-    """The collections behind these paths, and those paths that are none, with the reason."""
+def _opened(
+    images: Sequence[Path], channels: int, given: dict[str, Any]
+) -> tuple[list[Collection], list[tuple[str, DataError]]]:
+    """The collections behind these paths for a classifier of so many channels, and paths that are none, with why."""
     from advconn.images import Collection, joined
 
     collections, refused = [], []
     for path in images:
         try:
-            collections.append(Collection(path, reading=given["reading"], frames=given["frames"]))
+            collections.append(Collection(path, channels, reading=given["reading"], frames=given["frames"]))
         except DataError as error:
             refused.append((str(path), error))
     return joined(collections), refused

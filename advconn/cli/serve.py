@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -10,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.cli.common import Asked, detector_of, note
-from advconn.cli.options import PATH, device_option, model_options
+from advconn.cli.options import detector_option, device_option, model_options
 from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from advconn.detector import Detector
 
-DRAIN = 25  # seconds in which what waits is finished, after SIGTERM
+DRAIN, END = 20, 24  # seconds after SIGTERM: what waits is finished, and whatever still runs is ended
+UNFINISHED = 2  # the exit status where something still ran at the end
 EXTRA = "pip install 'advconn[serve]'"
 
 
 @click.command()
-@click.option("--detector", type=PATH, metavar="DIR", help="A fitted detector's folder [default: the shipped one].")
+@detector_option
 @model_options
 @click.option("--upstream", metavar="URL", help="A server of the Open Inference Protocol that runs the classifier.")
 @click.option("--upstream-model", metavar="NAME", help="The classifier's name there.")
@@ -32,10 +37,28 @@ EXTRA = "pip install 'advconn[serve]'"
     show_default=True,
     help="Seconds until an image that it does not answer for cannot be judged.",
 )
-@click.option("--name", default="cifar10", show_default=True, help="The model's name for clients.")
+@click.option("--name", help="The model's name for clients [default: the detector folder's].")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for clients of other machines.")
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="A further Host that requests may name. With a loopback --host only loopback names are answered.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any free one.")
-@click.option("--block", is_flag=True, help="Answer 422 to a request with a flagged image.")
+@click.option(
+    "--block",
+    is_flag=True,
+    help="Answer 422 to a request with an image that is flagged, or that cannot be judged whole.",
+)
+@click.option("--show-flagged", is_flag=True, help="GET /flagged tells everybody the last flagged files' names.")
+@click.option("--all-formats", is_flag=True, help="Also pictures of rare formats, which are decoded slowly.")
+@click.option(
+    "--reading",
+    type=click.Choice(["plain", "upright", "both"]),
+    help="Of pictures, as score has it [default: as fitted, else both].",
+)
 @click.option("--max-bytes", type=click.IntRange(1), default=2**26, show_default=True, help="Of a request.")
 @click.option("--max-images", type=click.IntRange(1), default=256, show_default=True, help="In a request.")
 @click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Images; past it, 503.")
@@ -47,10 +70,14 @@ def serve(
     upstream: str | None,
     upstream_model: str | None,
     upstream_timeout: float,
-    name: str,
+    name: str | None,
     host: str,
+    allowed: tuple[str, ...],
     port: int,
     block: bool,
+    show_flagged: bool,
+    all_formats: bool,
+    reading: str | None,
     max_bytes: int,
     max_images: int,
     max_waiting: int,
@@ -74,20 +101,38 @@ def serve(
         from PIL import Image
 
         from advconn.serving.app import Server
+        from advconn.serving.browser import LOOPBACK
+        from advconn.serving.connections import Protocol
         from advconn.serving.requests import Limits
     except ImportError as error:
         raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
+    from advconn import bundle
     from advconn.cli.verdicts import flagged_where
     from advconn.serving import Judge
 
-    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+    if name is None:
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", (detector or bundle.default()).absolute().name) or "detector"
+    elif re.fullmatch(r"[A-Za-z0-9._-]+", name) is None:
         raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
     loaded = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
-    server = Server(Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, note=note)
+    hosts = None if host not in LOOPBACK and not allowed else {*LOOPBACK, host, *allowed}
+    server = Server(
+        Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, hosts=hosts, show_flagged=show_flagged,
+        every_format=all_formats, reading=reading or loaded.fitted_.shown_reading, note=note,
+    )  # fmt: skip
 
     class Telling(uvicorn.Server):
-        """Says where it serves, once it does."""
+        """Says where it serves, once it does, and ends in time."""
+
+        terminated = False
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            super().handle_exit(sig, frame)
+            self.terminated = sig == signal.SIGTERM
+            timer = threading.Timer(END, os._exit, [UNFINISHED])
+            timer.daemon = True
+            timer.start()
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
@@ -95,10 +140,17 @@ def serve(
                 note(f"serving {name} on http://{host}:{port}" + f"; images wait {wait:g} ms for others" * (wait > 0))
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # pictures are refused by their size
-    config = uvicorn.Config(server.app(), host=host, port=port, log_level="critical", timeout_graceful_shutdown=DRAIN)
+    config = uvicorn.Config(
+        server.app(), host=host, port=port, http=Protocol, ws="none", log_level="critical",
+        timeout_graceful_shutdown=DRAIN,
+    )  # fmt: skip
     running = Telling(config)
     with suppress(SystemExit):
-        running.run()
+        try:
+            running.run()
+        except KeyboardInterrupt:  # uvicorn raises the signal again when all is done
+            if not running.terminated:
+                raise
     if not running.started:
         raise DataError(
             f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"
@@ -121,6 +173,6 @@ def _detector(
     if not upstream.startswith(("http://", "https://")):
         raise click.UsageError(f"--upstream: expected http://HOST:PORT, got {upstream!r}")
     address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
-    there = Asked(address)
+    there = Asked(address, headers=asked.headers)
     there.options["timeout"] = timeout
     return detector_of(detector, there, device)

@@ -112,8 +112,8 @@ def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: 
     from advconn.benchmark.bench import Ready
     from advconn.images import Collection
 
-    collection = Collection(path, **given["how"])
-    batches = list(collection.batches(classifier.preprocessing, classifier.channels))
+    collection = Collection(path, classifier.channels, **given["how"])
+    batches = list(collection.batches(classifier.preprocessing))
     if any(any(batch.resized) for batch in batches):
         note(f"images of {path} are of another size than the classifier's: they were resized, which changes them too")
     _same_rows(path, collection.items, originals)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from advconn import bundle
 from advconn.cli.common import note, print_error, promised, put
 from advconn.errors import DataError
 from advconn.files import replacing, writing
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from advconn.detector import Detector
     from advconn.images import Collection
 
-WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones, and failures, that are shown of more
+WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that are shown of more
+MOST_FAILURES = 100  # lines on what could not be judged
 
 
 class Run:
@@ -41,12 +43,21 @@ class Run:
         self.table: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.resized = self.twice = False
-        self.judged = self.flagged = self.failed = 0
-        if journal is not None and journal.resumed:
-            for _, record in journal.records():
-                self._count(record)
-            self.table.clear()
-            note(f"{journal.path}: {self.judged + self.failed} images were judged before: going on with the next")
+        self.judged = self.flagged = self.failed = self.others = 0
+
+    def resume(self, steps: Steps) -> None:
+        """Count what was judged before, where it was these images.
+
+        Raises:
+            DataError: the journal holds others.
+        """
+        if self.journal is None or not self.journal.resumed:
+            return
+        self.journal.require(steps.planned())
+        for _, _, record in self.journal.entries():
+            self._count(record)
+        self.table.clear()
+        note(f"{self.journal.path}: {self.judged + self.failed} images were judged before: going on with the next")
 
     def take(self, said: Sequence[Said], steps: int) -> None:
         """What a step said; it is the last of so many."""
@@ -64,7 +75,7 @@ class Run:
                     "mostly white, which is flagged as such: --reading upright judges what people see"
                 )
         if self.journal is not None:
-            self.journal.add(((verdict.place, verdict.record) for verdict in said), steps)
+            self.journal.add(((verdict.place, verdict.mark, verdict.record) for verdict in said), steps)
         for verdict in said:
             self._count(verdict.record)
             if self.style == "json":
@@ -72,6 +83,7 @@ class Run:
 
     def all(self, steps: Steps) -> None:
         """Take what every step says that was not taken before."""
+        self.resume(steps)
         done = 0 if self.journal is None else self.journal.done
         count, tell = sum(map(len, steps.collections)), steps.runner.progress
         for said in steps.run(done):
@@ -89,11 +101,12 @@ class Run:
     def _count(self, record: dict[str, Any]) -> None:
         if "error" in record:
             self.failed += 1
-            if len(self.failures) < LONGEST:
+            if len(self.failures) < MOST_FAILURES:
                 self.failures.append(record["error"])
             return
         self.judged += 1
         self.flagged += record["adversarial"]
+        self.others += record.get("other_pictures", 0)
         if self.watch.see(np.array([record["score"]])):
             note(self.watch.sentence())
         if self.style == "json":
@@ -117,7 +130,7 @@ class Run:
         """What the journal becomes: a folder, a file of one kind, or with `single` the page by itself."""
 
         def kept() -> Iterator[dict[str, Any]]:
-            return (record for _, record in journal.records())
+            return (record for _, _, record in journal.entries())
 
         writer = None if single else writer_for(out)
         if writer is not None:
@@ -138,13 +151,15 @@ class Run:
 
     def _cases(self, journal: Journal, collections: Sequence[Collection], explain: bool) -> list[Case]:
         """What the page tells of: flagged images first; their pictures are read again, those of the first alone."""
-        chosen = heapq.nsmallest(LISTED, journal.records(), key=lambda kept: _rank(kept[1]))
+        chosen = heapq.nsmallest(LISTED, journal.entries(), key=lambda kept: _rank(kept[2]))
         pictures = {
             id(record): self._picture(collections, place, record)
-            for place, record in sorted(chosen[:PICTURES], key=lambda kept: kept[0])  # in the order of the files
+            for place, _, record in sorted(
+                chosen[:PICTURES], key=lambda kept: tuple(kept[0])
+            )  # in the order of the files
         }
         cases, drawn = [], 0
-        for _, record in chosen:
+        for _, _, record in chosen:
             image, told = pictures.get(id(record)), None
             if image is not None and (explain or record["adversarial"]) and drawn < FIGURES:
                 drawn += 1
@@ -160,7 +175,7 @@ class Run:
             return None
         collection, classifier = collections[place[0]], self.detector.connectivity.classifier
         try:
-            batch = collection.read([collection.items[place[1]]], classifier.preprocessing, classifier.channels)
+            batch = collection.read([collection.items[place[1]]], classifier.preprocessing)
         except DataError:
             return None
         for item, reading, image in zip(batch.items, batch.readings, batch.images, strict=True):
@@ -172,6 +187,15 @@ class Run:
         """Lines on stderr for what was not judged; of several images, a last one that counts."""
         for error in self.failures:
             print_error(error)
+        if self.failed > len(self.failures):
+            print_error(
+                f"{self.failed - len(self.failures)} more could not be judged: --format json and --out list them"
+            )
+        if self.others:
+            note(
+                f"{self.others} other picture{'s' * (self.others > 1)} inside these files (pages, previews, layers) "
+                f"{'were' if self.others > 1 else 'was'} not judged: --frames all judges pages and previews"
+            )
         total = self.judged + self.failed
         if total > 1:
             many = self.style == "text" and self.judged > WHOLE
@@ -201,15 +225,17 @@ def flagged_where(detector: Detector) -> str:
     )
 
 
-def about(detector: Detector, folder: Path | None, *, shipped: bool) -> dict[str, Any]:
-    """A detector in a folder, which is a shipped one or not, and how it flags."""
+def about(detector: Detector, folder: Path) -> dict[str, Any]:
+    """A detector in a folder, and how it flags."""
     from importlib.metadata import version
+
+    shipped = folder == bundle.default(folder.name)
 
     classifier, calibration = detector.connectivity.classifier, detector.calibration_
     efficacy = detector.fitted_.efficacy
     return {
         "advconn": version("advconn"),
-        "detector": f"{folder.name} (shipped)" if shipped and folder is not None else str(folder),
+        "detector": f"{folder.name} (shipped)" if shipped else str(folder),
         "threshold": calibration.threshold,
         "level": calibration.level,
         "fpr": calibration.fpr,

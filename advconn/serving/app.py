@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from advconn.blackbox import Endpoint
-from advconn.errors import AdvconnError, DataError
-from advconn.images import Collection
-from advconn.pages import Case, page
-from advconn.pictures import SUFFIXES as PICTURES
+from advconn.errors import AdvconnError, DataError, line_of
+from advconn.images import batch_of, joined_batch
+from advconn.items import Batch
+from advconn.pages import Case, page, template_source
+from advconn.pictures import COMMON, FORMATS, views_far, views_near
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full
+from advconn.serving.browser import Guarded, policy
 from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
-from advconn.serving.protocol import HEADER, answer, asked, described
-from advconn.serving.requests import DIGITS, Limits, body_of, files_of
+from advconn.serving.protocol import HEADER, Asked, answer, asked, described
+from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
+from advconn.shown import shown
 from advconn.watch import Watch
 
 Note = Callable[[str], None]
+T = TypeVar("T")
 SHOWN = 12  # flagged images that the page remembers
+NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
+UPSTREAM_THREADS = 4  # that wait for a classifier upstream
+PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
+UNCLEAR = "the classifier fails on it, or gives NaN"
+
+
+class Unjudged(DataError):
+    """A file that cannot be read, by its name."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class Server:
@@ -44,8 +63,12 @@ class Server:
         judge: the detector, loaded.
         name: that clients ask for.
         about: of the detector, for the page: what is flagged, and what is promised.
-        block: answer 422 where an image is flagged.
+        block: answer 422 where an image is flagged, or where a picture in a file is not judged.
         limits: on requests.
+        hosts: names that clients may give as Host; None allows any.
+        show_flagged: tell every client which files were flagged last.
+        every_format: also of pictures that Python code decodes.
+        reading: of pictures, see pictures.readings.
         note: told what its operator should know.
     """
 
@@ -57,16 +80,32 @@ class Server:
         *,
         block: bool = False,
         limits: Limits | None = None,
+        hosts: Collection[str] | None = None,
+        show_flagged: bool = False,
+        every_format: bool = False,
+        reading: str = "both",
         note: Note = print,
     ) -> None:
         self.judge, self.name, self.about, self.block, self.note = judge, name, about, block, note
+        self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
+        self.formats = FORMATS if every_format else COMMON
         self.limits = limits = limits or Limits()
+        self.bodies = Bodies(limits)
         self.metrics = Metrics(Watch(judge.detector.calibration_))
+        self.classifier = judge.detector.connectivity.classifier
+        network = self.classifier.network
+        self.upstream = network if isinstance(network, Endpoint) else None
         self.batcher = Batcher(
             lambda images: predict(judge, images),
             batch=limits.batch, wait=limits.wait, most=limits.waiting, told=self.metrics.batched,
+            threads=1 if self.upstream is None else UPSTREAM_THREADS,
         )  # fmt: skip
+        self.near, self.far = ThreadPoolExecutor(NEAR, "advconn-near"), ThreadPoolExecutor(FAR, "advconn-far")
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
+        self.probed = float("-inf")  # when the classifier upstream was asked last whether it is the same
+        self.same = asyncio.Lock()
+        if self.upstream is not None:
+            self.classifier.answers_as_before()
 
     def app(self) -> Starlette:
         """The application, for any ASGI server."""
@@ -86,8 +125,17 @@ class Server:
                 Route(f"{path}/ready", self.ready),
                 Route(f"{path}/infer", self.infer, methods=["POST"]),
             ]
-        faults: dict[Any, Any] = {AdvconnError: self.fault, HTTPException: self.refusal, ClientDisconnect: self.gone}
-        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults)
+        every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+        routes.append(Route("/{path:path}", self.unknown, methods=every))
+        faults: dict[Any, Any] = {
+            AdvconnError: self.fault,
+            HTTPException: self.refusal,
+            ClientDisconnect: self.gone,
+            Exception: self.unforeseen,
+        }
+        csp = policy(self._index, template_source())
+        middleware = [Middleware(Guarded, hosts=self.hosts, csp=csp)]
+        app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults, middleware=middleware)
         app.router.redirect_slashes = False  # whose answer would name the host that the client says
         return app
 
@@ -96,17 +144,38 @@ class Server:
         await self.batcher.start()
         yield
         await self.batcher.stop()
+        for pool in (self.near, self.far):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
 
     async def live(self, request: Request) -> Response:
         """It runs."""
-        return Response()
+        return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """It can judge: a classifier upstream is asked whether it is ready too."""
-        network = self.judge.detector.connectivity.classifier.network
-        if isinstance(network, Endpoint) and not await asyncio.to_thread(network.ready):
-            return JSONResponse({"error": "the classifier upstream is not ready"}, 503)
-        return Response()
+        """It can judge: a classifier upstream is asked whether it is ready too, and at times whether it is the same."""
+        fault = None if self.upstream is None else await self._upstream_fault(self.upstream)
+        if fault is not None:
+            return JSONResponse({"error": fault, "ready": False}, 503)
+        return JSONResponse({"ready": True, "name": self.name})
+
+    async def _upstream_fault(self, upstream: Endpoint) -> str | None:
+        """Why the classifier upstream cannot be asked, if it cannot."""
+        async with self.same:
+            if not await self._run(self.far, upstream.ready):
+                return "the classifier upstream is not ready"
+            now = asyncio.get_running_loop().time()
+            if now - self.probed > PROBED:
+                try:
+                    if not await self._run(self.far, self.classifier.answers_as_before):
+                        return "the classifier upstream is another one than at the start"
+                except AdvconnError as error:
+                    self.note(str(error))
+                    return "the classifier upstream does not answer"
+                self.probed = now
+        return None
 
     async def server(self, request: Request) -> Response:
         """What serves."""
@@ -115,7 +184,7 @@ class Server:
 
     async def model(self, request: Request) -> Response:
         """What it takes and gives."""
-        classifier = self.judge.detector.connectivity.classifier
+        classifier = self.classifier
         return JSONResponse(
             described(self.name, classifier.channels, classifier.preprocessing.size, classifier.num_classes)
         )
@@ -125,9 +194,10 @@ class Server:
         length = request.headers.get(HEADER)
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
-        body = await body_of(request, self.limits)
-        said = await asyncio.to_thread(asked, body, None if length is None else int(length), self.limits.images)
-        images = await asyncio.to_thread(self.judge.images, said.images)
+        async with self.bodies.of(request) as body:
+            pool = self.near if len(body) <= 2**20 else self.far
+            said = await self._run(pool, asked, body, None if length is None else int(length), self.limits.images)
+        images = await self._images(said)
         self._fits(images)
         verdicts = await self._judged(images)
         if self.block and verdicts["advconn_flag"].any():
@@ -140,15 +210,29 @@ class Server:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
 
+    async def _images(self, said: Asked) -> torch.Tensor:
+        """The images of a request: tensors, or files of pictures, each read in one way."""
+        if not said.pictures:
+            return await self._run(self.near, self.judge.images, said.images)
+        reading = "upright" if self.reading == "upright" else "plain"
+        batches = [await self._read(f"picture {i}", file, reading) for i, file in enumerate(said.pictures)]
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            if self.block and any(batch.others):
+                raise DataError(f"{batch.items[0].name}: holds other pictures that are not judged")
+        images = [batch.images for batch in batches if isinstance(batch, Batch)]
+        if len({each.shape for each in images}) > 1:
+            raise DataError("the pictures are of several sizes, and the classifier takes any: send them one by one")
+        return torch.cat(images)
+
     def _fits(self, images: torch.Tensor) -> None:
         """Refuse images of another size, before they wait with others."""
-        classifier = self.judge.detector.connectivity.classifier
-        classifier.check(torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device="cpu"))
+        self.classifier.check(torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device="cpu"))
 
     async def _judged(self, images: torch.Tensor) -> dict[str, Any]:
         verdicts = await self.batcher.ask(images)
-        classifier = self.judge.detector.connectivity.classifier
-        names = classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
+        names = self.classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
         columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
         self._count([None if row[-1] else Judged(*row[:-1]) for row in zip(names, *columns, strict=True)])
         return verdicts
@@ -162,57 +246,60 @@ class Server:
 
         A file that cannot be judged has an error, and counts as flagged.
         """
-        pictures, wanted = await files_of(request, self.limits), request.query_params.get("page") == "1"
+        wanted = request.query_params.get("page") == "1"
+        async with self.bodies.of(request) as body:
+            pictures = files_in(request.headers.getlist("content-type"), body, self.limits.images)
+        read = [await self._read(name, content, self.reading) for name, content in pictures]
+        del pictures
         cases: list[Case] = []
-        for name, content in pictures:  # one at a time: other requests have their turn
-            cases += await self.batcher.run(partial(self._scored, name, content, wanted), 1)
-        if wanted:  # of a file that was judged before: it counts once
-            return HTMLResponse(page(cases, self.about))
+        for some in _together(read, self.limits.batch):
+            if isinstance(some, Unjudged):
+                cases.append(Case({"image": some.name, "error": str(some), "other_pictures": 0}))
+            else:  # some at a time: other requests have their turn
+                cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
         said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
-        keys = ("class_name", "score", "p_value", "adversarial", "stage")
-        self._count([None if "error" in r else Judged(*(r[key] for key in keys)) for r in said])
-        blocked = self.block and any(record["adversarial"] for record in said)
+        blocked = self.block and any(record["adversarial"] or record["other_pictures"] for record in said)
+        if not wanted:  # the page is of a file that was judged before: it counts once
+            keys = ("class_name", "score", "p_value", "adversarial", "stage")
+            self._count([None if "error" in r else Judged(*(r[key] for key in keys)) for r in said])
         if blocked:
             self.metrics.refused.labels("422").inc()
-        return JSONResponse(said, 422 if blocked else 200)
+        status = 422 if blocked else 200
+        return HTMLResponse(page(cases, self.about), status) if wanted else JSONResponse(said, status)
 
-    def _scored(self, name: str, content: bytes, wanted: bool) -> list[Case]:
-        """As the command reads and judges a file; one that cannot be read has an error."""
-        detector, cases, shown = self.judge.detector, [], name[:200]
-        connectivity = detector.connectivity
+    async def _read(self, name: str, content: bytes, reading: str) -> Batch | Unjudged:
+        """A file's picture as the command reads it, or why it cannot be read."""
+        classifier = self.classifier
+        asked_for = (content, name, classifier.preprocessing, classifier.channels, reading, None, self.formats)
+        try:
+            found = await self._run(self.near, views_near, *asked_for)
+            if found is None:
+                found = await self._run(self.far, views_far, *asked_for)
+            return batch_of(found, name)
+        except DataError as error:
+            return Unjudged(str(error), name)
 
-        def refuse(item: Any, error: AdvconnError) -> None:
-            cases.append(Case({"image": shown, "error": str(error).replace(str(path), shown)}))
-
-        with tempfile.TemporaryDirectory() as folder:
-            suffix = Path(name).suffix.lower()
-            path = Path(folder) / f"image{suffix if suffix in PICTURES else ''}"  # no array files: tensors have /infer
-            path.write_bytes(content)
-            try:
-                collection = Collection(path, reading="both")
-                for batch in collection.batches(
-                    connectivity.classifier.preprocessing, connectivity.classifier.channels, 4, refuse
-                ):
-                    for record, rows in records(detector, batch, full=wanted):
-                        row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
-                        cases.append(self._case(record | {"image": shown}, batch.images[row], wanted))
-            except AdvconnError as error:
-                refuse(None, error)
-        return cases
+    def _scored(self, batch: Batch, wanted: bool) -> list[Case]:
+        """What the detector says of pictures."""
+        out = []
+        for record, rows in records(self.judge.detector, batch, full=wanted):
+            row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
+            out.append(self._case(record, batch.images[row], wanted))
+        return out
 
     def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> Case:
         if "error" in record:
             self.note(f"{record['image']}: {record['error']}")
-            return Case({"image": record["image"], "error": "the classifier fails on it, or gives NaN"})
-        checked = self.judge.detector.connectivity.classifier.check(image[None])
+            return Case({"image": record["image"], "error": UNCLEAR, "other_pictures": 0})
+        checked = self.classifier.check(image[None])
         told = self.judge.detector.explain(checked) if wanted else None
         kept = {k: v for k, v in record.items() if k != "features"}
-        if record["adversarial"] and not wanted:
+        if record["adversarial"] and not wanted and self.show_flagged:
             self.last.appendleft({k: kept[k] for k in ("image", "class_name", "consensus_name", "p_value", "why")})
         return Case(kept, checked[0].cpu(), told)
 
     async def flagged(self, request: Request) -> Response:
-        """The last files that were flagged."""
+        """The last files that were flagged; none unless the server was started to show them."""
         return JSONResponse(list(self.last))
 
     async def told(self, request: Request) -> Response:
@@ -230,7 +317,22 @@ class Server:
 
         source = (Path(__file__).parent / "templates" / "index.html").read_text(encoding="utf-8")
         template = Environment(autoescape=True).from_string(source)
-        return template.render(name=self.name, about=self.about, version=version("advconn"))
+        about = {"name": self.name, "about": self.about, "version": version("advconn")}
+        return template.render(about | {"show_flagged": self.show_flagged})
+
+    async def unknown(self, request: Request) -> Response:
+        """There is no such address: what there is."""
+        self.metrics.refused.labels("404").inc()
+        there = f"the model here is {self.name!r} (/v2/models/{self.name}/infer); POST /score takes files of pictures"
+        return JSONResponse({"error": f"{shown(request.url.path)[:100]}: nothing is here: {there}"}, 404)
+
+    async def unforeseen(self, request: Request, error: Exception) -> Response:
+        """An error that nobody thought of: it is logged and counted, and the client is told nothing of it."""
+        self.metrics.refused.labels("500").inc()
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f" ({Path(where[0].filename).name}:{where[0].lineno})" if where else ""
+        self.note(f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)}{place}")
+        return JSONResponse({"error": "the server failed: its log says why"}, 500)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
@@ -251,3 +353,14 @@ class Server:
         """The same of what HTTP itself refuses."""
         self.metrics.refused.labels(str(error.status_code)).inc()
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _together(read: Sequence[Batch | Unjudged], most: int) -> Iterator[Batch | Unjudged]:
+    """Pictures of one size that follow one another as batches of about so many, and between them what was not read."""
+    for shape, some in groupby(read, lambda one: one.images.shape[1:] if isinstance(one, Batch) else None):
+        if shape is None:
+            yield from some
+            continue
+        batches = [one for one in some if isinstance(one, Batch)]
+        for i in range(0, len(batches), most):
+            yield joined_batch(batches[i : i + most])

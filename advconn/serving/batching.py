@@ -1,4 +1,4 @@
-"""Requests that arrive together are judged together: a bounded queue, and one thread that judges."""
+"""Requests that arrive together are judged together: a bounded queue, and threads that judge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from advconn.errors import AdvconnError
+from advconn.errors import AdvconnError, Unanswered
 
 Verdicts = dict[str, Any]
 T = TypeVar("T")
@@ -33,11 +33,12 @@ class Batcher:
     """Judges what waits, at most `batch` images at once, `wait` seconds after the first of them came or sooner.
 
     Args:
-        judge: images (n, c, h, w) to outputs by name, each with a row an image. It runs in one thread.
+        judge: images (n, c, h, w) to outputs by name, each with a row an image.
         batch: images judged at once; a request of more is judged by itself.
         wait: seconds.
         most: images that may wait.
         told: called with the number of images and the seconds that each batch took.
+        threads: that judge side by side: more than one where a classifier upstream is waited for.
     """
 
     def __init__(
@@ -48,11 +49,14 @@ class Batcher:
         wait: float = 0.005,
         most: int = 512,
         told: Callable[[int, float], None] = lambda count, seconds: None,
+        threads: int = 1,
     ) -> None:
         self.judge, self.batch, self.wait, self.most, self.told = judge, batch, wait, most, told
         self.waiting = 0
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advconn-judge")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="advconn-judge")
+        self._turns = asyncio.Semaphore(threads)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._open = False
 
@@ -66,6 +70,7 @@ class Batcher:
         await self._queue.put(None)
         if self._task is not None:
             await self._task
+        await asyncio.gather(*self._tasks)
         self._pool.shutdown()
 
     async def ask(self, images: Tensor) -> Verdicts:
@@ -80,7 +85,7 @@ class Batcher:
             return await mine.future
 
     async def run(self, work: Callable[[], T], count: int) -> T:
-        """What `work` gives, in the thread that judges; `count`: the images that it is about.
+        """What `work` gives, in a thread that judges; `count`: the images that it is about.
 
         Raises:
             Full: too many wait, or no more are taken.
@@ -106,8 +111,15 @@ class Batcher:
             first = kept or await self._queue.get()
             if first is None:
                 return
+            await self._turns.acquire()  # before others are gathered: as many as come meanwhile go together
             together, kept = await self._gather(first)
-            await self._judge(together)
+            task = asyncio.create_task(self._judge(together))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._turns.release()
 
     async def _gather(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
         """What is judged with the first: others of its size and kind, as long as they fit and come in time."""
@@ -141,13 +153,15 @@ class Batcher:
             verdicts = await loop.run_in_executor(
                 self._pool, self.judge, torch.cat([request.images for request in live])
             )
-        except AdvconnError as error:
-            if len(live) > 1:  # the fault of one must not be that of all
+        except Exception as error:  # whoever asked is told, and whoever asks next is served
+            together_failed = isinstance(error, Unanswered) or not isinstance(error, AdvconnError)
+            if len(live) > 1 and not together_failed:  # the fault of one must not be that of all
                 for request in live:
                     await self._judge([request])
                 return
-            if not live[0].future.done():
-                live[0].future.set_exception(error)
+            for request in live:
+                if not request.future.done():
+                    request.future.set_exception(error)
             return
         self.told(sum(len(request.images) for request in live), perf_counter() - started)
         start = 0

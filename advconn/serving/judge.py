@@ -7,14 +7,16 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.detector import Detector
-from advconn.errors import AdvconnError, DataError
+from advconn.errors import AdvconnError, DataError, line_of
 from advconn.given import as_tensor
 from advconn.judgement import Judgement
 from advconn.layout import layout
+from advconn.reading import read_all
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
 
@@ -38,7 +40,10 @@ class Judge:
         device: str | None = None,
     ) -> None:
         self.column, self.model, self.device = column, model, device
-        self._given = detector
+        from advconn import bundle
+
+        # a path that stays right where another process stands in another folder
+        self._given = detector if isinstance(detector, Detector) else bundle.folder_of(detector).absolute()
         self._loaded = detector if isinstance(detector, Detector) else None
         self._lock = Lock()
 
@@ -56,8 +61,7 @@ class Judge:
             if self._loaded is None:
                 from advconn import bundle
 
-                folder = bundle.folder_of(str(self._given))
-                self._loaded = bundle.load(folder, model=self.model, device=self.device)
+                self._loaded = bundle.load(self._given, model=self.model, device=self.device)
             return self._loaded
 
     def __call__(self, batch: Any) -> dict[str, Any]:
@@ -77,7 +81,10 @@ class Judge:
         taken = sorted({"logits", *OUTPUTS} & set(rest))
         if taken:
             raise DataError(f"the batch has {taken[0]!r} already, which the verdict would overwrite: rename it")
-        return rest | self.judged(self.images(batch[self.column] if isinstance(batch, dict) else batch))
+        given = batch[self.column] if isinstance(batch, dict) else batch
+        if isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype == object):
+            return rest | self._rows(list(given))
+        return rest | self.judged(self.images(given))
 
     def images(self, given: Any) -> Tensor:
         """Images (n, c, h, w) from arrays of either layout.
@@ -85,17 +92,40 @@ class Judge:
         Raises:
             DataError: neither layout fits the classifier's channels.
         """
-        if isinstance(given, np.ndarray) and given.dtype == object:  # as Arrow hands rows of one shape on
-            given = np.stack(list(given))
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
         arrangement = layout(array.shape, self.detector.connectivity.classifier.channels, "the batch")
         return as_tensor(np.ascontiguousarray(arrangement.images(array)))
 
-    def judged(self, images: Tensor) -> dict[str, Any]:
-        """The same for images (n, c, h, w); one that cannot be judged is flagged, and told why in `advconn_error`."""
+    def _rows(self, given: list[Any]) -> dict[str, Any]:
+        """The same of images one by one, which may be of several sizes, or missing: each has its own error."""
+        classifier = self.detector.connectivity.classifier
+        read: list[Tensor | str] = []
+        for i, row in enumerate(given):
+            try:
+                if row is None:
+                    raise DataError(f"row {i} holds no image")
+                (image,) = read_all(row, classifier.preprocessing, classifier.channels)
+                read.append(image.float() / 255 if image.dtype == torch.uint8 else image)
+            except (AdvconnError, ValueError, TypeError) as error:
+                read.append(line_of(error))
+        sizes = {image.shape for image in read if isinstance(image, Tensor)}
+        if len(sizes) > 1:
+            raise DataError("images of several sizes, and the classifier's input size is not known")
+        blank = torch.zeros(next(iter(sizes), (classifier.channels, 8, 8)), dtype=torch.float32, device="cpu")
+        images = torch.stack([image if isinstance(image, Tensor) else blank for image in read])
+        return self.judged(images, [None if isinstance(image, Tensor) else image for image in read])
+
+    def judged(self, images: Tensor, unread: list[str | None] | None = None) -> dict[str, Any]:
+        """The same for images (n, c, h, w); one that cannot be judged is flagged, and told why in `advconn_error`.
+
+        Args:
+            images: to judge.
+            unread: of each why it could not be read, if it could not.
+        """
         classifier = self.detector.connectivity.classifier
         exact = not images.is_floating_point()  # bytes are all in range
         faults: list[str | None] = [None] * len(images) if exact else _faults(images)
+        faults = [one or other for one, other in zip(unread or [None] * len(images), faults, strict=True)]
         sound = [i for i, fault in enumerate(faults) if fault is None]
         judgement = self.detector.judge(classifier.check(images[sound])) if sound else None
         return self._outputs(faults, sound, judgement, classifier.num_classes)

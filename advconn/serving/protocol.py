@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping
@@ -10,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from advconn import isolation
 from advconn.errors import DataError
 
 HEADER = "inference-header-content-length"
+NEAR_JSON = 2**20  # bytes that are read in this process
+MOST_LISTS = 2**19  # in a request; an image of 224 rows in nested lists has 900
+MOST_SIDE = 2**20
+LONGEST_ID = 10_000
 TYPES: Mapping[str, type] = {
     "FP32": np.float32,
     "FP64": np.float64,
@@ -27,29 +33,57 @@ _NAMES = {np.dtype(v): k for k, v in TYPES.items()}
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: images (n, ...) as they were sent, its id, the outputs wanted (None: all), and which as bytes."""
+    """A request: images (n, ...) as they were sent, its id, the outputs wanted (None: all), and which as bytes.
+
+    pictures: files of images, where these were sent instead.
+    """
 
     images: np.ndarray
     id: str | None
     wanted: tuple[str, ...] | None
     binary: Mapping[str, bool]
     all_binary: bool
+    pictures: tuple[bytes, ...] = ()
 
 
-def asked(body: bytes, header_length: int | None, most: int) -> Asked:
+def asked(body: bytes | bytearray, header_length: int | None, most: int) -> Asked:
     """The request in a body, of which the first `header_length` bytes are JSON if it has binary parts.
 
+    JSON of more than NEAR_JSON bytes is read by a worker: the interpreter's lock would stop everything else.
+
     Args:
+        body: of the request.
+        header_length: see above.
         most: images in a request.
 
     Raises:
-        DataError: anything else than one input of images, FP32 or UINT8.
+        DataError: anything else than one input of images: FP32, UINT8, or BYTES that are files of pictures.
     """
     cut = len(body) if header_length is None else header_length
     if not 0 <= cut <= len(body):
         raise DataError(f"{HEADER} is {cut}, and the body has {len(body)} bytes")
+    text, blob = bytes(body[:cut]), bytes(body[cut:])
+    if text.count(b"[") + text.count(b"{") > MOST_LISTS:
+        raise DataError(f"the request nests more than {MOST_LISTS} lists: send flat data, or binary tensors")
+    about, arrays = (
+        parsed(text, blob, most)
+        if len(text) <= NEAR_JSON
+        else isolation.call("serving.protocol:parsed", text, blob, most)
+    )
+    name, outputs, all_binary, files = about
+    binary = dict(outputs)
+    images = arrays[0] if arrays else np.zeros(0, np.uint8)
+    pictures = tuple(base64.b64decode(file) for file in files)
+    return Asked(images, name, tuple(binary) or None, binary, all_binary, pictures)
+
+
+def parsed(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
+    """What a request's JSON says: its id, the outputs and whether each is binary, and whether all are; and its images.
+
+    Files of pictures come in base64 beside the id; see `asked`.
+    """
     try:
-        said = json.loads(body[:cut])
+        said = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"the request is no JSON that can be read{where}") from None
@@ -63,13 +97,58 @@ def asked(body: bytes, header_length: int | None, most: int) -> Asked:
     ):
         raise DataError("outputs: expected a list of objects with a name")
     binary = {o["name"]: bool(_parameters(o).get("binary_data", False)) for o in outputs}
-    return Asked(
-        _array(inputs[0], body[cut:], most),
-        str(said["id"]) if said.get("id") is not None else None,
-        tuple(binary) or None,
-        binary,
-        bool(_parameters(said).get("binary_data_output", False)),
-    )
+    name = str(said["id"])[:LONGEST_ID] if said.get("id") is not None else None
+    all_binary = bool(_parameters(said).get("binary_data_output", False))
+    if inputs[0].get("datatype") == "BYTES":
+        files = _files(inputs[0], blob, most)
+        return (name, list(binary.items()), all_binary, files), []
+    return (name, list(binary.items()), all_binary, []), [_array(inputs[0], blob, most)]
+
+
+def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
+    """Files of pictures, each in base64, from BYTES: base64 in JSON, or lengths and bytes behind it."""
+    shape, data = given.get("shape"), given.get("data")
+    if not isinstance(shape, list) or (
+        shape not in ([1], [1, 1])
+        and not (
+            len(shape) in (1, 2) and all(type(side) is int and side > 0 for side in shape) and shape[1:] in ([], [1])
+        )
+    ):
+        raise DataError(f"BYTES of the shape {_cut(shape)}; expected [n]: a file of a picture each")
+    if shape[0] > most:
+        raise DataError(f"{_cut(shape[0])} images in a request; expected {most} or fewer")
+    if blob:
+        files, rest = [], blob
+        while rest:
+            length = int.from_bytes(rest[:4], "little")
+            if len(rest) < 4 + length:
+                raise DataError("the binary data are cut off: expected each file behind its length of 4 bytes")
+            files.append(base64.b64encode(rest[4 : 4 + length]).decode())
+            rest = rest[4 + length :]
+    elif isinstance(data, list) and all(isinstance(value, str) for value in data):
+        files = data
+        try:
+            for file in files:
+                base64.b64decode(file, validate=True)
+        except ValueError:
+            raise DataError(
+                "BYTES that are no base64: expected files of pictures in it, or send them to /score"
+            ) from None
+    else:
+        raise DataError(
+            "the input has no data: expected texts in base64, or binary data; /score takes files as they are"
+        )
+    if len(files) != shape[0]:
+        raise DataError(f"{len(files)} files of pictures; the shape asks for {shape[0]}")
+    return files
+
+
+def _cut(value: Any) -> str:
+    """The beginning of a value as JSON, whose numbers may be too long for a text."""
+    try:
+        return json.dumps(value)[:60]
+    except (ValueError, RecursionError):
+        return "of such numbers"
 
 
 def _parameters(said: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,26 +159,31 @@ def _parameters(said: Mapping[str, Any]) -> Mapping[str, Any]:
 def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
     kind, shape = given.get("datatype"), given.get("shape")
     if kind not in TAKEN:
-        raise DataError(f"the input's datatype is {str(kind)[:20]}; expected {' or '.join(TAKEN)}")
+        raise DataError(f"the input's datatype is {_cut(kind)}; expected {' or '.join(TAKEN)}, or BYTES of files")
     if not isinstance(shape, list) or not 3 <= len(shape) <= 4 or not all(type(s) is int and s > 0 for s in shape):
-        raise DataError(f"the input's shape is {str(shape)[:60]}; expected [n, c, h, w] or [n, h, w, c]")
+        raise DataError(f"the input's shape is {_cut(shape)}; expected [n, c, h, w] or [n, h, w, c]")
     if shape[0] > most:
-        raise DataError(f"{str(shape[0])[:20]} images in a request; expected {most} or fewer")
+        raise DataError(f"{_cut(shape[0])} images in a request; expected {most} or fewer")
+    if max(shape) > MOST_SIDE:
+        raise DataError(f"the input's shape is {_cut(shape)}; expected sides of {MOST_SIDE} or fewer")
     count, dtype = math.prod(shape), np.dtype(TYPES[kind])
     size = _parameters(given).get("binary_data_size")
     if size is not None:
         if size != count * dtype.itemsize or len(blob) != size:
             raise DataError(
-                f"{len(blob)} bytes of images (said: {str(size)[:20]}); the shape asks for {count * dtype.itemsize}"
+                f"{len(blob)} bytes of images (said: {_cut(size)}); the shape asks for {count * dtype.itemsize}"
             )
         return np.frombuffer(blob, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     data = given.get("data")
     if not isinstance(data, list):
         raise DataError("the input has no data")
     try:
-        values = np.asarray(data, dtype=np.float64)
+        values = np.asarray(data)
     except (TypeError, ValueError, OverflowError):
         raise DataError("the input's data are no table of numbers") from None
+    if values.dtype.kind not in "iuf":  # texts that look like numbers, booleans, null, numbers of a hundred digits
+        raise DataError("the input's data are no table of numbers")
+    values = values.astype(np.float64)
     if values.size != count:
         raise DataError(f"the input's data are {values.size} numbers; its shape asks for {count}")
     if kind == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):

@@ -322,7 +322,7 @@ def test_a_picture_takes_no_more_memory_than_itself(tmp_path):
     code = (
         "import resource, sys; from advconn.images import Collection; from advconn.preprocessing import Preprocessing\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "list(Collection(sys.argv[1], reading='both').batches(Preprocessing((32, 32)), 3))\n"
+        "list(Collection(sys.argv[1], 3, reading='both').batches(Preprocessing((32, 32))))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -202,7 +202,7 @@ def test_timms_tags_transforms_and_heads(tmp_path):
         assert c.preprocessing.interpolation == expected
         assert bool(told) == ("." not in name)
         theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
-        (batch,) = Collection(tmp_path / "p.png").batches(c.preprocessing, 3)
+        (batch,) = Collection(tmp_path / "p.png", 3).batches(c.preprocessing)
         torch.testing.assert_close(
             c.normalise(c.check(batch.images))[0], theirs(Image.open(tmp_path / "p.png")), atol=1e-5, rtol=0
         )
@@ -280,7 +280,7 @@ def test_a_hugging_face_folder(tmp_path):
     c = models.load(f"hf:{tmp_path}/vit")
     assert c.class_names == ("bee", "cat", "owl")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 50, 3), dtype=np.uint8)).save(tmp_path / "p.png")
-    (batch,) = Collection(tmp_path / "p.png").batches(c.preprocessing, 3)
+    (batch,) = Collection(tmp_path / "p.png", 3).batches(c.preprocessing)
     given = look(Image.open(tmp_path / "p.png"), return_tensors="pt")["pixel_values"]
     assert float((c.normalise(c.check(batch.images)) - given).abs().max()) < 0.02
     torch.testing.assert_close(
