@@ -15,7 +15,10 @@ def folded(
 ) -> nn.Module | None:
     """A copy in which every batch norm that only ever follows one convolution is part of it; None if it cannot be.
 
-    `ask` gives the logits of some images; they must stay the same (to a thousandth of the largest).
+    Args:
+        module: in evaluation mode.
+        ask: gives the logits of some images; they must stay the same (to a thousandth of the largest).
+        layout: of its weights in memory.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 

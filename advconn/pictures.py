@@ -269,7 +269,13 @@ def _distinct(ways: Sequence[View]) -> list[View]:
 
 
 def described(data: bytes, name: str, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
-    """(width, height) of a file's picture, and how many are judged where all are; see `decoded`."""
+    """(width, height) of a file's picture, and how many are judged where all are.
+
+    Args:
+        data: of the file.
+        name: what error messages name.
+        near: see `decoded`.
+    """
     with _refusing(name), _identified(data, name, FORMATS, near) as images:
         image = images[0]
         size, count = image.size, len(_pages(image, MOST_FRAMES + 1))

@@ -139,7 +139,7 @@ def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked,
     write(lambda: (case.record for case in cases), html, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [*names, "broken.png"]
-    assert "\n'=1+1.png," in (tmp_path / "results.csv").read_text()
+    assert '\n"\'=1+1.png",' in (tmp_path / "results.csv").read_text()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

@@ -95,11 +95,11 @@ INSIDE = {
     ),
     "benchmark/detectors": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
     "cli": (
-        {"common", "lists", "progress"},
+        {"common", "lists", "progress", "sarif"},
         {"fitted", "options", "subjects", "verdicts"},
         {"attack", "benchmark", "calibrate", "card", "compare", "connect", "fit", "score", "serve", "study"},
     ),
-    "serving": ({"batching", "judge", "metrics", "protocol", "requests"}, {"app"}),
+    "serving": ({"batching", "browser", "connections", "judge", "metrics", "protocol", "requests"}, {"app"}),
     "studies": (
         {"common"},
         {"barriers", "linear_or_not", "percolation", "training", "untrained"},

@@ -175,7 +175,7 @@ def test_a_column_has_its_kind_where_nothing_is_known(tmp_path):
     pytest.importorskip("pyarrow")
     as_parquet([{"image": "a.png", "error": "a.png: broken"}], tmp_path / "a.parquet")
     as_csv([{"image": "=1+1.png", "error": "broken"}], tmp_path / "a.csv")
-    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("'=1+1.png,")
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith('"\'=1+1.png",')
 
 
 def test_a_journal_forgets_what_no_step_ended(tmp_path):

@@ -65,7 +65,7 @@ def threshold_options(function: F) -> F:
 )
 @detector_option
 @model_options
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", "style", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
 @click.option("--features", is_flag=True, help="Also every feature, in JSON.")
 @click.option("--header", is_flag=True, help="A first line of JSON with threshold, rate, detector and classifier.")
 @click.option(

@@ -12,6 +12,7 @@ import numpy as np
 
 from advconn import bundle
 from advconn.cli.common import note, print_error, promised, put
+from advconn.cli.sarif import as_sarif
 from advconn.errors import DataError
 from advconn.files import replacing, writing
 from advconn.journal import Journal
@@ -34,13 +35,14 @@ MOST_FAILURES = 100  # lines on what could not be judged
 class Run:
     """What a run has said so far.
 
-    style: 'text' or 'json'. features: keep them in the records. journal: where records are kept, if they are.
+    style: 'text', 'json' or 'sarif'. features: keep them in the records. journal: where records are kept, if they are.
     """
 
     def __init__(self, detector: Detector, style: str, features: bool, journal: Journal | None) -> None:
         self.detector, self.style, self.features, self.journal = detector, style, features, journal
         self.watch = Watch(detector.calibration_)
         self.table: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []  # what SARIF tells of
         self.failures: list[str] = []
         self.resized = self.twice = False
         self.judged = self.flagged = self.failed = self.others = 0
@@ -99,6 +101,8 @@ class Run:
                 note(f"{self.judged + self.failed} images are kept in {self.journal.path}: --resume goes on")
 
     def _count(self, record: dict[str, Any]) -> None:
+        if self.style == "sarif" and ("error" in record or record["adversarial"]):
+            self.found.append({k: v for k, v in record.items() if k != "features"})
         if "error" in record:
             self.failed += 1
             if len(self.failures) < MOST_FAILURES:
@@ -109,7 +113,7 @@ class Run:
         self.others += record.get("other_pictures", 0)
         if self.watch.see(np.array([record["score"]])):
             note(self.watch.sentence())
-        if self.style == "json":
+        if self.style != "text":
             return
         if self.judged == WHOLE + 1:  # of many images the table shows those that are flagged
             self.table = [row for row in self.table if row["adversarial"]]
@@ -118,6 +122,8 @@ class Run:
 
     def show(self, shipped: bool) -> None:
         """The table, if there is one: of all images, or of many those that are flagged."""
+        if self.style == "sarif":
+            click.echo(as_json(as_sarif(self.found)))
         if not self.table:
             return
         size = self.detector.connectivity.classifier.preprocessing.size

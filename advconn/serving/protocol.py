@@ -181,9 +181,15 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
         values = np.asarray(data)
     except (TypeError, ValueError, OverflowError):
         raise DataError("the input's data are no table of numbers") from None
-    if values.dtype.kind not in "iuf":  # texts that look like numbers, booleans, null, numbers of a hundred digits
+    plain = values.dtype.kind in "iuf" or (
+        values.dtype == object and all(v is None or type(v) in (int, float) for v in values.ravel().tolist())
+    )
+    if not plain:  # texts that look like numbers, booleans; null stands for NaN
         raise DataError("the input's data are no table of numbers")
-    values = values.astype(np.float64)
+    try:
+        values = values.astype(np.float64)
+    except OverflowError:
+        raise DataError("the input's data hold numbers that are too large") from None
     if values.size != count:
         raise DataError(f"the input's data are {values.size} numbers; its shape asks for {count}")
     if kind == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):
