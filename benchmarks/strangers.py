@@ -31,7 +31,7 @@ from advconn.margins import margin
 from advconn.pretrained import Pretrained
 
 FITTED, CLEAN, ATTACKED = 500, 1000, 100
-RELATIVES = {"times-10": "resnet20", "times-0.1": "resnet20", "int8": "mnist-mlp"}
+RELATIVES = dict.fromkeys(("times-10", "times-0.1", "log-softmax", "softmax"), "resnet20") | {"int8": "mnist-mlp"}
 NAMES = ("resnet20", "resnet44", "mnist-cnn", "mnist-mlp", "shipped", "robust", "plain", "smooth", "mixed", "sure",
          "grey28", "two", "ensemble", *RELATIVES)  # fmt: skip
 MNIST = (
@@ -69,6 +69,7 @@ def network(name: str, data: Path, nets: Path, public: Path) -> Subject:
         base = known(RELATIVES[name])
         changes: dict[str, Callable[[Tensor], Tensor]] = {
             "times-10": lambda z: 10 * z, "times-0.1": lambda z: z / 10,
+            "log-softmax": lambda z: z.log_softmax(1), "softmax": lambda z: z.softmax(1),
         }  # fmt: skip
         module = Wrapped(changes[name], base.model.module)
         return Subject(Classifier(module.eval(), size=(32, 32)), base.images, (), COLOURED_TEST)

@@ -33,7 +33,7 @@ from advconn.scaling import BoundedScaler, spread_of
 from advconn.stages import STAGES, scored
 
 TEACHERS = (
-    "shipped", "robust", "plain", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits", "digits-mlp",
+    "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits", "digits-mlp",
     "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs",
 )  # fmt: skip
 TESTED = (*TEACHERS, "mnist-cnn", "mnist-mlp")

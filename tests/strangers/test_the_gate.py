@@ -171,7 +171,8 @@ def test_pictures_that_containers_hold_beside_the_first_are_counted(tmp_path):
 
 def test_a_tiff_of_many_pages_is_told_at_once(tmp_path):
     """Its pages are not counted one after the other."""
-    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, 64)]  # fmt: skip
+    shorts = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 278: 8}
+    tags = sorted([(k, 3, 1, v) for k, v in shorts.items()] + [(273, 4, 1, 8), (279, 4, 1, 64)])
     out = bytearray(b"II*\0" + struct.pack("<I", 72) + bytes(64))
     for i in range(30_000):
         after = 0 if i == 29_999 else len(out) + 2 + 12 * len(tags) + 4

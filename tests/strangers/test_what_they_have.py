@@ -115,9 +115,10 @@ def test_a_guard_is_not_traced_and_stays_in_its_precision():
     guard = Guard(fitted())
     x = images(n=4)[0].float() / 255
     flags = guard(x).flag
-    with pytest.raises(ModelError, match="traced"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(guard, x)
+        with pytest.raises(ModelError, match="traced"):
+            torch.jit.trace(guard, x)
     pipeline = nn.Sequential(trained(), guard)
     for dtype in (torch.bfloat16, torch.float64, torch.float16):
         assert next(pipeline.to(dtype)[0].parameters()).dtype == dtype
@@ -215,7 +216,7 @@ def test_bytes_and_file_objects():
     Image.fromarray(x.permute(1, 2, 0).numpy()).save(buffer, "PNG")
     for given in (buffer.getvalue(), io.BytesIO(buffer.getvalue()), [buffer.getvalue()]):
         assert torch.equal(fitted().read(given)[0], x)
-    with pytest.raises(DataError, match="opened? ?it with 'rb'|expected bytes"):
+    with pytest.raises(DataError, match="expected bytes"):
         fitted().read(io.StringIO("text"))
 
 
