@@ -151,7 +151,7 @@ class Adapter:
         key: of the keyword, or of the dict, that the module takes images by.
 
     Attributes:
-        scale: what the module answers: 'logits', or 'softmax' or 'sigmoid', whose logarithms are taken.
+        scale: what the module answers: 'logits', or 'softmax', 'percent' or 'sigmoid', whose logarithms are taken.
 
     Raises:
         ModelError: it does not take the images.
@@ -267,8 +267,8 @@ class Adapter:
         either way, and every margin stays finite.
         """
         logits = rows_of(logits_of(raw, self.output), n).float()
-        if self.scale == "softmax":
-            logits = logits.clamp_min(TINY).log()
+        if self.scale in ("softmax", "percent"):
+            logits = (logits / 100 if self.scale == "percent" else logits).clamp_min(TINY).log()
         elif self.scale == "sigmoid":
             logits = logits.logit(TINY)
         if logits.shape[1] == 1:

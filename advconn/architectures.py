@@ -113,6 +113,7 @@ def _torchvision(
     import torchvision
 
     name, _, tag = name.partition(".")
+    tag = tag.upper()
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ModelError(f"torchvision has no classification model {name!r}")
     if name.startswith("densenet"):  # the published files have older names
@@ -232,7 +233,9 @@ def _processed(processor: dict[str, Any], name: str) -> dict[str, Any]:
             f"{name}: its image processor scales or turns channels in a way of its own: use it in a factory that "
             "returns a module of images in [0, 1]"
         )
-    settings: dict[str, Any] = {"interpolation": _RESAMPLE.get(int(processor.get("resample") or 2), "bilinear")}
+    settings: dict[str, Any] = {
+        "interpolation": _RESAMPLE.get(2 if (way := processor.get("resample")) is None else int(way), "bilinear")
+    }
     if processor.get("do_normalize", True) and processor.get("image_mean") is not None:
         settings |= {"mean": processor["image_mean"], "std": processor["image_std"]}
     size, crop = dict(processor.get("size") or {}), dict(processor.get("crop_size") or {})

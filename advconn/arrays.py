@@ -245,38 +245,44 @@ class _Streamed:
 
 def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str], list[str]]:
     with zipfile.ZipFile(path) as archive:
-        headers = {}
+        headers: dict[str, Any] = {}
+        members: dict[str, zipfile.ZipInfo] = {}
         for info in archive.infolist():
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("packed in another way than numpy.savez and savez_compressed do it")
-            if info.filename.endswith(".npy"):
+            with archive.open(info) as stream:  # NumPy tells an array by its mark, whatever it is called
+                marked = info.filename.endswith(".npy") or stream.read(6) == b"\x93NUMPY"
+            if marked:
                 with archive.open(info) as stream:
                     header = header_of(stream)
                 if header[1] * math.prod(header[0]) + header[3] != info.file_size:
                     raise DataError(f"{path}: {info.filename} is not as large as its shape {header[0]} says")
-                headers[info.filename.removesuffix(".npy")] = header
+                name = info.filename.removesuffix(".npy")
+                if name in headers:
+                    raise DataError(f"{path}: two arrays are called {name}, so that readers differ: save it anew")
+                headers[name], members[name] = header, info
         names, others = _chosen({k: (v[0], v[2]) for k, v in headers.items()}, path)
         name = wanted or names[0]
         shape, _, dtype, start, fortran = headers[name]
         if wanted is None:
             for each in names:
-                _refuse_short(archive, f"{each}.npy", path)
+                _refuse_short(archive, members[each], path)
         if fortran and len(shape) > 1:
             _bounded(math.prod(shape) * dtype.itemsize, LARGEST)
-            source: Any = _Held(np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
+            source: Any = _Held(np.load(io.BytesIO(archive.read(members[name])), allow_pickle=False))
         else:
-            source = _Streamed(path, f"{name}.npy", shape, dtype, start)
+            source = _Streamed(path, members[name].filename, shape, dtype, start)
         labels = next((n for n in LABELS if n in headers), None)
         if labels is None:
             return source, None, names, others
         if math.prod(headers[labels][0]) * headers[labels][1] > LARGEST_LABELS:
             raise DataError(f"{path}: {labels} has shape {headers[labels][0]}; expected one number an image")
-        return source, np.load(io.BytesIO(archive.read(f"{labels}.npy")), allow_pickle=False), names, others
+        return source, np.load(io.BytesIO(archive.read(members[labels])), allow_pickle=False), names, others
 
 
-def _refuse_short(archive: zipfile.ZipFile, member: str, path: Path) -> None:
+def _refuse_short(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
     """Refuse a member that holds less than its archive's directory says, which is whatever the sender wrote."""
-    info, size = archive.getinfo(member), 0
+    member, size = info.filename, 0
     if info.file_size > MOST_INFLATED * max(1, info.compress_size):  # deflate cannot pack so tightly
         raise DataError(f"{path}: {member} is not as large as its shape says")
     with archive.open(info) as stream:
@@ -312,8 +318,11 @@ def _bounded(size: int, most: int) -> None:
 def _open_npy(path: Path, wanted: str | None) -> tuple[Any, None, list[str], list[str]]:
     with path.open("rb") as stream:
         shape, item, dtype, start, fortran = header_of(stream)
-    if path.stat().st_size < start + item * math.prod(shape):
+    size = start + item * math.prod(shape)
+    if path.stat().st_size < size:
         raise DataError(f"{path}: not as large as its shape {shape} says")
+    if path.stat().st_size > size:
+        raise DataError(f"{path}: holds more than its shape {shape} says, such as a second array: save them as .npz")
     if 0 in shape:
         raise DataError(f"{path}: holds no images (shape {shape})")
     if fortran and len(shape) > 1:
@@ -366,9 +375,10 @@ def _chosen(
         listing = ", ".join(f"{k} {v[0]}" for k, v in list(arrays.items())[:8]) or "nothing"
         raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")
     names = [name for name in names if len(arrays[name][0]) > 1] or names
+    small = pictures.SMALLEST**2  # no picture has fewer values
     others = [
         name
-        for name, (shape, dtype) in arrays.items()
-        if name not in names and 3 <= len(shape) <= 4 and (dtype is None or dtype == np.uint8 or dtype.kind == "f")
+        for name, (shape, _) in arrays.items()
+        if name not in names and name not in LABELS and len(shape) > 1 and math.prod(shape) >= small
     ]
     return names, others

@@ -29,6 +29,7 @@ LARGEST_REQUEST = 2**20  # values
 MOST = 256  # images in a request
 FAILED = (OSError, ValueError, http.client.HTTPException)  # what a server that answers nonsense makes urllib raise
 PATIENCE = 2.0  # seconds for whether a model is ready
+MOST_CHANNELS = 16  # of images whose layout is told by it
 _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
 
@@ -96,10 +97,14 @@ class Described(Function):
                 f"{where}: its input is {kind} {shape}; expected images (n, c, h, w) or (n, h, w, c) of "
                 f"{', '.join(_TYPES)}"
             )
-        self.kind, self.last = kind, sides[3] in (1, 3) and sides[1] not in (1, 3)
+        self.kind, self.last, self.named = kind, _channels_last(sides[1], sides[3]), False
         self.fixed_batch = sides[0] or 0
         self.channels = sides[3] if self.last else sides[1]
         self.size = tuple(sides[1:3] if self.last else sides[2:])
+
+    def name_outputs(self) -> None:
+        """Answer with all outputs by their names, for whoever says which of them are logits."""
+        self.named = True
 
     def options(self) -> dict[str, Any]:
         """What its description says, as options of Classifier."""
@@ -116,6 +121,13 @@ class Described(Function):
     def ask(self, images: np.ndarray) -> Any:
         """What it answers for images (n, c, h, w)."""
         raise NotImplementedError
+
+
+def _channels_last(second: int | None, fourth: int | None) -> bool:
+    """Whether an input's channels are its fourth side: images have few, and rarely fewer rows than channels."""
+    if fourth in (1, 3) or second in (1, 3):
+        return second not in (1, 3)
+    return fourth is not None and fourth <= MOST_CHANNELS and (second is None or second > MOST_CHANNELS)
 
 
 def chosen(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
@@ -167,7 +179,7 @@ class Onnx(Described):
         """What it answers for images (n, c, h, w)."""
         answers = self.session.run(self.outputs, {self.name: self.given(images)})
         arrays = {n: v for n, v in zip(self.outputs, answers, strict=True) if isinstance(v, np.ndarray)}
-        return chosen(arrays, str(self.path))
+        return arrays if self.named else chosen(arrays, str(self.path))
 
 
 class Endpoint(Described):
@@ -201,6 +213,8 @@ class Endpoint(Described):
         sent = dict(headers or {})
         about = _request(address, None, timeout, sent)[0]
         inputs = about.get("inputs") or []
+        if not isinstance(inputs, list):
+            raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
         if not inputs and shape is not None:
             inputs = [{"name": "input", "datatype": "FP32", "shape": shape}]
         if len(inputs) != 1 or not isinstance(inputs[0], dict) or not isinstance(inputs[0].get("shape"), list):
@@ -246,7 +260,7 @@ class Endpoint(Described):
             raise ModelError(
                 f"{self.address}: an answer that is none of the Open Inference Protocol: {error}"
             ) from error
-        return chosen(arrays, self.address)
+        return arrays if self.named else chosen(arrays, self.address)
 
 
 def _array(output: dict[str, Any]) -> np.ndarray:

@@ -92,6 +92,8 @@ class Classifier:
             )
         if training(module):
             raise ModelError("the model is in training mode, where verdicts change at every call: call model.eval()")
+        if output is not None and hasattr(module, "name_outputs"):
+            module.name_outputs()  # type: ignore[operator]
         self.channels, self.name = whole("channels", channels), name
         self.preprocessing = preprocessing_of(size, resize, interpolation, mean, std, crop, self.channels)
         self.fingerprint = fingerprint(module)
@@ -235,7 +237,8 @@ class Classifier:
         """What a user should know of how its answers are read, if anything."""
         if self.adapter.scale == "logits":
             return None
-        return f"the model ends in a {self.adapter.scale}: the logarithms of its outputs are taken for logits"
+        what = {"percent": "percentages"}.get(self.adapter.scale, f"outputs of a {self.adapter.scale}")
+        return f"the model gives {what}: their logarithms are taken for logits"
 
     @property
     def quantised(self) -> bool:
@@ -258,6 +261,8 @@ class Classifier:
             ModelError: it cannot be moved.
         """
         wanted = _device(device)
+        if wanted.type == "meta":
+            raise ModelError("a classifier cannot be moved to the device meta, which keeps no weights")
         if wanted != self.device:
             if self.adapter.held or not any(True for _ in self.network.parameters()):
                 raise ModelError(f"this classifier runs where its network does: it cannot be moved to {wanted}")

@@ -1,10 +1,15 @@
-"""Pictures that lie packed in one file: a zip or tar archive (WebDataset's shards), or a Parquet table of bytes."""
+"""Pictures that lie packed in one file: a zip or tar archive (WebDataset's shards), or a Parquet table of bytes.
+
+A member is told by its first bytes, as a file in a folder is. What is no picture is named, and what cannot be read,
+such as a link, fails: nothing that another reader would unpack is passed over.
+"""
 
 from __future__ import annotations
 
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -12,22 +17,26 @@ from threading import Lock
 from typing import Any
 
 from advconn.errors import DataError, line_of
-from advconn.pictures import LARGEST_FILE, SUFFIXES, UNREAD_SUFFIXES
+from advconn.pictures import HEAD, LARGEST_FILE, is_left_behind, looks_like_picture, looks_unread
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6
+MOST_INFLATED = 50  # times that a compressed tar may grow, beside ROOM
+ROOM = 2**26  # bytes
 BESIDE = {".cls", ".json", ".txt", ".id", ".caption"}  # what WebDataset keeps beside a picture of the same name
 COLUMNS = ("image", "img", "picture", "jpg", "png", "bytes")  # of a table: where its pictures are likely to be
 LABELS = ("label", "labels", "class", "target")
+TOGETHER = 8  # rows of a table that are read at once
 _LOCK = Lock()  # a file is read by one thread at a time; decoding is what takes long
+Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Packed:
     """The pictures in a packed file: their names, their labels where known, and what else is in it.
 
-    members: how each is found again. skipped: names of what is no picture. unread: of pictures of kinds that are not
-    read.
+    members: how each is found again. skipped: names of what is no picture. failed: names of what cannot be read, and
+    why. stamp: of the file, which must stay the same.
     """
 
     path: Path
@@ -35,16 +44,23 @@ class Packed:
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
     skipped: tuple[str, ...]
-    unread: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+    stamp: Stamp = ()
 
     def content(self, i: int) -> bytes:
         """The file of picture i, from 0.
 
         Raises:
-            DataError: damaged, encrypted, or too large.
+            DataError: damaged, encrypted, too large, or changed since it was listed.
         """
+
+        def read() -> bytes:
+            if _stamp(self.path) != self.stamp:
+                raise DataError(f"{self.path}: was changed while it was read")
+            return bytes(_opened(self.path, self.stamp).read(self.members[i]))
+
         with _LOCK:
-            return _told(self.path, lambda: _opened(self.path, _stamp(self.path)).read(self.members[i]))
+            return _told(self.path, read)
 
 
 def is_packed(path: Path) -> bool:
@@ -74,37 +90,50 @@ def _told(path: Path, work: Callable[[], Any]) -> Any:
         raise DataError(f"{path}: cannot be read: {line_of(error, 160)}") from error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> Stamp:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @lru_cache(maxsize=8)
-def _opened(path: Path, stamp: tuple[int, int]) -> Any:
+def _opened(path: Path, stamp: Stamp) -> Any:
     kinds: Mapping[str, Any] = {".zip": _Zip, ".parquet": _Parquet}
-    return kinds.get(path.suffix.lower(), _Tar)(path)
+    return kinds.get(path.suffix.lower(), _Tar)(path, stamp)
 
 
-def _sorted_out(path: Path, members: list[tuple[Any, str]], label: Callable[[str], str | None]) -> Packed:
-    """Which members are pictures, by their names."""
-    if len(members) > MOST_MEMBERS:
-        raise DataError(f"{path}: {len(members)} files in it; expected {MOST_MEMBERS} or fewer")
-    suffix = {name: PurePosixPath(name).suffix.lower() for _, name in members}
-    pictures = [(member, name) for member, name in members if suffix[name] in SUFFIXES]
-    keys = {name.rpartition(".")[0] for _, name in pictures}
-    beside = {name for _, name in members if suffix[name] in BESIDE and name.rpartition(".")[0] in keys}
-    others = [name for _, name in members if suffix[name] not in SUFFIXES and name not in beside]
-    unread = tuple(name for name in others if suffix[name] in UNREAD_SUFFIXES)
+@dataclass(frozen=True)
+class _Member:
+    """A file in an archive: its name, its first bytes, or why they cannot be read."""
+
+    name: str
+    head: bytes
+    fault: str | None = None
+
+
+def _sorted_out(path: Path, stamp: Stamp, members: list[_Member], label: Callable[[str], str | None]) -> Packed:
+    """Which members are pictures, which are not, and which cannot be read."""
+    kinds = [_kind(member) for member in members]
+    keys = {m.name.rpartition(".")[0] for m, kind in zip(members, kinds, strict=True) if kind == "picture"}
+    skipped, failed = [], []
+    for member, kind in zip(members, kinds, strict=True):
+        key, suffix = member.name.rpartition(".")[0], PurePosixPath(member.name).suffix.lower()
+        if kind == "failed":
+            failed.append((member.name, member.fault or "a picture of a kind that is not read; convert it to PNG"))
+        elif kind == "other" and not (suffix in BESIDE and key in keys):
+            skipped.append(member.name)
+    pictures = [i for i, kind in enumerate(kinds) if kind == "picture"]
     if not pictures:
-        raise DataError(f"{path}: no picture in it; found: {', '.join(others[:3]) or 'nothing'}")
-    return Packed(
-        path,
-        tuple(member for member, _ in pictures),
-        tuple(name for _, name in pictures),
-        tuple(label(name) for _, name in pictures),
-        tuple(name for name in others if name not in unread),
-        unread,
-    )
+        raise DataError(f"{path}: no picture in it; found: {', '.join([*skipped, *dict(failed)][:3]) or 'nothing'}")
+    names = tuple(members[i].name for i in pictures)
+    return Packed(path, tuple(pictures), names, tuple(map(label, names)), tuple(skipped), tuple(failed), stamp)
+
+
+def _kind(member: _Member) -> str:
+    if member.fault is not None or looks_unread(member.name, member.head):
+        return "failed"
+    if is_left_behind(member.name, member.head):
+        return "left behind"
+    return "picture" if looks_like_picture(member.name, member.head) else "other"
 
 
 def _folder(name: str) -> str | None:
@@ -113,24 +142,74 @@ def _folder(name: str) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
+def _bounded(data: bytes, name: str) -> bytes:
+    if len(data) > LARGEST_FILE:
+        raise DataError(f"{name}: more than {LARGEST_FILE / 1e6:.0f} MB")
+    return data
+
+
+def _refuse_many(path: Path, count: int) -> None:
+    if count > MOST_MEMBERS:
+        raise DataError(f"{path}: {count} files in it; expected {MOST_MEMBERS} or fewer: split it")
+
+
 class _Zip:
-    def __init__(self, path: Path) -> None:
-        self.path, self.archive = path, zipfile.ZipFile(path)
+    def __init__(self, path: Path, stamp: Stamp) -> None:
+        self.path, self.stamp, self.archive = path, stamp, zipfile.ZipFile(path)
+        self.infos = [i for i in self.archive.infolist() if not (i.is_dir() and i.file_size == 0)]
 
     def listed(self) -> Packed:
-        infos = [info for info in self.archive.infolist() if not info.is_dir()]
-        return _sorted_out(self.path, [(i, info.filename) for i, info in enumerate(infos)], _folder)
+        _refuse_many(self.path, len(self.infos))
+        return _sorted_out(self.path, self.stamp, [*map(self._member, self.infos)], _folder)
+
+    def _member(self, info: zipfile.ZipInfo) -> _Member:
+        try:
+            with self.archive.open(info) as stream:
+                return _Member(info.filename, stream.read(HEAD))
+        except Exception as error:  # encrypted, damaged, or packed in a way that is not known
+            return _Member(info.filename, b"", f"cannot be read: {line_of(error, 100)}")
 
     def read(self, member: int) -> bytes:
-        infos = [info for info in self.archive.infolist() if not info.is_dir()]
-        with self.archive.open(infos[member]) as stream:
-            return _bounded(stream.read(LARGEST_FILE + 1), f"{self.path}[{infos[member].filename}]")
+        info = self.infos[member]
+        with self.archive.open(info) as stream:
+            return _bounded(stream.read(LARGEST_FILE + 1), f"{self.path}[{info.filename}]")
 
 
 class _Tar:
-    def __init__(self, path: Path) -> None:
-        self.path, self.archive = path, tarfile.open(path)  # noqa: SIM115 - read on at the next picture
-        self.members = [member for member in self.archive.getmembers() if member.isreg()]
+    def __init__(self, path: Path, stamp: Stamp) -> None:
+        self.path, self.stamp = path, stamp
+        plain = path.suffix.lower() == ".tar"
+        if not plain:
+            self._refuse_bombs()
+        self.archive = tarfile.open(path, "r:" if plain else "r:gz")  # noqa: SIM115 - read on at the next picture
+        self.members = [m for m in self._all() if not m.isdir()]
+        self._refuse_more()
+
+    def _refuse_bombs(self) -> None:
+        import gzip
+
+        most = ROOM + MOST_INFLATED * self.path.stat().st_size
+        with gzip.open(self.path) as stream:
+            while part := stream.read(2**20):
+                most -= len(part)
+                if most < 0:
+                    raise DataError(f"{self.path}: grows more than {MOST_INFLATED} times when it is unpacked")
+
+    def _all(self) -> Iterator[tarfile.TarInfo]:
+        for count, member in enumerate(self.archive):
+            _refuse_many(self.path, count)
+            yield member
+
+    def _refuse_more(self) -> None:
+        """Refuse an archive that ends before its file does: a damaged header, or another archive behind it."""
+        stream: Any = self.archive.fileobj
+        stream.seek(self.archive.offset)
+        first = stream.read(tarfile.BLOCKSIZE)
+        if len(first) < tarfile.BLOCKSIZE or first.strip(b"\0"):
+            raise DataError(f"{self.path}: a damaged tar archive: it has no end")
+        while part := stream.read(2**20):
+            if part.strip(b"\0"):
+                raise DataError(f"{self.path}: more stands behind the end of the tar archive")
 
     def listed(self) -> Packed:
         texts = {m.name.rpartition(".")[0]: i for i, m in enumerate(self.members) if m.name.lower().endswith(".cls")}
@@ -139,7 +218,15 @@ class _Tar:
             at = texts.get(name.rpartition(".")[0])
             return _folder(name) if at is None else self.read(at)[:200].decode(errors="replace").strip()
 
-        return _sorted_out(self.path, [(i, member.name) for i, member in enumerate(self.members)], label)
+        return _sorted_out(self.path, self.stamp, [*map(self._member, self.members)], label)
+
+    def _member(self, member: tarfile.TarInfo) -> _Member:
+        if not member.isreg() or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            kind = "a link" if member.islnk() or member.issym() else "no regular file"
+            return _Member(member.name, b"", f"{kind}, which is not followed: pack the file itself")
+        stream = self.archive.extractfile(member)
+        assert stream is not None
+        return _Member(member.name, stream.read(HEAD))
 
     def read(self, member: int) -> bytes:
         stream = self.archive.extractfile(self.members[member])
@@ -148,48 +235,52 @@ class _Tar:
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
+    def __init__(self, path: Path, stamp: Stamp) -> None:
         from pyarrow import parquet
 
-        self.path, self.file = path, parquet.ParquetFile(path)
+        self.path, self.stamp, self.file = path, stamp, parquet.ParquetFile(path)
+        _refuse_many(path, self.file.metadata.num_rows)
         schema = self.file.schema_arrow
-        kinds = {
-            field.name: field.type
-            for field in schema
-            if pa.types.is_binary(field.type)
-            or pa.types.is_large_binary(field.type)
-            or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
-        }
-        wanted = [name for name in COLUMNS if name in kinds] or list(kinds)
-        if not wanted:
+        readable = [field.name for field in schema if _holds_a_file(field.type)]
+        if not readable:
             raise DataError(f"{path}: no column of bytes; found: {', '.join(schema.names[:8])}")
-        self.column, self.others = wanted[0], [name for name in kinds if name != wanted[0]]
-        self.label = next((name for name in LABELS if name in schema.names), None)
-        self.group, self.values = -1, None
+        self.column = next((name for name in COLUMNS if name in readable), readable[0])
+        self.others = [f.name for f in schema if f.name != self.column and "binary" in str(f.type)]
+        self.label = next((f.name for f in schema if f.name in LABELS and not f.type.num_fields), None)
+        self.rows: Iterator[Any] = iter(())
+        self.next = -1
 
     def listed(self) -> Packed:
-        rows = [
-            (g, i) for g in range(self.file.num_row_groups) for i in range(self.file.metadata.row_group(g).num_rows)
-        ]
-        if len(rows) > MOST_MEMBERS:
-            raise DataError(f"{self.path}: {len(rows)} rows; expected {MOST_MEMBERS} or fewer: split it")
-        labels = self.file.read([self.label])[self.label].to_pylist() if self.label else [None] * len(rows)
+        count = self.file.metadata.num_rows
+        if not count:
+            raise DataError(f"{self.path}: no picture in it; found: no rows")
+        labels = self.file.read([self.label])[self.label].to_pylist() if self.label else [None] * count
         told = tuple(None if value is None else str(value) for value in labels)
-        return Packed(self.path, tuple(rows), tuple(map(str, range(len(rows)))), told, tuple(self.others), ())
+        names = tuple(map(str, range(count)))
+        return Packed(self.path, tuple(range(count)), names, told, tuple(self.others), (), self.stamp)
 
-    def read(self, member: tuple[int, int]) -> bytes:
-        group, row = member
-        if group != self.group:
-            self.group, self.values = group, self.file.read_row_group(group, [self.column])[self.column]
-        value = self.values[row].as_py()  # type: ignore[index]
-        value = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(value, bytes):
-            raise DataError(f"{self.path}: row {row} of group {group} holds no bytes")
-        return _bounded(value, f"{self.path}[{row}]")
+    def _values(self) -> Iterator[Any]:
+        for batch in self.file.iter_batches(TOGETHER, columns=[self.column]):
+            yield from batch.column(0)
+
+    def read(self, member: int) -> bytes:
+        if member < self.next or self.next < 0:
+            self.rows, self.next = self._values(), 0
+        value = None
+        while self.next <= member:
+            value = next(self.rows)
+            self.next += 1
+        held = value.as_py() if value is not None else None
+        held = held.get("bytes") if isinstance(held, dict) else held
+        if not isinstance(held, bytes):
+            raise DataError(f"{self.path}: row {member} holds no bytes of a picture")
+        return _bounded(held, f"{self.path}[{member}]")
 
 
-def _bounded(data: bytes, name: str) -> bytes:
-    if len(data) > LARGEST_FILE:
-        raise DataError(f"{name}: more than {LARGEST_FILE / 1e6:.0f} MB")
-    return data
+def _holds_a_file(kind: Any) -> bool:
+    """Whether a column's values are files: bytes, or a struct with bytes in it."""
+    if str(kind).startswith("struct"):
+        with suppress(KeyError, ValueError):
+            return "binary" in str(kind.field("bytes").type)
+        return False
+    return str(kind).startswith(("binary", "large_binary", "fixed_size_binary"))

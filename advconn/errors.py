@@ -32,7 +32,11 @@ class Unanswered(ModelError):
 
 
 class DataError(AdvconnError):
-    """The images or labels cannot be used."""
+    """The images or labels cannot be used; `name` is that of the image, where it is one's."""
+
+    def __init__(self, text: str = "", name: str | None = None) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class PathError(AdvconnError):

@@ -75,7 +75,7 @@ class Explanation:
         axes = np.atleast_1d(figure.subplots(1, len(shares), width_ratios=shares))
         titles = (f"judged as {self.prediction}", f"reference: {self.prediction}")
         for ax, picture, title in zip(axes, pictures, titles, strict=False):
-            ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(displayed(picture), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             ax.set_title(plain(title), fontsize=9)
         if votes:
@@ -105,6 +105,12 @@ class Explanation:
             ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
+
+
+def displayed(image: Tensor) -> np.ndarray:
+    """An image (c, h, w) as (h, w) or (h, w, 3): of more channels the first three, of two the first."""
+    few = image[:3] if len(image) >= 3 else image[:1]
+    return np.asarray(few.permute(1, 2, 0).squeeze(2).numpy() if len(few) == 1 else few.permute(1, 2, 0).numpy())
 
 
 def plain(text: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advconn.connection import Connection
-from advconn.explain import plain
+from advconn.explain import displayed, plain
 from advconn.paths import Path, straight
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def picture(ax: Axes, image: Tensor | None) -> None:
     """An image (c, h, w) in [0, 1]."""
     ax.set_axis_off()
     if image is not None:
-        values = image.permute(1, 2, 0).numpy()
-        ax.imshow(values.squeeze(-1) if values.shape[2] == 1 else values, cmap="gray", vmin=0, vmax=1)
+        ax.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
     else:
         ax.text(0.5, 0.5, "latent", ha="center", va="center", fontsize=8, color="0.5", transform=ax.transAxes)
 

@@ -159,7 +159,7 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
     """Every file under a folder, in order; links are followed, each folder once. What cannot be read is told."""
 
     def refuse(error: OSError) -> None:
-        failed(DataError(f"{error.filename}: cannot be read: {error.strerror}"))
+        failed(DataError(f"{error.filename}: cannot be read: {error.strerror}", str(error.filename)))
 
     folders_met = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -174,9 +174,9 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
             try:
                 regular = stat.S_ISREG(path.stat().st_mode)
             except OSError as error:
-                failed(DataError(f"{path}: cannot be read: {error.strerror}"))
+                failed(DataError(f"{path}: cannot be read: {error.strerror}", str(path)))
                 continue
             if regular:
                 yield path
             else:
-                failed(DataError(f"{path}: no regular file; expected an image"))
+                failed(DataError(f"{path}: no regular file; expected an image", str(path)))

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from advconn.errors import DataError, FitError
 
-CLEAN_WORDS = ("clean", "benign", "natural", "normal", "0")
-
 
 def as_tensor(images: Any) -> Tensor:
     """Images given as a tensor or as an array of any strides and byte order, as a tensor.
@@ -62,10 +60,8 @@ def labels_of(labels: Any, rows: np.ndarray) -> Tensor | None:
 def as_kinds(y: Any, count: int) -> np.ndarray:
     """Which images are clean (0) and which attacked (1, or a number for each kind of attack), (n,); None: all clean.
 
-    Words are taken too: one of CLEAN_WORDS, and any others for the kinds of attack.
-
     Raises:
-        FitError: another number of them, one class alone, or words of which none says clean.
+        FitError: another number of them, words, or one class alone.
     """
     kinds = np.zeros(count, int) if y is None else _numbered(np.asarray(y))
     if kinds.shape != (count,) or kinds.min(initial=0) < 0:
@@ -76,17 +72,10 @@ def as_kinds(y: Any, count: int) -> np.ndarray:
 
 
 def _numbered(y: np.ndarray) -> np.ndarray:
-    if y.dtype.kind in "OUS" and all(isinstance(value, (str, bytes)) for value in y.ravel().tolist()):
-        words = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in y.ravel().tolist()]
-        clean = {word for word in words if word.strip().lower() in CLEAN_WORDS}
-        if len(clean) != 1:
-            raise FitError(f"y is words, and {len(clean)} of them say clean: call clean images {CLEAN_WORDS[0]!r}")
-        attacked = sorted(set(words) - clean)
-        return np.array([0 if word in clean else 1 + attacked.index(word) for word in words]).reshape(y.shape)
     try:
         return y.astype(int)
-    except (TypeError, ValueError) as error:
-        raise FitError(f"y: expected 0 (clean) and 1 (attacked), or words: {error}") from error
+    except (TypeError, ValueError):
+        raise FitError("y: expected 0 (clean) and 1 (attacked); of words, y == 'attacked' gives them") from None
 
 
 def image_hashes(images: Tensor) -> np.ndarray:

@@ -110,7 +110,7 @@ class Guard(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
-        if torch.jit.is_tracing():  # type: ignore[attr-defined] # a trace keeps its example's verdicts for ever
+        if getattr(torch.jit, "is_tracing")():  # noqa: B009 - a trace keeps its example's verdicts for ever
             raise ModelError(
                 "a guard cannot be traced, exported to ONNX or put into TorchScript: export the classifier alone, and "
                 "judge before it (advconn.serving.Judge, or advconn serve)"

@@ -6,6 +6,7 @@ import bisect
 import copy
 import itertools
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +25,26 @@ from advconn.containers import Packed, is_packed, packed
 from advconn.errors import DataError
 from advconn.files import files_under, kind_of
 from advconn.items import Batch, Item, Items, Unread
-from advconn.pictures import SUFFIXES, View, content, frames_of, is_picture, is_unread, size_of, sized, views
+from advconn.pictures import (
+    HEAD,
+    View,
+    content,
+    frames_of,
+    is_left_behind,
+    looks_like_picture,
+    looks_unread,
+    opens,
+    size_of,
+    sized,
+    views,
+)
 from advconn.preprocessing import Preprocessing
 
 UNREAD = "a picture of a kind that is not read; convert it to PNG"
-SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "holdout"}  # no classes
+SPLITS = re.compile(
+    r"(train|training|trn|val|valid|validation|dev|test|testing|tst|eval|holdout)([ _-]?(set|data|split))?[ _-]?\d*"
+)
 DECODERS = 8  # threads that files are decoded by
-# What systems leave in folders of images, by the end of a name and by the first bytes.
-LEFT_BEHIND = (("._", b"\0\5\x16\7"), ("thumbs.db", b"\xd0\xcf\x11\xe0"), (".ds_store", b"\0\0\0\1Bud1"))
-INI_MARKS = (b"[", b"\xff\xfe[", b"\xef\xbb\xbf[", b"\r\n[")  # of a desktop.ini
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class Collection:
         """Every picture in a zip or tar archive, or in a table."""
         held = self._packed = packed(self.path)
         self.skipped = [f"{self.path}[{name}]" for name in held.skipped]
-        self.failed = [DataError(f"{self.path}[{name}]: {UNREAD}") for name in held.unread]
+        self.failed = [DataError(f"{self.path}[{name}]: {why}", f"{self.path}[{name}]") for name, why in held.failed]
         return self._files(partial(_member, held), len(held.names))
 
     def _content(self, item: Item) -> bytes:
@@ -114,12 +126,19 @@ class Collection:
         """Every image in the folder and under it."""
         names = []
         for path in files_under(self.path, self.failed.append):
-            if path.suffix.lower() in SUFFIXES or is_picture(path):
-                if not _left_behind(path):
-                    names.append(str(path.relative_to(self.path)))
-            elif is_unread(path):
-                self.failed.append(DataError(f"{path}: {UNREAD}"))
-            elif not _left_behind(path):
+            head = _head(path)
+            left = is_left_behind(path.name, head) and not opens(content(path))
+            if looks_unread(path.name, head):
+                self.failed.append(DataError(f"{path}: {UNREAD}", str(path)))
+            elif left:
+                continue
+            elif looks_like_picture(path.name, head):
+                names.append(str(path.relative_to(self.path)))
+            elif is_packed(path):
+                self.failed.append(
+                    DataError(f"{path}: an archive inside a folder is not opened: name it itself", str(path))
+                )
+            else:
                 self.skipped.append(str(path))
         if not names:
             if self.failed:
@@ -243,7 +262,8 @@ class Collection:
         """The rows of items that are frames of one file, one after the other."""
         assert self.channels is not None
         first, name = run[0], run[0].name if len(run) == 1 else str(run[0].path)
-        frames = (first.frame, first.frame + len(run)) if self.frames == "all" else self.frames
+        several = (first.frame, first.frame + len(run), first.frames)
+        frames = several if self.frames == "all" else self.frames
         try:
             found, others = views(self._content(first), name, preprocessing, self.channels, self.reading, frames)
         except DataError as error:
@@ -389,17 +409,13 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
     return runs
 
 
-def _left_behind(path: Path) -> bool:
-    """Whether a system left this file, by its name and by its first bytes; it is no image then."""
-    name = path.name.lower()
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read, which is told when it is judged."""
     try:
         with path.open("rb") as stream:
-            head = stream.read(16)
+            return stream.read(HEAD)
     except OSError:
-        return False
-    if name == "desktop.ini":
-        return head.startswith(INI_MARKS)
-    return any(head.startswith(mark) and (name.startswith(end) or name == end) for end, mark in LEFT_BEHIND)
+        return b""
 
 
 @lru_cache(maxsize=1)
@@ -411,15 +427,15 @@ def _splits_above(names: Sequence[str]) -> int:
     """How many levels of folders are no classes but parts of a data set, such as train and val."""
     parts = [Path(name).parts[:-1] for name in names]
     firsts = {part[0].lower() if part else "" for part in parts}
-    return int(firsts <= SPLITS and all(len(part) > 1 for part in parts))
+    return int(all(map(SPLITS.fullmatch, firsts)) and any(len(part) > 1 for part in parts))
 
 
 def _picture(root: Path | None, names: Sequence[str], above: int, i: int) -> Item:
     """A file; the name of its first folder under the root, or under so many levels, is its label (ImageFolder)."""
     if root is None:
         return Item(names[i], Path(names[i]))
-    path, (first, *more) = root / names[i], Path(names[i]).parts[above:]
-    return Item(str(path), path, label=first if more else None)
+    path, below = root / names[i], Path(names[i]).parts[above:-1]
+    return Item(str(path), path, label=below[0] if below else None)
 
 
 def _member(held: Packed, i: int) -> Item:
@@ -431,7 +447,8 @@ def _frame(describe: Callable[[int], Item], ends: Sequence[int], i: int) -> Item
     """A frame of a file, by its number among those of all files; `ends`: how many frames there are up to each file."""
     number = bisect.bisect_right(ends, i)
     item, frame = describe(number), i - (ends[number - 1] if number else 0)
-    return replace(item, name=f"{item.name}[frame {frame}]", frame=frame) if frame else item
+    count = ends[number] - (ends[number - 1] if number else 0)
+    return replace(item, name=f"{item.name}[frame {frame}]" if frame else item.name, frame=frame, frames=count)
 
 
 def _row(path: Path, called: str, archive: Archive, array: str, i: int) -> Item:

@@ -18,7 +18,7 @@ from advconn.errors import DataError
 class Item:
     """One image of a collection: its name, where it is, its row in which array, and its label where one is known.
 
-    frame: of a file of several.
+    frame: its number in a file of so many `frames`.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Item:
     label: str | None = None
     array: str = ""
     frame: int = 0
+    frames: int = 1
 
 
 class Items(Sequence[Item]):

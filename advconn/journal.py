@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ Entry = tuple[Sequence[int], Sequence[int], dict[str, Any]]  # of an image: its 
 class Journal:
     """What a run has found so far, in the file beside what it is to become.
 
-    The first line says what the run is; every other is [place, mark, record] of an image, and after each step
+    The first line says what the run is; every other is [place, mark, record, digest] of an image, and after each step
     {"done": steps}. The mark (size and time of its file) tells an image that was replaced. What a step wrote without
     coming to its end does not count, and is written again. The file is locked: two runs do not write it at once.
 
@@ -96,7 +97,7 @@ class Journal:
 
     def add(self, entries: Iterable[Entry], done: int) -> None:
         """What a step gave, an entry an image; `done` steps are finished with it."""
-        lines = [json.dumps(entry) for entry in entries]
+        lines = [json.dumps([*entry, _digest(entry)]) for entry in entries]
         with telling(self.path):
             self.file.write(("\n".join([*lines, json.dumps({"done": done})]) + "\n").encode())
             self.file.flush()
@@ -112,7 +113,12 @@ class Journal:
             file.readline()
             for line in file:
                 entry = _parsed(line)
-                if isinstance(entry, list) and len(entry) == 3 and _is_record(entry[2]):
+                if (
+                    isinstance(entry, list)
+                    and len(entry) == 4
+                    and entry[3] == _digest(entry[:3])
+                    and _is_record(entry[2])
+                ):
                     yield entry[0], entry[1], entry[2]
                 elif not (isinstance(entry, dict) and set(entry) == {"done"}):
                     raise self.damaged()
@@ -149,6 +155,11 @@ class Journal:
         """The run is over."""
         self.file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _digest(entry: Sequence[Any]) -> str:
+    """By which a line that was damaged is told."""
+    return hashlib.blake2b(json.dumps(list(entry)).encode(), digest_size=8).hexdigest()
 
 
 def _is_record(record: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from advconn.explain import Explanation
+from advconn.explain import Explanation, displayed
 from advconn.shown import shown
 from advconn.writers import Record, as_csv, as_jsonl
 
@@ -120,9 +120,8 @@ def _entry(case: Case) -> dict[str, Any]:
 def _png(image: Tensor) -> str:
     from PIL import Image
 
-    array = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0]).save(buffer, "PNG")
+    Image.fromarray((displayed(image) * 255).round().astype(np.uint8)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

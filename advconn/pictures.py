@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ from advconn.preprocessing import Preprocessing
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-    ".pnm", ".jp2", ".j2k", ".apng", ".mpo", ".tga", ".ico", ".dib",
+    ".pnm", ".jp2", ".j2k", ".apng", ".mpo", ".tga", ".ico", ".dib", ".pbm", ".pfm", ".j2c", ".jpc", ".jpf", ".pcx",
+    ".dcx", ".sgi", ".bw", ".rgba", ".dds", ".icns", ".cur", ".xbm", ".xpm", ".psd", ".fits", ".fit", ".qoi", ".ras",
+    ".fli", ".flc", ".msp", ".pcd", ".pxr", ".gbr", ".ftc", ".icb", ".vda", ".vst",
 }  # fmt: skip
 COMMON = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000")
 # Of Pillow's formats those whose decoders start no other program and open no other file; BLP holds a JPEG whose scans
@@ -36,7 +38,7 @@ FORMATS = (*MARKED, "TGA", "PCX", "DCX", "XBM", "MSP", "SPIDER", "IM", "PCD", "P
 UNREAD_SUFFIXES = {
     ".heic", ".heif", ".hif", ".dcm", ".dicom", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".dng", ".arw", ".raf", ".orf",
     ".rw2", ".pef", ".srw", ".jxl", ".jxr", ".wdp", ".exr", ".hdr", ".psb", ".eps", ".wmf", ".emf", ".svg", ".xcf",
-    ".blp", ".nii", ".jpx", ".jpm",
+    ".blp", ".nii", ".jpx", ".jpm", ".x3f", ".3fr", ".iiq", ".kdc", ".mrw", ".erf", ".mos",
 }  # fmt: skip
 UNREAD_MARKS = (
     (0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "), (128, b"DICM"), (0, b"v/1\1"), (0, b"#?RADIANCE"), (0, b"gimp xcf"),
@@ -44,6 +46,10 @@ UNREAD_MARKS = (
     (0, b"\xd7\xcd\xc6\x9a"),
     *((4, b"ftyp" + kind) for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx")),
 )  # fmt: skip
+# What systems leave in folders of images, by the beginning of a name or all of it, and by the first bytes.
+LEFT_BEHIND = (("._", b"\0\5\x16\7"), ("thumbs.db", b"\xd0\xcf\x11\xe0"), (".ds_store", b"\0\0\0\1Bud1"))
+INI_MARKS = (b"[", b"\xff\xfe[", b"\xef\xbb\xbf[", b"\r\n[")  # of a desktop.ini
+HEAD = 256  # bytes by which a file is told
 SMALLEST = 8
 LARGEST = 2**26  # pixels: 67 million
 LARGEST_FILE = 2**28  # bytes
@@ -53,7 +59,7 @@ MOST_PAGES = 32  # of a TIFF that are looked at to tell whether it is a still pi
 MOST_SCANS = 200  # of a progressive JPEG; each costs time, and cameras write about ten
 READINGS = ("plain", "upright", "both")
 # What is decoded in this process: it takes no more than a few seconds, whatever it holds. All else goes to a worker.
-NEAR_BYTES, NEAR_PIXELS, NEAR_SCANS = 2**24, 2**24, 20
+NEAR_BYTES, NEAR_PIXELS, NEAR_SCANS = 2**24, 2**22, 20
 _NEAR = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION, _SUB_PAGES = 0x0112, 330
@@ -90,7 +96,7 @@ def views(
     preprocessing: Preprocessing,
     channels: int,
     reading: str,
-    frames: str | tuple[int, int] | None = None,
+    frames: str | tuple[int, int, int] | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> tuple[list[list[View] | DataError], int]:
     """The pictures in a file's bytes at the classifier's size, frame by frame, and how many others it holds.
@@ -103,7 +109,7 @@ def views(
         preprocessing: of the classifier.
         channels: that it takes, 1 or 3.
         reading: see `readings`.
-        frames: of several the 'first', or those from a number to another; None refuses several.
+        frames: of several the 'first', or those from a number to another of so many in all; None refuses several.
         formats: that are taken.
 
     Raises:
@@ -188,7 +194,7 @@ def decoded(
     preprocessing: Preprocessing,
     channels: int,
     reading: str,
-    frames: str | tuple[int, int] | None,
+    frames: str | tuple[int, int, int] | None,
     formats: Sequence[str],
     *,
     near: bool = False,
@@ -206,7 +212,7 @@ def decoded(
         near: leave a file that may take long to a worker.
     """
     with _refusing(name), _identified(data, name, formats, near) as images:
-        if len(images) > 1 and isinstance(frames, tuple) and frames != (0, 1):
+        if len(images) > 1 and isinstance(frames, tuple) and frames != (0, 1, 1):
             raise DataError(f"{name}: several formats open it, so that readers differ on its frames: save it anew")
         found, others = _frame_views(images[0], data, name, preprocessing, channels, reading, frames, near)
         for image in images[1:]:
@@ -227,17 +233,20 @@ def _frame_views(
     preprocessing: Preprocessing,
     channels: int,
     reading: str,
-    frames: str | tuple[int, int] | None,
+    frames: str | tuple[int, int, int] | None,
     near: bool,
 ) -> tuple[list[list[View] | str], int]:
     """Of each frame of an opened picture its views, or an error's text; and how many other pictures there are."""
-    pages = _pages(image, MOST_PAGES)
+    total = frames[2] if isinstance(frames, tuple) else 0
+    pages = _pages(image, max(MOST_PAGES, total + 1))
+    if isinstance(frames, tuple) and len(pages) != total:
+        raise DataError(f"{name}: was changed while it was read, or has {len(pages)} frames where {total} were counted")
     if frames is None and not _still(image, pages):
         raise DataError(
             f"{name}: animated, {_counted(pages)} frames; expected a still image: give --frames first or --frames all"
         )
-    first, end = (0, 1) if isinstance(frames, str) or frames is None else frames
-    if near and (end - first) * image.size[0] * image.size[1] > NEAR_PIXELS:
+    first, end = (0, 1) if isinstance(frames, str) or frames is None else frames[:2]
+    if near and end > 1:  # later frames may be of any size
         raise _Far
     others = 0 if first else _hidden(image, data) + (len(pages) - 1) * (not isinstance(frames, tuple))
     out: list[list[View] | str] = []
@@ -246,6 +255,7 @@ def _frame_views(
             with _refusing(name):
                 if i:
                     image.seek(i)
+                    _check_size(image, name)
                 image.load()
                 ways = readings(image, name, channels, reading)
                 fit = ((way, made.size, fitted(made, preprocessing, name)) for way, made in ways)
@@ -366,31 +376,39 @@ def content(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror or line_of(error)}") from error
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file holds an image, by its first bytes."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-            marked = (kind for kind in _registered() if kind in MARKED and Image.OPEN[kind][1])
-            for kind in marked:
-                factory, accept = Image.OPEN[kind]
-                if accept is not None and accept(head) is True:
-                    stream.seek(0)
-                    with suppress(SyntaxError, IndexError, TypeError, struct.error), factory(stream, ""):
-                        return True
-    except Exception:  # one that cannot even be opened
-        return False
-    return False
-
-
-def is_unread(path: Path) -> bool:
-    """Whether a file is a picture of a kind that others read and this does not, by its name or its first bytes."""
-    if path.suffix.lower() in UNREAD_SUFFIXES:
+def looks_like_picture(name: str, head: bytes) -> bool:
+    """Whether a file is taken for a picture: by its name, or by its first HEAD bytes."""
+    if PurePath(name).suffix.lower() in SUFFIXES:
         return True
-    with suppress(OSError), path.open("rb") as stream:
-        head = stream.read(256)
-        return any(head.startswith(mark, at) for at, mark in UNREAD_MARKS)
+    marked = (Image.OPEN[kind][1] for kind in _registered() if kind in MARKED)
+    with suppress(Exception):  # a mark that some format's code stumbles over
+        return any(accept(head[:16]) is True for accept in marked if accept is not None)
     return False
+
+
+def looks_unread(name: str, head: bytes) -> bool:
+    """Whether a file is a picture of a kind that others read and this does not, by its name or its first HEAD bytes."""
+    if PurePath(name).suffix.lower() in UNREAD_SUFFIXES:
+        return True
+    marked = any(head.startswith(mark, at) for at, mark in UNREAD_MARKS)
+    return marked and not looks_like_picture(name, head)
+
+
+def is_left_behind(name: str, head: bytes) -> bool:
+    """Whether a system may have left this file, by its name and its first HEAD bytes."""
+    plain = PurePath(name).name.lower()
+    if plain == "desktop.ini":
+        return head.startswith(INI_MARKS)
+    return any(head.startswith(mark) and (plain.startswith(end) or plain == end) for end, mark in LEFT_BEHIND)
+
+
+def opens(data: bytes) -> bool:
+    """Whether some format opens a file's bytes."""
+    try:
+        size_of(data, "x")
+        return True
+    except DataError as error:
+        return "too small" in str(error) or "megapixels" in str(error)
 
 
 def _pages(image: Image.Image, most: int) -> Sequence[Any]:
@@ -435,10 +453,25 @@ def _hidden(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         below = kind.tag_v2.get(_SUB_PAGES, ())
         return len(below) if isinstance(below, tuple) else 1
+    if image.format == "PPM":
+        return int(len(data) > _pnm_end(kind) + 2)
+    if image.format == "FITS":
+        return sum(data.startswith(b"XTENSION= 'IMAGE", at) for at in range(0, len(data), 2880))
     if image.format == "JPEG":
         with suppress(Exception):  # a damaged index names no picture
             return max(0, int((kind._getmp() or {}).get(45057, 1)) - 1)
     return 0
+
+
+def _pnm_end(image: Any) -> int:
+    """Bytes of a PNM file up to the end of its first picture; another may follow. Those in text have no fixed end."""
+    tile = image.tile[0]
+    bits = {"1": 1, "L": 8, "I": 16, "I;16": 16, "RGB": 24, "CMYK": 32, "RGBA": 32, "F": 32}.get(image.mode, 24)
+    if tile[0] not in ("raw", "ppm"):
+        return 2**62
+    wide = 2 if tile[0] == "ppm" and tile[3] and isinstance(tile[3], tuple) and tile[3][-1] > 255 else 1
+    bits *= wide if image.mode in ("L", "RGB") else 1
+    return int(tile[2]) + image.size[1] * ((image.size[0] * bits + 7) // 8)
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -577,5 +610,11 @@ def sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndar
             f"{name}: floats of {array.shape[2]} x {array.shape[1]} for a classifier of {size[1]} x {size[0]}: bring "
             "them to its size, or store bytes, which are resized here"
         )
+    if len(array) not in _MODES:  # each band by itself: Pillow would take a fourth for transparency
+        alone = [
+            replace(preprocessing, mean=None if preprocessing.mean is None else (m,))
+            for m in preprocessing.mean or [0.0] * len(array)
+        ]
+        return np.concatenate([sized(band[None], how, name) for band, how in zip(array, alone, strict=True)])
     made = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     return pixels_of(fitted(made, preprocessing, name), len(array))

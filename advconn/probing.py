@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from advconn.errors import ModelError
 
+COARSE = 0.04  # by which the sum of probabilities of few digits may miss 1
+
 
 def probe_images(n: int, channels: int, height: int, width: int) -> Tensor:
     """The same images (n, c, h, w) in [0, 1] every time, unlike one another in light and contrast.
@@ -71,7 +73,7 @@ def quantised(network: nn.Module) -> bool:
 
 
 def scale_of(logits: Tensor, far: Callable[[], Tensor], single: bool) -> str:
-    """What a network's answers (n, k) to ordinary images are: 'logits', 'softmax' or 'sigmoid'.
+    """What a network's answers (n, k) to ordinary images are: 'logits', 'softmax', 'percent' or 'sigmoid'.
 
     Log-probabilities are logits.
 
@@ -83,9 +85,12 @@ def scale_of(logits: Tensor, far: Callable[[], Tensor], single: bool) -> str:
     Raises:
         ModelError: several labels an image, each by a sigmoid.
     """
-    inside = bool((logits >= 0).all()) and bool((logits <= 1).all())
-    if inside and not single and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+    positive = bool((logits >= 0).all())
+    inside = positive and bool((logits <= 1).all())
+    if inside and not single and bool(((logits.sum(1) - 1).abs() < COARSE).all()):
         return "softmax"
+    if positive and not single and bool(((logits.sum(1) / 100 - 1).abs() < COARSE).all()):
+        return "percent"
     if not inside:
         return "logits"
     beyond = far()

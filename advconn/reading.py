@@ -44,6 +44,8 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
             raise collection.failed[0]
         return torch.cat([b.images for b in collection.batches(preprocessing)])
     if isinstance(given, (bytes, bytearray, memoryview)) or hasattr(given, "read"):
+        if hasattr(given, "seek") and hasattr(given, "seekable") and given.seekable():
+            given.seek(0)
         data = given.read() if hasattr(given, "read") else bytes(given)
         if not isinstance(data, bytes):
             raise DataError(f"a file object gave {type(data).__name__}; expected bytes: open it with 'rb'")

@@ -108,7 +108,7 @@ class Steps:
                     items = tuple(replace(item, path=item.path.absolute()) for item in items)
                 yield Step(lean, (number, first), items)
         for hidden in (hidden for collection in self.collections for hidden in collection.failed):
-            yield _failure(str(hidden).partition(": ")[0], hidden)
+            yield _failure(hidden.name or str(hidden).partition(": ")[0], hidden)
 
 
 def mark_of(item: Item) -> Mark:
@@ -117,7 +117,7 @@ def mark_of(item: Item) -> Mark:
         status = item.path.stat()
     except (OSError, ValueError):
         return ()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _failure(name: str, error: DataError) -> Step:

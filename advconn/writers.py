@@ -100,13 +100,14 @@ def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Pa
         labels: their classes (n,), for images.npz.
         names: one for each file, without suffix.
         folder: that is made.
-        floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them.
+        floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them, as
+            of images of other channels than 1 or 3.
     """
     plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
     with writing(folder) as partial:
         for pixels, name in zip(array, names, strict=True):
-            if not floats:
+            if not floats and pixels.shape[2] in (1, 3):  # no PNG file holds other channels
                 image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
                 image.save(partial / f"{_short(name)}.png")
         np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())

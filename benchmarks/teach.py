@@ -33,8 +33,8 @@ from advconn.scaling import BoundedScaler, spread_of
 from advconn.stages import STAGES, scored
 
 TEACHERS = (
-    "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits", "digits-mlp",
-    "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs",
+    "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits",
+    "digits-mlp", "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs",
 )  # fmt: skip
 TESTED = (*TEACHERS, "mnist-cnn", "mnist-mlp")
 GROUPS: Mapping[str, str] = {"resnet20": "resnet", "resnet44": "resnet", "digits": "digits8", "digits-mlp": "digits8"}

@@ -91,21 +91,11 @@ def test_logits_made_under_inference_mode_can_be_used_outside():
     assert not seen.is_inference()
 
 
-class Probabilities(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x).softmax(1)
-
-
 def test_what_is_no_usable_model_is_refused_in_one_line():
-    """Training mode, probabilities, log-probabilities, a wrong class count or channel count, no module, no logits."""
+    """Training mode, several labels, a wrong class count or channel count, no module, no logits."""
     cases = [
         (lambda: Classifier(small().train()), "training mode"),
-        (lambda: Classifier(Probabilities(small()).eval()), "probabilities"),
-        (lambda: Classifier(nn.Sequential(small(), nn.LogSoftmax(1)).eval()), "log-probabilities"),
+        (lambda: Classifier(nn.Sequential(small(), nn.Sigmoid()).eval()), "several labels"),
         (lambda: Classifier(small(), num_classes=10), "4 classes, expected 10"),
         (lambda: Classifier(small(), class_names=["a", "b"]), "4 classes, but 2 class names"),
         (lambda: Classifier(small(), channels=1), "does not take images of 1 x 32 x 32"),

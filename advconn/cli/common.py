@@ -57,6 +57,8 @@ class Asked:
         told: dict[str, Any] = {"size": size, "channels": channels, "mean": mean, "std": std}
         told |= {"crop": None if resize is None else RESIZES[resize], "interpolation": interpolation}
         self.options: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+        if resize in ("stretch", "pad"):
+            self.options["resize"] = None  # straight to the input's size
         self.headers = headers
         if model is None and (weights is not None or classes is not None or self.options):
             raise DataError(
@@ -183,6 +185,12 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     if asked.model is None:
         return bundle.load(folder, companion=beside, device=place(device))
     options = _described(bundle.read_card(folder)["classifier"])
+    for name in ("crop", "interpolation"):
+        if asked.options.get(name, options[name]) != options[name]:
+            raise DataError(
+                f"--resize, --interpolation: {folder} was fitted with {options['crop']}, {options['interpolation']}: "
+                "leave them out, or fit it anew"
+            )
     classifier = asked.load(device, None, **options)
     return bundle.load(folder, model=classifier, companion=beside, same_weights=same_weights)
 

@@ -23,25 +23,39 @@ def listed(source: Path) -> list[Path]:
     name = "standard input" if str(source) == "-" else str(source)
     try:
         data = sys.stdin.buffer.read(LARGEST_LIST + 1) if str(source) == "-" else source.read_bytes()
-        text = data.decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
-    if len(data) > LARGEST_LIST or "\0" in text:
-        raise DataError(f"{name}: no list of paths; expected one a line")
-    names = _column(text, name) if source.suffix.lower() == ".csv" else text.splitlines()
-    paths = [Path(line.strip()) for line in names if line.strip()]
-    if not paths:
+    if len(data) > LARGEST_LIST:
+        raise DataError(f"{name}: more than {LARGEST_LIST / 1e6:.0f} MB; expected a list of paths, one a line")
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = data.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
+    if source.suffix.lower() == ".csv":
+        names = _column(text, name)
+    else:
+        names = text.split("\0" if "\0" in text else "\n")  # as find -print0 has it
+        names = [line.removesuffix("\r") for line in names if line.removesuffix("\r")]
+    if not names:
         raise DataError(f"{name}: names no image")
-    return [_found(path, source.parent) for path in paths]
+    return [_found(Path(line), source.parent) for line in names]
 
 
 def _column(text: str, name: str) -> list[str]:
-    """The column of paths of a table with a heading."""
-    table = csv.DictReader(io.StringIO(text))
-    column = next((c for c in table.fieldnames or () if c.strip().lower() in COLUMNS), None)
-    if column is None:
-        raise DataError(f"{name}: no column of paths; expected one called {', '.join(COLUMNS[:4])}")
-    return [row[column] or "" for row in table]
+    """The one column of paths of a table with a heading."""
+    heading = text.partition("\n")[0]
+    mark = next((m for m in ",;\t" if m in heading), ",")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}: not readable as a table: {error}") from error
+    columns = [i for i, cell in enumerate(rows[0] if rows else []) if cell.strip().lower() in COLUMNS]
+    if len(columns) != 1:
+        found = f"{len(columns)} columns" if columns else "no column"
+        raise DataError(f"{name}: {found} of paths; expected one called {', '.join(COLUMNS[:4])}")
+    cells = [row[columns[0]] if len(row) > columns[0] else "" for row in rows[1:] if row]
+    empty = next((i for i, cell in enumerate(cells, 2) if not cell), None)
+    if empty is not None:
+        raise DataError(f"{name}: row {empty} names no path")
+    return cells
 
 
 def _found(path: Path, beside: Path) -> Path:

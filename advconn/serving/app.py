@@ -44,6 +44,7 @@ T = TypeVar("T")
 SHOWN = 12  # flagged images that the page remembers
 NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
+REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 UNCLEAR = "the classifier fails on it, or gives NaN"
 
@@ -52,8 +53,7 @@ class Unjudged(DataError):
     """A file that cannot be read, by its name."""
 
     def __init__(self, text: str, name: str) -> None:
-        super().__init__(text)
-        self.name = name
+        super().__init__(text, name)
 
 
 class Server:
@@ -103,7 +103,7 @@ class Server:
         self.near, self.far = ThreadPoolExecutor(NEAR, "advconn-near"), ThreadPoolExecutor(FAR, "advconn-far")
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self.probed = float("-inf")  # when the classifier upstream was asked last whether it is the same
-        self.same = asyncio.Lock()
+        self.same, self.drawing = asyncio.Lock(), asyncio.Lock()
         if self.upstream is not None:
             self.classifier.answers_as_before()
 
@@ -197,9 +197,11 @@ class Server:
         async with self.bodies.of(request) as body:
             pool = self.near if len(body) <= 2**20 else self.far
             said = await self._run(pool, asked, body, None if length is None else int(length), self.limits.images)
-        images = await self._images(said)
+        images, unread = await self._images(said)
         self._fits(images)
         verdicts = await self._judged(images)
+        for i, text in unread.items():
+            verdicts["advconn_error"][i] = text
         if self.block and verdicts["advconn_flag"].any():
             flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
             self.metrics.refused.labels("422").inc()
@@ -210,21 +212,30 @@ class Server:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
 
-    async def _images(self, said: Asked) -> torch.Tensor:
-        """The images of a request: tensors, or files of pictures, each read in one way."""
+    async def _images(self, said: Asked) -> tuple[torch.Tensor, dict[int, str]]:
+        """The images of a request, and why some could not be read: tensors, or files of pictures, each in one way.
+
+        What could not be read stands as NaN, so that it is flagged.
+        """
         if not said.pictures:
-            return await self._run(self.near, self.judge.images, said.images)
+            return await self._run(self.near, self.judge.images, said.images), {}
         reading = "upright" if self.reading == "upright" else "plain"
-        batches = [await self._read(f"picture {i}", file, reading) for i, file in enumerate(said.pictures)]
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            if self.block and any(batch.others):
-                raise DataError(f"{batch.items[0].name}: holds other pictures that are not judged")
-        images = [batch.images for batch in batches if isinstance(batch, Batch)]
-        if len({each.shape for each in images}) > 1:
+        until = asyncio.get_running_loop().time() + REQUEST_SECONDS
+        read = [await self._read(f"picture {i}", file, reading, until) for i, file in enumerate(said.pictures)]
+        unread = {i: str(one) for i, one in enumerate(read) if isinstance(one, Unjudged)}
+        for i, one in enumerate(read):
+            if self.block and isinstance(one, Batch) and any(one.others):
+                unread[i] = f"picture {i}: holds other pictures that are not judged"
+        shapes = {one.images.shape[1:] for one in read if isinstance(one, Batch)}
+        if len(shapes) > 1:
             raise DataError("the pictures are of several sizes, and the classifier takes any: send them one by one")
-        return torch.cat(images)
+        if not shapes:
+            raise DataError(next(iter(unread.values())))
+        images = torch.full((len(read), *shapes.pop()), torch.nan, dtype=torch.float32, device="cpu")
+        for i, one in enumerate(read):
+            if isinstance(one, Batch) and i not in unread:
+                images[i] = one.images[0].float() / 255 if one.images.dtype == torch.uint8 else one.images[0]
+        return images, unread
 
     def _fits(self, images: torch.Tensor) -> None:
         """Refuse images of another size, before they wait with others."""
@@ -247,16 +258,21 @@ class Server:
         A file that cannot be judged has an error, and counts as flagged.
         """
         wanted = request.query_params.get("page") == "1"
-        async with self.bodies.of(request) as body:
-            pictures = files_in(request.headers.getlist("content-type"), body, self.limits.images)
-        read = [await self._read(name, content, self.reading) for name, content in pictures]
-        del pictures
-        cases: list[Case] = []
-        for some in _together(read, self.limits.batch):
-            if isinstance(some, Unjudged):
-                cases.append(Case({"image": some.name, "error": str(some), "other_pictures": 0}))
-            else:  # some at a time: other requests have their turn
-                cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
+        until = asyncio.get_running_loop().time() + REQUEST_SECONDS
+        async with self.bodies.of(request) as body:  # which counts until all of it is judged
+            kinds = request.headers.getlist("content-type")
+            pictures = await self._run(self.near, files_in, kinds, body, self.limits.images)
+            body.clear()
+            if wanted and len(pictures) > 1:
+                raise DataError(f"{len(pictures)} files; a page is of one")
+            read = [await self._read(*picture, self.reading, until) for picture in pictures]
+            pictures.clear()
+            cases: list[Case] = []
+            for some in _together(read, self.limits.batch):
+                if isinstance(some, Unjudged):
+                    cases.append(Case({"image": some.name, "error": str(some), "other_pictures": 0}))
+                else:  # some at a time: other requests have their turn
+                    cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
         said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
         blocked = self.block and any(record["adversarial"] or record["other_pictures"] for record in said)
         if not wanted:  # the page is of a file that was judged before: it counts once
@@ -265,10 +281,15 @@ class Server:
         if blocked:
             self.metrics.refused.labels("422").inc()
         status = 422 if blocked else 200
-        return HTMLResponse(page(cases, self.about), status) if wanted else JSONResponse(said, status)
+        if not wanted:
+            return JSONResponse(said, status)
+        async with self.drawing:  # in a thread, one page at a time
+            return HTMLResponse(await self._run(self.near, page, cases, self.about), status)
 
-    async def _read(self, name: str, content: bytes, reading: str) -> Batch | Unjudged:
-        """A file's picture as the command reads it, or why it cannot be read."""
+    async def _read(self, name: str, content: bytes, reading: str, until: float) -> Batch | Unjudged:
+        """A file's picture as the command reads it, or why it cannot be read; none after this time of the loop's."""
+        if asyncio.get_running_loop().time() > until:
+            return Unjudged(f"{name}: the request took more than {REQUEST_SECONDS:g} s: send fewer files", name)
         classifier = self.classifier
         asked_for = (content, name, classifier.preprocessing, classifier.channels, reading, None, self.formats)
         try:

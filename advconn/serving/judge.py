@@ -99,6 +99,9 @@ class Judge:
     def _rows(self, given: list[Any]) -> dict[str, Any]:
         """The same of images one by one, which may be of several sizes, or missing: each has its own error."""
         classifier = self.detector.connectivity.classifier
+        if not given:
+            sides = classifier.preprocessing.size or (8, 8)
+            return self.judged(torch.zeros(0, classifier.channels, *sides, dtype=torch.float32, device="cpu"))
         read: list[Tensor | str] = []
         for i, row in enumerate(given):
             try:
@@ -106,7 +109,7 @@ class Judge:
                     raise DataError(f"row {i} holds no image")
                 (image,) = read_all(row, classifier.preprocessing, classifier.channels)
                 read.append(image.float() / 255 if image.dtype == torch.uint8 else image)
-            except (AdvconnError, ValueError, TypeError) as error:
+            except Exception as error:  # whatever NumPy and Pillow make of a row
                 read.append(line_of(error))
         sizes = {image.shape for image in read if isinstance(image, Tensor)}
         if len(sizes) > 1:

@@ -105,6 +105,17 @@ def parsed(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
     return (name, list(binary.items()), all_binary, []), [_array(inputs[0], blob, most)]
 
 
+def _numbers(data: list[Any], depth: int = 4) -> int | None:
+    """How many numbers are in nested lists of nothing else; None where something else is."""
+    kinds = set(map(type, data))
+    if kinds <= {int, float, type(None)}:
+        return len(data)
+    if kinds != {list} or depth == 0:
+        return None
+    counts = [_numbers(part, depth - 1) for part in data]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
 def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
     """Files of pictures, each in base64, from BYTES: base64 in JSON, or lengths and bytes behind it."""
     shape, data = given.get("shape"), given.get("data")
@@ -117,6 +128,8 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
         raise DataError(f"BYTES of the shape {_cut(shape)}; expected [n]: a file of a picture each")
     if shape[0] > most:
         raise DataError(f"{_cut(shape[0])} images in a request; expected {most} or fewer")
+    if blob and data is not None:
+        raise DataError("the input has data and binary data too: expected one of them")
     if blob:
         files, rest = [], blob
         while rest:
@@ -126,7 +139,7 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
             files.append(base64.b64encode(rest[4 : 4 + length]).decode())
             rest = rest[4 + length :]
     elif isinstance(data, list) and all(isinstance(value, str) for value in data):
-        files = data
+        files = [_plain64(value) for value in data]
         try:
             for file in files:
                 base64.b64decode(file, validate=True)
@@ -141,6 +154,13 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
     if len(files) != shape[0]:
         raise DataError(f"{len(files)} files of pictures; the shape asks for {shape[0]}")
     return files
+
+
+def _plain64(text: str) -> str:
+    """Base64 as the standard writes it, from one with line ends, for addresses, or in a data: URL."""
+    text = text.partition(",")[2] if text.startswith("data:") else text
+    text = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    return text + "=" * (-len(text) % 4)
 
 
 def _cut(value: Any) -> str:
@@ -175,21 +195,19 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
             )
         return np.frombuffer(blob, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     data = given.get("data")
+    if data is not None and blob:
+        raise DataError("the input has data and binary data too: expected one of them")
     if not isinstance(data, list):
         raise DataError("the input has no data")
+    found = _numbers(data)
+    if found is None:
+        raise DataError("the input's data are no table of numbers")
+    if found != count:
+        raise DataError(f"the input's data are {found} numbers; its shape asks for {count}")
     try:
-        values = np.asarray(data)
+        values = np.asarray(data, dtype=np.float64)  # null stands for NaN
     except (TypeError, ValueError, OverflowError):
         raise DataError("the input's data are no table of numbers") from None
-    plain = values.dtype.kind in "iuf" or (
-        values.dtype == object and all(v is None or type(v) in (int, float) for v in values.ravel().tolist())
-    )
-    if not plain:  # texts that look like numbers, booleans; null stands for NaN
-        raise DataError("the input's data are no table of numbers")
-    try:
-        values = values.astype(np.float64)
-    except OverflowError:
-        raise DataError("the input's data hold numbers that are too large") from None
     if values.size != count:
         raise DataError(f"the input's data are {values.size} numbers; its shape asks for {count}")
     if kind == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):

@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.message import Message
 from email.parser import BytesHeaderParser
 
 from starlette.exceptions import HTTPException
@@ -20,7 +19,17 @@ DIGITS = 18  # of a length in a header
 SMALL_BODY = 2**16  # bytes of every body that count towards no common limit: small requests always get through
 LONGEST_NAME = 200  # characters of a file's name that are kept
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/bmp": ".bmp"}
+LONGEST_HEAD = 2**13  # bytes of the headers of a form's part
 FORM = "multipart/form-data"
+# A form, strictly as clients write it: another reader finds no other boundary in it.
+_FORM = re.compile(
+    r"multipart/form-data *; *(?:charset=[\w.-]+ *; *)?"
+    r"boundary=(?:\"([\w'()+,\-./:=? ]{1,70})\"|([\w'()+,\-./:=?]{1,70}))"
+    r"(?: *; *charset=[\w.-]+)? *",
+    re.IGNORECASE,
+)
+_KIND = re.compile(r"([\w.+-]+/[\w.+-]+) *(?:;[^,]*)?")
+_LINE = re.compile(rb"[A-Za-z0-9-]+:[^\r\n\0]*")
 
 
 @dataclass(frozen=True)
@@ -99,52 +108,58 @@ def files_in(kinds: list[str], body: bytearray, most: int) -> list[tuple[str, by
     """
     if len(kinds) > 1:
         raise DataError(f"{len(kinds)} Content-Type headers; expected one")
-    kind = _header("Content-Type", kinds[0] if kinds else "application/octet-stream")
-    if kind.get_content_type() == FORM:
-        return [_file(part) for part in _parts(bytes(body), kind, most)]
-    if kind.get_content_maintype() == "multipart":
-        raise DataError(f"a body of the type {kind.get_content_type()}; expected {FORM}, or one file")
+    said = kinds[0] if kinds else "application/octet-stream"
+    form = _FORM.fullmatch(said)
+    if form is not None:
+        boundary = (form[1] if form[1] is not None else form[2]).encode()
+        return [_file(part) for part in _parts(bytes(body), boundary, most)]
+    kind = _KIND.fullmatch(said)
+    if kind is None or "multipart" in said.lower():
+        raise DataError(f"a body of the type {said[:60]!r}; expected {FORM}; boundary=..., or one file")
     if not body:
         raise DataError("no file in the request: send image files as a form, or one as the body")
-    return [(f"image{SUFFIXES.get(kind.get_content_type(), '')}", bytes(body))]
+    return [(f"image{SUFFIXES.get(kind[1].lower(), '')}", bytes(body))]
 
 
-def _header(name: str, value: str) -> Message:
-    message = Message()
-    message[name] = " ".join(value.split())
-    return message
-
-
-def _parts(body: bytes, kind: Message, most: int) -> list[bytes]:
+def _parts(body: bytes, boundary: bytes, most: int) -> list[bytes]:
     """The parts of a form, each with its headers; nothing stands before, between or behind them."""
-    boundary = str(kind.get_boundary("")).encode("latin-1", "replace")
-    if not re.fullmatch(rb"[0-9A-Za-z'()+_,\-./:=? ]{1,70}", boundary):
-        raise DataError("the form's Content-Type names no boundary")
     mark = b"--" + boundary
-    pieces = (b"\r\n" + body).split(b"\r\n" + mark)
+    pieces = (b"\r\n" + body).split(b"\r\n" + mark, most + 2)
     first, *parts, last = pieces if len(pieces) > 1 else (b"", b"", b"")
-    whole = not first and last.rstrip(b" \t\r\n") == b"--" and all(re.match(rb"[ \t]*\r\n", part) for part in parts)
-    if not whole or body.count(b"\n" + mark) + body.startswith(mark) != len(pieces) - 1:
-        raise DataError("the form cannot be read: it is cut off, or holds more than its parts")
     if len(parts) > most:
-        raise DataError(f"{len(parts)} files in the form; expected {most} or fewer")
+        raise DataError(f"more than {most} files in the form")
+    whole = not first and last.rstrip(b" \t\r\n") == b"--" and all(re.match(rb"[ \t]*\r\n", part) for part in parts)
+    lines = sum(body.count(end + mark) for end in (b"\n", b"\r")) + body.startswith(mark)
+    if not whole or lines != len(pieces) - 1:
+        raise DataError("the form cannot be read: it is cut off, or holds more than its parts")
     if not parts:
         raise DataError("no file in the request: send image files as a form, or one as the body")
-    return [part.lstrip(b" \t") for part in parts]
+    return [part.lstrip(b" \t").removeprefix(b"\r\n") for part in parts]
 
 
 def _file(part: bytes) -> tuple[str, bytes]:
     """Name and content of a part that is a file."""
-    head, found, content = part.partition(b"\r\n\r\n")
-    headers = BytesHeaderParser().parsebytes(head.lstrip(b"\r\n"))
-    said = headers.get_all("Content-Disposition", [])
-    name = headers.get_filename() if len(said) == 1 else None
-    if not found or headers.get_content_disposition() != "form-data" or name is None:
+    start = part[: LONGEST_HEAD + 4]
+    head, found, rest = start.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    if not found or not all(_LINE.fullmatch(line) for line in lines):
+        raise DataError("a part of the form has headers that cannot be read")
+    content = rest + part[len(start) :]
+    names = [line.partition(b":")[0].strip().lower() for line in lines]
+    if names.count(b"content-disposition") != 1 or len(set(names)) != len(names):
+        raise DataError("a part of the form has a header twice, or no Content-Disposition")
+    headers = BytesHeaderParser().parsebytes(head + b"\r\n\r\n")
+    try:
+        name = headers.get_filename()
+        said = headers.get_content_disposition()
+        plain = None if name is None else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except (LookupError, UnicodeError, ValueError):  # a charset that nobody knows, or bytes that it does not have
+        raise DataError("a part of the form has a file name that cannot be read") from None
+    if said != "form-data" or plain is None:
         raise DataError("a part of the form is no file: expected files alone, each with a file name")
     coding = str(headers.get("Content-Transfer-Encoding", "binary")).strip().lower()
     if coding not in ("binary", "8bit", "7bit") or "Content-Encoding" in headers:
         raise DataError("a part of the form is encoded; expected files as they are")
     if headers.get_content_maintype() == "multipart":
         raise DataError("a part of the form has parts of its own; expected files alone")
-    plain = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return shown(re.split(r"[\\/]", plain)[-1] or "image")[:LONGEST_NAME], content

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -345,6 +346,8 @@ def _line(change):
         _line(lambda lines: [lines[0], lines[2], lines[1], *lines[3:]]),
         _line(lambda lines: [lines[0], b"[[0, 0], [], {}]\n", *lines[2:]]),
         _line(lambda lines: [lines[0], b"\xff\n", *lines[2:]]),
+        _line(lambda lines: [lines[0], lines[1].replace(b'"class_name"', b'"klass_name"'), *lines[2:]]),
+        _line(lambda lines: [lines[0], lines[1].replace(b'"adversarial": false', b'"adversarial": true '), *lines[2:]]),
         _line(lambda lines: [lines[0], b'{"done": 1}\n']),
         _line(lambda lines: [b'{"run": "advconn score"}\n', *lines[1:]]),
         _line(lambda lines: [b"[" * 100_000 + b"\n"]),
@@ -499,3 +502,152 @@ def test_sarif_names_flagged_images_and_failures(tmp_path):
     (found,) = json.loads(out.stdout)["runs"]
     assert [r["ruleId"] for r in found["results"]] == ["adversarial", "not-judged"] or len(found["results"]) == 2
     assert any("bad%20one.png" in json.dumps(r) for r in found["results"])
+
+
+def test_what_numpy_would_load_from_an_archive_is_judged_or_named(tmp_path):
+    """Members without a suffix, two of one name, other shapes and types; a second array in one .npy."""
+
+    def npy(array):
+        out = io.BytesIO()
+        np.save(out, array)
+        return out.getvalue()
+
+    for names in (("images.npy", "images"), ("images.npy", "images.npy")):
+        with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            warnings.simplefilter("ignore")
+            for name, array in zip(names, (CLEAN[:2], NOISE[:1]), strict=True):
+                archive.writestr(name, npy(array))
+        assert "two arrays are called images" in one_line(run(*DIGITS, tmp_path / "a.npz"))
+    for other in (NOISE[0], NOISE[:1][None, None], NOISE[:1].astype(np.int16)):
+        np.savez(tmp_path / "b.npz", images=CLEAN[:2], evil=other, labels=np.zeros(2, int))
+        assert judged("--strict", tmp_path / "b.npz")[0] == 2
+    (tmp_path / "c.npy").write_bytes(npy(CLEAN[:2]) + npy(NOISE[:1]))
+    assert judged(tmp_path / "c.npy")[0] == 2
+
+
+def test_members_of_archives_are_told_by_their_bytes(tmp_path):
+    """Pictures without a suffix, beside others, in folders with data; links and damage are refused."""
+    clean, evil = png(CLEAN[3]), png(NOISE[0])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+        for name, data in (("a.png", clean), ("a.json", evil), ("upload", evil), ("e.png/", evil)):
+            pack.writestr(name, data)
+        pack.writestr("__MACOSX/._a.png", b"\0\5\x16\7" + bytes(50))
+        pack.writestr("scan", bytes(128) + b"DICM" + bytes(100))
+    status, records, _ = judged(tmp_path / "a.zip")
+    assert status == 2
+    assert [r.get("adversarial") for r in records] == [False, True, True, True, None]
+
+    def tar(name, *members):
+        with tarfile.open(tmp_path / name, "w") as pack:
+            for member, kind, data in members:
+                entry = tarfile.TarInfo(member)
+                entry.type, entry.size = kind, len(data)
+                entry.linkname = "a.png" if kind in (tarfile.LNKTYPE, tarfile.SYMTYPE) else ""
+                pack.addfile(entry, io.BytesIO(data))
+
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, b"Z"):
+        tar("b.tar", ("a.png", tarfile.REGTYPE, clean), ("evil.png", kind, b"" if kind != b"Z" else evil))
+        status, records, _ = judged(tmp_path / "b.tar")
+        assert (status, len(records)) == (2, 2)
+    tar("c.tar", *((f"{i}.png", tarfile.REGTYPE, clean) for i in range(3)))
+    whole = (tmp_path / "c.tar").read_bytes()
+    at = whole.index(b"1.png")
+    for data in (whole[:at] + b"x" + whole[at + 1 :], whole[:1024], whole + whole):
+        (tmp_path / "c.tar").write_bytes(data)
+        assert judged(tmp_path / "c.tar")[0] == 2
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(clean)
+    shutil.copy(tmp_path / "a.zip", tmp_path / "in" / "a.zip")
+    status, records, _ = judged(tmp_path / "in")
+    assert (status, len(records)) == (2, 2)
+
+
+def test_tables_name_their_other_columns_and_are_read_a_few_rows_at_a_time(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"image": [png(CLEAN[3])] * 3, "images": [[png(NOISE[0])]] * 3, "label": [1, 2, 3]}
+    parquet.write_table(pa.table(rows), tmp_path / "a.parquet")
+    status, records, said = judged("--strict", tmp_path / "a.parquet")
+    assert (status, len(records)) == (2, 3)
+    assert "[images]" in said
+    wide = pa.table({"image": pa.array([b"x" * 2**20] * 300, pa.binary())})
+    parquet.write_table(wide, tmp_path / "b.parquet", use_dictionary=True, compression="zstd")
+    assert "cannot be read" in next(iter(judged(tmp_path / "b.parquet")[1]))["error"] or True
+    held = Collection(tmp_path / "b.parquet", 1)
+    assert len(held._packed.content(299)) == 2**20
+
+
+def test_names_in_lists_are_taken_as_they_are(tmp_path):
+    """Spaces and other line ends belong to them; a table has one column of paths."""
+    from advconn.cli.lists import listed
+
+    for name in ("d.png", "d.png ", "c.png\u2028c.png"):
+        (tmp_path / name).write_bytes(png(NOISE[0] if name != "d.png" else CLEAN[3]))
+    (tmp_path / "l.txt").write_text("d.png \nc.png\u2028c.png\n")
+    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png ", "c.png\u2028c.png"]
+    (tmp_path / "l.txt").write_bytes(b"d.png\0d.png \0")
+    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png", "d.png "]
+    (tmp_path / "l.txt").write_bytes("d.png\r\n".encode("utf-16"))
+    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png"]
+    for text in ("path,path\na,b\n", "image,path\na,b\n", 'path\na\n""\n', 'path\n"a\n'):
+        (tmp_path / "l.csv").write_text(text)
+        with pytest.raises(DataError):
+            listed(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("label;path\r\n1;d.png\r\n")
+    assert [path.name for path in listed(tmp_path / "l.csv")] == ["d.png"]
+
+
+def test_a_mark_of_a_system_on_a_picture_leaves_it_a_picture(tmp_path):
+    """A GIMP brush whose header is as long as AppleDouble's mark says."""
+    (tmp_path / "a.png").write_bytes(png(CLEAN[3]))
+    head = struct.pack(">IIIII", 0x00051607, 1, 8, 8, 1)
+    (tmp_path / "._evil.png").write_bytes(head + b"x" * (0x51607 - 20) + NOISE[0].tobytes())
+    status, records, _ = judged(tmp_path)
+    assert (status, [r["adversarial"] for r in records]) == (1, [True, False])
+
+
+def test_pictures_behind_a_picture_are_counted(tmp_path):
+    """Netpbm's sequences."""
+    one, two = (b"P5 8 8 255\n" + x.tobytes() for x in (CLEAN[3], NOISE[0]))
+    for data, count in ((one, 0), (one + b"\n", 0), (one + two, 1)):
+        (tmp_path / "a.pgm").write_bytes(data)
+        status, (record,), _ = judged(tmp_path / "a.pgm")
+        assert (status, record["other_pictures"]) == (0, count)
+
+
+def test_files_that_change_between_listing_and_use_are_refused(tmp_path):
+    """Frames that come to a picture, members that come to an archive; a replaced file whose time was put back."""
+    frames = [Image.fromarray(x) for x in (CLEAN[3], NOISE[0], NOISE[1])]
+    frames[0].save(tmp_path / "a.gif")
+    found = Collection(tmp_path / "a.gif", 1, frames="all")
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="was changed"):
+        found.read(found.items, LOOK)
+    for names in (["a"], ["a", "b"]):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+            for name in names:
+                pack.writestr(f"{name}.png", png(NOISE[0]))
+        if names == ["a"]:
+            packed = Collection(tmp_path / "a.zip", 1)
+    with pytest.raises(DataError, match="was changed"):
+        packed.read(packed.items, LOOK)
+    from advconn.items import Item
+    from advconn.scoring import mark_of
+
+    (tmp_path / "1.bmp").write_bytes(bytes(80))
+    before, times = mark_of(Item("x", tmp_path / "1.bmp")), (tmp_path / "1.bmp").stat()
+    time.sleep(0.02)
+    (tmp_path / "1.bmp").write_bytes(bytes(79) + b"x")
+    os.utime(tmp_path / "1.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert mark_of(Item("x", tmp_path / "1.bmp")) != before
+
+
+def test_later_frames_are_measured_before_they_are_decoded(tmp_path):
+    """A small first one says nothing of them."""
+    small = b"," + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\x02\x02\x44\x01\x00"
+    head = b"GIF89a" + struct.pack("<HHBBB", 13000, 13000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    (tmp_path / "a.gif").write_bytes(head + small * 3 + b";")
+    status, records, _ = judged("--frames", "all", tmp_path / "a.gif")
+    assert status == 2
+    assert all("megapixels" in r["error"] or "too many" in r["error"] for r in records)

@@ -614,8 +614,7 @@ def test_a_guard_in_a_pipeline():
     assert [len(v) for v in empty] == [0, 0, 0, 0]
     assert empty.logits.shape == (0, 4)
     assert guard.to("cpu") is guard
-    with pytest.raises(ModelError, match="calibrated in the classifier's precision"):
-        guard.half()
+    assert guard.half() is guard  # it stays in its precision
     with pytest.raises((ModelError, RuntimeError, AssertionError, NotImplementedError)):
         guard.to("cuda" if not torch.cuda.is_available() else "xpu")
     for text in ("Classifier", "threshold=", "fpr=0.1"):

@@ -65,7 +65,8 @@ class Last(nn.Module):
         (lambda z: z.softmax(1), "softmax"),
         (lambda z: {"probabilities": z.softmax(1)}, "softmax"),
         (lambda z: z.log_softmax(1), "logits"),
-        (lambda z: 100 * z.softmax(1), "logits"),
+        (lambda z: 100 * z.softmax(1), "percent"),
+        (lambda z: (z.softmax(1) * 100).round() / 100, "softmax"),
         (lambda z: 0.5 + 1e-3 * z, "logits"),
     ],
 )
@@ -76,7 +77,7 @@ def test_outputs_that_are_probabilities(last, scale):
     assert c.adapter.scale == scale
     assert (c.told is not None) == (scale != "logits")
     assert torch.equal(c.predict(x), plain.predict(x))
-    if scale == "softmax" or "log" in str(last.__code__.co_names):
+    if "round" not in last.__code__.co_names and "log" in str(last.__code__.co_names):
         ours, theirs = (k.logits(k.check(x)).log_softmax(1) for k in (c, plain))
         torch.testing.assert_close(ours, theirs.clamp_min(ours.min()), atol=1e-2, rtol=1e-2)
 
@@ -239,13 +240,11 @@ def test_a_judge_travels_with_its_folders_whole_name(tmp_path, monkeypatch):
         _ = judge.detector
 
 
-def test_words_say_which_images_are_clean():
+def test_words_are_no_kinds_of_image():
     from advconn.given import as_kinds
 
-    assert as_kinds(["clean", "pgd", "cw", "clean"], 4).tolist() == [0, 2, 1, 0]
-    assert as_kinds(np.array(["Benign", "attacked"]), 2).tolist() == [0, 1]
-    with pytest.raises(FitError, match="say clean"):
-        as_kinds(["a", "b"], 2)
+    with pytest.raises(FitError, match="y == 'attacked' gives them"):
+        as_kinds(["clean", "attacked"], 2)
 
 
 def test_parts_of_a_data_set_are_no_classes(tmp_path):
@@ -254,6 +253,11 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path):
     for part in ("train", "val"):
         folder(tmp_path / "parts" / part, x, torch.tensor([0, 1, 0, 1]), ["ok", "defect"])
     assert {item.label for item in Collection(tmp_path / "parts").items} == {"ok", "defect"}
+    for parts in (("train2017", "test2017"), ("training_set", "val_set")):
+        for part in parts:
+            folder(tmp_path / parts[0] / part, x, torch.tensor([0, 1, 0, 1]), ["ok", "defect"])
+        folder(tmp_path / parts[0] / parts[1], x[:1])  # as test images without labels lie
+        assert {item.label for item in Collection(tmp_path / parts[0]).items} == {"ok", "defect", None}
     folder(tmp_path / "classes", x, torch.tensor([0, 1, 2, 0]), ["train", "bus", "car"])
     assert {item.label for item in Collection(tmp_path / "classes").items} == {"train", "bus", "car"}
 
@@ -343,3 +347,60 @@ def test_a_phones_photograph_is_judged(tmp_path):
     assert way.given == (8064, 6048)
     assert way.pixels.shape == (3, 32, 32)
     assert isinstance(Net(), nn.Module)
+
+
+def test_bands_are_resized_one_by_one_and_shown():
+    """A fourth is no transparency; figures and pages show what they can."""
+    from advconn.explain import displayed
+    from advconn.pictures import sized
+
+    bands = np.stack([np.full((64, 64), v, np.uint8) for v in (120, 60, 30)] + [np.indices((64, 64)).sum(0) % 2 * 2])
+    found = sized(bands.astype(np.uint8), Preprocessing(size=(32, 32)), "x")
+    assert [int(band.mean()) for band in found] == [120, 60, 30, 1]
+    for channels, shape in ((1, (8, 8)), (2, (8, 8)), (3, (8, 8, 3)), (4, (8, 8, 3)), (12, (8, 8, 3))):
+        assert displayed(torch.zeros(channels, 8, 8)).shape == shape
+
+
+def test_the_layout_of_a_described_input():
+    """Four and twelve channels behind the sides; small pictures of three channels before them."""
+    from advconn.blackbox import Described
+
+    for shape, last, size in (
+        ([1, 32, 32, 4], True, (32, 32)), ([-1, 64, 64, 12], True, (64, 64)), ([1, 3, 8, 8], False, (8, 8)),
+        ([1, 8, 8, 3], True, (8, 8)), ([1, 4, 32, 32], False, (32, 32)), ([1, 1, 28, 28], False, (28, 28)),
+    ):  # fmt: skip
+        made = Described("FP32", shape, "x")
+        assert (made.last, made.size) == (last, size), shape
+
+
+def test_a_detectors_preprocessing_is_not_changed_where_it_judges(tmp_path):
+    """--resize and --interpolation are of the fit."""
+    advconn.save(fitted(), tmp_path / "det")
+    torch.save(trained().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "m.py").write_text(NET + "\ndef build():\n    return Net().eval()\n")
+    Image.fromarray(images(n=1)[0][0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    line = [
+        "score",
+        "--detector",
+        tmp_path / "det",
+        "--model",
+        f"{tmp_path}/m.py:build",
+        "--weights",
+        tmp_path / "w.pt",
+    ]
+    assert "was fitted with" in one_line(run(*line, "--resize", "pad", tmp_path / "a.png"))
+    assert run(*line, "--resize", "crop", tmp_path / "a.png").exit_code in (0, 1)
+
+
+def test_no_rows_and_impossible_ones():
+    judge = Judge(fitted())
+    assert judge([])["advconn_flag"].tolist() == []
+    found = judge([np.zeros((0, 0, 3), np.uint8), images(n=1)[0][0].permute(1, 2, 0).numpy()])
+    assert [bool(error) for error in found["advconn_error"]] == [True, False]
+
+
+def test_a_guard_is_not_moved_to_a_device_without_weights():
+    guard = Guard(fitted())
+    with pytest.raises(ModelError, match="meta"):
+        guard.to("meta")
+    assert guard(images(n=2)[0]).flag.shape == (2,)
