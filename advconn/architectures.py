@@ -52,7 +52,7 @@ def _timm(name: str, state: dict[str, Tensor], size: Size, note: Callable[[str],
         import timm
         from timm.models import get_pretrained_cfg
     except ImportError:
-        raise ModelError("timm models need timm: pip install 'advconn[timm]'") from None
+        raise ModelError("timm models need timm: pip install 'advconn[timm]', or '.[timm]' in a checkout") from None
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
         raise ModelError(f"timm has no model {plain!r}")
@@ -159,7 +159,7 @@ def hugging_face(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
     except ImportError:
-        raise ModelError("hf: models need transformers: pip install 'advconn[hf]'") from None
+        raise ModelError("hf: models need transformers: pip install 'advconn[hf]', or '.[hf]' in a checkout") from None
     if not (folder / "config.json").is_file():
         raise ModelError(f"hf:{folder}: no config.json in this folder; expected what the model's save_pretrained wrote")
     bare = not (folder / "preprocessor_config.json").is_file()

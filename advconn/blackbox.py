@@ -149,7 +149,9 @@ class Onnx(Described):
         try:
             import onnxruntime
         except ImportError:
-            raise ModelError("ONNX files need onnxruntime: pip install 'advconn[onnx]'") from None
+            raise ModelError(
+                "ONNX files need onnxruntime: pip install 'advconn[onnx]', or '.[onnx]' in a checkout"
+            ) from None
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()

@@ -85,7 +85,9 @@ def _told(path: Path, work: Callable[[], Any]) -> Any:
     except DataError:
         raise
     except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'advconn[parquet]'") from None
+        raise DataError(
+            f"{path}: Parquet needs pyarrow: pip install 'advconn[parquet]', or '.[parquet]' in a checkout"
+        ) from None
     except Exception as error:  # zipfile, tarfile, zlib and pyarrow have many types
         raise DataError(f"{path}: cannot be read: {line_of(error, 160)}") from error
 

@@ -88,10 +88,13 @@ class Explanation:
         colours = ["C0" if name == self.prediction else "C3" for name in names]
         ax.barh([plain(name) for name in names], [self.votes[name] for name in names], color=colours)
         ax.set_title("its copies say", fontsize=9)
+        ax.set_xlabel("copies", fontsize=8)
         ax.tick_params(labelsize=8)
 
     def _curves(self, ax: Any) -> None:
         ax.set_title("cross-entropy on the way to the reference", fontsize=9)
+        ax.set_xlabel("place on the way (0: the image, 1: the reference)", fontsize=8)
+        ax.set_ylabel("cross-entropy (nats)", fontsize=8)
         ax.tick_params(labelsize=8)
         if self.line is None:
             ax.text(0.5, 0.5, "no reference to walk to", ha="center", transform=ax.transAxes, fontsize=9)
@@ -104,7 +107,7 @@ class Explanation:
         if len(self.typical_line):
             ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
         ax.set_ylim(bottom=0)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, framealpha=0.5)
 
 
 def displayed(image: Tensor) -> np.ndarray:

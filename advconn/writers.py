@@ -77,7 +77,9 @@ def writer_for(file: Path) -> Callable[[Iterable[Record], Path], None] | None:
         try:
             import pyarrow  # noqa: F401 - asked for before the work
         except ImportError:
-            raise DataError(f"{file}: Parquet needs pyarrow: pip install 'advconn[parquet]'") from None
+            raise DataError(
+                f"{file}: Parquet needs pyarrow: pip install 'advconn[parquet]', or '.[parquet]' in a checkout"
+            ) from None
     return writer
 
 

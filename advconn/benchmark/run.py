@@ -226,7 +226,7 @@ def prepare(
             if not kept(candidate, sets, bench.runner):
                 candidate.prepare()
         except ImportError as error:
-            note(f"{kind.name} is left out: {error.name} is not installed (pip install 'advconn[ood]')")
+            note(f"{kind.name} is left out: {error.name} is not installed: pip install 'advconn[ood]'")
             continue
         except AdvconnError as error:
             note(f"{kind.name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DRAIN, END = 20, 24  # seconds after SIGTERM: what waits is finished, and whatever still runs is ended
 UNFINISHED = 2  # the exit status where something still ran at the end
-EXTRA = "pip install 'advconn[serve]'"
+EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 
 
 @click.command()
