@@ -16,6 +16,10 @@ from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.given import as_tensor
 from advconn.watch import Watch
 
+TRACED = (
+    "a guard cannot be traced, exported or put into TorchScript: export the classifier alone, and judge before it "
+    "(advconn.serving.Judge, or advconn serve)"
+)
 KEEP = "advconn.save(guard.detector, folder) keeps its detector, and Guard(advconn.load(folder)) makes it again"
 
 
@@ -89,6 +93,10 @@ class Guard(nn.Module):
             "processes"
         )
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse torch.jit.script."""
+        raise ModelError(TRACED)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing, inside a larger module; of the guard alone it would keep nothing and is refused."""
         if args or kwargs.get("prefix"):
@@ -110,11 +118,7 @@ class Guard(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
         """Judge images (n, c, h, w): floats in [0, 1], or uint8."""
-        if getattr(torch.jit, "is_tracing")():  # noqa: B009 - a trace keeps its example's verdicts for ever
-            raise ModelError(
-                "a guard cannot be traced, exported to ONNX or put into TorchScript: export the classifier alone, and "
-                "judge before it (advconn.serving.Judge, or advconn serve)"
-            )
+        _refuse_traces(images)
         images = as_tensor(images)
         if images.ndim == 4 and not len(images):
             return self._nothing(images)
@@ -140,6 +144,13 @@ class Guard(nn.Module):
         none = torch.zeros(0, dtype=torch.float64, **options)
         logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **options)
         return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **options))
+
+
+def _refuse_traces(images: Any) -> None:
+    """Refuse whatever records a forward pass once: it would keep the verdicts on its example for ever."""
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+    if getattr(torch.jit, "is_tracing")() or exporting() or isinstance(images, torch.fx.Proxy):  # noqa: B009
+        raise ModelError(TRACED)
 
 
 def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:

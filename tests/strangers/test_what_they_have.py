@@ -118,8 +118,13 @@ def test_a_guard_is_not_traced_and_stays_in_its_precision():
     flags = guard(x).flag
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ModelError, match="traced"):
-            torch.jit.trace(guard, x)
+        for record in (
+            lambda: torch.jit.trace(guard, x), lambda: torch.jit.script(guard), lambda: torch.fx.symbolic_trace(guard),
+            lambda: torch.jit.script(nn.Sequential(guard)), lambda: torch.jit.trace(nn.Sequential(guard), x),
+            lambda: torch.export.export(guard, (x,)),
+        ):  # fmt: skip
+            with pytest.raises(ModelError, match="traced"):
+                record()
     pipeline = nn.Sequential(trained(), guard)
     for dtype in (torch.bfloat16, torch.float64, torch.float16):
         assert next(pipeline.to(dtype)[0].parameters()).dtype == dtype
