@@ -283,6 +283,14 @@ class Adapter:
         return (training(self.module), *((id(v), 0 if v.is_inference() else v._version) for v in values))
 
 
+def _raised(logits: Tensor) -> Tensor:
+    """Logits (n, k) whose rows are not all at most 0, as log-probabilities are: torchattacks' CW takes 0 for the other
+    classes' largest logit, and would have no gradient."""
+    plain = logits.detach()
+    low, high = plain.aminmax(dim=1, keepdim=True)
+    return torch.where(high <= 0, logits - low, logits)
+
+
 def _fixed_batch(module: nn.Module) -> int:
     """The batch size that a program was exported with, or that a module names itself; 0 where it takes any."""
     named = getattr(module, "fixed_batch", 0)
@@ -314,9 +322,9 @@ class AsModule(nn.Module):
             images.register_hook(Tensor.contiguous)
         classifier = self._classifier[0]
         if not self._own:
-            return classifier.logits(images)
+            return _raised(classifier.logits(images))
         adapter = classifier.adapter
-        return adapter.read(adapter._call(self.network, classifier.prepare(images)), len(images))
+        return _raised(adapter.read(adapter._call(self.network, classifier.prepare(images)), len(images)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsModule:
         made = AsModule(self._classifier[0], copy.deepcopy(self.network, memo))

@@ -54,21 +54,6 @@ def load(
     Raises:
         ModelError: no such model, a factory that fails, weights that do not fit.
     """
-    made = _loaded(spec, weights, size=size, device=device, note=note, **options)
-    if made.told is not None:
-        note(made.told)
-    return made
-
-
-def _loaded(
-    spec: str,
-    weights: Path | None,
-    *,
-    size: tuple[int, int] | None,
-    device: str | None,
-    note: Note,
-    **options: Any,
-) -> Classifier:
     if spec.startswith(("http://", "https://")):
         return _served(spec, weights, options | ({} if size is None else {"size": size}))
     origin, _, name = spec.rpartition(":") if not spec.startswith(("hf:", "onnx:")) else spec.partition(":")

@@ -316,6 +316,8 @@ def _identified(data: bytes, name: str, formats: Sequence[str], near: bool) -> I
     if not found:
         if fault is not None:
             raise fault
+        if looks_unread(name, data[:HEAD]):
+            raise DataError(f"{name}: a picture of a kind that is not read; convert it to PNG")
         raise DataError(f"{name}: {'not an image' if data else 'an empty file'}; expected PNG, JPEG, WebP, ...")
     images = [image for image in found if not isinstance(image, str)]
     for kind in (image if isinstance(image, str) else str(image.format) for image in found):

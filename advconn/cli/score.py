@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import detector_of, note, require_vacant, tell_skipped
+from advconn.cli.common import detector_of, note, print_error, require_vacant, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -156,6 +156,8 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
         tell_skipped(collection)
     run.close()
     passed_over = run.others or any(collection.skipped or collection.other_arrays for collection in collections)
+    if given["strict"] and passed_over and not run.failed:
+        print_error("--strict: not all that lies there was judged; the notes above say what")
     failed = run.failed or (given["strict"] and passed_over)
     click.get_current_context().exit(FAILED if failed else FLAGGED if run.flagged else CLEAN)
 
@@ -217,6 +219,9 @@ def _opened(
             collections.append(Collection(path, channels, reading=given["reading"], frames=given["frames"]))
         except DataError as error:
             refused.append((str(path), error))
+    named = {path.absolute() for path in images}
+    for collection in collections:  # an archive in a folder is judged where it is named itself
+        collection.failed = [e for e in collection.failed if e.name is None or Path(e.name).absolute() not in named]
     return joined(collections), refused
 
 

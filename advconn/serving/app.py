@@ -205,7 +205,9 @@ class Server:
         if self.block and verdicts["advconn_flag"].any():
             flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
             self.metrics.refused.labels("422").inc()
-            told = {"error": f"{len(flagged)} of {len(images)} images flagged", "flagged": flagged}
+            errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
+            said_so = f"{len(flagged) - len(errors)} of {len(images)} images flagged, {len(errors)} could not be judged"
+            told = {"error": said_so, "id": said.id, "flagged": flagged, "errors": errors}
             return JSONResponse(told | {"p_value": verdicts["advconn_p_value"][flagged].tolist()}, 422)
         content, head = answer(verdicts, said, self.name)
         if head is None:
@@ -298,7 +300,7 @@ class Server:
                 found = await self._run(self.far, views_far, *asked_for)
             return batch_of(found, name)
         except DataError as error:
-            return Unjudged(str(error), name)
+            return Unjudged(str(error).removesuffix(": give --frames first or --frames all"), name)
 
     def _scored(self, batch: Batch, wanted: bool) -> list[Case]:
         """What the detector says of pictures."""

@@ -201,6 +201,7 @@ def test_foreign_pages_and_hosts(shipped):
     """Unknown hosts and origins are refused; every answer says what a browser may do with it."""
     hosts = {"localhost", "127.0.0.1", "::1", "inner.example"}
     with TestClient(Server(Judge(shipped), "digits", "about", hosts=hosts, note=lambda text: None).app()) as client:
+        assert client.get("/v2/health/live", headers={"Host": "10.0.0.5:8080"}).status_code == 200  # a probe
         for host, status in (
             ("attacker.example", 403), ("127.0.0.1:8080", 200), ("[::1]:80", 200), ("LOCALHOST", 200),
             ("inner.example", 200), ("127.0.0.1.attacker.example", 403), ("", 403),

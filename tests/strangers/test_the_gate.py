@@ -560,6 +560,10 @@ def test_members_of_archives_are_told_by_their_bytes(tmp_path):
     shutil.copy(tmp_path / "a.zip", tmp_path / "in" / "a.zip")
     status, records, _ = judged(tmp_path / "in")
     assert (status, len(records)) == (2, 2)
+    (tmp_path / "in" / "a.zip").unlink()
+    with zipfile.ZipFile(tmp_path / "in" / "b.zip", "w") as pack:
+        pack.writestr("b.png", clean)
+    assert judged(tmp_path / "in", tmp_path / "in" / "b.zip")[0] == 0
 
 
 def test_tables_name_their_other_columns_and_are_read_a_few_rows_at_a_time(tmp_path):

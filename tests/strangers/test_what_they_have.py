@@ -14,6 +14,7 @@ from torch import nn
 
 import advconn
 from advconn import Classifier, Guard, models
+from advconn.attacks import Attack
 from advconn.errors import AdvconnError, DataError, FitError, ModelError
 from advconn.images import Collection
 from advconn.preprocessing import Preprocessing
@@ -97,6 +98,12 @@ def test_functions_of_probabilities_and_arrays_of_others():
     def f(x):
         return trained()(torch.as_tensor(np.asarray(x))).softmax(1).detach().numpy()
 
+    c, plain = Classifier(Last(lambda z: z.softmax(1)), size=16), Classifier(trained(), size=16)
+    x, y = images(n=20, seed=3)
+    for attack in ("cw:c=1,kappa=0,steps=50", "cw:c=1,kappa=3,steps=50"):  # which asks for the other classes' logits
+        hits = [int((k.predict(Attack.parse(attack).run(k, k.check(x), y)) != y).sum()) for k in (c, plain)]
+        assert abs(hits[0] - hits[1]) <= 4
+        assert hits[0] > 10
     for way, options in ((f, {}), (f, {"output": torch.log}), (f, {"output": np.log}), (lambda x: Array(f(x)), {})):
         assert Classifier.from_callable(way, num_classes=4, size=16, **options).num_classes == 4
 
