@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from advconn.blackbox import Endpoint
@@ -31,7 +31,7 @@ from advconn.pages import Case, page, template_source
 from advconn.pictures import COMMON, FORMATS, views_far, views_near
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full
-from advconn.serving.browser import Guarded, policy
+from advconn.serving.browser import Guarded, PlainJSON, policy
 from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, Asked, answer, asked, described
@@ -152,14 +152,14 @@ class Server:
 
     async def live(self, request: Request) -> Response:
         """It runs."""
-        return JSONResponse({"live": True})
+        return PlainJSON({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """It can judge: a classifier upstream is asked whether it is ready too, and at times whether it is the same."""
         fault = None if self.upstream is None else await self._upstream_fault(self.upstream)
         if fault is not None:
-            return JSONResponse({"error": fault, "ready": False}, 503)
-        return JSONResponse({"ready": True, "name": self.name})
+            return PlainJSON({"error": fault, "ready": False}, 503)
+        return PlainJSON({"ready": True, "name": self.name})
 
     async def _upstream_fault(self, upstream: Endpoint) -> str | None:
         """Why the classifier upstream cannot be asked, if it cannot."""
@@ -180,12 +180,12 @@ class Server:
     async def server(self, request: Request) -> Response:
         """What serves."""
         about = {"name": "advconn", "version": version("advconn"), "extensions": ["binary_tensor_data"]}
-        return JSONResponse(about | {"models": [self.name]})
+        return PlainJSON(about | {"models": [self.name]})
 
     async def model(self, request: Request) -> Response:
         """What it takes and gives."""
         classifier = self.classifier
-        return JSONResponse(
+        return PlainJSON(
             described(self.name, classifier.channels, classifier.preprocessing.size, classifier.num_classes)
         )
 
@@ -208,7 +208,7 @@ class Server:
             errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
             said_so = f"{len(flagged) - len(errors)} of {len(images)} images flagged, {len(errors)} could not be judged"
             told = {"error": said_so, "id": said.id, "flagged": flagged, "errors": errors}
-            return JSONResponse(told | {"p_value": verdicts["advconn_p_value"][flagged].tolist()}, 422)
+            return PlainJSON(told | {"p_value": verdicts["advconn_p_value"][flagged].tolist()}, 422)
         content, head = answer(verdicts, said, self.name)
         if head is None:
             return Response(content, media_type="application/json")
@@ -284,7 +284,7 @@ class Server:
             self.metrics.refused.labels("422").inc()
         status = 422 if blocked else 200
         if not wanted:
-            return JSONResponse(said, status)
+            return PlainJSON(said, status)
         async with self.drawing:  # in a thread, one page at a time
             return HTMLResponse(await self._run(self.near, page, cases, self.about), status)
 
@@ -323,7 +323,7 @@ class Server:
 
     async def flagged(self, request: Request) -> Response:
         """The last files that were flagged; none unless the server was started to show them."""
-        return JSONResponse(list(self.last))
+        return PlainJSON(list(self.last))
 
     async def told(self, request: Request) -> Response:
         """Metrics."""
@@ -347,7 +347,7 @@ class Server:
         """There is no such address: what there is."""
         self.metrics.refused.labels("404").inc()
         there = f"the model here is {self.name!r} (/v2/models/{self.name}/infer); POST /score takes files of pictures"
-        return JSONResponse({"error": f"{shown(request.url.path)[:100]}: nothing is here: {there}"}, 404)
+        return PlainJSON({"error": f"{shown(request.url.path)[:100]}: nothing is here: {there}"}, 404)
 
     async def unforeseen(self, request: Request, error: Exception) -> Response:
         """An error that nobody thought of: it is logged and counted, and the client is told nothing of it."""
@@ -355,7 +355,7 @@ class Server:
         where = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({Path(where[0].filename).name}:{where[0].lineno})" if where else ""
         self.note(f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)}{place}")
-        return JSONResponse({"error": "the server failed: its log says why"}, 500)
+        return PlainJSON({"error": "the server failed: its log says why"}, 500)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
@@ -366,7 +366,7 @@ class Server:
             said = "the classifier cannot be asked: the server's log says why"
         self.metrics.refused.labels(str(status)).inc()
         headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"error": said[:300]}, status, headers)
+        return PlainJSON({"error": said[:300]}, status, headers)
 
     async def gone(self, request: Request, error: Exception) -> Response:
         """The client went away while it sent."""
@@ -375,7 +375,7 @@ class Server:
     async def refusal(self, request: Request, error: HTTPException) -> Response:
         """The same of what HTTP itself refuses."""
         self.metrics.refused.labels(str(error.status_code)).inc()
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+        return PlainJSON({"error": error.detail}, error.status_code, error.headers)
 
 
 def _together(read: Sequence[Batch | Unjudged], most: int) -> Iterator[Batch | Unjudged]:

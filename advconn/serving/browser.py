@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+
+
+class PlainJSON(JSONResponse):
+    """JSON of ASCII alone, which holds any text that a client may have sent, and unpaired surrogates too."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False).encode()
 
 
 def policy(*pages: str) -> str:
@@ -54,7 +64,7 @@ class Guarded:
 
         probe = scope["path"].startswith("/v2/health/")  # which come under a machine's own address, and tell nothing
         refused = None if probe else self._refused(Headers(scope=scope))
-        await (self.app if refused is None else JSONResponse({"error": refused}, 403))(scope, receive, guarded)
+        await (self.app if refused is None else PlainJSON({"error": refused}, 403))(scope, receive, guarded)
 
     def _refused(self, headers: Headers) -> str | None:
         host, origin = headers.get("host"), headers.get("origin")

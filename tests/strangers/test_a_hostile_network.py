@@ -185,6 +185,17 @@ def test_health_names_and_unknown_addresses(gate):
         assert "'digits'" in answered.json()["error"]
 
 
+def test_texts_of_clients_come_back_in_any_answer(gate):
+    """Unpaired surrogates in an id, a name of an output, an address."""
+    given = {"name": "x", "datatype": "UINT8", "shape": [1, 1, 8, 8]}
+    for data in (CLEAN[3], NOISE):
+        inputs = [given | {"data": data.ravel().tolist()}]
+        for more in ({"id": "\ud800"}, {"outputs": [{"name": "\ud800"}]}):
+            body = json.dumps({"inputs": inputs} | more).encode()
+            assert gate.post("/v2/models/digits/infer", content=body).status_code in (200, 400, 422)
+    assert gate.get("/%ed%a0%80").status_code == 404
+
+
 def test_what_nobody_thought_of_is_logged_and_counted(shipped):
     told = []
     one = Server(Judge(shipped), "digits", "about", note=told.append)
