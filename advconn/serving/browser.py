@@ -23,7 +23,7 @@ class PlainJSON(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return json.dumps(content, allow_nan=False).encode()
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def policy(*pages: str) -> str:
