@@ -21,7 +21,8 @@ from advconn.errors import ModelError, line_of
 from advconn.folding import folded
 
 Output = Callable[[Any], Any]
-TINY = 1e-7  # probability below which, and distance from 1 within which, nothing is told apart in float32
+TINY = 1e-7  # distance from 1 within which probabilities are not told apart in float32
+NOTHING = torch.finfo(torch.float32).tiny  # of a probability, which far above it still has all its digits
 FLOOR = 30.0  # how far under an image's smallest finite logit a class at minus infinity is put
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ONE_AT_A_TIME = threading.RLock()
@@ -268,7 +269,8 @@ class Adapter:
         """
         logits = rows_of(logits_of(raw, self.output), n).float()
         if self.scale in ("softmax", "percent"):
-            logits = (logits / 100 if self.scale == "percent" else logits).clamp_min(TINY).log()
+            shares = logits / 100 if self.scale == "percent" else logits
+            logits = shares.clamp_min(NOTHING).log().masked_fill(shares <= NOTHING, -torch.inf)
         elif self.scale == "sigmoid":
             logits = logits.logit(TINY)
         if logits.shape[1] == 1:
