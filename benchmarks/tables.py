@@ -428,8 +428,8 @@ def fuzz(record: dict) -> list[str]:
     out = [f"## Damaged pictures, arrays, bundles, requests and journals (`fuzz.py`, {record['folder']})", ""]
     out += [
         f"{sum(total):,} cases in {record['seconds']:.0f} s on one core: {total[2]} failed; the slowest took "
-        f"{record['slowest'][0]:.2f} s (with the start of the server, where it is the first request), the largest memory "
-        f"was {record['peak_mib']:.0f} MiB. No picture showed other pixels than a plain loader reads.",
+        f"{record['slowest'][0]:.2f} s (of the first request: with the start of the server), the largest "
+        f"memory was {record['peak_mib']:.0f} MiB. No picture showed other pixels than a plain loader reads.",
         "",
     ]
     return out + lines(["kind", "judged", "refused in one line", "failed"], [*rows, ["all", *total]])
