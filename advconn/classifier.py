@@ -130,7 +130,7 @@ class Classifier:
 
     def _scale(self, output: Output | None) -> str:
         """What the network answers, by images of many kinds; what `output` takes out is taken for logits."""
-        if output is not None:
+        if output is not None or bool((self._forward(self._probe) < 0).any()):
             return "logits"
         h, w = self._probe.shape[2:]
         few = probe_images(8, self.channels, h, w).to(self.device)

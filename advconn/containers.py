@@ -226,14 +226,17 @@ class _Tar:
         if not member.isreg() or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             kind = "a link" if member.islnk() or member.issym() else "no regular file"
             return _Member(member.name, b"", f"{kind}, which is not followed: pack the file itself")
+        return _Member(member.name, self._start(member, HEAD))
+
+    def _start(self, member: tarfile.TarInfo, count: int) -> bytes:
         stream = self.archive.extractfile(member)
-        assert stream is not None
-        return _Member(member.name, stream.read(HEAD))
+        if stream is None:
+            raise DataError(f"{self.path}[{member.name}]: no regular file; pack the file itself")
+        return stream.read(count)
 
     def read(self, member: int) -> bytes:
-        stream = self.archive.extractfile(self.members[member])
-        assert stream is not None
-        return _bounded(stream.read(LARGEST_FILE + 1), f"{self.path}[{self.members[member].name}]")
+        found = self.members[member]
+        return _bounded(self._start(found, LARGEST_FILE + 1), f"{self.path}[{found.name}]")
 
 
 class _Parquet:

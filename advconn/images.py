@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from advconn.pictures import (
     content,
     frames_of,
     is_left_behind,
+    is_named_picture,
     looks_like_picture,
     looks_unread,
     opens,
@@ -126,8 +126,8 @@ class Collection:
         """Every image in the folder and under it."""
         names = []
         for path in files_under(self.path, self.failed.append):
-            head = _head(path)
-            left = is_left_behind(path.name, head) and not opens(content(path))
+            head = b"" if is_named_picture(path.name) else _head(path)
+            left = is_left_behind(path.name, head) and not _opens(path)
             if looks_unread(path.name, head):
                 self.failed.append(DataError(f"{path}: {UNREAD}", str(path)))
             elif left:
@@ -260,7 +260,8 @@ class Collection:
 
     def _decoded(self, run: Sequence[Item], preprocessing: Preprocessing) -> list[list[Row] | DataError]:
         """The rows of items that are frames of one file, one after the other."""
-        assert self.channels is not None
+        if self.channels is None:
+            raise DataError(f"{self.path}: the classifier's channels are not known: Collection(path, channels)")
         first, name = run[0], run[0].name if len(run) == 1 else str(run[0].path)
         several = (first.frame, first.frame + len(run), first.frames)
         frames = several if self.frames == "all" else self.frames
@@ -342,9 +343,7 @@ def joined(collections: Sequence[Collection]) -> list[Collection]:
     return out
 
 
-def read_picture(
-    data: bytes, name: str, preprocessing: Preprocessing, channels: int, reading: str, **how: Any
-) -> Batch:
+def read_picture(data: bytes, name: str, preprocessing: Preprocessing, channels: int, reading: str) -> Batch:
     """The picture in a file's bytes, in one row or in two.
 
     Args:
@@ -353,12 +352,11 @@ def read_picture(
         preprocessing: of the classifier.
         channels: that it takes.
         reading: see pictures.readings.
-        how: more of pictures.views.
 
     Raises:
         DataError: it cannot be read.
     """
-    return batch_of(views(data, name, preprocessing, channels, reading, **how), name)
+    return batch_of(views(data, name, preprocessing, channels, reading), name)
 
 
 def batch_of(found: tuple[list[list[View] | DataError], int], name: str) -> Batch:
@@ -407,6 +405,14 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
         else:
             runs.append([item])
     return runs
+
+
+def _opens(path: Path) -> bool:
+    """Whether some format opens a file; one that cannot be read is none that a system left."""
+    try:
+        return opens(content(path))
+    except DataError:
+        return True
 
 
 def _head(path: Path) -> bytes:

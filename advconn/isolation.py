@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from advconn.errors import DataError, line_of
 
 SECONDS = 10.0  # that one call may take
 BYTES = 3 * 2**29  # of memory that one call may take: 1.5 GiB
-WORKERS = 2
+WORKERS = max(2, min(8, os.cpu_count() or 1))  # as many as files are decoded side by side
 _LENGTH = struct.Struct("<Q")
 _END = 2**64 - 1  # stands for a length where a call is complete
 _IDLE: list[_Worker] = []
@@ -98,6 +98,7 @@ class _Worker:
             )  # fmt: skip
         except OSError as error:
             raise DataError(f"a process to decode in cannot be started: {line_of(error)}") from error
+        self.calls, self.answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
 
     def ask(self, asked: Any, seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
         """What the worker answers; it is ended where that takes too long."""
@@ -111,16 +112,14 @@ class _Worker:
         timer.daemon = True
         timer.start()
         try:
-            assert self.process.stdin is not None
-            assert self.process.stdout is not None
             apart: list[pickle.PickleBuffer] = []  # large bytes are sent as they lie in memory
             data = pickle.dumps(_apart(asked), protocol=5, buffer_callback=apart.append)
             for part in (memoryview(data), *(buffer.raw() for buffer in apart)):
-                self.process.stdin.write(_LENGTH.pack(part.nbytes))
-                self.process.stdin.write(part)
-            self.process.stdin.write(_LENGTH.pack(_END))
-            self.process.stdin.flush()
-            return _received(self.process.stdout)
+                self.calls.write(_LENGTH.pack(part.nbytes))
+                self.calls.write(part)
+            self.calls.write(_LENGTH.pack(_END))
+            self.calls.flush()
+            return _received(self.answers)
         except (OSError, EOFError, ValueError) as error:
             if late.is_set():
                 raise Limited(
@@ -133,10 +132,9 @@ class _Worker:
     def end(self) -> None:
         """Now."""
         self.process.kill()
-        for stream in (self.process.stdin, self.process.stdout):
+        for stream in (self.calls, self.answers):
             with suppress(OSError, ValueError):
-                if stream is not None:
-                    stream.close()
+                stream.close()
         self.process.wait()
 
 

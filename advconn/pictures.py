@@ -86,6 +86,21 @@ class View:
     given: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How the pictures of a file are wanted.
+
+    preprocessing: of the classifier. channels: that it takes, 1 or 3. reading: see `readings`. frames: of several the
+    'first', or those from a number to another of so many in all; None refuses several. formats: that are taken.
+    """
+
+    preprocessing: Preprocessing
+    channels: int
+    reading: str
+    frames: str | tuple[int, int, int] | None = None
+    formats: tuple[str, ...] = FORMATS
+
+
 class _Far(Exception):
     """A file is no matter for this process: a worker decodes it."""
 
@@ -115,20 +130,32 @@ def views(
     Raises:
         DataError: no image, damaged, too small or large, or of several frames where `frames` is None.
     """
-    asked = (data, name, preprocessing, channels, reading, frames, tuple(formats))
-    near = views_near(*asked)
-    return views_far(*asked) if near is None else near
+    wanted = Wanted(preprocessing, channels, reading, frames, tuple(formats))
+    near = views_near(data, name, wanted)
+    return views_far(data, name, wanted) if near is None else near
 
 
-def views_near(data: bytes, name: str, *more: Any) -> tuple[list[list[View] | DataError], int] | None:
-    """The same, of a file that is sure to take little; None of any other."""
-    found = _near("decoded", data, name, *more)
+def views_near(data: bytes, name: str, wanted: Wanted) -> tuple[list[list[View] | DataError], int] | None:
+    """The same, of a file that is sure to take little; None of any other.
+
+    Args:
+        data: of the file.
+        name: what error messages name.
+        wanted: which pictures, and how.
+    """
+    found = _near("decoded", data, name, wanted)
     return None if found is None else _views(*found)
 
 
-def views_far(data: bytes, name: str, *more: Any) -> tuple[list[list[View] | DataError], int]:
-    """The same from a worker, which may take 10 s."""
-    return _views(*_far("decoded", data, name, *more))
+def views_far(data: bytes, name: str, wanted: Wanted) -> tuple[list[list[View] | DataError], int]:
+    """The same from a worker, which may take 10 s.
+
+    Args:
+        data: of the file.
+        name: what error messages name.
+        wanted: which pictures, and how.
+    """
+    return _views(*_far("decoded", data, name, wanted))
 
 
 def _views(found: Any, arrays: list[np.ndarray]) -> tuple[list[list[View] | DataError], int]:
@@ -188,35 +215,22 @@ def _is_near(data: bytes) -> bool:
     return data.startswith((b"\x89PNG\r\n", b"GIF8")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def decoded(
-    data: bytes,
-    name: str,
-    preprocessing: Preprocessing,
-    channels: int,
-    reading: str,
-    frames: str | tuple[int, int, int] | None,
-    formats: Sequence[str],
-    *,
-    near: bool = False,
-) -> tuple[Any, list[np.ndarray]]:
+def decoded(data: bytes, name: str, wanted: Wanted, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
     """What `views` gives, as text and numbers beside arrays: of each frame its views, or an error's text.
 
     Args:
         data: of the file.
         name: what error messages name.
-        preprocessing: of the classifier.
-        channels: that it takes.
-        reading: see `readings`.
-        frames: see `views`.
-        formats: that are taken.
+        wanted: which pictures, and how.
         near: leave a file that may take long to a worker.
     """
-    with _refusing(name), _identified(data, name, formats, near) as images:
+    frames = wanted.frames
+    with _refusing(name), _identified(data, name, wanted.formats, near) as images:
         if len(images) > 1 and isinstance(frames, tuple) and frames != (0, 1, 1):
             raise DataError(f"{name}: several formats open it, so that readers differ on its frames: save it anew")
-        found, others = _frame_views(images[0], data, name, preprocessing, channels, reading, frames, near)
+        found, others = _frame_views(images[0], data, name, wanted, near)
         for image in images[1:]:
-            again, more = _frame_views(image, data, name, preprocessing, channels, reading, frames, near)
+            again, more = _frame_views(image, data, name, wanted, near)
             if isinstance(found[0], str) or isinstance(again[0], str):
                 raise DataError(f"{name}: several formats open it, and not all can read it: save it anew")
             found[0] += [replace(view, reading=f"{view.reading} as {image.format}") for view in again[0]]
@@ -227,16 +241,10 @@ def decoded(
 
 
 def _frame_views(
-    image: Image.Image,
-    data: bytes,
-    name: str,
-    preprocessing: Preprocessing,
-    channels: int,
-    reading: str,
-    frames: str | tuple[int, int, int] | None,
-    near: bool,
+    image: Image.Image, data: bytes, name: str, wanted: Wanted, near: bool
 ) -> tuple[list[list[View] | str], int]:
     """Of each frame of an opened picture its views, or an error's text; and how many other pictures there are."""
+    frames, channels = wanted.frames, wanted.channels
     total = frames[2] if isinstance(frames, tuple) else 0
     pages = _pages(image, max(MOST_PAGES, total + 1))
     if isinstance(frames, tuple) and len(pages) != total:
@@ -257,8 +265,8 @@ def _frame_views(
                     image.seek(i)
                     _check_size(image, name)
                 image.load()
-                ways = readings(image, name, channels, reading)
-                fit = ((way, made.size, fitted(made, preprocessing, name)) for way, made in ways)
+                ways = readings(image, name, channels, wanted.reading)
+                fit = ((way, made.size, fitted(made, wanted.preprocessing, name)) for way, made in ways)
                 out.append([View(way, pixels_of(made, channels), given) for way, given, made in fit])
         except DataError as error:
             out.append(str(error))
@@ -376,6 +384,11 @@ def content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or line_of(error)}") from error
+
+
+def is_named_picture(name: str) -> bool:
+    """Whether a name alone tells a picture; a Mac's file beside another has the other's suffix too."""
+    return PurePath(name).suffix.lower() in SUFFIXES and not PurePath(name).name.startswith("._")
 
 
 def looks_like_picture(name: str, head: bytes) -> bool:

@@ -94,7 +94,7 @@ def scale_of(logits: Tensor, far: Callable[[], Tensor], single: bool) -> str:
     if not inside:
         return "logits"
     beyond = far()
-    if bool((beyond < 0).any()) or bool((beyond > 1).any()):  # small logits, such as those of an untrained network
+    if not bool(((beyond >= 0) & (beyond <= 1)).all()):  # small logits, as of an untrained network; NaN is none either
         return "logits"
     if single:
         return "sigmoid"

@@ -28,13 +28,13 @@ from advconn.errors import AdvconnError, DataError, line_of
 from advconn.images import batch_of, joined_batch
 from advconn.items import Batch
 from advconn.pages import Case, page, template_source
-from advconn.pictures import COMMON, FORMATS, views_far, views_near
+from advconn.pictures import COMMON, FORMATS, Wanted, views_far, views_near
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full
 from advconn.serving.browser import Guarded, PlainJSON, policy
 from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
-from advconn.serving.protocol import HEADER, Asked, answer, asked, described
+from advconn.serving.protocol import HEADER, NEAR_JSON, Asked, answer, asked, described
 from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
 from advconn.shown import shown
 from advconn.watch import Watch
@@ -195,7 +195,7 @@ class Server:
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
         async with self.bodies.of(request) as body:
-            pool = self.near if len(body) <= 2**20 else self.far
+            pool = self.near if len(body) <= NEAR_JSON else self.far
             said = await self._run(pool, asked, body, None if length is None else int(length), self.limits.images)
         images, unread = await self._images(said)
         self._fits(images)
@@ -293,11 +293,11 @@ class Server:
         if asyncio.get_running_loop().time() > until:
             return Unjudged(f"{name}: the request took more than {REQUEST_SECONDS:g} s: send fewer files", name)
         classifier = self.classifier
-        asked_for = (content, name, classifier.preprocessing, classifier.channels, reading, None, self.formats)
+        wanted = Wanted(classifier.preprocessing, classifier.channels, reading, formats=self.formats)
         try:
-            found = await self._run(self.near, views_near, *asked_for)
+            found = await self._run(self.near, views_near, content, name, wanted)
             if found is None:
-                found = await self._run(self.far, views_far, *asked_for)
+                found = await self._run(self.far, views_far, content, name, wanted)
             return batch_of(found, name)
         except DataError as error:
             return Unjudged(str(error).removesuffix(": give --frames first or --frames all"), name)

@@ -83,7 +83,9 @@ class Judge:
             raise DataError(f"the batch has {taken[0]!r} already, which the verdict would overwrite: rename it")
         given = batch[self.column] if isinstance(batch, dict) else batch
         if isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype == object):
-            return rest | self._rows(list(given))
+            if not _alike(given):
+                return rest | self._rows(list(given))
+            given = np.stack(list(given))  # as Arrow hands rows of one shape on
         return rest | self.judged(self.images(given))
 
     def images(self, given: Any) -> Tensor:
@@ -156,6 +158,12 @@ class Judge:
             for i, error in zip(sound, judgement.errors, strict=True):
                 errors[i] = error or ""
         return out | {"advconn_error": np.array(errors, dtype=object)}
+
+
+def _alike(rows: Any) -> bool:
+    """Whether rows are arrays of one shape and type, which are judged together."""
+    arrays = len(rows) > 0 and all(isinstance(row, np.ndarray) and row.ndim > 1 for row in rows)
+    return arrays and len({(row.shape, row.dtype) for row in rows}) == 1
 
 
 def _faults(images: Tensor) -> list[str | None]:

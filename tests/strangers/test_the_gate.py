@@ -203,7 +203,7 @@ def test_a_picture_that_takes_too_long_is_refused():
     """The worker is ended, and the next call has another."""
     slow = saved(Image.effect_noise((3000, 3000), 50).convert("RGB"), "JPEG2000")
     with pytest.raises(isolation.Limited, match="takes more than"):
-        isolation.call("pictures:decoded", slow, "x", LOOK, 1, "plain", None, pictures.FORMATS, seconds=0.05)
+        isolation.call("pictures:decoded", slow, "x", pictures.Wanted(LOOK, 1, "plain"), seconds=0.05)
     found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, 1, "plain")
     assert np.array_equal(found[0][0].pixels[0], CLEAN[3])
 
@@ -392,7 +392,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("score", "--detector", "digits", "bad.png").exit_code == 1
     out = run("score", "--detector", "./digits", "bad.png")
-    assert out.exit_code == 1 or "can flag nothing" in out.stderr
+    assert "can flag nothing" in out.stderr
     with pytest.warns(AdvconnWarning, match="can flag nothing"):
         bundle.load(tmp_path / "digits")
 
@@ -500,7 +500,7 @@ def test_sarif_names_flagged_images_and_failures(tmp_path):
     out = run("score", "--detector", "digits", "--format", "sarif", tmp_path)
     assert out.exit_code == 2
     (found,) = json.loads(out.stdout)["runs"]
-    assert [r["ruleId"] for r in found["results"]] == ["adversarial", "not-judged"] or len(found["results"]) == 2
+    assert sorted(r["ruleId"] for r in found["results"]) == ["adversarial", "not-judged"]
     assert any("bad%20one.png" in json.dumps(r) for r in found["results"])
 
 
@@ -577,7 +577,7 @@ def test_tables_name_their_other_columns_and_are_read_a_few_rows_at_a_time(tmp_p
     assert "[images]" in said
     wide = pa.table({"image": pa.array([b"x" * 2**20] * 300, pa.binary())})
     parquet.write_table(wide, tmp_path / "b.parquet", use_dictionary=True, compression="zstd")
-    assert "cannot be read" in next(iter(judged(tmp_path / "b.parquet")[1]))["error"] or True
+    assert all("not an image" in record["error"] for record in judged(tmp_path / "b.parquet")[1])
     held = Collection(tmp_path / "b.parquet", 1)
     assert len(held._packed.content(299)) == 2**20
 

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from brought import NET, Net, fitted, folder, images, one_line, run, trained
+from brought import NET, fitted, folder, images, one_line, run, trained
 from PIL import Image
 from torch import nn
 
@@ -332,22 +332,20 @@ def test_sixteen_bits_are_told_and_the_reading_of_a_fit_is_kept(tmp_path):
     assert loaded.fitted_.shown_reading == "upright"
 
 
+def at_hand(place):
+    """A detector, its model with weights, and a picture in a folder; the command that judges with them."""
+    advconn.save(fitted(), place / "det")
+    torch.save(trained().state_dict(), place / "w.pt")
+    (place / "m.py").write_text(NET + "\ndef build():\n    return Net().eval()\n")
+    Image.fromarray(images(n=1)[0][0].permute(1, 2, 0).numpy()).save(place / "a.png")
+    return ["score", "--detector", place / "det", "--model", f"{place}/m.py:build", "--weights", place / "w.pt"]
+
+
 def test_class_names_that_are_none_get_one_line(tmp_path):
-    (tmp_path / "m.py").write_text(NET + "\ndef build():\n    return Net().eval()\n")
-    Image.fromarray(images(n=1)[0][0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
-    advconn.save(fitted(), tmp_path / "det")
+    line = at_hand(tmp_path)
     for text in ('{"id2label": null}', '{"a": [1]}', "[" * 100_000):
         (tmp_path / "c.json").write_text(text)
-        line = [
-            "score",
-            "--detector",
-            tmp_path / "det",
-            "--model",
-            f"{tmp_path}/m.py:build",
-            "--classes",
-            tmp_path / "c.json",
-        ]
-        assert "class names" in one_line(run(*line, tmp_path / "a.png"))
+        assert "class names" in one_line(run(*line, "--classes", tmp_path / "c.json", tmp_path / "a.png"))
 
 
 def test_a_phones_photograph_is_judged(tmp_path):
@@ -358,7 +356,6 @@ def test_a_phones_photograph_is_judged(tmp_path):
     ((way,),), _ = views(content(tmp_path / "a.jpg"), "a", Preprocessing(size=(32, 32)), 3, "both")
     assert way.given == (8064, 6048)
     assert way.pixels.shape == (3, 32, 32)
-    assert isinstance(Net(), nn.Module)
 
 
 def test_bands_are_resized_one_by_one_and_shown():
@@ -387,19 +384,7 @@ def test_the_layout_of_a_described_input():
 
 def test_a_detectors_preprocessing_is_not_changed_where_it_judges(tmp_path):
     """--resize and --interpolation are of the fit."""
-    advconn.save(fitted(), tmp_path / "det")
-    torch.save(trained().state_dict(), tmp_path / "w.pt")
-    (tmp_path / "m.py").write_text(NET + "\ndef build():\n    return Net().eval()\n")
-    Image.fromarray(images(n=1)[0][0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
-    line = [
-        "score",
-        "--detector",
-        tmp_path / "det",
-        "--model",
-        f"{tmp_path}/m.py:build",
-        "--weights",
-        tmp_path / "w.pt",
-    ]
+    line = at_hand(tmp_path)
     assert "was fitted with" in one_line(run(*line, "--resize", "pad", tmp_path / "a.png"))
     assert run(*line, "--resize", "crop", tmp_path / "a.png").exit_code in (0, 1)
 
