@@ -82,7 +82,8 @@ def chosen(
         return by_way[how]
     if not by_way:
         some = sorted({item.label for item in items if item.label is not None})[:3]
-        why = f" (the labels {', '.join(some)}, ... are no class of its {classifier.num_classes})" if some else ""
+        known = f"no class of its {classifier.num_classes}: --classes FILE names them"
+        why = f" (the labels {', '.join(some)}, ... are {known})" if some else ""
         note(f"no true labels are known{why}: the classifier's own predictions stand in for them")
         return None
     agree = {way: float((values[rows] == predicted.cpu()).float().mean()) for way, values in by_way.items()}

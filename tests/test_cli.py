@@ -362,6 +362,8 @@ def test_calibrate_for_other_conditions_and_another_rate(place, tmp_path):
         card = json.loads((tmp_path / "new" / bundle.CARD).read_text())
         assert card["conditions"]["calibrated"] == ["clean", "noise8"]
         assert (card["calibration"]["fpr"], card["calibration"]["confidence"]) == (0.1, None)
+        old = json.loads((place / "detector" / bundle.CARD).read_text())
+        assert card["fitted"]["reading"] == (old["fitted"]["reading"] or "plain")
 
 
 def test_of_many_images_the_table_shows_the_flagged_and_a_line_counts(tmp_path):

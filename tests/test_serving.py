@@ -97,6 +97,21 @@ def test_health_and_what_is_told_of_the_model(client):
         assert client.get(path, follow_redirects=False).status_code == 404
 
 
+def test_the_log_names_what_is_flagged(shipped, pixels):
+    told = []
+    one = Server(Judge(shipped), "digits", "", block=True, note=told.append)
+    bad = np.full((6, 1, 8, 8), 7, np.float32)
+    with TestClient(one.app()) as client:
+        assert client.post("/v2/models/digits/infer", json=request(pixels[:1])).status_code == 200
+        assert told == []
+        assert client.post("/v2/models/digits/infer", json=request(bad, "FP32", id="r7")).status_code == 422
+        assert client.post("/score", content=b"no picture").status_code == 422
+    assert len(told) == 2
+    assert "/infer: flagged request r7, image 0 (the image lies in [7, 7]" in told[0]
+    assert told[0].endswith("and 2 more")
+    assert "/score: flagged image (not an image" in told[1]
+
+
 def test_one_bad_image_has_its_own_error(client, shipped, pixels):
     images = (pixels[:4] / 255).astype(np.float32)
     images[1, 0, 0, 0], images[2, 0, 0, 0] = np.nan, 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from advconn.cli.options import (
     device_option,
     fpr_option,
     model_options,
-    reading_options,
+    reading_as_fitted_options,
 )
 from advconn.cli.progress import progress_bar
 
@@ -30,7 +31,7 @@ from advconn.cli.progress import progress_bar
 @confidence_option
 @conditions_option
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The new folder.")
-@reading_options
+@reading_as_fitted_options
 @device_option
 def calibrate(
     detector: Path,
@@ -64,8 +65,9 @@ def calibrate(
     if fpr is not None:
         enough(10**9, fpr)
     require_vacant(out)
-    collection = Collection(data, **how)
     old = detector_of(detector, asked, device, same_weights=False)
+    how["reading"] = how["reading"] or old.fitted_.reading or "plain"
+    collection = Collection(data, **how)
     images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)
     with progress_bar() as progress:
         asked_for: dict[str, Any] = (
@@ -74,6 +76,7 @@ def calibrate(
         new, order = recalibrated(
             old, images, truth, fpr=fpr, conditions=conditions, note=note, progress=progress, **asked_for
         )
+    new.fitted_ = replace(new.fitted_, reading=how["reading"])
     bundle.save(new, out)
     calibration = new.calibration_
     click.echo(

@@ -224,6 +224,11 @@ READING = click.option(
     show_default=True,
     help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white.",
 )
+READING_AS_FITTED = click.option(
+    "--reading",
+    type=click.Choice(["plain", "upright"]),
+    help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white [default: as fitted].",
+)
 LABELS = click.option(
     "--labels",
     type=click.Choice(["auto", "index", "name", "sorted", "none"]),
@@ -243,16 +248,22 @@ frames_option = click.option(
 )
 
 
-def reading_options(function: F) -> F:
+def reading_options(function: F, reading_option: Callable[[Any], Any] = READING) -> F:
     """--reading and --frames, handed on as `how` to open a collection, and --labels, --max-bad, --accept-accuracy."""
 
     @wraps(function)
-    def command(reading: str, frames: str | None, **given: Any) -> Any:
+    def command(reading: str | None, frames: str | None, **given: Any) -> Any:
         return function(how={"reading": reading, "frames": frames}, **given)
 
-    for option in (accept_option, MAX_BAD, LABELS, frames_option, READING):
-        command = option(command)
-    return command  # type: ignore[return-value]
+    wrapped: Any = command
+    for option in (accept_option, MAX_BAD, LABELS, frames_option, reading_option):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def reading_as_fitted_options(function: F) -> F:
+    """The same, where --reading is the fit's unless given."""
+    return reading_options(function, READING_AS_FITTED)
 
 
 def spread_options(function: F) -> F:

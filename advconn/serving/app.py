@@ -42,10 +42,12 @@ from advconn.watch import Watch
 Note = Callable[[str], None]
 T = TypeVar("T")
 SHOWN = 12  # flagged images that the page remembers
+TOLD = 4  # flagged images of a request that the log names
 NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
 REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
+REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
 UNCLEAR = "the classifier fails on it, or gives NaN"
 
 
@@ -103,6 +105,8 @@ class Server:
         self.near, self.far = ThreadPoolExecutor(NEAR, "advconn-near"), ThreadPoolExecutor(FAR, "advconn-far")
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self.probed = float("-inf")  # when the classifier upstream was asked last whether it is the same
+        self.replaced = False  # whether the classifier upstream was another one when it was asked last
+        self.probe: asyncio.Task[str | None] | None = None
         self.same, self.drawing = asyncio.Lock(), asyncio.Lock()
         if self.upstream is not None:
             self.classifier.answers_as_before()
@@ -143,6 +147,8 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         await self.batcher.start()
         yield
+        if self.probe is not None:
+            self.probe.cancel()
         await self.batcher.stop()
         for pool in (self.near, self.far):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -167,15 +173,28 @@ class Server:
             if not await self._run(self.far, upstream.ready):
                 return "the classifier upstream is not ready"
             now = asyncio.get_running_loop().time()
-            if now - self.probed > PROBED:
+            if self.replaced or now - self.probed > PROBED:
                 try:
-                    if not await self._run(self.far, self.classifier.answers_as_before):
-                        return "the classifier upstream is another one than at the start"
+                    self.replaced = not await self._run(self.far, self.classifier.answers_as_before)
                 except AdvconnError as error:
                     self.note(str(error))
                     return "the classifier upstream does not answer"
                 self.probed = now
-        return None
+        return REPLACED if self.replaced else None
+
+    def _require_same_upstream(self) -> None:
+        """Refuse to judge by a classifier upstream that was replaced; ask it beside this request where that is due.
+
+        Raises:
+            AdvconnError: it was another one when it was asked last.
+        """
+        if self.upstream is None:
+            return
+        due = self.replaced or asyncio.get_running_loop().time() - self.probed > PROBED
+        if due and (self.probe is None or self.probe.done()):
+            self.probe = asyncio.create_task(self._upstream_fault(self.upstream))
+        if self.replaced:
+            raise AdvconnError(REPLACED)
 
     async def server(self, request: Request) -> Response:
         """What serves."""
@@ -191,6 +210,7 @@ class Server:
 
     async def infer(self, request: Request) -> Response:
         """Logits and verdicts of a request's images."""
+        self._require_same_upstream()
         length = request.headers.get(HEADER)
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
@@ -202,13 +222,16 @@ class Server:
         verdicts = await self._judged(images)
         for i, text in unread.items():
             verdicts["advconn_error"][i] = text
-        if self.block and verdicts["advconn_flag"].any():
-            flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
+        flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
+        p_values = verdicts["advconn_p_value"].tolist()
+        of = "image" if said.id is None else f"request {said.id[:40]}, image"
+        self._tell(request, [(f"{of} {i}", p_values[i], verdicts["advconn_error"][i]) for i in flagged])
+        if self.block and flagged:
             self.metrics.refused.labels("422").inc()
             errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
             said_so = f"{len(flagged) - len(errors)} of {len(images)} images flagged, {len(errors)} could not be judged"
             told = {"error": said_so, "id": said.id, "flagged": flagged, "errors": errors}
-            return PlainJSON(told | {"p_value": verdicts["advconn_p_value"][flagged].tolist()}, 422)
+            return PlainJSON(told | {"p_value": [p_values[i] for i in flagged]}, 422)
         content, head = answer(verdicts, said, self.name)
         if head is None:
             return Response(content, media_type="application/json")
@@ -250,6 +273,16 @@ class Server:
         self._count([None if row[-1] else Judged(*row[:-1]) for row in zip(names, *columns, strict=True)])
         return verdicts
 
+    def _tell(self, request: Request, flagged: Sequence[tuple[str, float, str]]) -> None:
+        """Log what was flagged, or could not be judged: each image's name, p-value, and error if it has one."""
+        if not flagged:
+            return
+        client = request.client.host if request.client is not None else "?"
+        reasons = [error.removeprefix(f"{name}: ")[:80] or f"p {p:.3g}" for name, p, error in flagged[:TOLD]]
+        said = [f"{name[:80]} ({why})" for (name, *_), why in zip(flagged[:TOLD], reasons, strict=True)]
+        more = f" and {len(flagged) - TOLD} more" if len(flagged) > TOLD else ""
+        self.note(f"{client} {request.url.path}: flagged {', '.join(said)}{more}")
+
     def _count(self, verdicts: list[Judged | None]) -> None:
         if self.metrics.judged(verdicts):
             self.note(self.metrics.watch.sentence())
@@ -259,6 +292,7 @@ class Server:
 
         A file that cannot be judged has an error, and counts as flagged.
         """
+        self._require_same_upstream()
         wanted = request.query_params.get("page") == "1"
         until = asyncio.get_running_loop().time() + REQUEST_SECONDS
         async with self.bodies.of(request) as body:  # which counts until all of it is judged
@@ -277,6 +311,8 @@ class Server:
                     cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
         said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
         blocked = self.block and any(record["adversarial"] or record["other_pictures"] for record in said)
+        flagged = [r for r in said if r["adversarial"]]
+        self._tell(request, [(r["image"], r.get("p_value", 0.0), r.get("error", "")) for r in flagged])
         if not wanted:  # the page is of a file that was judged before: it counts once
             keys = ("class_name", "score", "p_value", "adversarial", "stage")
             self._count([None if "error" in r else Judged(*(r[key] for key in keys)) for r in said])

@@ -74,6 +74,7 @@ class Judge:
         Raises:
             DataError: no such images.
         """
+        batch = _plain(batch)
         if isinstance(batch, dict) and self.column not in batch:
             there = ", ".join(map(repr, batch)) or "nothing"
             raise DataError(f"the batch has no {self.column!r}, only {there}: column= says where its images are")
@@ -81,7 +82,7 @@ class Judge:
         taken = sorted({"logits", *OUTPUTS} & set(rest))
         if taken:
             raise DataError(f"the batch has {taken[0]!r} already, which the verdict would overwrite: rename it")
-        given = batch[self.column] if isinstance(batch, dict) else batch
+        given = _plain(batch[self.column]) if isinstance(batch, dict) else batch
         if isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.dtype == object):
             if not _alike(given):
                 return rest | self._rows(list(given))
@@ -107,6 +108,7 @@ class Judge:
         read: list[Tensor | str] = []
         for i, row in enumerate(given):
             try:
+                row = row.get("bytes") if isinstance(row, dict) else row  # as Hugging Face's datasets hold a picture
                 if row is None:
                     raise DataError(f"row {i} holds no image")
                 (image,) = read_all(row, classifier.preprocessing, classifier.channels)
@@ -158,6 +160,15 @@ class Judge:
             for i, error in zip(sound, judgement.errors, strict=True):
                 errors[i] = error or ""
         return out | {"advconn_error": np.array(errors, dtype=object)}
+
+
+def _plain(batch: Any) -> Any:
+    """A table of pandas or Arrow as a dict of its columns, one column as a list; anything else as it is."""
+    if hasattr(batch, "column_names") and hasattr(batch, "column"):  # Arrow
+        return {name: batch.column(name).to_pylist() for name in batch.column_names}
+    if hasattr(batch, "iloc"):  # pandas
+        return {name: list(batch[name]) for name in batch.columns} if hasattr(batch, "columns") else list(batch)
+    return batch.to_pylist() if hasattr(batch, "to_pylist") else batch
 
 
 def _alike(rows: Any) -> bool:

@@ -396,6 +396,25 @@ def test_it_is_not_ready_where_the_network_upstream_became_another(upstream, beh
     assert behind.get("/v2/health/ready").status_code == 200
     upstream.mode = "other network"
     assert "another one" in behind.get("/v2/health/ready").json()["error"]
+    body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 1, 8, 8], "data": CLEAN[3].ravel().tolist()}]}
+    for answered in (behind.post("/v2/models/digits/infer", json=body), behind.post("/score", content=png(CLEAN[3]))):
+        assert answered.status_code == 502
+    upstream.mode = "well"
+    assert behind.get("/v2/health/ready").status_code == 200
+    assert behind.post("/v2/models/digits/infer", json=body).status_code == 200
+
+
+def test_requests_alone_notice_that_the_network_upstream_became_another(upstream, behind, monkeypatch):
+    """Where nobody asks for its health."""
+    from advconn.serving import app
+
+    monkeypatch.setattr(app, "PROBED", 0.0)
+    body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 1, 8, 8], "data": CLEAN[3].ravel().tolist()}]}
+    assert behind.post("/v2/models/digits/infer", json=body).status_code == 200
+    upstream.mode = "other network"
+    deadline = time.perf_counter() + 20
+    while behind.post("/v2/models/digits/infer", json=body).status_code != 502:
+        assert time.perf_counter() < deadline
 
 
 def test_headers_go_along_to_an_upstream(upstream, monkeypatch, tmp_path):

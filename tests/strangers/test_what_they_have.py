@@ -243,6 +243,31 @@ def test_rows_of_several_sizes_and_none():
     assert found["advconn_flag"][2:].tolist() == [True, True]
 
 
+def test_rows_of_tables():
+    """Of pandas, of Arrow, and pictures as Hugging Face's datasets hold them."""
+    pandas, arrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    files = []
+    for x in images(n=3)[0]:
+        buffer = io.BytesIO()
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    rows = [{"bytes": file, "path": None} for file in files] + [{"bytes": None, "path": "/etc/hostname"}]
+    names, judge = ["a", "b", "c", "d"], Judge(fitted())
+    expected = judge.detector.judge(images(n=3)[0])
+    for table in (
+        pandas.DataFrame({"image": rows, "name": names}),
+        arrow.table({"image": rows, "name": names}),
+        arrow.RecordBatch.from_pydict({"image": rows, "name": names}),
+        {"image": arrow.array(rows), "name": names},
+        {"image": pandas.Series(rows), "name": names},
+    ):
+        found = judge(table)
+        assert np.array_equal(found["advconn_score"][:3], expected.score)
+        assert found["advconn_flag"][3]
+        assert found["advconn_error"].tolist() == ["", "", "", "row 3 holds no image"]
+        assert list(found["name"]) == names
+
+
 def test_a_judge_travels_with_its_folders_whole_name(tmp_path, monkeypatch):
     advconn.save(fitted(), tmp_path / "det")
     monkeypatch.chdir(tmp_path)
