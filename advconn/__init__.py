@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advconn.bundle import load, save
+    from advconn.bundle import load
     from advconn.bypass import Detour
     from advconn.classifier import Classifier
     from advconn.connectivity import Connectivity
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from advconn.judgement import Judgement
     from advconn.modes import References, choose, synthesise
     from advconn.paths import Path, Profile, profile, straight
+    from advconn.saving import save
     from advconn.stages import Stage
     from advconn.watch import Watch
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from advconn import pictures
 from advconn.errors import DataError, line_of
+from advconn.files import no_allocation
 from advconn.layout import layout
-from advconn.weights import no_allocation
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (

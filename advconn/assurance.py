@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 from advconn.trial import Trial
 
 MAX_SECONDS = 900.0  # that one remedy is thought to take, at most

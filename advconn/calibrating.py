@@ -17,7 +17,7 @@ from advconn.exits import Missed, ordered
 from advconn.given import as_bytes
 from advconn.judging import Judging
 from advconn.likeness import precision_of
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 
 
 @dataclass(frozen=True)

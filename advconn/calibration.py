@@ -260,16 +260,3 @@ def enough(count: int, fpr: float, confidence: float | None = None) -> None:
         raise FitError(
             f"{count} clean images calibrate no false-alarm rate of {fpr:g}{sure}: at least {least} are needed"
         )
-
-
-def upper_share(count: int, of: int, confidence: float = 0.95) -> float:
-    """Upper confidence bound of a share (Clopper & Pearson 1934).
-
-    Args:
-        count: how many were seen.
-        of: among how many.
-        confidence: that the true share is not above the bound, in (0, 1).
-    """
-    from scipy.special import betaincinv
-
-    return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))

@@ -20,7 +20,8 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.given import as_tensor
 from advconn.grain import grain
-from advconn.margins import MarginLandscape, at_once, margin, margin_at
+from advconn.inference import at_once
+from advconn.margins import MarginLandscape, margin, margin_at
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.pixels import nearness, pixels

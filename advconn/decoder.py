@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from advconn.errors import DataError, PathError
 from advconn.files import replacing
-from advconn.margins import with_gradients
-from advconn.progress import Progress, silent
+from advconn.inference import with_gradients
+from advconn.parallel import Progress, silent
 from advconn.space import Space
 
 WIDTH = 64

@@ -25,9 +25,8 @@ from advconn.groups import Groups, learn_groups
 from advconn.heads import default_head, unfitted
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
+from advconn.parallel import Progress, Runner, silent
 from advconn.pretrained import Pretrained, floor_of
-from advconn.progress import Progress, silent
-from advconn.runner import Runner
 from advconn.scaling import BoundedScaler
 from advconn.stages import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
 from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach

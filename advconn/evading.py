@@ -29,7 +29,7 @@ from advconn.errors import AttackError
 from advconn.exits import cut
 from advconn.features import table
 from advconn.margins import margin
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 from advconn.scaling import COARSE, FINE, BoundedScaler
 from advconn.stages import Cascade
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advconn.calibration import upper_share
+from advconn.metrics import upper_share
 
 MISSED = 0.02  # of attacked images that the whole walk catches: at most so many may leave early
 

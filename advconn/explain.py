@@ -9,11 +9,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from advconn.errors import shown
 from advconn.features import Trace
 from advconn.judgement import Judgement
 from advconn.paths import Path, profile, straight
 from advconn.reasons import Typical, reason
-from advconn.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,22 +21,6 @@ def shipped(name: str) -> Path:
     """A folder of models/, where advconn is installed or checked out."""
     installed = Path(__file__).parent / "_models"
     return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
-
-
-def cache_folder(given: Path | None = None) -> Path | None:
-    """Where finished work is kept: `given`, else ADVCONN_CACHE, else advconn in XDG_CACHE_HOME or ~/.cache.
-
-    None where there is no home.
-    """
-    if given is not None:
-        return given
-    for name, below in (("ADVCONN_CACHE", ""), ("XDG_CACHE_HOME", "advconn")):
-        if os.environ.get(name):
-            return Path(os.environ[name]) / below
-    try:
-        return Path.home() / ".cache" / "advconn"
-    except RuntimeError:
-        return None
 
 
 def require_vacant(folder: Path) -> None:
@@ -180,3 +165,25 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
                 yield path
             else:
                 failed(DataError(f"{path}: no regular file; expected an image", str(path)))
+
+
+LARGEST_PICKLE = 2**28  # bytes
+
+
+def no_allocation(path: Path) -> None:
+    """Refuse a torch file that asks for bytearrays: torch makes them as large as the file says.
+
+    Raises:
+        ValueError: it does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [info for info in archive.infolist() if info.filename.endswith(".pkl")]
+            if any(info.file_size > LARGEST_PICKLE for info in names):
+                raise ValueError("what stands beside the tensors is too large")
+            held = b"".join(archive.read(info) for info in names)
+    else:
+        with path.open("rb") as stream:
+            held = stream.read(LARGEST_PICKLE)
+    if b"bytearray" in held:
+        raise ValueError("it holds a bytearray; expected tensors")

@@ -23,8 +23,8 @@ from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.given import as_tensor, image_hashes
 from advconn.modes import References
+from advconn.parallel import Runner
 from advconn.preparing import Clean, prepared, sound, with_references
-from advconn.runner import Runner
 from advconn.stages import STAGES, Stage, connectivities_of
 from advconn.suiting import estimate, harmless, mixture_for, shared
 from advconn.trial import MAX_ATTACKED, Trial

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advconn.classifier import Classifier
-from advconn.margins import with_gradients
+from advconn.inference import with_gradients
 from advconn.nets import compact
 
 LARGEST = 48  # pixels of a side that the network sees; more are brought to so many

@@ -12,7 +12,7 @@ from torch import Tensor
 from advconn.calibration import Calibration
 from advconn.exits import ordered
 from advconn.features import Trace
-from advconn.margins import Cost
+from advconn.inference import Cost
 from advconn.stages import Cascade, Found
 
 

@@ -16,9 +16,9 @@ from advconn.exits import ordered
 from advconn.explain import Explanation, explanation
 from advconn.given import as_tensor
 from advconn.groups import Groups
+from advconn.inference import counting
 from advconn.judgement import Judgement, judgement_of
-from advconn.margins import counting
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 from advconn.reasons import Typical, reason
 from advconn.stages import Cascade, Found
 

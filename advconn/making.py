@@ -16,8 +16,7 @@ from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.errors import AttackError
 from advconn.features import Trace, columns_of
-from advconn.progress import Progress
-from advconn.runner import Runner
+from advconn.parallel import Progress, Runner
 
 SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too
 

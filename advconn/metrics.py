@@ -49,3 +49,16 @@ def share_interval(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]
         return float("nan"), float("nan")
     bounds = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(level)
     return float(bounds.low), float(bounds.high)
+
+
+def upper_share(count: int, of: int, confidence: float = 0.95) -> float:
+    """Upper confidence bound of a share (Clopper & Pearson 1934).
+
+    Args:
+        count: how many were seen.
+        of: among how many.
+        confidence: that the true share is not above the bound, in (0, 1).
+    """
+    from scipy.special import betaincinv
+
+    return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError
-from advconn.margins import margin, temperature_of, with_gradients
+from advconn.inference import with_gradients
+from advconn.margins import margin, temperature_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from advconn.errors import shown
 from advconn.explain import Explanation, displayed
-from advconn.shown import shown
 from advconn.writers import Record, as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.margins import with_gradients
+from advconn.inference import with_gradients
 
 Landscape = Callable[[Tensor], Tensor]
 

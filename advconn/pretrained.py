@@ -25,7 +25,7 @@ from advconn.errors import BundleError, FitError
 from advconn.exits import exits_at
 from advconn.files import shipped
 from advconn.heads import load as load_head
-from advconn.margins import with_gradients
+from advconn.inference import with_gradients
 from advconn.scaling import LARGEST, BoundedScaler
 from advconn.stages import Cascade, scored
 

@@ -16,8 +16,8 @@ from advconn.efficacy import Efficacy
 from advconn.errors import FitError
 from advconn.fitting import tell_promise, warn
 from advconn.given import as_labels, as_tensor, image_hashes
+from advconn.parallel import Progress, silent
 from advconn.preparing import sound
-from advconn.progress import Progress, silent
 from advconn.trial import MIN_ATTACKED, effective, efficacy
 
 UNTOLD = "as before"

@@ -13,10 +13,9 @@ from rich.table import Table
 
 from advconn.calibration import Calibration
 from advconn.detector import Detector
-from advconn.errors import Unanswered, line_of
+from advconn.errors import Unanswered, line_of, shown
 from advconn.items import Batch
 from advconn.judgement import Judgement
-from advconn.shown import shown
 
 VERDICTS = ("clean", "ADVERSARIAL")
 FAR = 1.5  # a picture so many times larger than what is judged is another one than people see

@@ -14,9 +14,9 @@ from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
 from advconn.items import Batch, Item, Unread
+from advconn.parallel import Runner
 from advconn.preprocessing import Preprocessing
 from advconn.report import records
-from advconn.runner import Runner
 
 Place = tuple[int, int]  # which collection, and which of its images
 Mark = tuple[int, ...]

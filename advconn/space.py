@@ -13,7 +13,8 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 
 from advconn.classifier import Classifier
 from advconn.errors import PathError
-from advconn.margins import MarginLandscape, in_batches
+from advconn.inference import in_batches
+from advconn.margins import MarginLandscape
 
 PIXEL = "pixel"
 

@@ -21,7 +21,7 @@ from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.exits import cut
 from advconn.features import Trace, columns_of, joined
-from advconn.margins import ONE_PRECISION, at_once, counting, in_float32
+from advconn.inference import ONE_PRECISION, at_once, counting, in_float32
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images

@@ -18,7 +18,7 @@ from advconn.errors import AttackError
 from advconn.given import as_bytes
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
-from advconn.progress import silent
+from advconn.parallel import silent
 from advconn.specs import fraction
 from advconn.stages import connectivities_of
 

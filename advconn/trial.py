@@ -17,7 +17,7 @@ from advconn.efficacy import Efficacy
 from advconn.exits import ordered
 from advconn.making import Maker
 from advconn.metrics import auroc
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 from advconn.specs import fraction
 
 MAX_ATTACKED = 40  # images

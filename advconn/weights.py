@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from advconn.errors import ModelError, line_of
+from advconn.files import no_allocation
 
 State = dict[str, Tensor]
-LARGEST_PICKLE = 2**28  # bytes
 # Where training scripts put the weights in what they save; of several the first is taken.
 KEYS = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "weights", "params",
@@ -52,25 +51,6 @@ def _harmless() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "bool")]
     return [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
-
-
-def no_allocation(path: Path) -> None:
-    """Refuse a torch file that asks for bytearrays: torch makes them as large as the file says.
-
-    Raises:
-        ValueError: it does.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [info for info in archive.infolist() if info.filename.endswith(".pkl")]
-            if any(info.file_size > LARGEST_PICKLE for info in names):
-                raise ValueError("what stands beside the tensors is too large")
-            held = b"".join(archive.read(info) for info in names)
-    else:
-        with path.open("rb") as stream:
-            held = stream.read(LARGEST_PICKLE)
-    if b"bytearray" in held:
-        raise ValueError("it holds a bytearray; expected tensors")
 
 
 def _reason(path: Path, error: Exception) -> str:

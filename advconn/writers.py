@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from advconn.errors import DataError
+from advconn.errors import DataError, shown
 from advconn.files import writing
-from advconn.shown import shown
 
 Record = Mapping[str, Any]
 COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README says what it holds

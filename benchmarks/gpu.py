@@ -24,7 +24,7 @@ import advconn
 from advconn import bundle
 from advconn.classifier import Classifier
 from advconn.detector import Detector
-from advconn.margins import in_float32
+from advconn.inference import in_float32
 
 WARM = 2048  # images judged before anything is timed
 

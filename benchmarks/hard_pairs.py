@@ -24,7 +24,7 @@ from advconn import bundle
 from advconn.band import relax
 from advconn.classifier import Classifier
 from advconn.connection import Connection, connect
-from advconn.margins import counting
+from advconn.inference import counting
 from advconn.paths import straight
 from advconn.space import Space
 

@@ -40,7 +40,7 @@ from advconn.given import as_bytes
 from advconn.making import Maker, features_of
 from advconn.margins import temperature_of
 from advconn.modes import choose
-from advconn.progress import silent
+from advconn.parallel import silent
 from advconn.reading import read_all
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught, attacked_rows, spoilt

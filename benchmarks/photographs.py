@@ -27,7 +27,7 @@ from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
 from advconn.images import Collection
 from advconn.making import features_of, still_wrong
-from advconn.progress import silent
+from advconn.parallel import silent
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught
 from advconn.zoo import efficientnet_lite0

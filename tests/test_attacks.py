@@ -8,8 +8,9 @@ from advconn.attacks import Attack, parse_all, succeeded
 from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.imitation import imitate
+from advconn.inference import counting
 from advconn.kinds import FAMILIES, KINDS, MIXTURE
-from advconn.margins import counting, margin
+from advconn.margins import margin
 from advconn.nets import compact
 
 

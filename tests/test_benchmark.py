@@ -36,8 +36,7 @@ from advconn.errors import AttackError, FitError
 from advconn.evading import WAYS, evade
 from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
-from advconn.runner import Runner, cluster
-from advconn.store import Store
+from advconn.parallel import Runner, Store, cluster
 from advconn.untrained import untrained
 
 KEYS = {

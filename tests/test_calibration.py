@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from advconn.calibration import Calibration, needed, upper_share
+from advconn.calibration import Calibration, needed
 from advconn.errors import FitError
+from advconn.metrics import upper_share
 
 
 def test_p_values_and_threshold_on_nineteen_scores():

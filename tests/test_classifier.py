@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advconn.classifier import Classifier, fingerprint
+from advconn.classifier import Classifier
 from advconn.errors import DataError, ModelError
-from advconn.margins import counting, margin, margin_at
+from advconn.fingerprint import fingerprint
+from advconn.inference import counting
+from advconn.margins import margin, margin_at
 from advconn.nets import compact
 from advconn.paths import slope
 
@@ -179,7 +181,7 @@ def test_a_classifier_travels_to_another_process():
 
 def test_batches_of_many_sizes_become_few():
     """Padded to a power of two with the last point, cut off again; never over the largest batch."""
-    from advconn.margins import few_sizes
+    from advconn.inference import few_sizes
 
     seen = []
 

@@ -7,7 +7,7 @@ from sklearn.base import clone
 
 from advconn.connectivity import Connectivity
 from advconn.errors import DataError
-from advconn.margins import counting
+from advconn.inference import counting
 from advconn.modes import References, choose
 from advconn.space import Space
 

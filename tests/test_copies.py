@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advconn import copies
-from advconn.connectivity import COPIES
+from advconn.copies import COPIES
 
 
 def ramp() -> torch.Tensor:

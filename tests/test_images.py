@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from advconn.agreement import labels
-from advconn.classifier import Preprocessing
 from advconn.errors import DataError
 from advconn.images import Collection
+from advconn.preprocessing import Preprocessing
 from advconn.writers import save_images
 
 LOOK = Preprocessing(size=(32, 32))

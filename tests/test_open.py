@@ -24,7 +24,7 @@ from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
 from advconn.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
-from advconn.runner import Runner
+from advconn.parallel import Runner
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 THIRD = """

@@ -17,7 +17,7 @@ from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
-from advconn.margins import counting
+from advconn.inference import counting
 from advconn.stages import STAGES, log_odds
 from advconn.suiting import shared
 from advconn.trial import Trial, effective

@@ -23,9 +23,9 @@ from advconn.cli import main
 from advconn.detector import Detector
 from advconn.errors import DataError
 from advconn.images import Collection
+from advconn.inference import in_float32
 from advconn.journal import SUFFIX, Journal
-from advconn.margins import in_float32
-from advconn.runner import Runner
+from advconn.parallel import Runner
 from advconn.scoring import Steps
 from advconn.writers import COLUMNS, as_csv, as_parquet
 

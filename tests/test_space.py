@@ -7,7 +7,7 @@ from torch import nn
 from advconn import Classifier
 from advconn.band import relax
 from advconn.errors import ModelError, PathError
-from advconn.margins import counting
+from advconn.inference import counting
 from advconn.nets import compact
 from advconn.paths import profile, straight
 from advconn.space import Space, cut, layers

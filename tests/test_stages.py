@@ -9,7 +9,7 @@ from advconn.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.exits import exits, ordered
 from advconn.features import table
-from advconn.margins import counting
+from advconn.inference import counting
 from advconn.stages import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
 
 

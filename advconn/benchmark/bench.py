@@ -19,7 +19,7 @@ from advconn.benchmark.results import AttackSize
 from advconn.calibration import enough
 from advconn.classifier import Classifier
 from advconn.errors import DataError, FitError
-from advconn.runner import Runner
+from advconn.parallel import Runner
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests

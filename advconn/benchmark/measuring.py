@@ -16,8 +16,8 @@ from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
 from advconn.calibration import Calibration
 from advconn.errors import FitError, theirs
-from advconn.margins import counting
-from advconn.runner import Runner
+from advconn.inference import counting
+from advconn.parallel import Runner
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
 from advconn.given import image_hashes
 from advconn.kinds import MIXTURE
-from advconn.runner import Runner
+from advconn.parallel import Runner
 
 Note = Callable[[str], None]
 SPOILT = ("jpeg75", "blur", "brighter")

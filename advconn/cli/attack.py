@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, detector_of, note, read, require_vacant
+from advconn.cli.common import Asked, classifier_of, detector_of, note, read
 from advconn.cli.options import (
     PATH,
     data_option,
@@ -20,6 +20,7 @@ from advconn.cli.options import (
     spread_options,
 )
 from advconn.cli.progress import progress_bar
+from advconn.files import require_vacant
 
 
 @click.command()
@@ -63,7 +64,7 @@ def attack(
 
     from advconn.attacks import Attack, round_to_bytes, succeeded
     from advconn.images import Collection
-    from advconn.runner import Runner, cluster
+    from advconn.parallel import Runner, cluster
     from advconn.writers import save_images
 
     require_vacant(out)

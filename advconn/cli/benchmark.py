@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.cli import subjects
-from advconn.cli.common import note, put, require_vacant
+from advconn.cli.common import note, put
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -23,10 +23,11 @@ from advconn.cli.options import (
     spread_options,
 )
 from advconn.cli.progress import progress_bar
+from advconn.files import require_vacant
 
 if TYPE_CHECKING:
     from advconn.benchmark.results import Report
-    from advconn.progress import Progress
+    from advconn.parallel import Progress
 
 
 def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -108,7 +109,7 @@ def benchmark(**given: Any) -> None:
       advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
     from advconn.benchmark.attackers import attackers
-    from advconn.runner import cluster
+    from advconn.parallel import cluster
 
     if given["out"] is not None:
         require_vacant(given["out"])
@@ -129,10 +130,8 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     from advconn.benchmark.evasion import Effort
     from advconn.benchmark.run import Settings, run
     from advconn.datasets import DIGIT_MIXTURE
-    from advconn.files import cache_folder
     from advconn.kinds import MIXTURE
-    from advconn.runner import Runner
-    from advconn.store import Store
+    from advconn.parallel import Runner, Store, cache_folder
 
     detector, images, items = subjects.subject(given, progress)
     classifier = detector.connectivity.classifier

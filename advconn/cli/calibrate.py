@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, detector_of, note, promised, read, require_vacant
+from advconn.cli.common import Asked, detector_of, note, promised, read
 from advconn.cli.options import (
     DETECTOR,
     NONE,
@@ -21,6 +21,7 @@ from advconn.cli.options import (
     reading_as_fitted_options,
 )
 from advconn.cli.progress import progress_bar
+from advconn.files import require_vacant
 
 
 @click.command()

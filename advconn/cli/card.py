@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from advconn.cli.options import DETECTOR
-from advconn.shown import shown
+from advconn.errors import shown
 
 
 @click.command()

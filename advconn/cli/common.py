@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.errors import DataError, ModelError
+from advconn.errors import DataError, ModelError, shown
 from advconn.files import require_vacant as require_vacant
-from advconn.shown import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import classifier_of, note, read, require_vacant
+from advconn.cli.common import classifier_of, note, read
 from advconn.cli.fitted import say_efficacy, say_fitted
 from advconn.cli.options import (
     PATH,
@@ -25,14 +25,14 @@ from advconn.cli.options import (
 )
 from advconn.cli.progress import progress_bar, span
 from advconn.errors import AttackError, DataError
+from advconn.files import require_vacant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.classifier import Classifier
     from advconn.detector import Detector
-    from advconn.runner import Runner
-    from advconn.store import Store
+    from advconn.parallel import Runner, Store
 
 
 @click.command()
@@ -112,9 +112,7 @@ def fit(**given: Any) -> None:
     from advconn import bundle
     from advconn.attacks import parse_all
     from advconn.calibration import enough
-    from advconn.files import cache_folder
-    from advconn.runner import Runner, cluster
-    from advconn.store import Store
+    from advconn.parallel import Runner, Store, cache_folder, cluster
 
     if given["asked"].model is None:
         raise click.UsageError("Missing option '--model'.")

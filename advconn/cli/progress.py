@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from advconn.progress import Progress
+from advconn.parallel import Progress
 
 SHOWN_AFTER = 2.0  # seconds
 EVERY = 10.0

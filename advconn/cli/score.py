@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import detector_of, note, print_error, require_vacant, tell_skipped
+from advconn.cli.common import detector_of, note, print_error, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -27,6 +27,7 @@ from advconn.cli.options import (
 )
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
+from advconn.files import require_vacant
 
 if TYPE_CHECKING:
     from advconn.images import Collection
@@ -111,8 +112,8 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     """
     from advconn.cli.verdicts import Run, about
     from advconn.journal import Journal
+    from advconn.parallel import Runner, cluster
     from advconn.report import as_json
-    from advconn.runner import Runner, cluster
     from advconn.scoring import Steps
 
     images = _listed(images, given.pop("sources"))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, default_subject, detector_of, note, read, require_vacant
+from advconn.cli.common import Asked, classifier_of, default_subject, detector_of, note, read
 from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
 from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
+from advconn.files import require_vacant
 
 if TYPE_CHECKING:
     from advconn.studies import Study, Subject

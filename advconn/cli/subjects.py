@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from advconn.datasets import Data
     from advconn.detector import Detector
     from advconn.items import Item
-    from advconn.progress import Progress
+    from advconn.parallel import Progress
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
 EVERY = (
@@ -77,7 +77,7 @@ def subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, 
     from advconn.datasets import Data
     from advconn.fitting import fit
     from advconn.images import Collection
-    from advconn.runner import Runner
+    from advconn.parallel import Runner
 
     data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))
     reading = {name: given[name] for name in ("labels", "max_bad", "accept")}

@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from advconn.blackbox import Endpoint
-from advconn.errors import AdvconnError, DataError, line_of
+from advconn.errors import AdvconnError, DataError, line_of, shown
 from advconn.images import batch_of, joined_batch
 from advconn.items import Batch
 from advconn.pages import Case, page, template_source
@@ -36,7 +36,6 @@ from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, NEAR_JSON, Asked, answer, asked, described
 from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
-from advconn.shown import shown
 from advconn.watch import Watch
 
 Note = Callable[[str], None]

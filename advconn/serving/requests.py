@@ -12,8 +12,7 @@ from email.parser import BytesHeaderParser
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from advconn.errors import DataError
-from advconn.shown import shown
+from advconn.errors import DataError, shown
 
 DIGITS = 18  # of a length in a header
 SMALL_BODY = 2**16  # bytes of every body that count towards no common limit: small requests always get through

@@ -16,7 +16,7 @@ from advconn.attacks import Attack
 from advconn.classifier import Classifier
 from advconn.conditions import noise_of_size
 from advconn.connection import losses
-from advconn.margins import with_gradients
+from advconn.inference import with_gradients
 from advconn.metrics import auroc, interval
 from advconn.paths import straight
 from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advconn.classifier import Classifier
 from advconn.errors import DataError, PathError
-from advconn.progress import Progress, silent
+from advconn.parallel import Progress, silent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from advconn.connection import OUTCOMES, SCAN, connect
 from advconn.errors import PathError
+from advconn.parallel import Progress, silent
 from advconn.paths import Path, Profile, straight
-from advconn.progress import Progress, silent
 from advconn.space import PIXEL, Space
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
 

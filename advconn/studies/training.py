@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from advconn.classifier import Classifier
 from advconn.connection import connect
 from advconn.errors import DataError
-from advconn.margins import with_gradients
+from advconn.inference import with_gradients
 from advconn.modes import synthesise
 from advconn.nets import compact
 from advconn.space import Space

@@ -458,8 +458,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_no_home_and_no_cache(tmp_path, monkeypatch):
     """Work goes on without one; the environment's own folders are looked at first."""
-    from advconn.files import cache_folder
-    from advconn.store import Store
+    from advconn.parallel import Store, cache_folder
 
     monkeypatch.setenv("ADVCONN_CACHE", str(tmp_path / "c"))
     assert cache_folder() == tmp_path / "c"
@@ -483,7 +482,7 @@ def test_no_home_and_no_cache(tmp_path, monkeypatch):
 
 def test_a_damaged_cache_entry_is_a_miss(tmp_path):
     """Truncated, emptied, a bit flipped: made again, and right again."""
-    from advconn.store import Store
+    from advconn.parallel import Store
 
     store = Store(tmp_path)
     calls = []
@@ -507,8 +506,7 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
     from advconn.making import Maker
-    from advconn.runner import Runner
-    from advconn.store import Store
+    from advconn.parallel import Runner, Store
 
     made, attacked = [], Maker.attacked
 
