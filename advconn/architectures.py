@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from advconn.data.pictures import fitted, pixels_of
+from advconn.data.preprocessing import preprocessing_of
 from advconn.errors import ModelError, line_of
-from advconn.pictures import fitted, pixels_of
-from advconn.preprocessing import preprocessing_of
 
 MEAN_APART, MOST_APART = 2 / 255, 24 / 255  # of [0, 1]: resizing by other code differs by a step or two of 255
 Build = Callable[[int], nn.Module]

@@ -9,12 +9,12 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from advconn.calibration import CLEAN, Calibration, enough, needed
-from advconn.conditions import CONDITIONS, usable
+from advconn.calibration import Calibration, enough, needed
+from advconn.data.conditions import CLEAN, CONDITIONS, usable
+from advconn.data.inputs import as_bytes
 from advconn.efficacy import Efficacy
 from advconn.errors import FitError
 from advconn.exits import Missed, ordered
-from advconn.given import as_bytes
 from advconn.judging import Judging
 from advconn.likeness import precision_of
 from advconn.parallel import Progress, silent

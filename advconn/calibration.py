@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from advconn.data.conditions import CLEAN
 from advconn.errors import FitError
 
-CLEAN = "clean"
 MIN_CELL = 40  # unchanged images of one group that are compared with by themselves
 MIN_POOLED = 1.25  # over the rate: images in a group, for each condition
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from advconn.conditions import CONDITIONS
+from advconn.data.conditions import CONDITIONS
+from advconn.data.preprocessing import CROPS, INTERPOLATIONS
 from advconn.errors import BundleError
-from advconn.preprocessing import CROPS, INTERPOLATIONS
 
 Check = Callable[[Any], bool]
 LARGEST_SIDE = 1024  # pixels

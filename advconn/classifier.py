@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
+from advconn.data.preprocessing import Preprocessing as Preprocessing  # of the public name
+from advconn.data.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.errors import DataError, ModelError, line_of
 from advconn.fingerprint import fingerprint
 from advconn.inference import in_batches, with_gradients
 from advconn.margins import MarginLandscape
-from advconn.preprocessing import Preprocessing as Preprocessing  # of the public name
-from advconn.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.probing import classes_of, probe_images, quantised, scale_of
 
 LARGEST = 3 * 2**17  # values in a batch on a CPU

@@ -16,9 +16,9 @@ from advconn.bypass import DELTA, SLACK, Detour, bypass
 from advconn.classifier import Classifier
 from advconn.copies import COPIES as COPIES  # of the public name
 from advconn.copies import named
+from advconn.data.inputs import as_tensor
 from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
-from advconn.given import as_tensor
 from advconn.grain import grain
 from advconn.inference import at_once
 from advconn.margins import MarginLandscape, margin, margin_at

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advconn.data.inputs import as_tensor
 from advconn.detector import Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
-from advconn.given import as_tensor
 from advconn.watch import Watch
 
 TRACED = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from advconn.arrays import header_of
+from advconn.data.arrays import header_of
 from advconn.errors import BundleError, line_of
 from advconn.scaling import LARGEST as LARGEST_OUTPUT
 from advconn.scaling import BoundedScaler

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from advconn.calibration import Calibration
 from advconn.connectivity import Connectivity
+from advconn.data.inputs import as_tensor
 from advconn.errors import DataError, FitError
 from advconn.exits import ordered
 from advconn.explain import Explanation, explanation
-from advconn.given import as_tensor
 from advconn.groups import Groups
 from advconn.inference import counting
 from advconn.judgement import Judgement, judgement_of
@@ -115,7 +115,7 @@ class Judging(ClassifierMixin):  # type: ignore[misc]
         Raises:
             DataError: what cannot be read.
         """
-        from advconn.reading import read_all
+        from advconn.data.inputs import read_all
 
         classifier = self.connectivity.classifier
         return read_all(images, classifier.preprocessing, classifier.channels, reading)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
 from advconn.classifier import Classifier
-from advconn.conditions import CONDITIONS
 from advconn.connectivity import Connectivity
+from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
 from advconn.features import Trace, columns_of
 from advconn.parallel import Progress, Runner

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.agreement import checked, trained_on
 from advconn.classifier import Classifier
+from advconn.data.inputs import as_labels, as_tensor, image_hashes
+from advconn.data.labels import checked, trained_on
 from advconn.errors import FitError
-from advconn.given import as_labels, as_tensor, image_hashes
 from advconn.margins import temperature_of
 from advconn.modes import References, choose, synthesise
 from advconn.suiting import FOR_REFERENCES
@@ -49,7 +49,7 @@ def prepared(
         images: (n, c, h, w), uint8 or in [0, 1], as tensor or array.
         labels: true classes (n,), or None.
         accept: whether to go on with a classifier that is no better than chance.
-        accuracy: see agreement.trained_on.
+        accuracy: see data.labels.trained_on.
         note: told what is odd about the images.
 
     Raises:

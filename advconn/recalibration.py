@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from advconn.calibration import enough
+from advconn.data.inputs import as_labels, as_tensor, image_hashes
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.errors import FitError
 from advconn.fitting import tell_promise, warn
-from advconn.given import as_labels, as_tensor, image_hashes
 from advconn.parallel import Progress, silent
 from advconn.preparing import sound
 from advconn.trial import MIN_ATTACKED, effective, efficacy

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from advconn.calibration import Calibration
+from advconn.data.collection import Batch
 from advconn.detector import Detector
 from advconn.errors import Unanswered, line_of, shown
-from advconn.items import Batch
 from advconn.judgement import Judgement
 
 VERDICTS = ("clean", "ADVERSARIAL")

@@ -13,17 +13,17 @@ import torch
 
 from advconn import card as cards
 from advconn import heads, models, zoo
-from advconn.calibration import CLEAN
 from advconn.card import COMPANION, TENSORS, WEIGHTS
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
+from advconn.data.conditions import CLEAN
+from advconn.data.preprocessing import names_of
 from advconn.efficacy import Efficacy
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.exits import Missed
 from advconn.groups import MAX_GROUPS, Groups
 from advconn.likeness import alike
 from advconn.modes import References
-from advconn.preprocessing import names_of
 from advconn.stages import GATED, Cascade, Stage, connectivities_of
 
 HELD = {  # where a network's weights are, and how it is given where they are not

@@ -15,7 +15,7 @@ from advconn import card as cards
 from advconn import heads, zoo
 from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.classifier import Classifier
-from advconn.conditions import MEASURED, USES, usable
+from advconn.data.conditions import MEASURED, USES, usable
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.files import writing

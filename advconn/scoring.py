@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advconn.ahead import ahead
+from advconn.data.collection import Batch, Collection, Item, Unread
+from advconn.data.prefetch import ahead
+from advconn.data.preprocessing import Preprocessing
 from advconn.detector import Detector
 from advconn.errors import DataError
-from advconn.images import Collection
-from advconn.items import Batch, Item, Unread
 from advconn.parallel import Runner
-from advconn.preprocessing import Preprocessing
 from advconn.report import records
 
 Place = tuple[int, int]  # which collection, and which of its images

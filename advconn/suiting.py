@@ -12,10 +12,10 @@ from torch import Tensor
 
 from advconn.attacks import Attack, made_for, parse_all, succeeded
 from advconn.classifier import Classifier
-from advconn.conditions import CONDITIONS, usable
+from advconn.data.conditions import CONDITIONS, usable
+from advconn.data.inputs import as_bytes
 from advconn.detector import GROUPED, Detector
 from advconn.errors import AttackError
-from advconn.given import as_bytes
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
 from advconn.parallel import silent

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack
-from advconn.conditions import CONDITIONS, usable
 from advconn.connectivity import Connectivity
+from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError
 from advconn.evading import evasive
 from advconn.exits import Missed, exits

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, parse_all
-from advconn.calibration import CLEAN
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
+from advconn.data.conditions import CLEAN
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.exits import ordered

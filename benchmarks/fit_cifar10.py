@@ -28,11 +28,11 @@ from families import hits_of
 from torch import Tensor
 
 from advconn import bundle, zoo
-from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
+from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
 from advconn.evading import evasive
-from advconn.given import image_hashes
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.modes import synthesise

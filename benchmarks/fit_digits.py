@@ -18,7 +18,7 @@ from cifar10 import machine
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
+from advconn.data.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
 from advconn.fitting import fit
 from advconn.nets import compact
 

@@ -21,9 +21,9 @@ from cifar10 import machine
 from detection import auroc, interval
 
 from advconn.attacks import Attack, round_to_bytes, succeeded
-from advconn.conditions import CONDITIONS
+from advconn.data.collection import Collection
+from advconn.data.conditions import CONDITIONS
 from advconn.fitting import fit
-from advconn.images import Collection
 from advconn.zoo import efficientnet_lite0
 
 MIXTURE = (

@@ -33,15 +33,14 @@ from torch import Tensor, nn
 from advconn import bundle, models
 from advconn.attacks import Attack, made_for, parse_all
 from advconn.classifier import Classifier
-from advconn.conditions import BENIGN
 from advconn.connectivity import Connectivity
-from advconn.datasets import DIGIT_MIXTURE, TRAIN_END, digits
-from advconn.given import as_bytes
+from advconn.data.conditions import BENIGN
+from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
+from advconn.data.inputs import as_bytes, read_all
 from advconn.making import Maker, features_of
 from advconn.margins import temperature_of
 from advconn.modes import choose
 from advconn.parallel import silent
-from advconn.reading import read_all
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught, attacked_rows, spoilt
 from advconn.zoo import efficientnet_lite0

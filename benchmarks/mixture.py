@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack
-from advconn.conditions import BENIGN, CONDITIONS
+from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.kinds import MIXTURE
 from advconn.making import SHARE, still_wrong
 from advconn.stages import STAGES, connectivities_of, scored

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
 from advconn.classifier import Classifier
-from advconn.conditions import BENIGN, CONDITIONS
 from advconn.connectivity import Connectivity
-from advconn.images import Collection
+from advconn.data.collection import Collection
+from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.making import features_of, still_wrong
 from advconn.parallel import silent
 from advconn.stages import STAGES, connectivities_of

@@ -25,7 +25,7 @@ from strangers import ATTACKED, FITTED, MNIST, network, others_than, pooled
 
 from advconn.attacks import Attack, successful
 from advconn.calibration import Calibration, Cell
-from advconn.conditions import CONDITIONS
+from advconn.data.conditions import CONDITIONS
 from advconn.detector import Detector
 from advconn.fitting import fit
 from advconn.judgement import Judgement

@@ -24,7 +24,7 @@ from cifar10 import machine, read
 from PIL import Image
 
 from advconn import bundle
-from advconn.images import Collection
+from advconn.data.collection import Collection
 from advconn.scoring import Steps
 
 PEAK = """

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from train_cifar10 import augment, split
 
 from advconn.classifier import Classifier
-from advconn.datasets import digits
+from advconn.data.datasets import digits
 
 TRAINED = {"mnist": 2500, "digits28": 700, "grey28": 44000, "cifar": 44000, "cifar-few": 8000, "cifar-two": 44000}
 

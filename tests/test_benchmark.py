@@ -30,7 +30,7 @@ from advconn.benchmark.planted import plant
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
-from advconn.datasets import DIGIT_MIXTURE, digits, unseen_digits
+from advconn.data.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
 from advconn.evading import WAYS, evade

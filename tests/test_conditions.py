@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advconn.calibration import CLEAN
-from advconn.conditions import BENIGN, CONDITIONS, MEASURED, PROMISED, USES, usable
+from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, MEASURED, PROMISED, USES, usable
 from advconn.errors import DataError
 
 

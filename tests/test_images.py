@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advconn.agreement import labels
+from advconn.data.collection import Collection
+from advconn.data.labels import labels
+from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
-from advconn.images import Collection
-from advconn.preprocessing import Preprocessing
 from advconn.writers import save_images
 
 LOOK = Preprocessing(size=(32, 32))

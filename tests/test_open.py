@@ -22,7 +22,7 @@ from advconn.benchmark.ranking import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
-from advconn.datasets import DIGIT_MIXTURE, unseen_digits
+from advconn.data.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
 from advconn.parallel import Runner
 

@@ -10,10 +10,10 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from advconn import bundle, pretrained
-from advconn.agreement import trained_on
 from advconn.attacks import Attack, succeeded
 from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
+from advconn.data.labels import trained_on
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit

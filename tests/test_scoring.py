@@ -18,11 +18,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from advconn import bundle, stages
-from advconn.ahead import ahead
 from advconn.cli import main
+from advconn.data.collection import Collection
+from advconn.data.prefetch import ahead
 from advconn.detector import Detector
 from advconn.errors import DataError
-from advconn.images import Collection
 from advconn.inference import in_float32
 from advconn.journal import SUFFIX, Journal
 from advconn.parallel import Runner

@@ -12,7 +12,7 @@ from advconn.bundle import default, load
 from advconn.classifier import Classifier
 from advconn.cli import main
 from advconn.cli.study import NAMES
-from advconn.datasets import unseen_digits
+from advconn.data.datasets import unseen_digits
 from advconn.errors import DataError, PathError
 from advconn.nets import compact
 from advconn.space import Space

@@ -26,11 +26,11 @@ from advconn.benchmark.measuring import Measured, Where, compared, freeze, kept,
 from advconn.benchmark.results import Control, LeftOut, Report
 from advconn.calibration import enough
 from advconn.classifier import Classifier
-from advconn.conditions import CONDITIONS, noise_of_size, usable
-from advconn.datasets import Data
+from advconn.data.conditions import CONDITIONS, noise_of_size, usable
+from advconn.data.datasets import Data
+from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
-from advconn.given import image_hashes
 from advconn.kinds import MIXTURE
 from advconn.parallel import Runner
 

@@ -129,7 +129,7 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     from advconn.attacks import made_for
     from advconn.benchmark.evasion import Effort
     from advconn.benchmark.run import Settings, run
-    from advconn.datasets import DIGIT_MIXTURE
+    from advconn.data.datasets import DIGIT_MIXTURE
     from advconn.kinds import MIXTURE
     from advconn.parallel import Runner, Store, cache_folder
 

@@ -60,7 +60,7 @@ def calibrate(
     """
     from advconn import bundle
     from advconn.calibration import enough
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
     from advconn.recalibration import recalibrated
 
     if fpr is not None:

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     from advconn.calibration import Calibration
     from advconn.classifier import Classifier
-    from advconn.datasets import Data
+    from advconn.data.collection import Batch, Collection, Item
+    from advconn.data.datasets import Data
     from advconn.detector import Detector
-    from advconn.images import Collection
-    from advconn.items import Batch, Item
 
 
 RESIZES = {"stretch": "squash", "crop": "center", "pad": "border"}  # as Preprocessing.crop calls them
@@ -218,7 +217,7 @@ def default_subject(device: str) -> tuple[Detector, Data]:
     And a note that says which, and why.
     """
     from advconn import bundle
-    from advconn.datasets import cifar10, unseen_digits
+    from advconn.data.datasets import cifar10, unseen_digits
 
     try:
         images = cifar10()
@@ -265,7 +264,7 @@ def read(
     """
     import torch
 
-    from advconn.agreement import checked, chosen, some_of
+    from advconn.data.labels import checked, chosen, some_of
 
     collection = collection.for_channels(classifier.channels).sample(limit, seed)
     bad: list[DataError] = list(collection.failed)
@@ -287,7 +286,7 @@ def read(
     images = torch.cat([b.images for b in batches])
     rows = some_of(len(images))
     predicted = classifier.predict(images[rows])
-    truth = chosen(items, classifier, predicted, labels, note, rows)
+    truth = chosen(items, classifier.class_names, classifier.num_classes, predicted, labels, note, rows)
     said = checked(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept)
     note(said + f", of the {len(images)} here" * (len(rows) < len(images)))
     return images, truth, items

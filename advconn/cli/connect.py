@@ -60,7 +60,7 @@ def connect(
       advconn connect a.png b.png --space stage1 --method bypass --out path.png
     """
     from advconn.connection import connect as joined
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
     from advconn.space import Space
 
     if out is not None and out.suffix.lower() not in KINDS:
@@ -125,7 +125,7 @@ def _class(wanted: str, classifier: Classifier) -> int:
 def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | None:
     from advconn import decoder as decoders
     from advconn.cli.common import read
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
     if file is None:
         if space.layer != "pixel":

@@ -154,7 +154,7 @@ def _is_quick(given: dict[str, Any]) -> bool:
 
 def _images(given: dict[str, Any]) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
     """The classifier, clean images and their labels if known, and those to calibrate on if they are others."""
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
     how, reading = given["how"], [given[name] for name in ("labels", "max_bad", "accept")]
     few = {name: given[name] for name in ("limit", "seed")}

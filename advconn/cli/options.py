@@ -104,7 +104,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
     name = "NAME,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        from advconn.conditions import usable
+        from advconn.data.conditions import usable
 
         return (
             usable((part.strip() for part in value.split(",") if part.strip()), 3) if isinstance(value, str) else value

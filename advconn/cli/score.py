@@ -30,7 +30,7 @@ from advconn.errors import DataError
 from advconn.files import require_vacant
 
 if TYPE_CHECKING:
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
 CLEAN, FLAGGED, FAILED = 0, 1, 2
 OTHER_FILES = {".json", ".ndjson", ".tsv", ".txt", ".xls", ".xlsx", ".html", ".pq"}  # that nobody means a folder by
@@ -212,7 +212,7 @@ def _opened(
     images: Sequence[Path], channels: int, given: dict[str, Any]
 ) -> tuple[list[Collection], list[tuple[str, DataError]]]:
     """The collections behind these paths for a classifier of so many channels, and paths that are none, with why."""
-    from advconn.images import Collection, joined
+    from advconn.data.collection import Collection, joined
 
     collections, refused = [], []
     for path in images:

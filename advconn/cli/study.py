@@ -71,7 +71,7 @@ def _named(models: tuple[str, ...], weights: tuple[Path, ...]) -> list[tuple[str
 
 
 def _subject(asked: list[Asked], data: Path | None, device: str, seed: int, progress: Any) -> Subject:
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
     from advconn.studies import Subject
 
     if data is None:

@@ -13,9 +13,9 @@ from advconn.errors import DataError
 if TYPE_CHECKING:
     from advconn.benchmark.bench import Ready
     from advconn.classifier import Classifier
-    from advconn.datasets import Data
+    from advconn.data.collection import Item
+    from advconn.data.datasets import Data
     from advconn.detector import Detector
-    from advconn.items import Item
     from advconn.parallel import Progress
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
@@ -74,9 +74,9 @@ def subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, 
     import numpy as np
     import torch
 
-    from advconn.datasets import Data
+    from advconn.data.collection import Collection
+    from advconn.data.datasets import Data
     from advconn.fitting import fit
-    from advconn.images import Collection
     from advconn.parallel import Runner
 
     data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))
@@ -110,7 +110,7 @@ def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: 
     import torch
 
     from advconn.benchmark.bench import Ready
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
     collection = Collection(path, classifier.channels, **given["how"])
     batches = list(collection.batches(classifier.preprocessing))

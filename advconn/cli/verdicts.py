@@ -25,8 +25,8 @@ from advconn.writers import writer_for
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from advconn.data.collection import Collection
     from advconn.detector import Detector
-    from advconn.images import Collection
 
 WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that are shown of more
 MOST_FAILURES = 100  # lines on what could not be judged

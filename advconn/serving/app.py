@@ -24,11 +24,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from advconn.blackbox import Endpoint
+from advconn.data.collection import Batch, batch_of, joined_batch
+from advconn.data.pictures import COMMON, FORMATS, Wanted, views_far, views_near
 from advconn.errors import AdvconnError, DataError, line_of, shown
-from advconn.images import batch_of, joined_batch
-from advconn.items import Batch
 from advconn.pages import Case, page, template_source
-from advconn.pictures import COMMON, FORMATS, Wanted, views_far, views_near
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full
 from advconn.serving.browser import Guarded, PlainJSON, policy

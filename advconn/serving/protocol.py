@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from advconn import isolation
+from advconn.data import isolation
 from advconn.errors import DataError
 
 HEADER = "inference-header-content-length"

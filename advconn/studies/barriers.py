@@ -14,8 +14,8 @@ from torch import Tensor
 
 from advconn.attacks import Attack
 from advconn.classifier import Classifier
-from advconn.conditions import noise_of_size
 from advconn.connection import losses
+from advconn.data.conditions import noise_of_size
 from advconn.inference import with_gradients
 from advconn.metrics import auroc, interval
 from advconn.paths import straight

@@ -22,12 +22,13 @@ from brought import one_line, run
 from PIL import Image, TiffImagePlugin
 from sklearn.datasets import load_digits
 
-from advconn import bundle, isolation, pictures
+from advconn import bundle
+from advconn.data import isolation, pictures
+from advconn.data.collection import Collection
+from advconn.data.pictures import content, frames_of, views
+from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnWarning, DataError
-from advconn.images import Collection
 from advconn.journal import SUFFIX
-from advconn.pictures import content, frames_of, views
-from advconn.preprocessing import Preprocessing
 
 CLEAN = (load_digits().images[1000:1200] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
@@ -636,7 +637,7 @@ def test_files_that_change_between_listing_and_use_are_refused(tmp_path):
             packed = Collection(tmp_path / "a.zip", 1)
     with pytest.raises(DataError, match="was changed"):
         packed.read(packed.items, LOOK)
-    from advconn.items import Item
+    from advconn.data.collection import Item
     from advconn.scoring import mark_of
 
     (tmp_path / "1.bmp").write_bytes(bytes(80))

@@ -320,7 +320,8 @@ def test_a_picture_takes_no_more_memory_than_itself(tmp_path):
     for i in range(1, 32):
         (tmp_path / f"{i}.jpg").hardlink_to(tmp_path / "0.jpg")
     code = (
-        "import resource, sys; from advconn.images import Collection; from advconn.preprocessing import Preprocessing\n"
+        "import resource, sys; from advconn.data.collection import Collection\n"
+        "from advconn.data.preprocessing import Preprocessing\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "list(Collection(sys.argv[1], 3, reading='both').batches(Preprocessing((32, 32))))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"

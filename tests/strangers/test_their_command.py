@@ -183,7 +183,7 @@ def test_size_channels_and_names_are_said_on_the_command_line(place, tmp_path):
 def test_timms_tags_transforms_and_heads(tmp_path):
     """A tag's own constants, to the pixel; classes from the head though names are sorted; an unknown tag is told."""
     timm = pytest.importorskip("timm")
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)).save(tmp_path / "p.png")
     for name, expected in (
@@ -229,8 +229,8 @@ def test_crop_modes_are_timms(crop, resize, tmp_path):
     pytest.importorskip("timm")
     from timm.data.transforms_factory import transforms_imagenet_eval
 
-    from advconn.pictures import fitted as brought
-    from advconn.preprocessing import Preprocessing
+    from advconn.data.pictures import fitted as brought
+    from advconn.data.preprocessing import Preprocessing
 
     mean = (0.485, 0.456, 0.406)
     for size in ((375, 500), (500, 333), (100, 300)):
@@ -267,7 +267,7 @@ def test_torchvisions_special_cases(tmp_path):
 def test_a_hugging_face_folder(tmp_path):
     """Its image processor's pixels, its names, its logits out of its own output type."""
     transformers = pytest.importorskip("transformers")
-    from advconn.images import Collection
+    from advconn.data.collection import Collection
 
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,

@@ -12,11 +12,10 @@ from torchvision.datasets.folder import default_loader
 
 import advconn
 from advconn.attacks import Attack, round_to_bytes
+from advconn.data.collection import Collection, Item
+from advconn.data.pictures import content, views
+from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
-from advconn.images import Collection
-from advconn.items import Item
-from advconn.pictures import content, views
-from advconn.preprocessing import Preprocessing
 
 LOOK = Preprocessing(size=(32, 32))
 
@@ -340,7 +339,7 @@ def test_scoring_needs_no_labels_and_one_picture_is_enough(known, tmp_path):
 def test_class_folders_are_read_as_the_classifier_agrees_best(tmp_path):
     """Twelve folders 0 to 11 in the order of their text (ImageFolder), by index, by name; --labels settles it."""
     from advconn import Classifier
-    from advconn.agreement import chosen
+    from advconn.data.labels import chosen
 
     x, y = images(n=48, k=12)
     folder(tmp_path / "numbers", x, y)
@@ -351,13 +350,13 @@ def test_class_folders_are_read_as_the_classifier_agrees_best(tmp_path):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 12)).eval()
     c = Classifier(net, size=16)
     told = []
-    assert torch.equal(chosen(items, c, as_text, note=told.append), as_text)
+    assert torch.equal(chosen(items, c.class_names, c.num_classes, as_text, note=told.append), as_text)
     assert "labels are read by sorted" in told[0]
-    assert torch.equal(chosen(items, c, by_index, note=told.append), by_index)
-    assert torch.equal(chosen(items, c, by_index, "sorted"), as_text)
-    assert chosen(items, c, by_index, "none") is None
+    assert torch.equal(chosen(items, c.class_names, c.num_classes, by_index, note=told.append), by_index)
+    assert torch.equal(chosen(items, c.class_names, c.num_classes, by_index, "sorted"), as_text)
+    assert chosen(items, c.class_names, c.num_classes, by_index, "none") is None
     with pytest.raises(DataError, match=r"--labels name.*index, sorted"):
-        chosen(items, c, by_index, "name")
+        chosen(items, c.class_names, c.num_classes, by_index, "name")
     named = Classifier(net, size=16, class_names=[str(11 - i) for i in range(12)])
     assert torch.equal(chosen(items, named, 11 - by_index, note=told.append), 11 - by_index)
     told.clear()

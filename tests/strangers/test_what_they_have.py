@@ -15,9 +15,9 @@ from torch import nn
 import advconn
 from advconn import Classifier, Guard, models
 from advconn.attacks import Attack
+from advconn.data.collection import Collection
+from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnError, DataError, FitError, ModelError
-from advconn.images import Collection
-from advconn.preprocessing import Preprocessing
 from advconn.serving import Judge
 
 
@@ -278,7 +278,7 @@ def test_a_judge_travels_with_its_folders_whole_name(tmp_path, monkeypatch):
 
 
 def test_words_are_no_kinds_of_image():
-    from advconn.given import as_kinds
+    from advconn.data.inputs import as_kinds
 
     with pytest.raises(FitError, match="y == 'attacked' gives them"):
         as_kinds(["clean", "attacked"], 2)
@@ -375,7 +375,7 @@ def test_class_names_that_are_none_get_one_line(tmp_path):
 
 def test_a_phones_photograph_is_judged(tmp_path):
     """48 megapixels, by a worker."""
-    from advconn.pictures import content, views
+    from advconn.data.pictures import content, views
 
     Image.new("RGB", (8064, 6048), (90, 120, 60)).save(tmp_path / "a.jpg", quality=80)
     ((way,),), _ = views(content(tmp_path / "a.jpg"), "a", Preprocessing(size=(32, 32)), 3, "both")
@@ -385,8 +385,8 @@ def test_a_phones_photograph_is_judged(tmp_path):
 
 def test_bands_are_resized_one_by_one_and_shown():
     """A fourth is no transparency; figures and pages show what they can."""
+    from advconn.data.pictures import sized
     from advconn.explain import displayed
-    from advconn.pictures import sized
 
     bands = np.stack([np.full((64, 64), v, np.uint8) for v in (120, 60, 30)] + [np.indices((64, 64)).sum(0) % 2 * 2])
     found = sized(bands.astype(np.uint8), Preprocessing(size=(32, 32)), "x")

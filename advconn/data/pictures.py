@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advconn import isolation
+from advconn.data import isolation
+from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, line_of
-from advconn.preprocessing import Preprocessing
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -199,7 +199,7 @@ def _near(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.n
 def _far(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]]:
     """The same from a worker."""
     try:
-        return isolation.call(f"pictures:{work}", data, name, *more)
+        return isolation.call(f"data.pictures:{work}", data, name, *more)
     except isolation.Limited as error:
         raise DataError(f"{name}: {error}") from error
 

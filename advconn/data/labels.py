@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier
+from advconn.data.collection import Item
 from advconn.errors import DataError
-from advconn.items import Item
 
 LOOKED_AT = 1000  # images by which it is seen what the labels mean and what the classifier makes of them
 ENOUGH = 20  # images before anything is said of an accuracy
@@ -50,7 +49,8 @@ def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: 
 
 def chosen(
     items: Sequence[Item],
-    classifier: Classifier,
+    class_names: Sequence[str] | None,
+    num_classes: int,
     predicted: Tensor,
     how: str = "auto",
     note: Callable[[str], None] = lambda text: None,
@@ -62,7 +62,8 @@ def chosen(
 
     Args:
         items: the n images, each with the label that it came with.
-        classifier: what gave the predictions.
+        class_names: of the classifier, or None.
+        num_classes: that it tells apart.
         predicted: classes (m,) that it gives the images in `rows`.
         how: 'name', 'index', 'sorted', 'auto' (the one of these that fits best) or 'none'.
         note: told which way was taken, and why none was.
@@ -73,7 +74,7 @@ def chosen(
     """
     if how == "none":
         return None
-    by_way = ways(items, classifier.class_names, classifier.num_classes)
+    by_way = ways(items, class_names, num_classes)
     if how != "auto":
         if how not in by_way:
             raise DataError(
@@ -82,16 +83,16 @@ def chosen(
         return by_way[how]
     if not by_way:
         some = sorted({item.label for item in items if item.label is not None})[:3]
-        known = f"no class of its {classifier.num_classes}: --classes FILE names them"
+        known = f"no class of its {num_classes}: --classes FILE names them"
         why = f" (the labels {', '.join(some)}, ... are {known})" if some else ""
         note(f"no true labels are known{why}: the classifier's own predictions stand in for them")
         return None
     agree = {way: float((values[rows] == predicted.cpu()).float().mean()) for way, values in by_way.items()}
     best = max(("name", "index", "sorted"), key=lambda way: agree.get(way, -1.0))
     folders = len({item.label for item in items})
-    if best == "sorted" and folders < classifier.num_classes and agree[best] < 0.5:  # some classes of many, by accident
+    if best == "sorted" and folders < num_classes and agree[best] < 0.5:  # some classes of many, by accident
         note(
-            f"the {folders} class folders are none of the {classifier.num_classes} classes by name or index: the "
+            f"the {folders} class folders are none of the {num_classes} classes by name or index: the "
             "classifier's own predictions stand in for labels (--classes FILE gives the names)"
         )
         return None

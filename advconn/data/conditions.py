@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.calibration import CLEAN
 from advconn.errors import DataError
+
+CLEAN = "clean"
+
 
 Condition = Callable[[Tensor, int], Tensor]
 FITTED, CALIBRATED, MEASURED = "fitted", "calibrated", "measured"

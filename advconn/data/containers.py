@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
+from advconn.data.pictures import HEAD, LARGEST_FILE, is_left_behind, looks_like_picture, looks_unread
 from advconn.errors import DataError, line_of
-from advconn.pictures import HEAD, LARGEST_FILE, is_left_behind, looks_like_picture, looks_unread
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6

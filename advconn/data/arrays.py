@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from advconn import pictures
+from advconn.data import pictures
+from advconn.data.layout import layout
 from advconn.errors import DataError, line_of
 from advconn.files import no_allocation
-from advconn.layout import layout
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (
