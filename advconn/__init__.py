@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advconn.bundle import load
     from advconn.bypass import Detour
-    from advconn.classifier import Classifier
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
     from advconn.errors import AdvconnError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from advconn.fitting import fit
     from advconn.guard import Guard, Verdict
     from advconn.judgement import Judgement
+    from advconn.models.classifier import Classifier
     from advconn.modes import References, choose, synthesise
     from advconn.paths import Path, Profile, profile, straight
     from advconn.saving import save

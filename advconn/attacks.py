@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from advconn import models, perturb, specs
-from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, AttackError, line_of
 from advconn.imitation import imitate
 from advconn.inference import with_gradients
 from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
+from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 from advconn.toolboxes import LIBRARIES
 

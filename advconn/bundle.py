@@ -21,14 +21,14 @@ from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.card import WEIGHTS as WEIGHTS
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.files import SHIPPED, shipped
 from advconn.kinds import MIXTURE
-from advconn.likeness import size_of
-from advconn.probing import probe_images
+from advconn.models.checks import probe_images
+from advconn.models.classifier import Classifier
+from advconn.models.equivalence import size_of
 from advconn.saving import save as save
 from advconn.stages import Stage
 
@@ -97,7 +97,9 @@ def load(
 def _trial(detector: Detector) -> None:
     """Judge a grey image and a noisy one, so that nothing fails at the first image."""
     classifier = detector.connectivity.classifier
-    noisy = probe_images(1, classifier.channels, *size_of(classifier, detector.connectivity.references))
+    references = detector.connectivity.references
+    size = size_of(classifier, None if references is None else references.images)
+    noisy = probe_images(1, classifier.channels, *size)
     judged = detector.judge(torch.cat([torch.full_like(noisy, 0.5), noisy]))
     sound = np.array([error is None for error in judged.errors])
     if not np.isfinite(judged.score[sound]).all() or len(judged.score) != 2:

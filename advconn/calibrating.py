@@ -16,7 +16,7 @@ from advconn.efficacy import Efficacy
 from advconn.errors import FitError
 from advconn.exits import Missed, ordered
 from advconn.judging import Judging
-from advconn.likeness import precision_of
+from advconn.models.equivalence import precision_of
 from advconn.parallel import Progress, silent
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from advconn.band import relax
 from advconn.bypass import DELTA, SLACK, bypass
 from advconn.errors import PathError
-from advconn.margins import margin_at
+from advconn.models.margin import margin_at
 from advconn.paths import Path, Profile, profile, straight
 from advconn.space import Space
 

@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
 from advconn.bypass import DELTA, SLACK, Detour, bypass
-from advconn.classifier import Classifier
 from advconn.copies import COPIES as COPIES  # of the public name
 from advconn.copies import named
 from advconn.data.inputs import as_tensor
@@ -21,7 +20,8 @@ from advconn.errors import DataError
 from advconn.features import FEATURES, Trace, table
 from advconn.grain import grain
 from advconn.inference import at_once
-from advconn.margins import MarginLandscape, margin, margin_at
+from advconn.models.classifier import Classifier
+from advconn.models.margin import MarginLandscape, margin, margin_at
 from advconn.modes import References
 from advconn.paths import Profile, positions, straight
 from advconn.pixels import nearness, pixels

@@ -15,7 +15,6 @@ from torch import Tensor
 from advconn.attacks import Attack, made_for, parse_all
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import enough
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
@@ -25,6 +24,7 @@ from advconn.groups import Groups, learn_groups
 from advconn.heads import default_head, unfitted
 from advconn.kinds import MIXTURE
 from advconn.making import Maker
+from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner, silent
 from advconn.pretrained import Pretrained, floor_of
 from advconn.scaling import BoundedScaler

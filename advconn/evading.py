@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.attacks import Hits
-from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.exits import cut
 from advconn.features import table
-from advconn.margins import margin
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 from advconn.parallel import Progress, silent
 from advconn.scaling import COARSE, FINE, BoundedScaler
 from advconn.stages import Cascade

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from advconn.bypass import Detour
 from advconn.grain import LEVELS, STRUCTURE
-from advconn.margins import margin
+from advconn.models.margin import margin
 from advconn.paths import Profile
 from advconn.pixels import NEAR, PIXELS
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
 from advconn.features import Trace, columns_of
+from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner
 
 SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too

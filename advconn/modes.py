@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.classifier import Classifier
 from advconn.errors import DataError
 from advconn.inference import with_gradients
-from advconn.margins import margin, temperature_of
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin, temperature_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.classifier import Classifier
-from advconn.margins import margin
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 
 Applied = Callable[[Tensor, Tensor], Tensor]  # images (n, c, h, w) and a perturbation (n or 1, ...) to attacked images
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier
 from advconn.data.inputs import as_labels, as_tensor, image_hashes
 from advconn.data.labels import checked, trained_on
 from advconn.errors import FitError
-from advconn.margins import temperature_of
+from advconn.models.classifier import Classifier
+from advconn.models.margin import temperature_of
 from advconn.modes import References, choose, synthesise
 from advconn.suiting import FOR_REFERENCES
 

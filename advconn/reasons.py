@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from advconn.bypass import DELTA
-from advconn.classifier import Classifier
 from advconn.judgement import Judgement
+from advconn.models.classifier import Classifier
 from advconn.stages import Cascade
 
 _GROUPS = {  # what is told of columns whose names start with these, and the one whose value is told

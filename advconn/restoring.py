@@ -14,7 +14,6 @@ import torch
 from advconn import card as cards
 from advconn import heads, models, zoo
 from advconn.card import COMPANION, TENSORS, WEIGHTS
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import CLEAN
 from advconn.data.preprocessing import names_of
@@ -22,7 +21,8 @@ from advconn.efficacy import Efficacy
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.exits import Missed
 from advconn.groups import MAX_GROUPS, Groups
-from advconn.likeness import alike
+from advconn.models.classifier import Classifier
+from advconn.models.equivalence import alike
 from advconn.modes import References
 from advconn.stages import GATED, Cascade, Stage, connectivities_of
 
@@ -69,7 +69,8 @@ def classifier_and_references(
         return classifier, references and References(
             references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
         )
-    if not alike(classifier, card["classifier"], tensors, references):
+    known = None if references is None else (references.images, references.logits)
+    if not alike(classifier, card["classifier"], tensors, known):
         raise BundleError(
             f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
             f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"

@@ -14,12 +14,12 @@ import numpy as np
 from advconn import card as cards
 from advconn import heads, zoo
 from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
-from advconn.classifier import Classifier
 from advconn.data.conditions import MEASURED, USES, usable
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.files import writing
-from advconn.likeness import answers, dtype_of, plain_module
+from advconn.models.classifier import Classifier
+from advconn.models.equivalence import answers, dtype_of, plain_module
 from advconn.stages import Stage
 
 
@@ -60,7 +60,8 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         tensors |= {f"groups.{name}": values for name, values in tree.items()}
         tensors |= {f"group.{name}": labels for name, labels in (detector.group_ or {}).items()}
     tensors |= {"seen": detector.fitted_.image_hashes} if len(detector.fitted_.image_hashes) else {}
-    tensors |= {"answers": answers(classifier, connectivity.references)}
+    images = None if connectivity.references is None else connectivity.references.images
+    tensors |= {"answers": answers(classifier, images)}
     if connectivity.references is not None:
         images = (connectivity.references.images * 255).round().byte()
         tensors |= {

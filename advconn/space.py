@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from advconn.classifier import Classifier
 from advconn.errors import PathError
 from advconn.inference import in_batches
-from advconn.margins import MarginLandscape
+from advconn.models.classifier import Classifier
+from advconn.models.margin import MarginLandscape
 
 PIXEL = "pixel"
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack, made_for, parse_all, succeeded
-from advconn.classifier import Classifier
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.data.inputs import as_bytes
 from advconn.detector import GROUPED, Detector
 from advconn.errors import AttackError
 from advconn.kinds import BLACK_BOX, MIXTURE
 from advconn.making import features_of
+from advconn.models.classifier import Classifier
 from advconn.parallel import silent
 from advconn.specs import fraction
 from advconn.stages import connectivities_of

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier
 from advconn.errors import AttackError
+from advconn.models.classifier import Classifier
 
 INSTALLED_AS = {  # what pip calls them
     "torchattacks": "torchattacks",

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, parse_all
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import CLEAN
 from advconn.detector import Detector
@@ -17,6 +16,7 @@ from advconn.efficacy import Efficacy
 from advconn.exits import ordered
 from advconn.making import Maker
 from advconn.metrics import auroc
+from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, silent
 from advconn.specs import fraction
 

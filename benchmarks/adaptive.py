@@ -32,11 +32,11 @@ from advconn import bundle
 from advconn.benchmark.evasion import claimed
 from advconn.benchmark.following import differentiable
 from advconn.benchmark.planted import plant
-from advconn.classifier import Classifier
 from advconn.detector import Detector
 from advconn.evading import WAYS, Score, evade
-from advconn.margins import margin
 from advconn.metrics import share_interval
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 
 FPR = 0.05
 Judge = Callable[[Tensor], np.ndarray]

@@ -24,8 +24,8 @@ from scipy.stats import beta, norm
 from torch import Tensor
 
 from advconn import zoo
-from advconn.classifier import Classifier
 from advconn.metrics import share_interval
+from advconn.models.classifier import Classifier
 
 ALPHA, CLASSES = 0.001, 10
 RADII = (0.1, 0.25, 0.5)

@@ -24,11 +24,11 @@ from train_cifar10 import MEAN, STD, split
 
 from advconn import models
 from advconn.attacks import Attack, Hits
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.features import Trace, joined, table
 from advconn.grain import grain
 from advconn.making import Maker
+from advconn.models.classifier import Classifier
 from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

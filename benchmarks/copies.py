@@ -25,9 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from advconn import copies
-from advconn.classifier import Classifier
 from advconn.kinds import MIXTURE
-from advconn.margins import margin
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 from advconn.stages import STAGES, connectivities_of, scored
 
 ASKED = (

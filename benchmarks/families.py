@@ -18,11 +18,11 @@ from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 
 from advconn import bundle, models
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
+from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
 
 HERE = Path(__file__).parent

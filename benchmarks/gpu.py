@@ -22,9 +22,9 @@ from cifar10 import machine, read
 
 import advconn
 from advconn import bundle
-from advconn.classifier import Classifier
 from advconn.detector import Detector
 from advconn.inference import in_float32
+from advconn.models.classifier import Classifier
 
 WARM = 2048  # images judged before anything is timed
 

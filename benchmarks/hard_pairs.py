@@ -22,9 +22,9 @@ from train_cifar10 import MEAN, STD, network
 
 from advconn import bundle
 from advconn.band import relax
-from advconn.classifier import Classifier
 from advconn.connection import Connection, connect
 from advconn.inference import counting
+from advconn.models.classifier import Classifier
 from advconn.paths import straight
 from advconn.space import Space
 

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from advconn import bundle, connectivity, copies
 from advconn.benchmark.following import differentiable
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.evading import Evaded, Score, evade
 from advconn.features import Trace
 from advconn.kinds import MIXTURE
+from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
 from advconn.stages import scored
 

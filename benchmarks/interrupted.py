@@ -36,7 +36,7 @@ FULL = (
 MODEL = """
 from safetensors.torch import load_file
 from advconn import bundle
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 def build():
     state = load_file(bundle.default("digits") / bundle.WEIGHTS)

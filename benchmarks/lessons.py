@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks import Attack, made_for, parse_all
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all
 from advconn.making import Maker, features_of
-from advconn.margins import temperature_of
+from advconn.models.classifier import Classifier
+from advconn.models.margin import temperature_of
 from advconn.modes import choose
 from advconn.parallel import silent
 from advconn.stages import STAGES, connectivities_of

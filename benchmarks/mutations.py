@@ -27,7 +27,7 @@ from sklearn.neural_network import MLPClassifier
 import advconn
 from advconn import bundle, calibration, models, stages
 from advconn import card as cards
-from advconn.fingerprint import fingerprint
+from advconn.models.fingerprint import fingerprint
 
 Rng = random.Random
 DEEP = re.compile(r'"@(\d+)@"')  # stands for so many brackets

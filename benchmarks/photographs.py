@@ -22,11 +22,11 @@ from imagenette import CLASSES
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.making import features_of, still_wrong
+from advconn.models.classifier import Classifier
 from advconn.parallel import silent
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught

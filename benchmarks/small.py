@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from train_cifar10 import augment, split
 
-from advconn.classifier import Classifier
 from advconn.data.datasets import digits
+from advconn.models.classifier import Classifier
 
 TRAINED = {"mnist": 2500, "digits28": 700, "grey28": 44000, "cifar": 44000, "cifar-few": 8000, "cifar-two": 44000}
 

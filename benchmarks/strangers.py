@@ -25,9 +25,9 @@ from teach import INVERSE_PENALTY, TEACHERS, group, stages_of, taught
 from torch import Tensor, nn
 
 from advconn.attacks import Attack, successful
-from advconn.classifier import Classifier
 from advconn.fitting import fit
-from advconn.margins import margin
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 from advconn.pretrained import Pretrained
 
 FITTED, CLEAN, ATTACKED = 500, 1000, 100

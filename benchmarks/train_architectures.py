@@ -26,7 +26,7 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from advconn import nets
+from advconn.models import architectures
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 WIDTHS = (24, 64, 192, 320)  # of the shipped network
@@ -45,7 +45,7 @@ class Normalised(nn.Sequential):
 
 
 def compact() -> nn.Module:
-    return Normalised(OrderedDict(nets.compact(widths=WIDTHS).named_children())).eval()
+    return Normalised(OrderedDict(architectures.compact(widths=WIDTHS).named_children())).eval()
 
 
 def resnet18() -> nn.Module:

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from train_cifar10 import MEAN, STD, accuracy, augment, network, optimizer_of, split
 
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 SHIPPED = Path(__file__).parent.parent / "models" / "cifar10" / "classifier.safetensors"
 LOOKED = 2000  # held-out images that the figures are of

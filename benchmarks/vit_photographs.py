@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from advconn import bundle, fit
 from advconn.attacks import Attack, round_to_bytes, succeeded
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.collection import Collection
 from advconn.data.preprocessing import Preprocessing
+from advconn.models.classifier import Classifier
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=20", "cw:c=1,kappa=0,steps=40", "fgsm:eps=8/255")

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from advconn.classifier import Classifier
 from advconn.detector import Detector
 from advconn.fitting import fit
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
 
 sys.path.insert(0, str(Path(__file__).parent))
 

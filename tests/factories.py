@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 
 def five() -> nn.Module:

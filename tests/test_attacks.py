@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from advconn.attacks import Attack, parse_all, succeeded
-from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.imitation import imitate
 from advconn.inference import counting
 from advconn.kinds import FAMILIES, KINDS, MIXTURE
-from advconn.margins import margin
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 
 
 def test_a_specification_is_read_and_written_back():

@@ -36,8 +36,8 @@ from advconn.errors import AttackError, FitError
 from advconn.evading import WAYS, evade
 from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
+from advconn.models.classifier import untrained
 from advconn.parallel import Runner, Store, cluster
-from advconn.untrained import untrained
 
 KEYS = {
     "detector", "attack", "family", "in_training", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success",

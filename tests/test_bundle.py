@@ -14,12 +14,12 @@ from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
 from advconn import card as cards
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.heads import default_head, unfitted
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
 
 
 @pytest.fixture(scope="module")

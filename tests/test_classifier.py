@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advconn.classifier import Classifier
 from advconn.errors import DataError, ModelError
-from advconn.fingerprint import fingerprint
 from advconn.inference import counting
-from advconn.margins import margin, margin_at
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
+from advconn.models.fingerprint import fingerprint
+from advconn.models.margin import margin, margin_at
 from advconn.paths import slope
 
 

@@ -19,7 +19,7 @@ from advconn.cli import main
 CAT = Path(__file__).parent / "images" / "cat.png"
 FACTORY = """
 from safetensors.torch import load_file
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 def build():
     net = compact(10, 1, (8, 16, 32))

@@ -10,15 +10,15 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.classifier import Classifier
 from advconn.cli import main
 from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.evading import evasive, of_stages
 from advconn.features import table
 from advconn.fitting import fit
-from advconn.margins import margin
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 
 MIXTURE = ("pgd:eps=0.2,steps=10", "pgd:eps=0.1,steps=10", "fgsm:eps=0.2")
 SIZE = 0.1
@@ -150,7 +150,7 @@ def test_it_travels_in_the_bundle(hardened, classifier, companion, digits, tmp_p
 
 BESIDE = """
 from safetensors.torch import load_file
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 def build():
     net = compact(10, 1, (8, 16, 32))

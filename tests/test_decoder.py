@@ -8,7 +8,7 @@ import torch
 from advconn import Classifier
 from advconn.decoder import load, network, train
 from advconn.errors import DataError, PathError
-from advconn.nets import compact
+from advconn.models.architectures import compact
 from advconn.space import Space
 
 

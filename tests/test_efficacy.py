@@ -17,7 +17,7 @@ from advconn.guard import Guard
 WEAK, STRONG = (Efficacy("pgd:eps=8/255,steps=10", 40, auroc, caught) for auroc, caught in ((0.86, 0.1), (0.999, 1.0)))
 FACTORY = """
 from safetensors.torch import load_file
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 def build():
     net = compact(10, 1, (8, 16, 32))

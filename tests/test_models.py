@@ -6,11 +6,11 @@ from safetensors.torch import save_file
 
 from advconn import models
 from advconn.errors import ModelError
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 FACTORY = """
 import torch
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 def build():
     return compact(5, widths=(4, 8)).eval()

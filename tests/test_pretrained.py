@@ -11,13 +11,13 @@ from torch import nn
 
 from advconn import bundle, pretrained
 from advconn.attacks import Attack, succeeded
-from advconn.classifier import Classifier
 from advconn.connectivity import Connectivity
 from advconn.data.labels import trained_on
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
 from advconn.fitting import fit
 from advconn.inference import counting
+from advconn.models.classifier import Classifier
 from advconn.stages import STAGES, log_odds
 from advconn.suiting import shared
 from advconn.trial import Trial, effective

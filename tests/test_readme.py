@@ -18,14 +18,14 @@ from sklearn.datasets import load_digits
 
 from advconn import bundle
 from advconn.cli import main
-from advconn.nets import compact
+from advconn.models.architectures import compact
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"(<!-- \w+ -->\n)?```(sh|python)\n(.*?)```", README, re.S)
 MODEL = """
 from advconn import bundle
-from advconn.nets import compact
+from advconn.models.architectures import compact
 from safetensors.torch import load_file
 
 def build():

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from advconn import bundle, pretrained
-from advconn.classifier import Classifier
 from advconn.errors import BundleError
 from advconn.fitting import fit
 from advconn.heads import default_head, largest_share
 from advconn.heads import load as load_head
 from advconn.heads import save as save_head
-from advconn.margins import LEAD, temperature_of
+from advconn.models.classifier import Classifier
+from advconn.models.margin import LEAD, temperature_of
 from advconn.scaling import COARSE, FINE, BoundedScaler
 from advconn.stages import log_odds
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from advconn import bundle
-from advconn.classifier import Classifier
 from advconn.errors import AdvconnError, DataError
+from advconn.models.classifier import Classifier
 from advconn.serving import Judge
 from advconn.serving.judge import OUTPUTS
 

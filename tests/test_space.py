@@ -8,7 +8,7 @@ from advconn import Classifier
 from advconn.band import relax
 from advconn.errors import ModelError, PathError
 from advconn.inference import counting
-from advconn.nets import compact
+from advconn.models.architectures import compact
 from advconn.paths import profile, straight
 from advconn.space import Space, cut, layers
 

@@ -46,7 +46,7 @@ def test_without_references_or_gradients_there_is_no_stage_for_them(classifier, 
         walk.active_families == ("query", "self", "grain", "pixels")
         for walk in connectivities_of(Connectivity(classifier), STAGES)
     )
-    from advconn.classifier import Classifier
+    from advconn.models.classifier import Classifier
 
     function = Classifier.from_callable(
         lambda x: classifier.logits(torch.as_tensor(x)), num_classes=10, size=(8, 8), channels=1

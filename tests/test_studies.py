@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from advconn.bundle import default, load
-from advconn.classifier import Classifier
 from advconn.cli import main
 from advconn.cli.study import NAMES
 from advconn.data.datasets import unseen_digits
 from advconn.errors import DataError, PathError
-from advconn.nets import compact
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
 from advconn.space import Space
 from advconn.studies import Subject, studies
 from advconn.studies.common import blocks

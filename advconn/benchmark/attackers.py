@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advconn import factories
 from advconn.attacks import Attack, seeded
 from advconn.benchmark.keys import code, parameters
-from advconn.classifier import Classifier
 from advconn.errors import AttackError, theirs
+from advconn.models import user_code
+from advconn.models.classifier import Classifier
 from advconn.toolboxes import LIBRARIES
 
 SLACK = 0.01  # outside [0, 1], which is cut off
@@ -80,7 +80,7 @@ def attacker(given: str | Runs) -> Attacker:
     if given.endswith(".py"):
         raise AttackError(f"{given}: name what gives the attack, {given}:FACTORY")
     if library.endswith(".py"):
-        factory = factories.named_in_file(given)
+        factory = user_code.named_in_file(given)
         with theirs(given, AttackError):
             return _of(factory())
     return _of(Attack.parse(given))

@@ -17,8 +17,8 @@ from advconn.attacks import Hits, joined, succeeded, successful
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.results import AttackSize
 from advconn.calibration import enough
-from advconn.classifier import Classifier
 from advconn.errors import DataError, FitError
+from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 
 CHUNK = 64

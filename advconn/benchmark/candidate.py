@@ -10,10 +10,10 @@ from torch import Tensor
 
 from advconn.benchmark.keys import code, parameters
 from advconn.calibration import Calibration
-from advconn.classifier import Classifier
 from advconn.errors import AttackError
 from advconn.evading import Score
 from advconn.heads import default_head
+from advconn.models.classifier import Classifier
 from advconn.stages import log_odds
 
 

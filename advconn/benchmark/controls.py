@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.benchmark.results import Control
-from advconn.classifier import Classifier
 from advconn.metrics import auroc, interval
+from advconn.models.classifier import Classifier, untrained
 from advconn.paths import Profile, positions, straight
-from advconn.untrained import untrained
 
 SAMPLES = 9
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.classifier import Classifier
+from advconn.models.classifier import Classifier
 
 Accepts = Callable[[Tensor], np.ndarray]
 NEAR, TRIED, PLANTED = 200, 40, 5  # points near an image, corners tried, and those of them that are planted

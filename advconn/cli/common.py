@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.calibration import Calibration
-    from advconn.classifier import Classifier
     from advconn.data.collection import Batch, Collection, Item
     from advconn.data.datasets import Data
     from advconn.detector import Detector
+    from advconn.models.classifier import Classifier
 
 
 RESIZES = {"stretch": "squash", "crop": "center", "pad": "border"}  # as Preprocessing.crop calls them

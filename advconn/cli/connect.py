@@ -13,9 +13,9 @@ from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.classifier import Classifier
     from advconn.connection import Connection
     from advconn.decoder import Decoder
+    from advconn.models.classifier import Classifier
     from advconn.space import Space
 
 KINDS = (".html", ".png", ".json")

@@ -30,8 +30,8 @@ from advconn.files import require_vacant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from advconn.classifier import Classifier
     from advconn.detector import Detector
+    from advconn.models.classifier import Classifier
     from advconn.parallel import Runner, Store
 
 

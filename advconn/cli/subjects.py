@@ -12,10 +12,10 @@ from advconn.errors import DataError
 
 if TYPE_CHECKING:
     from advconn.benchmark.bench import Ready
-    from advconn.classifier import Classifier
     from advconn.data.collection import Item
     from advconn.data.datasets import Data
     from advconn.detector import Detector
+    from advconn.models.classifier import Classifier
     from advconn.parallel import Progress
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
@@ -36,14 +36,14 @@ EVERY = (
 
 def baselines(names: Sequence[str]) -> tuple[Any, ...]:
     """Names of BASELINES, and classes by FILE.py:CLASS."""
-    from advconn import factories
     from advconn.benchmark.candidate import Candidate
     from advconn.benchmark.detectors import BASELINES
+    from advconn.models import user_code
 
     out: list[Any] = []
     for name in names or BASELINES:
         if ".py:" in name:
-            kind = factories.named_in_file(name)
+            kind = user_code.named_in_file(name)
             is_candidate = isinstance(kind, type) and issubclass(kind, Candidate)
             if not is_candidate or not kind.name or kind.measure is Candidate.measure:
                 raise DataError(

@@ -23,10 +23,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from advconn.blackbox import Endpoint
 from advconn.data.collection import Batch, batch_of, joined_batch
 from advconn.data.pictures import COMMON, FORMATS, Wanted, views_far, views_near
 from advconn.errors import AdvconnError, DataError, line_of, shown
+from advconn.models.black_box import Endpoint
 from advconn.pages import Case, page, template_source
 from advconn.report import records
 from advconn.serving.batching import Batcher, Full

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier
 from advconn.data.inputs import as_tensor, read_all
 from advconn.data.layout import layout
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError, line_of
 from advconn.judgement import Judgement
+from advconn.models.classifier import Classifier
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
 

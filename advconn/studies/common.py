@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from advconn.classifier import Classifier
 from advconn.errors import DataError, PathError
+from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, silent
 
 if TYPE_CHECKING:

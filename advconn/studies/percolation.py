@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from advconn.classifier import Classifier
+from advconn.models.classifier import Classifier, untrained
 from advconn.studies.common import Study, Subject, pool, spread
-from advconn.untrained import untrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

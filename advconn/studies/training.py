@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from advconn.classifier import Classifier
 from advconn.connection import connect
 from advconn.errors import DataError
 from advconn.inference import with_gradients
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
-from advconn.nets import compact
 from advconn.space import Space
 from advconn.studies.common import Study, Subject, pool, spread
 

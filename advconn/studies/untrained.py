@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advconn.bypass import DELTA
-from advconn.classifier import Classifier
 from advconn.connection import Connection, connect
 from advconn.errors import DataError
+from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
 from advconn.space import Space
 from advconn.studies.common import Study, Subject, spread

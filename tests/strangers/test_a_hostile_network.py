@@ -21,9 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from advconn import bundle
-from advconn.blackbox import Endpoint, _exchanged
-from advconn.classifier import Classifier
 from advconn.errors import DataError, ModelError, Unanswered
+from advconn.models.black_box import Endpoint, _exchanged
+from advconn.models.classifier import Classifier
 from advconn.serving import Judge
 
 pytest.importorskip("starlette")

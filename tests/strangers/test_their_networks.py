@@ -16,7 +16,7 @@ import advconn
 from advconn import Classifier
 from advconn.attacks import Attack
 from advconn.errors import AdvconnError, AdvconnWarning, AttackError, DataError, FitError, ModelError
-from advconn.fingerprint import fingerprint
+from advconn.models.fingerprint import fingerprint
 
 X = images(n=8, seed=3)[0].float() / 255
 

@@ -397,7 +397,7 @@ def test_bands_are_resized_one_by_one_and_shown():
 
 def test_the_layout_of_a_described_input():
     """Four and twelve channels behind the sides; small pictures of three channels before them."""
-    from advconn.blackbox import Described
+    from advconn.models.black_box import Described
 
     for shape, last, size in (
         ([1, 32, 32, 4], True, (32, 32)), ([-1, 64, 64, 12], True, (64, 64)), ([1, 3, 8, 8], False, (8, 8)),

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.classifier import Classifier
 from advconn.errors import DataError
+from advconn.models.classifier import Classifier
 
 
 class Layers:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from advconn import copies
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.classifier import Classifier
-from advconn.margins import margin
+from advconn.models.classifier import Classifier
+from advconn.models.margin import margin
 
 
 class NoisyOdds(Candidate):

@@ -12,7 +12,7 @@ from advconn.connectivity import BARE, Connectivity
 from advconn.detector import Detector
 from advconn.evading import Score
 from advconn.heads import unfitted
-from advconn.margins import margin
+from advconn.models.margin import margin
 from advconn.stages import log_odds
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate, as_numpy
 from advconn.errors import DataError
-from advconn.margins import margin
+from advconn.models.margin import margin
 
 
 class SecondModel(Candidate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advconn.adapters import Adapter, AsModule, Output, training, unwrapped
-from advconn.data.preprocessing import Preprocessing as Preprocessing  # of the public name
 from advconn.data.preprocessing import names_of, preprocessing_of, sides_of, whole
 from advconn.errors import DataError, ModelError, line_of
-from advconn.fingerprint import fingerprint
 from advconn.inference import in_batches, with_gradients
-from advconn.margins import MarginLandscape
-from advconn.probing import classes_of, probe_images, quantised, scale_of
+from advconn.models.adapter import Adapter, AsModule, Output, training, unwrapped
+from advconn.models.checks import classes_of, probe_images, quantised, scale_of
+from advconn.models.fingerprint import fingerprint
+from advconn.models.margin import MarginLandscape
 
 LARGEST = 3 * 2**17  # values in a batch on a CPU
 LARGEST_ON_A_GPU = 2**25
@@ -164,7 +164,7 @@ class Classifier:
             num_classes: k.
             options: as for Classifier; `size` and `channels` above all.
         """
-        from advconn.blackbox import Function
+        from advconn.models.black_box import Function
 
         return cls(Function(f), num_classes=num_classes, **options)
 
@@ -175,7 +175,7 @@ class Classifier:
         Raises:
             ModelError: onnxruntime is not installed, or the file is no image classifier.
         """
-        from advconn.blackbox import Onnx
+        from advconn.models.black_box import Onnx
 
         network = Onnx(file)
         return cls(network, **(network.options() | {"name": f"onnx:{file}"} | options))
@@ -204,7 +204,7 @@ class Classifier:
         Raises:
             ModelError: no answer, no such model, no image classifier.
         """
-        from advconn.blackbox import Endpoint
+        from advconn.models.black_box import Endpoint
 
         shape = None
         if options.get("size") is not None:
@@ -385,3 +385,26 @@ def _device(named: torch.device | str) -> torch.device:
         return torch.empty(0, dtype=torch.float32, device=named).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {named}: there is none here ({line_of(error, 100)}); expected cpu, or cuda") from None
+
+
+def untrained(classifier: Classifier, seed: int = 0) -> Classifier:
+    """The same architecture with parameters drawn anew, as its layers draw them (batch norm folded away).
+
+    Parameters that belong to no layer that can (a transformer's positions) keep their mean and deviation only.
+    """
+    network = copy.deepcopy(classifier.network)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    with torch.random.fork_rng(), torch.inference_mode(False):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if callable(reset):
+                reset()
+        for name, value in network.named_parameters():
+            if value.numel() > 1 and torch.equal(value, before[name]) and float(value.std()) > 0:
+                torch.nn.init.normal_(value, float(value.mean()), float(value.std()))
+    preprocessing = classifier.preprocessing
+    return Classifier(
+        network.eval(), size=preprocessing.size, mean=preprocessing.mean, std=preprocessing.std,
+        channels=classifier.channels, device=classifier.device, output=classifier.adapter.output,
+    )  # fmt: skip

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from advconn.classifier import Classifier
-from advconn.modes import References
-from advconn.probing import probe_images
+from advconn.models.checks import probe_images
+from advconn.models.classifier import Classifier
 
 # How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
 _SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
@@ -34,14 +34,17 @@ def plain_module(classifier: Classifier) -> bool:
     return not scripted and len(classifier.fingerprint) == 64 and not classifier.quantised
 
 
-def answers(classifier: Classifier, references: References | None) -> np.ndarray:
-    """Logits of images that are the same every time (and of the references), by which another form of it is known."""
+def answers(classifier: Classifier, references: Tensor | None) -> np.ndarray:
+    """Logits of images that are the same every time, of the references' size, by which another form of it is known."""
     images = probe_images(4, classifier.channels, *size_of(classifier, references))
     return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
 
 
 def alike(
-    classifier: Classifier, card: dict[str, Any], tensors: dict[str, np.ndarray], references: References | None
+    classifier: Classifier,
+    card: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    references: tuple[Tensor, Tensor] | None,
 ) -> bool:
     """Whether this is another form of the classifier that a detector was fitted for, by its logits.
 
@@ -51,17 +54,17 @@ def alike(
         classifier: the one that is given.
         card: what the detector's card says of the other.
         tensors: of the detector's folder, with the other's answers.
-        references: of the detector, with the other's logits, or None.
+        references: images of the detector, and the other's logits of them; or None.
     """
     kind = card["kind"] == "module" and plain_module(classifier)
     exact = kind and card["dtype"] == dtype_of(classifier)  # the same module, perhaps inside another
     pairs = []
     if "answers" in tensors:
         expected = tensors["answers"]
-        given = probe_images(len(expected), classifier.channels, *size_of(classifier, references))
-        pairs.append((given, expected))
+        size = size_of(classifier, None if references is None else references[0])
+        pairs.append((probe_images(len(expected), classifier.channels, *size), expected))
     if references is not None:
-        pairs.append((references.images[:32], references.logits[:32].numpy()))
+        pairs.append((references[0][:32], references[1][:32].numpy()))
     coarse = QUANTISED if classifier.quantised else 0.0
     slack = EXACT if exact else max(_SAME[card["dtype"]], _SAME[dtype_of(classifier)], coarse)
     for images, expected in pairs:
@@ -74,7 +77,7 @@ def alike(
     return bool(pairs)
 
 
-def size_of(classifier: Classifier, references: References | None) -> tuple[int, int]:
-    """(height, width) of a classifier's images; the references' where it takes any."""
-    near = (32, 32) if references is None else tuple(references.images.shape[2:])
+def size_of(classifier: Classifier, references: Tensor | None) -> tuple[int, int]:
+    """(height, width) of a classifier's images; that of `references` (n, c, h, w) where it takes any."""
+    near = (32, 32) if references is None else tuple(references.shape[2:])
     return classifier.preprocessing.size or near  # type: ignore[return-value]

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from advconn import architectures
-from advconn.classifier import Classifier
 from advconn.errors import ModelError
-from advconn.factories import made_by
-from advconn.weights import State, aligned, fill, misfit, read_weights
+from advconn.models import architectures
+from advconn.models.classifier import Classifier
+from advconn.models.state_dict import State, aligned, fill, misfit, read_weights
+from advconn.models.user_code import made_by
 
 ARCHITECTURES = ("advconn", "timm", "torchvision")
 SPEC = (

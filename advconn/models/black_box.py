@@ -7,7 +7,6 @@ import http.client
 import json
 import socket
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress

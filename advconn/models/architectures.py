@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +19,47 @@ from torch import Tensor, nn
 from advconn.data.pictures import fitted, pixels_of
 from advconn.data.preprocessing import preprocessing_of
 from advconn.errors import ModelError, line_of
+
+
+class _Stage(nn.Module):
+    """Halve the resolution, widen to `out` channels, then one residual convolution."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+        self.widen_norm = nn.BatchNorm2d(out)
+        self.refine = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.refine_norm = nn.BatchNorm2d(out)
+        self.pool = nn.MaxPool2d(2)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.pool(self.widen_norm(self.widen(x))))
+        return x + self.act(self.refine_norm(self.refine(x)))
+
+
+def compact(num_classes: int = 10, in_chans: int = 3, widths: tuple[int, ...] = (24, 64, 128, 256)) -> nn.Sequential:
+    """A plain convolutional classifier for images of about 32 pixels; 80 million multiply-adds at 32 x 32.
+
+    A stem, then one stage for each further width (each halves the resolution), global max-pooling and a linear layer.
+    Takes normalised images (n, in_chans, h, w), gives logits (n, num_classes).
+
+    Args:
+        num_classes: of its answer.
+        in_chans: channels of the images.
+        widths: channels of the stem and of every stage.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["stem"] = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+    layers["stem_norm"] = nn.BatchNorm2d(widths[0])
+    layers["stem_act"] = nn.ReLU()
+    for i, (channels, out) in enumerate(pairwise(widths), start=1):
+        layers[f"stage{i}"] = _Stage(channels, out)
+    layers["pool"] = nn.AdaptiveMaxPool2d(1)
+    layers["flat"] = nn.Flatten()
+    layers["head"] = nn.Linear(widths[-1], num_classes)
+    return nn.Sequential(layers)
+
 
 MEAN_APART, MOST_APART = 2 / 255, 24 / 255  # of [0, 1]: resizing by other code differs by a step or two of 255
 Build = Callable[[int], nn.Module]
@@ -33,8 +76,6 @@ def heads_of(build: Build) -> list[str]:
 def _compact(
     name: str, state: dict[str, Tensor], size: Size, note: Callable[[str], None]
 ) -> tuple[Build, dict[str, Any]]:
-    from advconn.nets import compact
-
     if name != "compact":
         raise ModelError(f"{name!r} is no advconn architecture: expected compact")
     weights = {k.removeprefix("module."): v for k, v in state.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import sys
@@ -14,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from advconn.classifier import Classifier
 from advconn.errors import ModelError, line_of
+from advconn.models.classifier import Classifier
 
 
 def made_by(origin: str, name: str) -> nn.Module | Classifier:
