@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advconn.bundle import load
-    from advconn.bypass import Detour
     from advconn.connectivity import Connectivity
     from advconn.detector import Detector
     from advconn.errors import AdvconnError
@@ -22,22 +21,23 @@ if TYPE_CHECKING:
     from advconn.judgement import Judgement
     from advconn.models.classifier import Classifier
     from advconn.modes import References, choose, synthesise
-    from advconn.paths import Path, Profile, profile, straight
+    from advconn.paths.bypass import Detour
+    from advconn.paths.path import Path, Profile, profile, straight
     from advconn.saving import save
     from advconn.stages import Stage
     from advconn.watch import Watch
 
 _WHERE = {
     "AdvconnError": "errors",
-    "Classifier": "classifier",
+    "Classifier": "models.classifier",
     "Connectivity": "connectivity",
     "Detector": "detector",
-    "Detour": "bypass",
+    "Detour": "paths.bypass",
     "Explanation": "explain",
     "Guard": "guard",
     "Judgement": "judgement",
-    "Path": "paths",
-    "Profile": "paths",
+    "Path": "paths.path",
+    "Profile": "paths.path",
     "References": "modes",
     "Stage": "stages",
     "Verdict": "guard",
@@ -45,9 +45,9 @@ _WHERE = {
     "choose": "modes",
     "fit": "fitting",
     "load": "bundle",
-    "profile": "paths",
+    "profile": "paths.path",
     "save": "bundle",
-    "straight": "paths",
+    "straight": "paths.path",
     "synthesise": "modes",
 }
 __all__ = [

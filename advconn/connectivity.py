@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from advconn.bypass import DELTA, SLACK, Detour, bypass
 from advconn.copies import COPIES as COPIES  # of the public name
 from advconn.copies import named
 from advconn.data.inputs import as_tensor
@@ -23,9 +22,10 @@ from advconn.inference import at_once
 from advconn.models.classifier import Classifier
 from advconn.models.margin import MarginLandscape, margin, margin_at
 from advconn.modes import References
-from advconn.paths import Profile, positions, straight
+from advconn.paths.bypass import DELTA, SLACK, Detour, bypass
+from advconn.paths.path import Profile, positions, straight
+from advconn.paths.space import PIXEL, Space
 from advconn.pixels import nearness, pixels
-from advconn.space import PIXEL, Space
 
 BARE = frozenset({"query", "self", "grain", "pixels", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once

@@ -12,7 +12,7 @@ from torch import Tensor
 from advconn.errors import shown
 from advconn.features import Trace
 from advconn.judgement import Judgement
-from advconn.paths import Path, profile, straight
+from advconn.paths.path import Path, profile, straight
 from advconn.reasons import Typical, reason
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.bypass import Detour
 from advconn.grain import LEVELS, STRUCTURE
 from advconn.models.margin import margin
-from advconn.paths import Profile
+from advconn.paths.bypass import Detour
+from advconn.paths.path import Profile
 from advconn.pixels import NEAR, PIXELS
 
 Columns = dict[str, Tensor]

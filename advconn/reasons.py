@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from advconn.bypass import DELTA
 from advconn.judgement import Judgement
 from advconn.models.classifier import Classifier
+from advconn.paths.bypass import DELTA
 from advconn.stages import Cascade
 
 _GROUPS = {  # what is told of columns whose names start with these, and the one whose value is told

@@ -21,12 +21,12 @@ from torch import Tensor
 from train_cifar10 import MEAN, STD, network
 
 from advconn import bundle
-from advconn.band import relax
-from advconn.connection import Connection, connect
 from advconn.inference import counting
 from advconn.models.classifier import Classifier
-from advconn.paths import straight
-from advconn.space import Space
+from advconn.paths.band import relax
+from advconn.paths.connection import Connection, connect
+from advconn.paths.path import straight
+from advconn.paths.space import Space
 
 SEARCHES = {
     "bypass, 3 levels": {"method": "bypass"},

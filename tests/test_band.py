@@ -4,9 +4,9 @@ import landscapes
 import pytest
 import torch
 
-from advconn.band import relax
 from advconn.errors import PathError
-from advconn.paths import Path, profile, straight
+from advconn.paths.band import relax
+from advconn.paths.path import Path, profile, straight
 
 MULLER_BROWN = landscapes.muller_brown, *landscapes.MULLER_BROWN_MINIMA[:2, None]
 KNOWN = {

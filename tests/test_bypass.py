@@ -6,8 +6,8 @@ import landscapes
 import pytest
 import torch
 
-from advconn.bypass import bypass, sidestep
-from advconn.paths import profile, straight
+from advconn.paths.bypass import bypass, sidestep
+from advconn.paths.path import profile, straight
 
 DELTA = 1e-3
 

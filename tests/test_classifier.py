@@ -15,7 +15,7 @@ from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.fingerprint import fingerprint
 from advconn.models.margin import margin, margin_at
-from advconn.paths import slope
+from advconn.paths.path import slope
 
 
 def small(**options) -> nn.Module:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from advconn.bundle import default
 from advconn.cli import main
-from advconn.connection import connect
-from advconn.figures import detour, peaks, relative
-from advconn.space import Space
+from advconn.paths.connection import connect
+from advconn.paths.plots import detour, peaks, relative
+from advconn.paths.space import Space
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from advconn.connection import connect
 from advconn.errors import PathError
-from advconn.space import Space
+from advconn.paths.connection import connect
+from advconn.paths.space import Space
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.inference import counting
 from advconn.modes import References, choose
-from advconn.space import Space
+from advconn.paths.space import Space
 
 EVERY = ("query", "self", "own", "rival", "latent", "complexity")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from advconn import Classifier
-from advconn.decoder import load, network, train
 from advconn.errors import DataError, PathError
 from advconn.models.architectures import compact
-from advconn.space import Space
+from advconn.paths.decoder import load, network, train
+from advconn.paths.space import Space
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 8), (24, 1, 1), (24,), (5, 7, 7)])

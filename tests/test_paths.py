@@ -6,8 +6,8 @@ import landscapes
 import pytest
 import torch
 
-from advconn import paths
-from advconn.paths import Path, Profile, profile, straight
+from advconn.paths import path as paths
+from advconn.paths.path import Path, Profile, profile, straight
 
 KNOTS = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [3.0, 10.0]]], dtype=torch.float64)
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from advconn import Classifier
-from advconn.band import relax
 from advconn.errors import ModelError, PathError
 from advconn.inference import counting
 from advconn.models.architectures import compact
-from advconn.paths import profile, straight
-from advconn.space import Space, cut, layers
+from advconn.paths.band import relax
+from advconn.paths.path import profile, straight
+from advconn.paths.space import Space, cut, layers
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from advconn.data.datasets import unseen_digits
 from advconn.errors import DataError, PathError
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
-from advconn.space import Space
+from advconn.paths.space import Space
 from advconn.studies import Subject, studies
 from advconn.studies.common import blocks
 from advconn.studies.percolation import component, threshold

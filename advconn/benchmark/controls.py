@@ -14,7 +14,7 @@ from torch import Tensor
 from advconn.benchmark.results import Control
 from advconn.metrics import auroc, interval
 from advconn.models.classifier import Classifier, untrained
-from advconn.paths import Profile, positions, straight
+from advconn.paths.path import Profile, positions, straight
 
 SAMPLES = 9
 

@@ -13,10 +13,10 @@ from advconn.cli.progress import progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.connection import Connection
-    from advconn.decoder import Decoder
     from advconn.models.classifier import Classifier
-    from advconn.space import Space
+    from advconn.paths.connection import Connection
+    from advconn.paths.decoder import Decoder
+    from advconn.paths.space import Space
 
 KINDS = (".html", ".png", ".json")
 
@@ -59,9 +59,9 @@ def connect(
       advconn connect a.png b.png --out path.html
       advconn connect a.png b.png --space stage1 --method bypass --out path.png
     """
-    from advconn.connection import connect as joined
     from advconn.data.collection import Collection
-    from advconn.space import Space
+    from advconn.paths.connection import connect as joined
+    from advconn.paths.space import Space
 
     if out is not None and out.suffix.lower() not in KINDS:
         raise DataError(f"--out {out}: expected a file that ends in {', '.join(KINDS)}")
@@ -123,9 +123,9 @@ def _class(wanted: str, classifier: Classifier) -> int:
 
 
 def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | None:
-    from advconn import decoder as decoders
     from advconn.cli.common import read
     from advconn.data.collection import Collection
+    from advconn.paths import decoder as decoders
 
     if file is None:
         if space.layer != "pixel":
@@ -144,7 +144,7 @@ def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | No
 
 
 def _facts(connection: Connection, name: str, first: Path, second: Path) -> list[tuple[str, Any]]:
-    from advconn.figures import relative
+    from advconn.paths.plots import relative
 
     out: list[tuple[str, Any]] = [
         ("first", first),
@@ -169,7 +169,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
 
 def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, Any]:
     """The facts as numbers."""
-    from advconn.figures import relative
+    from advconn.paths.plots import relative
 
     told = {k: str(v) for k, v in facts if k in ("first", "second", "class", "space", "method")}
     return told | {
@@ -189,8 +189,8 @@ def _write(
 ) -> None:
     import json
 
-    from advconn import figures
     from advconn.files import replacing
+    from advconn.paths import plots
 
     kind = out.suffix.lower()
     if kind == ".json":
@@ -201,7 +201,7 @@ def _write(
         }
         content = (json.dumps(_figures(connection, facts) | curves, indent=1) + "\n").encode()
     else:
-        drawn = figures.connection(connection, 0, decoder, given)
-        content = figures.png(drawn) if kind == ".png" else figures.page("advconn connect", [drawn], facts).encode()
+        drawn = plots.connection(connection, 0, decoder, given)
+        content = plots.png(drawn) if kind == ".png" else plots.page("advconn connect", [drawn], facts).encode()
     with replacing(out) as partial:
         partial.write_bytes(content)

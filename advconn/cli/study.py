@@ -105,8 +105,8 @@ def _save(name: str, fast: bool, subject: Subject, result: Study, out: Path) -> 
     import json
     import platform
 
-    from advconn.figures import png
     from advconn.files import writing
+    from advconn.paths.plots import png
 
     about = {
         "study": name,

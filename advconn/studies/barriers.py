@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.attacks import Attack
-from advconn.connection import losses
 from advconn.data.conditions import noise_of_size
 from advconn.inference import with_gradients
 from advconn.metrics import auroc, interval
 from advconn.models.classifier import Classifier
-from advconn.paths import straight
+from advconn.paths.connection import losses
+from advconn.paths.path import straight
 from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from advconn.attacks import Attack
-from advconn.connection import Connection, connect
-from advconn.figures import relative
 from advconn.metrics import auroc
-from advconn.space import Space
+from advconn.paths.connection import Connection, connect
+from advconn.paths.plots import relative
+from advconn.paths.space import Space
 from advconn.studies.barriers import ATTACKS, REAL
 from advconn.studies.common import Pairs, Pool, Study, Subject, pool, same_class, spread, to_class
 

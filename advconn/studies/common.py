@@ -130,7 +130,7 @@ def blocks(classifier: Classifier) -> dict[str, str]:
     Raises:
         PathError: the network cannot be cut.
     """
-    from advconn.space import cut, layers
+    from advconn.paths.space import cut, layers
 
     names = layers(classifier)
     modules = dict(classifier.network.named_modules())

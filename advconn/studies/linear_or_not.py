@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from advconn.connection import OUTCOMES, SCAN, connect
 from advconn.errors import PathError
 from advconn.parallel import Progress, silent
-from advconn.paths import Path, Profile, straight
-from advconn.space import PIXEL, Space
+from advconn.paths.connection import OUTCOMES, SCAN, connect
+from advconn.paths.path import Path, Profile, straight
+from advconn.paths.space import PIXEL, Space
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from advconn.connection import connect
 from advconn.errors import DataError
 from advconn.inference import with_gradients
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
-from advconn.space import Space
+from advconn.paths.connection import connect
+from advconn.paths.space import Space
 from advconn.studies.common import Study, Subject, pool, spread
 
 if TYPE_CHECKING:

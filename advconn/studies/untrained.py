@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advconn.bypass import DELTA
-from advconn.connection import Connection, connect
 from advconn.errors import DataError
 from advconn.models.classifier import Classifier
 from advconn.modes import synthesise
-from advconn.space import Space
+from advconn.paths.bypass import DELTA
+from advconn.paths.connection import Connection, connect
+from advconn.paths.space import Space
 from advconn.studies.common import Study, Subject, spread
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def draw(connections: list[Connection]) -> Figure:
     """Losses along the first pairs, on the line and round it."""
     from matplotlib.figure import Figure
 
-    from advconn.figures import curves
+    from advconn.paths.plots import curves
 
     shown = [(c, row) for c in connections for row in range(len(c.labels))][:4]
     figure = Figure(figsize=(10, 3.4 * ((len(shown) + 1) // 2)), layout="constrained")

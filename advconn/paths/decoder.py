@@ -19,7 +19,7 @@ from advconn.errors import DataError, PathError
 from advconn.files import replacing
 from advconn.inference import with_gradients
 from advconn.parallel import Progress, silent
-from advconn.space import Space
+from advconn.paths.space import Space
 
 WIDTH = 64
 SMALLEST = 4  # side that a vector is laid out on

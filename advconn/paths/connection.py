@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.band import relax
-from advconn.bypass import DELTA, SLACK, bypass
 from advconn.errors import PathError
 from advconn.models.margin import margin_at
-from advconn.paths import Path, Profile, profile, straight
-from advconn.space import Space
+from advconn.paths.band import relax
+from advconn.paths.bypass import DELTA, SLACK, bypass
+from advconn.paths.path import Path, Profile, profile, straight
+from advconn.paths.space import Space
 
 METHODS = ("line", "bypass", "band")
 SCAN = 129  # points of a path that decide whether it is connected

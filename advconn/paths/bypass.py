@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.paths import Landscape, Path, Profile, of_rows, profile, slope, straight
+from advconn.paths.path import Landscape, Path, Profile, of_rows, profile, slope, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
 SLACK = 0.5  # how far under the ceiling a point is brought, so that rounding cannot leave it there
@@ -158,7 +158,7 @@ def bypass(
 
     Example:
         >>> import torch
-        >>> from advconn.bypass import bypass
+        >>> from advconn.paths.bypass import bypass
         >>> def hill(points):
         ...     return torch.exp(-points.square().sum(2))
         >>> start, end = torch.tensor([[-2.0, 0.1]]), torch.tensor([[2.0, 0.1]])

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.connection import Connection
 from advconn.explain import displayed, plain
-from advconn.paths import Path, straight
+from advconn.paths.connection import Connection
+from advconn.paths.path import Path, straight
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from advconn.decoder import Decoder
+    from advconn.paths.decoder import Decoder
+
 
 STOPS = 9  # images shown along a path
 MOST = 10  # classes shown of many

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.paths import Landscape, Path, at_rows, of_rows, profile, slope
+from advconn.paths.path import Landscape, Path, at_rows, of_rows, profile, slope
 
 METHODS = ("string", "neb")
 MEMORY, SPREAD = 0.8, 0.95  # Adam's two decay rates
@@ -88,7 +88,7 @@ def relax(
 
     Example:
         >>> import torch
-        >>> from advconn.band import relax
+        >>> from advconn.paths.band import relax
         >>> from advconn.paths import profile, straight
         >>> def hill(points):
         ...     return torch.exp(-points.square().sum(2))
