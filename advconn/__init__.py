@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advconn.bundle import load
-    from advconn.connectivity import Connectivity
     from advconn.detector import Detector
     from advconn.errors import AdvconnError
     from advconn.explain import Explanation
+    from advconn.features.connectivity import Connectivity
+    from advconn.features.references import References, choose, synthesise
     from advconn.fitting import fit
     from advconn.guard import Guard, Verdict
     from advconn.judgement import Judgement
     from advconn.models.classifier import Classifier
-    from advconn.modes import References, choose, synthesise
     from advconn.paths.bypass import Detour
     from advconn.paths.path import Path, Profile, profile, straight
     from advconn.saving import save
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "AdvconnError": "errors",
     "Classifier": "models.classifier",
-    "Connectivity": "connectivity",
+    "Connectivity": "features.connectivity",
     "Detector": "detector",
     "Detour": "paths.bypass",
     "Explanation": "explain",
@@ -38,17 +38,17 @@ _WHERE = {
     "Judgement": "judgement",
     "Path": "paths.path",
     "Profile": "paths.path",
-    "References": "modes",
+    "References": "features.references",
     "Stage": "stages",
     "Verdict": "guard",
     "Watch": "watch",
-    "choose": "modes",
+    "choose": "features.references",
     "fit": "fitting",
     "load": "bundle",
     "profile": "paths.path",
     "save": "bundle",
     "straight": "paths.path",
-    "synthesise": "modes",
+    "synthesise": "features.references",
 }
 __all__ = [
     "AdvconnError",

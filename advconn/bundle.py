@@ -21,9 +21,9 @@ from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.card import WEIGHTS as WEIGHTS
-from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
+from advconn.features.connectivity import Connectivity
 from advconn.files import SHIPPED, shipped
 from advconn.kinds import MIXTURE
 from advconn.models.checks import probe_images

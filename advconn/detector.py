@@ -15,11 +15,11 @@ from torch import Tensor
 from advconn.attacks import Attack, made_for, parse_all
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import enough
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
 from advconn.errors import FitError
 from advconn.exits import ordered
+from advconn.features.connectivity import Connectivity
 from advconn.groups import Groups, learn_groups
 from advconn.heads import default_head, unfitted
 from advconn.kinds import MIXTURE

@@ -26,7 +26,7 @@ from torch import Tensor
 from advconn.attacks import Hits
 from advconn.errors import AttackError
 from advconn.exits import cut
-from advconn.features import table
+from advconn.features.families import table
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 from advconn.parallel import Progress, silent

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.errors import shown
-from advconn.features import Trace
+from advconn.features.families import Trace
 from advconn.judgement import Judgement
 from advconn.paths.path import Path, profile, straight
 from advconn.reasons import Typical, reason

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from advconn import pretrained
 from advconn.assurance import Remedy, assured
 from advconn.calibration import enough, needed
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN, PROMISED
 from advconn.data.inputs import as_tensor, image_hashes
 from advconn.detector import HELD_OUT, Detector
 from advconn.errors import AdvconnWarning, FitError, ModelError
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import References
 from advconn.models.classifier import Classifier
-from advconn.modes import References
 from advconn.parallel import Runner
 from advconn.preparing import Clean, prepared, sound, with_references
 from advconn.stages import STAGES, Stage, connectivities_of

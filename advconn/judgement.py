@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advconn.calibration import Calibration
 from advconn.exits import ordered
-from advconn.features import Trace
+from advconn.features.families import Trace
 from advconn.inference import Cost
 from advconn.stages import Cascade, Found
 

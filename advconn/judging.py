@@ -10,11 +10,11 @@ from sklearn.base import ClassifierMixin
 from torch import Tensor
 
 from advconn.calibration import Calibration
-from advconn.connectivity import Connectivity
 from advconn.data.inputs import as_tensor
 from advconn.errors import DataError, FitError
 from advconn.exits import ordered
 from advconn.explain import Explanation, explanation
+from advconn.features.connectivity import Connectivity
 from advconn.groups import Groups
 from advconn.inference import counting
 from advconn.judgement import Judgement, judgement_of

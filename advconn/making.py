@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
-from advconn.features import Trace, columns_of
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import Trace, columns_of
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from advconn.data.inputs import as_labels, as_tensor, image_hashes
 from advconn.data.labels import checked, trained_on
 from advconn.errors import FitError
+from advconn.features.references import References, choose, synthesise
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
-from advconn.modes import References, choose, synthesise
 from advconn.suiting import FOR_REFERENCES
 
 Note = Callable[[str], None]

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, FitError
 from advconn.exits import exits_at
+from advconn.features.connectivity import Connectivity
 from advconn.files import shipped
 from advconn.heads import load as load_head
 from advconn.inference import with_gradients

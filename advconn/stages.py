@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.connectivity import Connectivity
 from advconn.errors import DataError
 from advconn.exits import cut
-from advconn.features import Trace, columns_of, joined
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import Trace, columns_of, joined
 from advconn.inference import ONE_PRECISION, at_once, counting, in_float32
 
 BLOCK = 256  # images that go through the stages together

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from advconn.attacks import Attack
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError
 from advconn.evading import evasive
 from advconn.exits import Missed, exits
+from advconn.features.connectivity import Connectivity
 from advconn.making import Maker, features_of
 from advconn.stages import Cascade, scored
 

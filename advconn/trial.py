@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, parse_all
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import CLEAN
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.exits import ordered
+from advconn.features.connectivity import Connectivity
 from advconn.making import Maker
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier

@@ -29,8 +29,8 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
 from advconn.attacks import Hits
-from advconn.connectivity import Connectivity
-from advconn.features import Trace
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import Trace
 from advconn.heads import default_head
 from advconn.kinds import MIXTURE
 from advconn.stages import log_odds

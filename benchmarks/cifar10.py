@@ -24,9 +24,9 @@ from train_cifar10 import MEAN, STD, split
 
 from advconn import models
 from advconn.attacks import Attack, Hits
-from advconn.connectivity import Connectivity
-from advconn.features import Trace, joined, table
-from advconn.grain import grain
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import Trace, joined, table
+from advconn.features.noise import grain
 from advconn.making import Maker
 from advconn.models.classifier import Classifier
 from advconn.stages import NEAR

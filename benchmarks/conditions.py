@@ -22,9 +22,9 @@ from fit_cifar10 import rows
 from torch import Tensor
 
 from advconn import bundle
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
 from advconn.detector import Detector
+from advconn.features.connectivity import Connectivity
 from advconn.heads import default_head
 from advconn.judgement import Judgement
 from advconn.stages import scored

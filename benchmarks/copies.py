@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from advconn import copies
+from advconn.features import transforms
 from advconn.kinds import MIXTURE
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
@@ -71,21 +71,21 @@ CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"occluded {i}{j}": occluded(i, j) for i in (0, 1) for j in (0, 1)},
     **{f"low {side}": low(side) for side in (12, 16, 20)},
     **{f"flat {side}": flat(side) for side in (4, 8)},
-    "grey": copies.saturation(0.0),
-    "vivid": copies.saturation(1.6),
+    "grey": transforms.saturation(0.0),
+    "vivid": transforms.saturation(1.6),
     "channels swapped": lambda images: images.flip(1),
     "channels mixed": lambda images: (images + images.roll(1, 1)) / 2,
-    "left3": copies.shift(0, -3),
-    "down3": copies.shift(3, 0),
-    "aside4": copies.shift(4, 4),
-    "zoom75": copies.zoom(0.75),
-    "zoom125": copies.zoom(1.25),
-    "turn12": copies.rotate(12),
-    "unturn12": copies.rotate(-12),
-    "weak": copies.contrast(0.5),
-    "noise25": copies.noise(0.25, 5),
-    "flip+left3": copies.both(copies.flip, copies.shift(0, -3)),
-    "flip+zoom85": copies.both(copies.flip, copies.zoom(0.85)),
+    "left3": transforms.shift(0, -3),
+    "down3": transforms.shift(3, 0),
+    "aside4": transforms.shift(4, 4),
+    "zoom75": transforms.zoom(0.75),
+    "zoom125": transforms.zoom(1.25),
+    "turn12": transforms.rotate(12),
+    "unturn12": transforms.rotate(-12),
+    "weak": transforms.contrast(0.5),
+    "noise25": transforms.noise(0.25, 5),
+    "flip+left3": transforms.both(transforms.flip, transforms.shift(0, -3)),
+    "flip+zoom85": transforms.both(transforms.flip, transforms.zoom(0.85)),
 }
 
 

@@ -29,7 +29,7 @@ from advconn.attacks import Attack, Hits
 from advconn.calibration import Calibration
 from advconn.detector import Detector
 from advconn.exits import ordered
-from advconn.features import Trace, table
+from advconn.features.families import Trace, table
 from advconn.heads import default_head
 from advconn.kinds import MIXTURE
 from advconn.stages import log_odds, scored

@@ -18,12 +18,12 @@ from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 
 from advconn import bundle, models
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import synthesise
 from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.models.classifier import Classifier
-from advconn.modes import synthesise
 
 HERE = Path(__file__).parent
 NETWORKS = ("shipped", "robust", "plain", "half18", "vit6")

@@ -24,15 +24,16 @@ from cifar10 import Part, attacked, classifier, machine, parts, stacked, taught,
 from detection import auroc, only
 from torch import Tensor
 
-from advconn import bundle, connectivity, copies
+from advconn import bundle
 from advconn.benchmark.following import differentiable
-from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.evading import Evaded, Score, evade
-from advconn.features import Trace
+from advconn.features import connectivity, transforms
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import Trace
+from advconn.features.references import synthesise
 from advconn.kinds import MIXTURE
 from advconn.models.classifier import Classifier
-from advconn.modes import synthesise
 from advconn.stages import scored
 
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=50", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/255")
@@ -54,22 +55,22 @@ class Variant:
     fit: int
 
 
-def drawn(seed: int, count: int = 24) -> dict[str, copies.Copy]:
+def drawn(seed: int, count: int = 24) -> dict[str, transforms.Copy]:
     """Label-preserving copies, all about them drawn at random: shift, zoom, turn, mirror, contrast, blur, noise."""
     rng = np.random.default_rng(seed)
     out = {}
     for i in range(count):
-        made = copies.shift(*map(int, rng.integers(-2, 3, 2)))
-        made = copies.both(made, copies.zoom(float(rng.uniform(0.85, 1.12))))
-        made = copies.both(made, copies.rotate(float(rng.uniform(-8, 8))))
+        made = transforms.shift(*map(int, rng.integers(-2, 3, 2)))
+        made = transforms.both(made, transforms.zoom(float(rng.uniform(0.85, 1.12))))
+        made = transforms.both(made, transforms.rotate(float(rng.uniform(-8, 8))))
         if rng.random() < 0.4:
-            made = copies.both(made, copies.flip)
+            made = transforms.both(made, transforms.flip)
         if rng.random() < 0.4:
-            made = copies.both(made, copies.contrast(float(rng.uniform(1, 1.6))))
+            made = transforms.both(made, transforms.contrast(float(rng.uniform(1, 1.6))))
         if rng.random() < 0.4:
-            made = copies.both(made, copies.blur(float(rng.uniform(0.3, 0.8))))
+            made = transforms.both(made, transforms.blur(float(rng.uniform(0.3, 0.8))))
         if rng.random() < 0.4:
-            made = copies.both(made, copies.noise(float(rng.uniform(0.01, 0.1)), int(rng.integers(1 << 30))))
+            made = transforms.both(made, transforms.noise(float(rng.uniform(0.01, 0.1)), int(rng.integers(1 << 30))))
         out[f"drawn{seed}-{i}"] = made
     return out
 

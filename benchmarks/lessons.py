@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks import Attack, made_for, parse_all
-from advconn.connectivity import Connectivity
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import choose
 from advconn.making import Maker, features_of
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
-from advconn.modes import choose
 from advconn.parallel import silent
 from advconn.stages import STAGES, connectivities_of
 from advconn.teaching import Taught, attacked_rows, spoilt

@@ -22,9 +22,9 @@ from imagenette import CLASSES
 from torch import Tensor
 
 from advconn.attacks import Attack, Hits, joined, successful
-from advconn.connectivity import Connectivity
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.features.connectivity import Connectivity
 from advconn.making import features_of, still_wrong
 from advconn.models.classifier import Classifier
 from advconn.parallel import silent

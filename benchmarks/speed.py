@@ -26,7 +26,7 @@ from cifar10 import MEAN, STD, machine, parts
 from safetensors.torch import load_file
 
 from advconn import bundle, zoo
-from advconn.connectivity import Connectivity
+from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.stages import STAGES, connectivities_of, walked

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from advconn import bundle, fit
 from advconn.attacks import Attack, round_to_bytes, succeeded
-from advconn.connectivity import Connectivity
 from advconn.data.collection import Collection
 from advconn.data.preprocessing import Preprocessing
+from advconn.features.connectivity import Connectivity
 from advconn.models.classifier import Classifier
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from advconn import bundle, models
 from advconn.cli import main
-from advconn.connectivity import Connectivity
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.evading import evasive, of_stages
-from advconn.features import table
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import table
 from advconn.fitting import fit
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from advconn.connectivity import Connectivity
 from advconn.errors import DataError
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import References, choose
 from advconn.inference import counting
-from advconn.modes import References, choose
 from advconn.paths.space import Space
 
 EVERY = ("query", "self", "own", "rival", "latent", "complexity")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from advconn import copies
-from advconn.copies import COPIES
+from advconn.features import transforms
+from advconn.features.transforms import COPIES
 
 
 def ramp() -> torch.Tensor:
@@ -18,23 +18,25 @@ def test_copies_of_a_ramp_are_what_they_say():
     """Each against its value worked out on paper."""
     image = ramp()
     inner = (slice(None), slice(None), slice(1, 7), slice(1, 7))
-    torch.testing.assert_close(copies.mean3(image)[inner], image[inner])
-    torch.testing.assert_close(copies.median3(image)[inner], image[inner])
-    assert torch.equal(copies.flip(image)[0, 0, 0], image[0, 0, 0].flip(0))
-    assert copies.shift(0, 1)(image)[0, 0, 0].tolist() == pytest.approx([0, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert copies.bits(1)(image)[0, 0, 0].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
-    torch.testing.assert_close(copies.contrast(0.5)(image).mean(), image.mean())
-    torch.testing.assert_close(copies.contrast(0.5)(image).std(), image.std() / 2)
-    torch.testing.assert_close(copies.blur(0.5)(image)[..., 2:6], image[..., 2:6])
+    torch.testing.assert_close(transforms.mean3(image)[inner], image[inner])
+    torch.testing.assert_close(transforms.median3(image)[inner], image[inner])
+    assert torch.equal(transforms.flip(image)[0, 0, 0], image[0, 0, 0].flip(0))
+    assert transforms.shift(0, 1)(image)[0, 0, 0].tolist() == pytest.approx([0, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert transforms.bits(1)(image)[0, 0, 0].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    torch.testing.assert_close(transforms.contrast(0.5)(image).mean(), image.mean())
+    torch.testing.assert_close(transforms.contrast(0.5)(image).std(), image.std() / 2)
+    torch.testing.assert_close(transforms.blur(0.5)(image)[..., 2:6], image[..., 2:6])
     tinted = torch.cat([image, image, image + 0.3], 1)
-    torch.testing.assert_close(copies.saturation(0.0)(tinted), (image + 0.1).expand(1, 3, 8, 8))
-    torch.testing.assert_close(copies.both(copies.flip, copies.shift(0, 1))(image), copies.shift(0, 1)(image.flip(3)))
+    torch.testing.assert_close(transforms.saturation(0.0)(tinted), (image + 0.1).expand(1, 3, 8, 8))
+    torch.testing.assert_close(
+        transforms.both(transforms.flip, transforms.shift(0, 1))(image), transforms.shift(0, 1)(image.flip(3))
+    )
 
 
 def test_shear_moves_columns_by_their_distance_from_the_centre():
     """A diagonal step: rows as a ramp, so that the value read tells the place."""
     rows = ramp().transpose(2, 3)
-    sheared = copies.shear(0.5)(rows)
+    sheared = transforms.shear(0.5)(rows)
     centres = torch.arange(8.0) - 3.5
     torch.testing.assert_close(sheared[0, 0, 4], rows[0, 0, 4] + 0.05 * centres)
 
@@ -43,7 +45,7 @@ def test_gaussian_blur_spreads_a_point_as_its_weights_say():
     """Neighbour over centre is exp(-1 / 2 sigma^2)."""
     point = torch.zeros(1, 1, 9, 9)
     point[0, 0, 4, 4] = 1
-    out = copies.blur(0.7)(point)[0, 0]
+    out = transforms.blur(0.7)(point)[0, 0]
     assert float(out[4, 5] / out[4, 4]) == pytest.approx(math.exp(-1 / (2 * 0.49)), rel=1e-5)
     assert float(out.sum()) == pytest.approx(1)
 
@@ -52,16 +54,16 @@ def test_the_median_removes_a_single_hot_pixel():
     """Which the mean only spreads."""
     image = torch.zeros(1, 1, 8, 8)
     image[0, 0, 4, 4] = 0.9
-    assert float(copies.median3(image).max()) == 0
-    assert float(copies.mean3(image).max()) == pytest.approx(0.1)
+    assert float(transforms.median3(image).max()) == 0
+    assert float(transforms.mean3(image).max()) == pytest.approx(0.1)
 
 
 def test_a_turn_there_and_back_and_a_flip_twice_are_close_to_nothing():
     """Rotation undoes itself up to interpolation, a flip exactly."""
     smooth = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4), 32, mode="bicubic").clamp(0, 1)
-    turned = copies.rotate(-6)(copies.rotate(6)(smooth))
+    turned = transforms.rotate(-6)(transforms.rotate(6)(smooth))
     assert float((turned - smooth)[..., 6:-6, 6:-6].abs().max()) < 0.03
-    assert torch.equal(copies.flip(copies.flip(smooth)), smooth)
+    assert torch.equal(transforms.flip(transforms.flip(smooth)), smooth)
 
 
 @pytest.mark.parametrize("name", COPIES)

@@ -11,9 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks import Attack, succeeded
-from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import FitError
+from advconn.features.connectivity import Connectivity
 from advconn.stages import log_odds, scored
 
 

@@ -38,7 +38,7 @@ def typical(detector):
 def test_votes_and_consensus_are_what_the_copies_are_given(detector, classifier, attacked, seen):
     """Worked out again from the copies themselves."""
     walk = detector.cascade_.connectivities[-1]
-    from advconn.copies import COPIES
+    from advconn.features.transforms import COPIES
 
     said = torch.stack([classifier.logits(COPIES[name](attacked)).argmax(1) for name in walk.copies], 1)
     for i in range(len(attacked)):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from advconn.features import Trace, own_features, rival_features, self_features, table
-from advconn.grain import GRAIN, LEVELS, STRUCTURE, _median5, grain
+from advconn.features.families import Trace, own_features, rival_features, self_features, table
+from advconn.features.noise import GRAIN, LEVELS, STRUCTURE, _median5, grain
 
 QUERY = torch.tensor([[2.0, 0.0, -1.0]])
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import AdvconnWarning, DataError, FitError, ModelError
+from advconn.features.connectivity import Connectivity
 from advconn.guard import Guard
 
 

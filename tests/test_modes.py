@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from advconn import modes
 from advconn.errors import DataError
-from advconn.modes import References, choose, synthesise
+from advconn.features import references as modes
+from advconn.features.references import References, choose, synthesise
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from torch import nn
 
 from advconn import bundle, pretrained
 from advconn.attacks import Attack, succeeded
-from advconn.connectivity import Connectivity
 from advconn.data.labels import trained_on
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
+from advconn.features.connectivity import Connectivity
 from advconn.fitting import fit
 from advconn.inference import counting
 from advconn.models.classifier import Classifier

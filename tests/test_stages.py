@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from advconn.connectivity import Connectivity
 from advconn.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.exits import exits, ordered
-from advconn.features import table
+from advconn.features.connectivity import Connectivity
+from advconn.features.families import table
 from advconn.inference import counting
 from advconn.stages import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
 

@@ -9,7 +9,7 @@ import numpy as np
 from advconn.detector import Detector
 from advconn.errors import AttackError
 from advconn.evading import Score, linear_odds, of_stages
-from advconn.features import table
+from advconn.features.families import table
 from advconn.heads import default_head
 from advconn.stages import scored
 

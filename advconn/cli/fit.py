@@ -249,8 +249,8 @@ def _expected(
 ) -> float:
     """Seconds that a fit is thought to take."""
     from advconn import pretrained
-    from advconn.connectivity import Connectivity
     from advconn.detector import Detector
+    from advconn.features.connectivity import Connectivity
     from advconn.kinds import BLACK_BOX
     from advconn.suiting import estimate
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from advconn.errors import DataError
+from advconn.features.references import synthesise
 from advconn.inference import with_gradients
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
-from advconn.modes import synthesise
 from advconn.paths.connection import connect
 from advconn.paths.space import Space
 from advconn.studies.common import Study, Subject, pool, spread

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advconn.errors import DataError
+from advconn.features.references import synthesise
 from advconn.models.classifier import Classifier
-from advconn.modes import synthesise
 from advconn.paths.bypass import DELTA
 from advconn.paths.connection import Connection, connect
 from advconn.paths.space import Space

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
 from advconn.evading import Score, linear_odds
-from advconn.features import Trace, table
+from advconn.features.families import Trace, table
 from advconn.models.margin import margin
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn import copies
 from advconn.benchmark.candidate import Candidate, as_numpy
+from advconn.features import transforms
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 
@@ -20,7 +20,7 @@ class NoisyOdds(Candidate):
 
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         super().__init__(classifier, clean, second)
-        self._made = tuple(copies.noise(self.scale, 1000 + i) for i in range(self.draws))
+        self._made = tuple(transforms.noise(self.scale, 1000 + i) for i in range(self.draws))
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Predicted class, then the mean move of the log-odds of every class against it."""

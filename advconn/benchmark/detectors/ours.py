@@ -8,9 +8,9 @@ from torch import Tensor
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
-from advconn.connectivity import BARE, Connectivity
 from advconn.detector import Detector
 from advconn.evading import Score
+from advconn.features.connectivity import BARE, Connectivity
 from advconn.heads import unfitted
 from advconn.models.margin import margin
 from advconn.stages import log_odds

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from advconn import modes
 from advconn.benchmark.candidate import Candidate
-from advconn.connectivity import Connectivity
 from advconn.errors import DataError
-from advconn.modes import References
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import References, choose
 
 
 class PaperBarrier(Candidate):
@@ -20,7 +19,7 @@ class PaperBarrier(Candidate):
 
     def prepare(self) -> None:
         """Choose three references of every class among the clean images."""
-        self.references = modes.choose(self.classifier, self.classifier.check(self.clean), None, 3)
+        self.references = choose(self.classifier, self.classifier.check(self.clean), None, 3)
         if self.references.missing:
             raise DataError("paper-barrier: a class has no reference among the training images")
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn import copies
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.copies import Copy
 from advconn.evading import Score
+from advconn.features import transforms
+from advconn.features.transforms import Copy
 
 
 def median2(images: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Squeezing(Candidate):
 
     name, source = "feature-squeezing", "Xu et al., NDSS 2018 (5 bits, 2 x 2 median, non-local means 13-3-4)"
     differentiable = True
-    squeezers: ClassVar[tuple[Copy, ...]] = (copies.bits(5), median2, non_local_means)
+    squeezers: ClassVar[tuple[Copy, ...]] = (transforms.bits(5), median2, non_local_means)
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The largest distance, or the mean one."""
@@ -54,8 +54,8 @@ class Squeezing(Candidate):
 
     def distances(self, images: Tensor) -> Tensor:
         """The same (n, 1), differentiable where images are."""
-        before, copies = self._shares(images, self.squeezers)
-        return (copies - before[:, None]).abs().sum(2).amax(1, keepdim=True)
+        before, transforms = self._shares(images, self.squeezers)
+        return (transforms - before[:, None]).abs().sum(2).amax(1, keepdim=True)
 
     def _shares(self, images: Tensor, made: tuple[Copy, ...]) -> tuple[Tensor, Tensor]:
         """Softmax of the images (n, k) and of their copies (n, m, k)."""
@@ -74,11 +74,11 @@ class FlipShift(Squeezing):
 
     name, source = "flip-shift", "Tian et al., AAAI 2018 (transformations' consistency)"
     squeezers: ClassVar[tuple[Copy, ...]] = (
-        copies.flip,
-        *(copies.shift(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx),
+        transforms.flip,
+        *(transforms.shift(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx),
     )
 
     def distances(self, images: Tensor) -> Tensor:
         """The mean distance (n, 1)."""
-        before, copies = self._shares(images, self.squeezers)
-        return (copies - before[:, None]).abs().sum(2).mean(1, keepdim=True)
+        before, transforms = self._shares(images, self.squeezers)
+        return (transforms - before[:, None]).abs().sum(2).mean(1, keepdim=True)

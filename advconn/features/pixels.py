@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from advconn.modes import References
+from advconn.features.references import References
 
 PIXELS = ("dark", "light", "between", "same", "close", "levels", "entropy")
 NEAR = ("own", "other", "rival", "nearer")

@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.grain import LEVELS, STRUCTURE
+from advconn.features.noise import LEVELS, STRUCTURE
+from advconn.features.pixels import NEAR, PIXELS
 from advconn.models.margin import margin
 from advconn.paths.bypass import Detour
 from advconn.paths.path import Profile
-from advconn.pixels import NEAR, PIXELS
 
 Columns = dict[str, Tensor]
 

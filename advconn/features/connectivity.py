@@ -12,20 +12,19 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from advconn.copies import COPIES as COPIES  # of the public name
-from advconn.copies import named
 from advconn.data.inputs import as_tensor
 from advconn.errors import DataError
-from advconn.features import FEATURES, Trace, table
-from advconn.grain import grain
+from advconn.features.families import FEATURES, Trace, table
+from advconn.features.noise import grain
+from advconn.features.pixels import nearness, pixels
+from advconn.features.references import References
+from advconn.features.transforms import COPIES, named
 from advconn.inference import at_once
 from advconn.models.classifier import Classifier
 from advconn.models.margin import MarginLandscape, margin, margin_at
-from advconn.modes import References
 from advconn.paths.bypass import DELTA, SLACK, Detour, bypass
 from advconn.paths.path import Profile, positions, straight
 from advconn.paths.space import PIXEL, Space
-from advconn.pixels import nearness, pixels
 
 BARE = frozenset({"query", "self", "grain", "pixels", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once

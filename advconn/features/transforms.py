@@ -44,7 +44,7 @@ def flip(images: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from advconn.copies import flip
+        >>> from advconn.features.transforms import flip
         >>> flip(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
         [[[[1.0, 0.5, 0.0]]]]
     """
@@ -56,7 +56,7 @@ def bits(count: int) -> Copy:
 
     Example:
         >>> import torch
-        >>> from advconn.copies import bits
+        >>> from advconn.features.transforms import bits
         >>> bits(1)(torch.tensor([0.2, 0.4, 0.6]))
         tensor([0., 0., 1.])
     """
@@ -77,7 +77,7 @@ def shift(dy: int, dx: int) -> Copy:
 
     Example:
         >>> import torch
-        >>> from advconn.copies import shift
+        >>> from advconn.features.transforms import shift
         >>> right1 = shift(0, 1)
         >>> right1(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
         [[[[0.0, 0.0, 0.5]]]]
