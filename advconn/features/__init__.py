@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from advconn.features.references import References, choose, synthesise
     from advconn.features.transforms import COPIES
 
-__all__ = ["COPIES", "Connectivity", "FEATURES", "References", "Trace", "choose", "synthesise"]
+__all__ = ["COPIES", "FEATURES", "Connectivity", "References", "Trace", "choose", "synthesise"]
 __getattr__, __dir__ = attach(
     __name__,
     {
