@@ -17,6 +17,7 @@ import torch
 
 from advconn import card as cards
 from advconn import pretrained, restoring
+from advconn.attacks.catalog import MIXTURE
 from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
@@ -25,7 +26,6 @@ from advconn.detector import Detector
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.features.connectivity import Connectivity
 from advconn.files import SHIPPED, shipped
-from advconn.kinds import MIXTURE
 from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import size_of

@@ -12,7 +12,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
-from advconn.attacks import Attack, made_for, parse_all
+from advconn.attacks.attack import Attack, made_for, parse_all
+from advconn.attacks.catalog import MIXTURE
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import enough
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
@@ -22,7 +23,6 @@ from advconn.exits import ordered
 from advconn.features.connectivity import Connectivity
 from advconn.groups import Groups, learn_groups
 from advconn.heads import default_head, unfitted
-from advconn.kinds import MIXTURE
 from advconn.making import Maker
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner, silent

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from advconn import pretrained
 from advconn.assurance import Remedy, assured
+from advconn.attacks.strength import mixture_for, shared
 from advconn.calibration import enough, needed
 from advconn.data.conditions import BENIGN, PROMISED
 from advconn.data.inputs import as_tensor, image_hashes
@@ -26,7 +27,7 @@ from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 from advconn.preparing import Clean, prepared, sound, with_references
 from advconn.stages import STAGES, Stage, connectivities_of
-from advconn.suiting import estimate, harmless, mixture_for, shared
+from advconn.suiting import estimate, harmless
 from advconn.trial import MAX_ATTACKED, Trial
 
 FEW = 20  # attacked images that a head cannot learn much from

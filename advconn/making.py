@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, Hits, joined, successful
 from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
 from advconn.features.connectivity import Connectivity

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError
 from advconn.evading import evasive

@@ -8,7 +8,8 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
-from advconn.attacks import Attack, Hits, parse_all
+from advconn.attacks.attack import Attack, Hits, parse_all
+from advconn.attacks.catalog import as_fraction
 from advconn.data.conditions import CLEAN
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
@@ -18,7 +19,6 @@ from advconn.making import Maker
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, silent
-from advconn.specs import fraction
 
 MAX_ATTACKED = 40  # images
 MAX_PRICED = 24  # images that the price of a condition is measured on
@@ -63,7 +63,7 @@ class Trial:
         if len(detector.calibration_.conditions) == 1:
             return found
         if classifier.differentiable:
-            near = Attack.parse(f"pgd-stop:eps={fraction(attack.settings['eps'])},steps=20")
+            near = Attack.parse(f"pgd-stop:eps={as_fraction(attack.settings['eps'])},steps=20")
             few = None if truth is None else truth[:MAX_PRICED]
             hits = Maker((Connectivity(classifier),), per_attack=MAX_PRICED, seed=self.seed).attacked(
                 self.images[: min(count, MAX_PRICED)], few, near, seed=self.seed
@@ -97,7 +97,7 @@ def effective(detector: Detector, images: Tensor, truth: Tensor | None, seed: in
     classifier = detector.connectivity.classifier
     name, steps = ("pgd", "steps=10") if classifier.differentiable else ("square", "n_queries=300")
     fitted = [a for a in parse_all(list(detector.attacks)) if a.name == name] if detector.fitted_.attacks else []
-    attacks = fitted[:1] or [Attack.parse(f"{name}:eps={fraction(eps)},{steps}") for eps in STRENGTHS]
+    attacks = fitted[:1] or [Attack.parse(f"{name}:eps={as_fraction(eps)},{steps}") for eps in STRENGTHS]
     maker = Maker((Connectivity(classifier),), per_attack=len(images), seed=seed)
     for attack in attacks:
         hits = maker.attacked(images, truth, attack, seed=seed)

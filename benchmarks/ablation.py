@@ -28,11 +28,11 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
-from advconn.attacks import Hits
+from advconn.attacks.attack import Hits
+from advconn.attacks.catalog import MIXTURE
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
 from advconn.heads import default_head
-from advconn.kinds import MIXTURE
 from advconn.stages import log_odds
 
 RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")

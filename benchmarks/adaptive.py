@@ -29,11 +29,11 @@ from cifar10 import SEED, Part, kept, machine, parts
 from torch import Tensor
 
 from advconn import bundle
+from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.benchmark.evasion import claimed
 from advconn.benchmark.following import differentiable
 from advconn.benchmark.planted import plant
 from advconn.detector import Detector
-from advconn.evading import WAYS, Score, evade
 from advconn.metrics import share_interval
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

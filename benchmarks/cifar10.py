@@ -23,7 +23,7 @@ from torch import Tensor
 from train_cifar10 import MEAN, STD, split
 
 from advconn import models
-from advconn.attacks import Attack, Hits
+from advconn.attacks.attack import Attack, Hits
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, joined, table
 from advconn.features.noise import grain

@@ -24,8 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from advconn.attacks.catalog import MIXTURE
 from advconn.features import transforms
-from advconn.kinds import MIXTURE
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 from advconn.stages import STAGES, connectivities_of, scored

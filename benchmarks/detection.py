@@ -25,13 +25,13 @@ from fit_cifar10 import FITTED_ON, rows
 from sklearn.metrics import roc_auc_score
 
 from advconn import bundle
-from advconn.attacks import Attack, Hits
+from advconn.attacks.attack import Attack, Hits
+from advconn.attacks.catalog import MIXTURE
 from advconn.calibration import Calibration
 from advconn.detector import Detector
 from advconn.exits import ordered
 from advconn.features.families import Trace, table
 from advconn.heads import default_head
-from advconn.kinds import MIXTURE
 from advconn.stages import log_odds, scored
 
 ATTACKS = (

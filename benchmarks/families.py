@@ -17,11 +17,11 @@ import torch
 from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 
 from advconn import bundle, models
-from advconn.attacks import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.attacks.catalog import MIXTURE
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
-from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.models.classifier import Classifier
 

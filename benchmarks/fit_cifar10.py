@@ -28,13 +28,13 @@ from families import hits_of
 from torch import Tensor
 
 from advconn import bundle, zoo
+from advconn.attacks.catalog import MIXTURE
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
 from advconn.evading import evasive
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
-from advconn.kinds import MIXTURE
 from advconn.making import still_wrong
 from advconn.stages import connectivities_of
 from advconn.teaching import Taught

@@ -25,14 +25,14 @@ from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle
+from advconn.attacks.adaptive import Evaded, Score, evade
+from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark.following import differentiable
 from advconn.detector import Detector
-from advconn.evading import Evaded, Score, evade
 from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
 from advconn.features.references import synthesise
-from advconn.kinds import MIXTURE
 from advconn.models.classifier import Classifier
 from advconn.stages import scored
 

@@ -20,7 +20,7 @@ from detection import auroc
 from lessons import arguments
 from strangers import ATTACKED, CLEAN, MNIST, network, others_than
 
-from advconn.attacks import Attack, successful
+from advconn.attacks.attack import Attack, successful
 from advconn.errors import FitError
 from advconn.fitting import fit
 

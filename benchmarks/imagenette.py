@@ -20,7 +20,7 @@ import torch
 from cifar10 import machine
 from detection import auroc, interval
 
-from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.attacks.attack import Attack, round_to_bytes, succeeded
 from advconn.data.collection import Collection
 from advconn.data.conditions import CONDITIONS
 from advconn.fitting import fit

@@ -31,7 +31,7 @@ from small import SMALL, TRAINED, images_of, trained
 from torch import Tensor, nn
 
 from advconn import bundle, models
-from advconn.attacks import Attack, made_for, parse_all
+from advconn.attacks.attack import Attack, made_for, parse_all
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all

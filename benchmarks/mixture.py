@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
+from advconn.attacks.catalog import MIXTURE
 from advconn.data.conditions import BENIGN, CONDITIONS
-from advconn.kinds import MIXTURE
 from advconn.making import SHARE, still_wrong
 from advconn.stages import STAGES, connectivities_of, scored
 

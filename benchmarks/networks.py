@@ -40,7 +40,7 @@ from torchvision.io import write_png
 
 import advconn
 from advconn import models
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.metrics import auroc
 
 SEED, OTHERS, SAME = 0, 12, 1e-4

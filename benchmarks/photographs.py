@@ -21,7 +21,7 @@ from cifar10 import SEED, kept
 from imagenette import CLASSES
 from torch import Tensor
 
-from advconn.attacks import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, Hits, joined, successful
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity

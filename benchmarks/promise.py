@@ -23,7 +23,7 @@ from cifar10 import SEED, machine
 from lessons import arguments
 from strangers import ATTACKED, FITTED, MNIST, network, others_than, pooled
 
-from advconn.attacks import Attack, successful
+from advconn.attacks.attack import Attack, successful
 from advconn.calibration import Calibration, Cell
 from advconn.data.conditions import CONDITIONS
 from advconn.detector import Detector

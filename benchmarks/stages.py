@@ -23,12 +23,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from advconn.attacks.catalog import MIXTURE
 from advconn.exits import exits, ordered
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, table
 from advconn.features.references import synthesise
 from advconn.heads import default_head
-from advconn.kinds import MIXTURE
 from advconn.stages import log_odds
 
 FIRST, SECOND = 0.25, 0.10

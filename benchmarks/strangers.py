@@ -24,7 +24,7 @@ from lessons import COLOURED_TEST, Subject, arguments, lessons, subject
 from teach import INVERSE_PENALTY, TEACHERS, group, stages_of, taught
 from torch import Tensor, nn
 
-from advconn.attacks import Attack, successful
+from advconn.attacks.attack import Attack, successful
 from advconn.fitting import fit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.calibration import Calibration
 from advconn.exits import exits_at, ordered
 from advconn.heads import default_head, largest_share

@@ -24,7 +24,7 @@ from detection import row
 from torch import Tensor, nn
 
 from advconn import bundle, fit
-from advconn.attacks import Attack, round_to_bytes, succeeded
+from advconn.attacks.attack import Attack, round_to_bytes, succeeded
 from advconn.data.collection import Collection
 from advconn.data.preprocessing import Preprocessing
 from advconn.features.connectivity import Connectivity

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from advconn.attacks import Attack, parse_all, succeeded
+from advconn.attacks.attack import Attack, parse_all, succeeded
+from advconn.attacks.catalog import FAMILIES, KINDS, MIXTURE
+from advconn.attacks.surrogate import imitate
 from advconn.errors import AttackError
-from advconn.imitation import imitate
 from advconn.inference import counting
-from advconn.kinds import FAMILIES, KINDS, MIXTURE
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
-from advconn.attacks import Attack
+from advconn.attacks.adaptive import WAYS, evade
+from advconn.attacks.attack import Attack
+from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import measuring
 from advconn.benchmark.attackers import attackers
 from advconn.benchmark.bench import Bench, split
@@ -33,8 +35,6 @@ from advconn.cli import main
 from advconn.data.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector import Detector
 from advconn.errors import AttackError, FitError
-from advconn.evading import WAYS, evade
-from advconn.kinds import MIXTURE
 from advconn.metrics import auroc
 from advconn.models.classifier import untrained
 from advconn.parallel import Runner, Store, cluster

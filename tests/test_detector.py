@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks import Attack, succeeded
+from advconn.attacks.attack import Attack, succeeded
 from advconn.detector import Detector
 from advconn.errors import FitError
 from advconn.features.connectivity import Connectivity

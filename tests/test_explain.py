@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from advconn import bundle
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.errors import DataError
 from advconn.pages import Case, page, write
 from advconn.reasons import Typical, reason

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from advconn import bundle, pretrained
-from advconn.attacks import Attack, succeeded
+from advconn.attacks.attack import Attack, succeeded
+from advconn.attacks.strength import shared
 from advconn.data.labels import trained_on
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
@@ -19,7 +20,6 @@ from advconn.fitting import fit
 from advconn.inference import counting
 from advconn.models.classifier import Classifier
 from advconn.stages import STAGES, log_odds
-from advconn.suiting import shared
 from advconn.trial import Trial, effective
 
 

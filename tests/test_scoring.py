@@ -258,7 +258,7 @@ def test_of_a_million_images_little_more_than_the_names_is_held(tmp_path):
 
 def test_an_attack_is_the_same_in_other_processes(digits):
     """Also one that draws at random."""
-    from advconn.attacks import Attack
+    from advconn.attacks.attack import Attack
 
     model = digits.connectivity.classifier
     images, labels = torch.from_numpy(PIXELS[:100])[:, None], torch.from_numpy(load_digits().target[:100])

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advconn.attacks import Attack, seeded
+from advconn.attacks.attack import Attack, seeded
+from advconn.attacks.libraries import LIBRARIES
 from advconn.benchmark.keys import code, parameters
 from advconn.errors import AttackError, theirs
 from advconn.models import user_code
 from advconn.models.classifier import Classifier
-from advconn.toolboxes import LIBRARIES
 
 SLACK = 0.01  # outside [0, 1], which is cut off
 OWN = "given"  # the family of an attack that says none

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Hits, joined, succeeded, successful
+from advconn.attacks.attack import Hits, joined, succeeded, successful
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.results import AttackSize
 from advconn.calibration import enough

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from advconn.attacks.adaptive import Score
 from advconn.benchmark.keys import code, parameters
 from advconn.calibration import Calibration
 from advconn.errors import AttackError
-from advconn.evading import Score
 from advconn.heads import default_head
 from advconn.models.classifier import Classifier
 from advconn.stages import log_odds

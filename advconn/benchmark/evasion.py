@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Hits
+from advconn.attacks.adaptive import WAYS, Score, evade
+from advconn.attacks.attack import Hits
 from advconn.benchmark.bench import Bench
 from advconn.benchmark.measuring import Columns, Frozen
 from advconn.benchmark.planted import ENOUGH, plant
 from advconn.benchmark.results import Evasion
-from advconn.evading import WAYS, Score, evade
 from advconn.metrics import share_interval
 
 CHUNK = 16

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Hits
+from advconn.attacks.attack import Hits
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.bench import Bench
 from advconn.benchmark.measuring import Frozen

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from advconn.attacks.adaptive import Score
 from advconn.detector import Detector
 from advconn.errors import AttackError
-from advconn.evading import Score, linear_odds, of_stages
+from advconn.evading import linear_odds, of_stages
 from advconn.features.families import table
 from advconn.heads import default_head
 from advconn.stages import scored

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Hits
+from advconn.attacks.attack import Hits
 from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
 from advconn.calibration import Calibration

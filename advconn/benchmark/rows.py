@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from advconn.attacks import Hits
+from advconn.attacks.attack import Hits
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.bench import Bench
 from advconn.benchmark.measuring import Columns, Frozen

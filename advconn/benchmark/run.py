@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks import Hits
+from advconn.attacks.attack import Hits
+from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import examples, rows
 from advconn.benchmark.attackers import Attacker, Runs, attackers
 from advconn.benchmark.bench import Bench, Ready, classifier_key
@@ -30,7 +31,6 @@ from advconn.data.datasets import Data
 from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, DataError
-from advconn.kinds import MIXTURE
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 

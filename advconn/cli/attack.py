@@ -62,7 +62,7 @@ def attack(
     """
     import torch
 
-    from advconn.attacks import Attack, round_to_bytes, succeeded
+    from advconn.attacks.attack import Attack, round_to_bytes, succeeded
     from advconn.data.collection import Collection
     from advconn.parallel import Runner, cluster
     from advconn.writers import save_images

@@ -126,11 +126,11 @@ def benchmark(**given: Any) -> None:
 
 def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
     """One report of each repeat."""
-    from advconn.attacks import made_for
+    from advconn.attacks.attack import made_for
+    from advconn.attacks.catalog import MIXTURE
     from advconn.benchmark.evasion import Effort
     from advconn.benchmark.run import Settings, run
     from advconn.data.datasets import DIGIT_MIXTURE
-    from advconn.kinds import MIXTURE
     from advconn.parallel import Runner, Store, cache_folder
 
     detector, images, items = subjects.subject(given, progress)

@@ -110,7 +110,7 @@ def fit(**given: Any) -> None:
       advconn fit --full --model timm:efficientnet_lite0 --weights w.safetensors --data images/ --out detector/
     """
     from advconn import bundle
-    from advconn.attacks import parse_all
+    from advconn.attacks.attack import parse_all
     from advconn.calibration import enough
     from advconn.parallel import Runner, Store, cache_folder, cluster
 
@@ -235,7 +235,7 @@ def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
 
 
 def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: int) -> tuple[str, ...]:
-    from advconn.suiting import suited
+    from advconn.attacks.strength import suited
 
     some = images[:256]
     labels = classifier.logits(classifier.check(some)).argmax(1).cpu() if truth is None else truth[:256]
@@ -249,9 +249,9 @@ def _expected(
 ) -> float:
     """Seconds that a fit is thought to take."""
     from advconn import pretrained
+    from advconn.attacks.catalog import BLACK_BOX
     from advconn.detector import Detector
     from advconn.features.connectivity import Connectivity
-    from advconn.kinds import BLACK_BOX
     from advconn.suiting import estimate
 
     if quick:

@@ -58,8 +58,8 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     """Print every attack by family, and end."""
     if not value:
         return
-    from advconn.attacks import Attack
-    from advconn.kinds import FAMILIES, KINDS
+    from advconn.attacks.attack import Attack
+    from advconn.attacks.catalog import FAMILIES, KINDS
 
     for family, what in FAMILIES.items():
         click.echo(f"{family}: {what}")

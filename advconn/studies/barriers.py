@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.data.conditions import noise_of_size
 from advconn.inference import with_gradients
 from advconn.metrics import auroc, interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.metrics import auroc
 from advconn.paths.connection import Connection, connect
 from advconn.paths.plots import relative

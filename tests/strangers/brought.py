@@ -91,7 +91,7 @@ def without_paths(images):
 
 def mixed(channels=3):
     """Sixty clean images and attacked copies of them, none fitted on, as floats."""
-    from advconn.attacks import Attack
+    from advconn.attacks.attack import Attack
 
     x, y = images(n=60, channels=channels, seed=9)
     c = advconn.Classifier(trained(channels), size=16, channels=channels)

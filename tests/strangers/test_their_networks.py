@@ -14,7 +14,7 @@ from torch import nn
 
 import advconn
 from advconn import Classifier
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.errors import AdvconnError, AdvconnWarning, AttackError, DataError, FitError, ModelError
 from advconn.models.fingerprint import fingerprint
 
@@ -645,8 +645,8 @@ def test_no_class_lacks_a_reference_by_chance():
 @pytest.mark.parametrize("auto", [True, False])
 def test_strengths_that_suit_the_classifier_are_found(auto):
     """A network that 8/255 hardly moves: `fit` says so and makes stronger attacks; MIXTURE stays elsewhere."""
-    from advconn.kinds import MIXTURE
-    from advconn.suiting import mixture_for, suited
+    from advconn.attacks.catalog import MIXTURE
+    from advconn.attacks.strength import mixture_for, suited
 
     x, y = images(n=80)
     robust = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()

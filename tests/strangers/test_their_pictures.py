@@ -11,7 +11,7 @@ from PIL import Image, features
 from torchvision.datasets.folder import default_loader
 
 import advconn
-from advconn.attacks import Attack, round_to_bytes
+from advconn.attacks.attack import Attack, round_to_bytes
 from advconn.data.collection import Collection, Item
 from advconn.data.pictures import content, views
 from advconn.data.preprocessing import Preprocessing

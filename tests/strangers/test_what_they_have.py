@@ -14,7 +14,7 @@ from torch import nn
 
 import advconn
 from advconn import Classifier, Guard, models
-from advconn.attacks import Attack
+from advconn.attacks.attack import Attack
 from advconn.data.collection import Collection
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnError, DataError, FitError, ModelError

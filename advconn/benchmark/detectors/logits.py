@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.evading import Score, linear_odds
+from advconn.evading import linear_odds
 from advconn.features.families import Trace, table
 from advconn.models.margin import margin
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
 from advconn.detector import Detector
-from advconn.evading import Score
 from advconn.features.connectivity import BARE, Connectivity
 from advconn.heads import unfitted
 from advconn.models.margin import margin

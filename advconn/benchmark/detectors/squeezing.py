@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, as_numpy
-from advconn.evading import Score
 from advconn.features import transforms
 from advconn.features.transforms import Copy
 

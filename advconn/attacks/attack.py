@@ -1,4 +1,4 @@
-"""Attacks by name, made by torchattacks, foolbox (extra `attacks`) or `perturb`; a library is imported when needed."""
+"""Attacks by name, made by torchattacks, foolbox (extra `attacks`) or attacks.custom; a library is imported when needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn import models, perturb, specs
+from advconn import models
+from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
+from advconn.attacks.libraries import LIBRARIES
+from advconn.attacks.surrogate import imitate
 from advconn.errors import AdvconnError, AttackError, line_of
-from advconn.imitation import imitate
 from advconn.inference import with_gradients
-from advconn.kinds import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
-from advconn.toolboxes import LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Attack:
             if not equals or key not in keys | set(texts):
                 expected = ", ".join(sorted(keys | set(texts)))
                 raise AttackError(f"{name} has no parameter {part!r}: expected {expected} as key=value")
-            params[key] = value if key in texts else specs.read(name, key, value)
+            params[key] = value if key in texts else parse_number(name, key, value)
         if "weights" in params and "surrogate" not in params:
             raise AttackError(f"{name}: weights go with surrogate=SPEC")
         return cls(name, tuple(sorted(params.items())))
 
     def __str__(self) -> str:
-        shown = [f"{k}={v if isinstance(v, str) else specs.written(k, v)}" for k, v in self.params]
+        shown = [f"{k}={v if isinstance(v, str) else format_number(k, v)}" for k, v in self.params]
         return self.name + (":" + ",".join(shown) if shown else "")
 
     @property
@@ -181,7 +181,7 @@ class Attack:
             )
         library, _, cls = kind.made_by.rpartition(":")
         if not library:
-            out: Tensor = getattr(perturb, cls)(classifier, images, labels, **settings)
+            out: Tensor = getattr(custom, cls)(classifier, images, labels, **settings)
             return out
         if self.name == "autoattack" and classifier.num_classes < 4:
             raise AttackError("autoattack needs four classes or more: its targeted part aims at three wrong ones")

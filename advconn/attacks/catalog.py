@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import MappingProxyType
+
+from advconn.errors import AttackError
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -193,3 +197,45 @@ BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothi
     "noise:eps=16/255,tries=20",
     "noise:eps=32/255,tries=20",
 )
+
+
+def parse_number(name: str, key: str, text: str) -> float:
+    """The value of an attack's parameter.
+
+    Args:
+        name: of the attack.
+        key: of the parameter.
+        text: a number or a fraction.
+
+    Raises:
+        AttackError: no number, or one that the parameter cannot have.
+    """
+    value = _number(text)
+    if value < 0 or (key in INTEGERS and value < 1):
+        raise AttackError(f"{name}: {key} must be positive, got {text}")
+    if key in INTEGERS and value % 1:
+        raise AttackError(f"{name}: {key} must be a whole number, got {text}")
+    if key == "eps" and name != "pgd-l2" and value > 1:
+        raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {text} (8/255, perhaps?)")
+    return value
+
+
+def format_number(key: str, value: float) -> str:
+    """The value of a parameter as it is read again; sizes in 255ths."""
+    return as_fraction(value) if key in ("eps", "alpha") else f"{value:g}"
+
+
+def as_fraction(value: float) -> str:
+    """A size as people write it: so many 255ths where it is a whole number of them."""
+    whole = value * 255
+    return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-9 and value < 1 else f"{value:.4g}"
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(Fraction(text)) if "/" in text else float(text)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, ZeroDivisionError):
+        raise AttackError(f"not a number: {text!r} (expected such as 10, 0.5 or 8/255)") from None
