@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advconn.bundle import load
+    from advconn.cascade.cascade import Stage
     from advconn.detector import Detector
     from advconn.errors import AdvconnError
     from advconn.explain import Explanation
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from advconn.paths.bypass import Detour
     from advconn.paths.path import Path, Profile, profile, straight
     from advconn.saving import save
-    from advconn.stages import Stage
     from advconn.watch import Watch
 
 _WHERE = {
@@ -39,7 +39,7 @@ _WHERE = {
     "Path": "paths.path",
     "Profile": "paths.path",
     "References": "features.references",
-    "Stage": "stages",
+    "Stage": "cascade.cascade",
     "Verdict": "guard",
     "Watch": "watch",
     "choose": "features.references",

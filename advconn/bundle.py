@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from advconn import card as cards
-from advconn import pretrained, restoring
+from advconn import restoring
 from advconn.attacks.catalog import MIXTURE
 from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.card import WEIGHTS as WEIGHTS
+from advconn.cascade import pretrained
+from advconn.cascade.cascade import Stage
 from advconn.detector import Detector
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.features.connectivity import Connectivity
@@ -30,7 +32,6 @@ from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import size_of
 from advconn.saving import save as save
-from advconn.stages import Stage
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32

@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from advconn.calibration import Calibration, enough, needed
+from advconn.cascade.early_exit import Missed, ordered
 from advconn.data.conditions import CLEAN, CONDITIONS, usable
 from advconn.data.inputs import as_bytes
 from advconn.efficacy import Efficacy
 from advconn.errors import FitError
-from advconn.exits import Missed, ordered
 from advconn.judging import Judging
 from advconn.models.equivalence import precision_of
 from advconn.parallel import Progress, silent

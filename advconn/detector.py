@@ -16,20 +16,20 @@ from advconn.attacks.attack import Attack, made_for, parse_all
 from advconn.attacks.catalog import MIXTURE
 from advconn.calibrating import Calibrating, Fitted
 from advconn.calibration import enough
+from advconn.cascade.augmentation import Maker
+from advconn.cascade.cascade import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
+from advconn.cascade.early_exit import ordered
+from advconn.cascade.heads import default_head, unfitted
+from advconn.cascade.pretrained import Pretrained, floor_of
+from advconn.cascade.scaling import BoundedScaler
+from advconn.cascade.training import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
 from advconn.errors import FitError
-from advconn.exits import ordered
 from advconn.features.connectivity import Connectivity
 from advconn.groups import Groups, learn_groups
-from advconn.heads import default_head, unfitted
-from advconn.making import Maker
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner, silent
-from advconn.pretrained import Pretrained, floor_of
-from advconn.scaling import BoundedScaler
-from advconn.stages import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
-from advconn.teaching import Taught, and_evasive, attacked_rows, spoilt, taught, teach
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
 GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads

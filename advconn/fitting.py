@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn import pretrained
 from advconn.assurance import Remedy, assured
 from advconn.attacks.strength import mixture_for, shared
 from advconn.calibration import enough, needed
+from advconn.cascade import pretrained
+from advconn.cascade.cascade import STAGES, Stage, connectivities_of
 from advconn.data.conditions import BENIGN, PROMISED
 from advconn.data.inputs import as_tensor, image_hashes
 from advconn.detector import HELD_OUT, Detector
@@ -26,7 +27,6 @@ from advconn.features.references import References
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 from advconn.preparing import Clean, prepared, sound, with_references
-from advconn.stages import STAGES, Stage, connectivities_of
 from advconn.suiting import estimate, harmless
 from advconn.trial import MAX_ATTACKED, Trial
 

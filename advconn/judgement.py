@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from advconn.calibration import Calibration
-from advconn.exits import ordered
+from advconn.cascade.cascade import Cascade, Found
+from advconn.cascade.early_exit import ordered
 from advconn.features.families import Trace
 from advconn.inference import Cost
-from advconn.stages import Cascade, Found
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from sklearn.base import ClassifierMixin
 from torch import Tensor
 
 from advconn.calibration import Calibration
+from advconn.cascade.cascade import Cascade, Found
+from advconn.cascade.early_exit import ordered
 from advconn.data.inputs import as_tensor
 from advconn.errors import DataError, FitError
-from advconn.exits import ordered
 from advconn.explain import Explanation, explanation
 from advconn.features.connectivity import Connectivity
 from advconn.groups import Groups
@@ -20,7 +21,6 @@ from advconn.inference import counting
 from advconn.judgement import Judgement, judgement_of
 from advconn.parallel import Progress, silent
 from advconn.reasons import Typical, reason
-from advconn.stages import Cascade, Found
 
 
 class Judging(ClassifierMixin):  # type: ignore[misc]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from advconn.cascade.cascade import Cascade
 from advconn.judgement import Judgement
 from advconn.models.classifier import Classifier
 from advconn.paths.bypass import DELTA
-from advconn.stages import Cascade
 
 _GROUPS = {  # what is told of columns whose names start with these, and the one whose value is told
     ("self.move.",): ("self.move.mean", "its copies move the logits by {0:.2g} (clean: {1:.2g})"),

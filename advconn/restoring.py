@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 from advconn import card as cards
-from advconn import heads, models, zoo
+from advconn import models, zoo
 from advconn.card import COMPANION, TENSORS, WEIGHTS
+from advconn.cascade import heads
+from advconn.cascade.cascade import GATED, Cascade, Stage, connectivities_of
+from advconn.cascade.early_exit import Missed
 from advconn.data.conditions import CLEAN
 from advconn.data.preprocessing import names_of
 from advconn.efficacy import Efficacy
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
-from advconn.exits import Missed
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.groups import MAX_GROUPS, Groups
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import alike
-from advconn.stages import GATED, Cascade, Stage, connectivities_of
 
 HELD = {  # where a network's weights are, and how it is given where they are not
     "classifier": (WEIGHTS, "--model SPEC, or load(folder, model=) in Python"),

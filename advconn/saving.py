@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from advconn import card as cards
-from advconn import heads, zoo
+from advconn import zoo
 from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
+from advconn.cascade import heads
+from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
 from advconn.files import writing
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import answers, dtype_of, plain_module
-from advconn.stages import Stage
 
 
 def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:

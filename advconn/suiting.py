@@ -11,13 +11,13 @@ from torch import Tensor
 
 from advconn.attacks.attack import parse_all
 from advconn.attacks.strength import shared
+from advconn.cascade.augmentation import features_of
+from advconn.cascade.cascade import connectivities_of
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.data.inputs import as_bytes
 from advconn.detector import GROUPED, Detector
-from advconn.making import features_of
 from advconn.models.classifier import Classifier
 from advconn.parallel import silent
-from advconn.stages import connectivities_of
 
 HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
 EVADING = 1300  # gradients that go into what is made of an image to evade the heads: turns x sizes x steps x stops

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, Hits, parse_all
 from advconn.attacks.catalog import as_fraction
+from advconn.cascade.augmentation import Maker
+from advconn.cascade.early_exit import ordered
 from advconn.data.conditions import CLEAN
 from advconn.detector import Detector
 from advconn.efficacy import Efficacy
-from advconn.exits import ordered
 from advconn.features.connectivity import Connectivity
-from advconn.making import Maker
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, silent

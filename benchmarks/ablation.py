@@ -30,10 +30,10 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from advconn import bundle
 from advconn.attacks.attack import Hits
 from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.cascade import log_odds
+from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
-from advconn.heads import default_head
-from advconn.stages import log_odds
 
 RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")
 HEADS = {

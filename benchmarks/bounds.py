@@ -20,10 +20,10 @@ from detection import auroc
 from lessons import Lesson, arguments, lessons
 from teach import FPR, SHARES, TEACHERS, family, group, head, tables_of
 
-from advconn.exits import exits_at, ordered
-from advconn.pretrained import floors_of
-from advconn.scaling import BoundedScaler, spread_of
-from advconn.stages import scored
+from advconn.cascade.cascade import scored
+from advconn.cascade.early_exit import exits_at, ordered
+from advconn.cascade.pretrained import floors_of
+from advconn.cascade.scaling import BoundedScaler, spread_of
 
 Map = Callable[[np.ndarray], np.ndarray]
 NAMES = ("resnet20", "resnet44", "shipped", "plain", "mnist-mlp")

@@ -24,12 +24,12 @@ from train_cifar10 import MEAN, STD, split
 
 from advconn import models
 from advconn.attacks.attack import Attack, Hits
+from advconn.cascade.augmentation import Maker
+from advconn.cascade.cascade import NEAR
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, joined, table
 from advconn.features.noise import grain
-from advconn.making import Maker
 from advconn.models.classifier import Classifier
-from advconn.stages import NEAR
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLEAN = 2000

@@ -22,12 +22,12 @@ from fit_cifar10 import rows
 from torch import Tensor
 
 from advconn import bundle
+from advconn.cascade.cascade import scored
+from advconn.cascade.heads import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
 from advconn.detector import Detector
 from advconn.features.connectivity import Connectivity
-from advconn.heads import default_head
 from advconn.judgement import Judgement
-from advconn.stages import scored
 from advconn.watch import Watch
 
 HARD = ("noise8", "signs8", "sharpen")

@@ -25,10 +25,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.cascade import STAGES, connectivities_of, scored
 from advconn.features import transforms
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
-from advconn.stages import STAGES, connectivities_of, scored
 
 ASKED = (
     "transfer:eps=8/255",

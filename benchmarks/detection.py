@@ -28,11 +28,11 @@ from advconn import bundle
 from advconn.attacks.attack import Attack, Hits
 from advconn.attacks.catalog import MIXTURE
 from advconn.calibration import Calibration
+from advconn.cascade.cascade import log_odds, scored
+from advconn.cascade.early_exit import ordered
+from advconn.cascade.heads import default_head
 from advconn.detector import Detector
-from advconn.exits import ordered
 from advconn.features.families import Trace, table
-from advconn.heads import default_head
-from advconn.stages import log_odds, scored
 
 ATTACKS = (
     "pgd:eps=8/255,steps=10",

@@ -19,10 +19,10 @@ from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, Hits, joined, successful
 from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.augmentation import still_wrong
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
-from advconn.making import still_wrong
 from advconn.models.classifier import Classifier
 
 HERE = Path(__file__).parent

@@ -29,16 +29,16 @@ from torch import Tensor
 
 from advconn import bundle, zoo
 from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.augmentation import still_wrong
+from advconn.cascade.cascade import connectivities_of
+from advconn.cascade.differentiable import evasive
+from advconn.cascade.training import Taught
+from advconn.cascade.training import taught as taught_rows
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
-from advconn.evading import evasive
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
-from advconn.making import still_wrong
-from advconn.stages import connectivities_of
-from advconn.teaching import Taught
-from advconn.teaching import taught as taught_rows
 
 TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many images each is tried
     f"{spec} from {name}": 500

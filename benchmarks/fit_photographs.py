@@ -22,12 +22,13 @@ from cifar10 import SEED, machine
 from detection import auroc, interval
 from photographs import hits_of, learned_by, lite, read
 
-from advconn import bundle, pretrained
+from advconn import bundle
+from advconn.cascade import pretrained
+from advconn.cascade.cascade import STAGES
 from advconn.data.conditions import CONDITIONS, PROMISED
 from advconn.data.inputs import image_hashes
 from advconn.detector import Detector
 from advconn.features.connectivity import Connectivity
-from advconn.stages import STAGES
 
 USED = 512  # photographs, in photographs.py's order, that rows were made of
 ALONE = 20  # photographs judged one at a time, for time

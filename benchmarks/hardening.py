@@ -28,13 +28,13 @@ from advconn import bundle
 from advconn.attacks.adaptive import Evaded, Score, evade
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark.following import differentiable
+from advconn.cascade.cascade import scored
 from advconn.detector import Detector
 from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
 from advconn.features.references import synthesise
 from advconn.models.classifier import Classifier
-from advconn.stages import scored
 
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=50", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/255")
 EPS = (1, 2, 4, 8)

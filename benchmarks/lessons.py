@@ -32,17 +32,17 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, made_for, parse_all
+from advconn.cascade.augmentation import Maker, features_of
+from advconn.cascade.cascade import STAGES, connectivities_of
+from advconn.cascade.training import Taught, attacked_rows, spoilt
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import choose
-from advconn.making import Maker, features_of
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
 from advconn.parallel import silent
-from advconn.stages import STAGES, connectivities_of
-from advconn.teaching import Taught, attacked_rows, spoilt
 from advconn.zoo import efficientnet_lite0
 
 PUBLIC = ("resnet20", "resnet44")

@@ -27,9 +27,9 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.augmentation import SHARE, still_wrong
+from advconn.cascade.cascade import STAGES, connectivities_of, scored
 from advconn.data.conditions import BENIGN, CONDITIONS
-from advconn.making import SHARE, still_wrong
-from advconn.stages import STAGES, connectivities_of, scored
 
 APART = ("spatial", "colour")
 HEAVY = ("fmn-l0", "saltpepper", "deepfool")  # that want foolbox, or a gradient of every class

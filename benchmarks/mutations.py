@@ -25,8 +25,9 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import advconn
-from advconn import bundle, calibration, models, stages
+from advconn import bundle, calibration, models
 from advconn import card as cards
+from advconn.cascade import cascade
 from advconn.models.fingerprint import fingerprint
 
 Rng = random.Random
@@ -245,7 +246,7 @@ def forged(rng: Rng, part: str, seeds: list[dict[str, bytes]]) -> dict[str, byte
                 tensors, stored = safetensors.numpy.load(files[bundle.TENSORS]), card["calibration"]
                 exits = [-math.inf if v is None else v for v in card["exits"]]
                 names = card["conditions"]["calibrated"]
-                scores = {name: stages.ordered(tensors[f"calibration.{name}"], exits)[0] for name in names}
+                scores = {name: cascade.ordered(tensors[f"calibration.{name}"], exits)[0] for name in names}
                 stored["threshold"] = calibration.Calibration(scores, stored["fpr"], stored["confidence"]).threshold
         with contextlib.suppress(Exception):
             card["files"] |= {k: hashlib.sha256(files[k]).hexdigest() for k in set(card["files"]) & set(files)}

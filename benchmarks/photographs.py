@@ -22,14 +22,14 @@ from imagenette import CLASSES
 from torch import Tensor
 
 from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.cascade.augmentation import features_of, still_wrong
+from advconn.cascade.cascade import STAGES, connectivities_of
+from advconn.cascade.training import Taught
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
-from advconn.making import features_of, still_wrong
 from advconn.models.classifier import Classifier
 from advconn.parallel import silent
-from advconn.stages import STAGES, connectivities_of
-from advconn.teaching import Taught
 from advconn.zoo import efficientnet_lite0
 
 LEARN = (

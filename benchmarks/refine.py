@@ -19,9 +19,9 @@ from lessons import Lesson, arguments, lessons
 from sklearn.pipeline import make_pipeline
 from teach import FPR, TEACHERS, Heads, group, judged, taught
 
-from advconn.heads import default_head
-from advconn.pretrained import moved
-from advconn.scaling import BoundedScaler
+from advconn.cascade.heads import default_head
+from advconn.cascade.pretrained import moved
+from advconn.cascade.scaling import BoundedScaler
 
 EACH = (1, 2, 4, 8, 24)  # attacked images of each attack
 NAMES = ("resnet44", "shipped", "robust", "plain", "digits", "digits-mlp", "mnist-cnn", "mnist-mlp", "photographs")

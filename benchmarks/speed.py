@@ -26,10 +26,10 @@ from cifar10 import MEAN, STD, machine, parts
 from safetensors.torch import load_file
 
 from advconn import bundle, zoo
+from advconn.cascade.cascade import STAGES, connectivities_of, walked
 from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
-from advconn.stages import STAGES, connectivities_of, walked
 
 CAT = Path(__file__).parents[1] / "tests" / "images" / "cat.png"
 MEMORY = """

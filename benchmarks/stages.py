@@ -24,12 +24,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.catalog import MIXTURE
-from advconn.exits import exits, ordered
+from advconn.cascade.cascade import log_odds
+from advconn.cascade.early_exit import exits, ordered
+from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, table
 from advconn.features.references import synthesise
-from advconn.heads import default_head
-from advconn.stages import log_odds
 
 FIRST, SECOND = 0.25, 0.10
 SHARES = {

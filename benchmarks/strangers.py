@@ -25,10 +25,10 @@ from teach import INVERSE_PENALTY, TEACHERS, group, stages_of, taught
 from torch import Tensor, nn
 
 from advconn.attacks.attack import Attack, successful
+from advconn.cascade.pretrained import Pretrained
 from advconn.fitting import fit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
-from advconn.pretrained import Pretrained
 
 FITTED, CLEAN, ATTACKED = 500, 1000, 100
 RELATIVES = dict.fromkeys(("times-10", "times-0.1", "log-softmax", "softmax"), "resnet20") | {"int8": "mnist-mlp"}

@@ -25,12 +25,12 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
 from advconn.calibration import Calibration
-from advconn.exits import exits_at, ordered
-from advconn.heads import default_head, largest_share
-from advconn.heads import save as save_head
-from advconn.pretrained import floors_of
-from advconn.scaling import BoundedScaler, spread_of
-from advconn.stages import STAGES, scored
+from advconn.cascade.cascade import STAGES, scored
+from advconn.cascade.early_exit import exits_at, ordered
+from advconn.cascade.heads import default_head, largest_share
+from advconn.cascade.heads import save as save_head
+from advconn.cascade.pretrained import floors_of
+from advconn.cascade.scaling import BoundedScaler, spread_of
 
 TEACHERS = (
     "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits",

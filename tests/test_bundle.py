@@ -14,10 +14,10 @@ from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
 from advconn import card as cards
+from advconn.cascade.heads import default_head, unfitted
 from advconn.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.heads import default_head, unfitted
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 

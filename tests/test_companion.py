@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from advconn import bundle, models
+from advconn.cascade.differentiable import evasive, of_stages
 from advconn.cli import main
 from advconn.errors import BundleError, DataError, FitError, ModelError
-from advconn.evading import evasive, of_stages
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import table
 from advconn.fitting import fit

@@ -11,10 +11,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack, succeeded
+from advconn.cascade.cascade import log_odds, scored
 from advconn.detector import Detector
 from advconn.errors import FitError
 from advconn.features.connectivity import Connectivity
-from advconn.stages import log_odds, scored
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,8 @@ def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
 
 def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, digits):
     """Every third, in turn noise and light; those that are put right again are left out."""
+    from advconn.cascade.augmentation import still_wrong
     from advconn.data.conditions import CONDITIONS
-    from advconn.making import still_wrong
 
     images, labels = classifier.check(digits[0][1400:1520]), digits[1][1400:1520]
     out = Attack.parse("pgd:eps=0.2").run(classifier, images, labels)

@@ -12,10 +12,10 @@ import torch
 
 from advconn import bundle
 from advconn.attacks.attack import Attack
+from advconn.cascade.cascade import scored
 from advconn.errors import DataError
 from advconn.pages import Case, page, write
 from advconn.reasons import Typical, reason
-from advconn.stages import scored
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from advconn import bundle, pretrained
+from advconn import bundle
 from advconn.attacks.attack import Attack, succeeded
 from advconn.attacks.strength import shared
+from advconn.cascade import pretrained
+from advconn.cascade.cascade import STAGES, log_odds
 from advconn.data.labels import trained_on
 from advconn.detector import Detector
 from advconn.errors import BundleError, FitError
@@ -19,7 +21,6 @@ from advconn.features.connectivity import Connectivity
 from advconn.fitting import fit
 from advconn.inference import counting
 from advconn.models.classifier import Classifier
-from advconn.stages import STAGES, log_odds
 from advconn.trial import Trial, effective
 
 

@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from advconn import bundle, pretrained
+from advconn import bundle
+from advconn.cascade import pretrained
+from advconn.cascade.cascade import log_odds
+from advconn.cascade.heads import default_head, largest_share
+from advconn.cascade.heads import load as load_head
+from advconn.cascade.heads import save as save_head
+from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
 from advconn.errors import BundleError
 from advconn.fitting import fit
-from advconn.heads import default_head, largest_share
-from advconn.heads import load as load_head
-from advconn.heads import save as save_head
 from advconn.models.classifier import Classifier
 from advconn.models.margin import LEAD, temperature_of
-from advconn.scaling import COARSE, FINE, BoundedScaler
-from advconn.stages import log_odds
 
 
 def test_columns_are_scaled_by_the_clean_rows_spread():

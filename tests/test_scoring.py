@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from advconn import bundle, stages
+from advconn import bundle
+from advconn.cascade import cascade
 from advconn.cli import main
 from advconn.data.collection import Collection
 from advconn.data.prefetch import ahead
@@ -94,7 +95,7 @@ def test_values_come_in_order_ahead_of_time():
 
 def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monkeypatch):
     """Same records to the digit, in the same order; what cannot be read has its own."""
-    monkeypatch.setattr(stages, "BLOCK", 16)
+    monkeypatch.setattr(cascade, "BLOCK", 16)
     found = [Collection(many / "in", 1), Collection(many / "more.npy", 1)]
     refused = [("nothing", DataError("nothing: no such file"))]
     alone = [s for step in Steps(digits, found, refused).run() for s in step]

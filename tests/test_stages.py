@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from advconn.cascade.cascade import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
+from advconn.cascade.early_exit import exits, ordered
 from advconn.detector import Detector
 from advconn.errors import DataError, FitError
-from advconn.exits import exits, ordered
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import table
 from advconn.inference import counting
-from advconn.stages import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
 
 
 def test_each_stage_goes_on_where_the_one_before_it_ended(detector, classifier, digits):

@@ -1,4 +1,4 @@
-"""Attacks by name, made by torchattacks, foolbox (extra `attacks`) or attacks.custom; a library is imported when needed."""
+"""Attacks by name, made by torchattacks, foolbox (extra `attacks`) or this package; libraries are imported late."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from advconn import models
+from advconn.attacks import custom
 from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
 from advconn.attacks.libraries import LIBRARIES
 from advconn.attacks.surrogate import imitate

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from advconn.attacks.adaptive import Score
+from advconn.cascade.cascade import scored
+from advconn.cascade.differentiable import linear_odds, of_stages
+from advconn.cascade.heads import default_head
 from advconn.detector import Detector
 from advconn.errors import AttackError
-from advconn.evading import linear_odds, of_stages
 from advconn.features.families import table
-from advconn.heads import default_head
-from advconn.stages import scored
 
 
 def differentiable(

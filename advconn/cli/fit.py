@@ -248,8 +248,8 @@ def _expected(
     classifier: Classifier, companion: Classifier | None, count: int, options: dict[str, Any], quick: bool
 ) -> float:
     """Seconds that a fit is thought to take."""
-    from advconn import pretrained
     from advconn.attacks.catalog import BLACK_BOX
+    from advconn.cascade import pretrained
     from advconn.detector import Detector
     from advconn.features.connectivity import Connectivity
     from advconn.suiting import estimate

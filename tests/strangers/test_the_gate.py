@@ -377,7 +377,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     from safetensors.numpy import load_file, save
 
     from advconn import card as cards
-    from advconn.exits import ordered
+    from advconn.cascade.early_exit import ordered
 
     base = bundle.default("digits")
     shutil.copytree(base, tmp_path / "digits")

@@ -359,10 +359,10 @@ def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
 
 def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
     """In the second step: the first is in the table and kept, status 130, and --resume goes on with the next."""
-    from advconn import stages
+    from advconn.cascade import cascade
     from advconn.detector import Detector
 
-    monkeypatch.setattr(stages, "BLOCK", 16)
+    monkeypatch.setattr(cascade, "BLOCK", 16)
     judge, calls = Detector.judge, []
 
     def interrupted(self, batch, **how):
@@ -505,7 +505,7 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
-    from advconn.making import Maker
+    from advconn.cascade.augmentation import Maker
     from advconn.parallel import Runner, Store
 
     made, attacked = [], Maker.attacked

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.evading import linear_odds
+from advconn.cascade.differentiable import linear_odds
 from advconn.features.families import Trace, table
 from advconn.models.margin import margin
 

@@ -9,11 +9,11 @@ from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
 from advconn.calibration import Calibration
+from advconn.cascade.cascade import log_odds
+from advconn.cascade.heads import unfitted
 from advconn.detector import Detector
 from advconn.features.connectivity import BARE, Connectivity
-from advconn.heads import unfitted
 from advconn.models.margin import margin
-from advconn.stages import log_odds
 
 
 class Advconn(Candidate):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +16,25 @@ from typing import Any
 
 import numpy as np
 
+from advconn.cascade import scaling
+from advconn.cascade.scaling import LARGEST as LARGEST_OUTPUT
+from advconn.cascade.scaling import BoundedScaler
 from advconn.data.arrays import header_of
 from advconn.errors import BundleError, line_of
-from advconn.scaling import LARGEST as LARGEST_OUTPUT
-from advconn.scaling import BoundedScaler
+
+sys.modules.setdefault("advconn.scaling", scaling)  # where heads of earlier versions look for BoundedScaler
 
 LARGEST = 2**26  # bytes of all its arrays
 LARGEST_SCHEMA = 2**20
 TRUSTED = (  # what skops would ask about
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "advconn.cascade.scaling.BoundedScaler",
     "advconn.scaling.BoundedScaler",
 )
 _SKLEARN = {
     ("sklearn.pipeline", "Pipeline"),
     ("sklearn.preprocessing._data", "StandardScaler"),
+    ("advconn.cascade.scaling", "BoundedScaler"),
     ("advconn.scaling", "BoundedScaler"),
     ("sklearn.linear_model._logistic", "LogisticRegression"),
     ("sklearn.neural_network._multilayer_perceptron", "MLPClassifier"),

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import Attack
+from advconn.cascade.augmentation import Maker, features_of
+from advconn.cascade.cascade import Cascade, scored
+from advconn.cascade.differentiable import evasive
+from advconn.cascade.early_exit import Missed, exits
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError
-from advconn.evading import evasive
-from advconn.exits import Missed, exits
 from advconn.features.connectivity import Connectivity
-from advconn.making import Maker, features_of
-from advconn.stages import Cascade, scored
 
 FOLDS = 3
 Tables = tuple[np.ndarray, ...]

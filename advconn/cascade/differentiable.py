@@ -1,15 +1,4 @@
-"""Attacks that know the detector: they look for images that are misclassified and not flagged (Bryniarski et al. 2021).
-
-Linf, through the real features: every copy and path is differentiated (rounding to fewer bits straight through), and
-the head too where it is linear. Four ways to follow two aims at once:
-
-lagrangian   the sum of both losses, with a weight that moves to where the aim that is not reached gets more
-selective    the classifier's gradient while the prediction holds, else the detector's
-orthogonal   the same, each without its part along the other, so that a step for one aim does not undo the other
-rejection    one aim once the prediction is wrong: the log-probability that it is and is accepted, where rejection is an
-             event of its own with the score over the threshold as log-odds (a rejection-aware loss, as Palumbo et al.
-             2024 use one)
-"""
+"""A cascade as a score that gives a gradient, for attackers who know it; and images that evade it, to learn from."""
 
 from __future__ import annotations
 
@@ -22,13 +11,13 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import Score, evade
 from advconn.attacks.attack import Hits
+from advconn.cascade.cascade import Cascade
+from advconn.cascade.early_exit import cut
+from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
 from advconn.errors import AttackError
-from advconn.exits import cut
 from advconn.features.families import table
 from advconn.models.margin import margin
 from advconn.parallel import Progress, silent
-from advconn.scaling import COARSE, FINE, BoundedScaler
-from advconn.stages import Cascade
 
 QUICK, STEPS = 2, 20  # stages that are followed, and steps, where many evasive images are made to learn from
 

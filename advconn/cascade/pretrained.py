@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from advconn.cascade.cascade import Cascade, scored
+from advconn.cascade.early_exit import exits_at
+from advconn.cascade.heads import load as load_head
+from advconn.cascade.scaling import LARGEST, BoundedScaler
 from advconn.errors import BundleError, FitError
-from advconn.exits import exits_at
 from advconn.features.connectivity import Connectivity
 from advconn.files import shipped
-from advconn.heads import load as load_head
 from advconn.inference import with_gradients
-from advconn.scaling import LARGEST, BoundedScaler
-from advconn.stages import Cascade, scored
 
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advconn.cascade.early_exit import cut
 from advconn.errors import DataError
-from advconn.exits import cut
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, columns_of, joined
 from advconn.inference import ONE_PRECISION, at_once, counting, in_float32
