@@ -13,37 +13,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advconn.bundle import load
     from advconn.cascade.cascade import Stage
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
+    from advconn.detector.drift import Watch
+    from advconn.detector.explanation import Explanation
+    from advconn.detector.fitting import fit
+    from advconn.detector.guard import Guard, Verdict
+    from advconn.detector.result import Judgement
     from advconn.errors import AdvconnError
-    from advconn.explain import Explanation
     from advconn.features.connectivity import Connectivity
     from advconn.features.references import References, choose, synthesise
-    from advconn.fitting import fit
-    from advconn.guard import Guard, Verdict
-    from advconn.judgement import Judgement
     from advconn.models.classifier import Classifier
     from advconn.paths.bypass import Detour
     from advconn.paths.path import Path, Profile, profile, straight
     from advconn.saving import save
-    from advconn.watch import Watch
 
 _WHERE = {
     "AdvconnError": "errors",
     "Classifier": "models.classifier",
     "Connectivity": "features.connectivity",
-    "Detector": "detector",
+    "Detector": "detector.detector",
     "Detour": "paths.bypass",
-    "Explanation": "explain",
-    "Guard": "guard",
-    "Judgement": "judgement",
+    "Explanation": "detector.explanation",
+    "Guard": "detector.guard",
+    "Judgement": "detector.result",
     "Path": "paths.path",
     "Profile": "paths.path",
     "References": "features.references",
     "Stage": "cascade.cascade",
-    "Verdict": "guard",
-    "Watch": "watch",
+    "Verdict": "detector.guard",
+    "Watch": "detector.drift",
     "choose": "features.references",
-    "fit": "fitting",
+    "fit": "detector.fitting",
     "load": "bundle",
     "profile": "paths.path",
     "save": "bundle",

@@ -18,13 +18,12 @@ import torch
 from advconn import card as cards
 from advconn import restoring
 from advconn.attacks.catalog import MIXTURE
-from advconn.calibrating import Fitted
 from advconn.card import CARD, FORMAT, TENSORS
 from advconn.card import HEAD as HEAD
 from advconn.card import WEIGHTS as WEIGHTS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
-from advconn.detector import Detector
+from advconn.detector.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.features.connectivity import Connectivity
 from advconn.files import SHIPPED, shipped

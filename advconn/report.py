@@ -11,11 +11,11 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from advconn.calibration import Calibration
 from advconn.data.collection import Batch
-from advconn.detector import Detector
+from advconn.detector.calibration import Calibration
+from advconn.detector.detector import Detector
+from advconn.detector.result import Judgement
 from advconn.errors import Unanswered, line_of, shown
-from advconn.judgement import Judgement
 
 VERDICTS = ("clean", "ADVERSARIAL")
 FAR = 1.5  # a picture so many times larger than what is judged is another one than people see

@@ -19,11 +19,11 @@ from advconn.cascade.cascade import GATED, Cascade, Stage, connectivities_of
 from advconn.cascade.early_exit import Missed
 from advconn.data.conditions import CLEAN
 from advconn.data.preprocessing import names_of
-from advconn.efficacy import Efficacy
+from advconn.detector.efficacy import Efficacy
+from advconn.detector.groups import MAX_GROUPS, Groups
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
-from advconn.groups import MAX_GROUPS, Groups
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import alike
 

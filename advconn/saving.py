@@ -17,8 +17,8 @@ from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.cascade import heads
 from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
-from advconn.detector import Detector
-from advconn.efficacy import Efficacy
+from advconn.detector.detector import Detector
+from advconn.detector.efficacy import Efficacy
 from advconn.files import writing
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import answers, dtype_of, plain_module

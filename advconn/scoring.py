@@ -12,7 +12,7 @@ from typing import Any
 from advconn.data.collection import Batch, Collection, Item, Unread
 from advconn.data.prefetch import ahead
 from advconn.data.preprocessing import Preprocessing
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.parallel import Runner
 from advconn.report import records

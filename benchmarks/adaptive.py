@@ -33,7 +33,7 @@ from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.benchmark.evasion import claimed
 from advconn.benchmark.following import differentiable
 from advconn.benchmark.planted import plant
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.metrics import share_interval
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

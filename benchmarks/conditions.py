@@ -25,10 +25,10 @@ from advconn import bundle
 from advconn.cascade.cascade import scored
 from advconn.cascade.heads import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.drift import Watch
+from advconn.detector.result import Judgement
 from advconn.features.connectivity import Connectivity
-from advconn.judgement import Judgement
-from advconn.watch import Watch
 
 HARD = ("noise8", "signs8", "sharpen")
 FEW = 600  # images of a condition in the comparison of fits

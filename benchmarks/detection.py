@@ -27,11 +27,11 @@ from sklearn.metrics import roc_auc_score
 from advconn import bundle
 from advconn.attacks.attack import Attack, Hits
 from advconn.attacks.catalog import MIXTURE
-from advconn.calibration import Calibration
 from advconn.cascade.cascade import log_odds, scored
 from advconn.cascade.early_exit import ordered
 from advconn.cascade.heads import default_head
-from advconn.detector import Detector
+from advconn.detector.calibration import Calibration
+from advconn.detector.detector import Detector
 from advconn.features.families import Trace, table
 
 ATTACKS = (

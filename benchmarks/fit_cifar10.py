@@ -36,7 +36,7 @@ from advconn.cascade.training import Taught
 from advconn.cascade.training import taught as taught_rows
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.data.inputs import image_hashes
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
 

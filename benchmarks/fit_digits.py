@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from advconn import bundle, models
 from advconn.data.datasets import DIGIT_MIXTURE, FIT_END, TRAIN_END, digits
-from advconn.fitting import fit
+from advconn.detector.fitting import fit
 from advconn.models.architectures import compact
 
 WIDTHS = (16, 32, 64)

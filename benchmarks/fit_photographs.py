@@ -27,7 +27,7 @@ from advconn.cascade import pretrained
 from advconn.cascade.cascade import STAGES
 from advconn.data.conditions import CONDITIONS, PROMISED
 from advconn.data.inputs import image_hashes
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.features.connectivity import Connectivity
 
 USED = 512  # photographs, in photographs.py's order, that rows were made of

@@ -22,7 +22,7 @@ from cifar10 import machine, read
 
 import advconn
 from advconn import bundle
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.inference import in_float32
 from advconn.models.classifier import Classifier
 

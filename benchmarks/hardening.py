@@ -29,7 +29,7 @@ from advconn.attacks.adaptive import Evaded, Score, evade
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark.following import differentiable
 from advconn.cascade.cascade import scored
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace

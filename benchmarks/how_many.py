@@ -21,8 +21,8 @@ from lessons import arguments
 from strangers import ATTACKED, CLEAN, MNIST, network, others_than
 
 from advconn.attacks.attack import Attack, successful
+from advconn.detector.fitting import fit
 from advconn.errors import FitError
-from advconn.fitting import fit
 
 NAMES, SIZES = ("resnet20",), {60: 4, 100: 4, 200: 3, 500: 3, 2000: 1}
 COLOURED = ("pgd:eps=8/255,steps=10", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/255")

@@ -23,7 +23,7 @@ from detection import auroc, interval
 from advconn.attacks.attack import Attack, round_to_bytes, succeeded
 from advconn.data.collection import Collection
 from advconn.data.conditions import CONDITIONS
-from advconn.fitting import fit
+from advconn.detector.fitting import fit
 from advconn.zoo import efficientnet_lite0
 
 MIXTURE = (

@@ -25,9 +25,10 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import advconn
-from advconn import bundle, calibration, models
+from advconn import bundle, models
 from advconn import card as cards
 from advconn.cascade import cascade
+from advconn.detector import calibration
 from advconn.models.fingerprint import fingerprint
 
 Rng = random.Random

@@ -24,11 +24,11 @@ from lessons import arguments
 from strangers import ATTACKED, FITTED, MNIST, network, others_than, pooled
 
 from advconn.attacks.attack import Attack, successful
-from advconn.calibration import Calibration, Cell
 from advconn.data.conditions import CONDITIONS
-from advconn.detector import Detector
-from advconn.fitting import fit
-from advconn.judgement import Judgement
+from advconn.detector.calibration import Calibration, Cell
+from advconn.detector.detector import Detector
+from advconn.detector.fitting import fit
+from advconn.detector.result import Judgement
 
 ALONE = 80  # images of a condition in a group
 NAMES, SPLITS, JUDGED = ("resnet20", "mnist-cnn", "mnist-mlp"), 10, 500

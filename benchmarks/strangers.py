@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from advconn.attacks.attack import Attack, successful
 from advconn.cascade.pretrained import Pretrained
-from advconn.fitting import fit
+from advconn.detector.fitting import fit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 

@@ -24,13 +24,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
-from advconn.calibration import Calibration
 from advconn.cascade.cascade import STAGES, scored
 from advconn.cascade.early_exit import exits_at, ordered
 from advconn.cascade.heads import default_head, largest_share
 from advconn.cascade.heads import save as save_head
 from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
+from advconn.detector.calibration import Calibration
 
 TEACHERS = (
     "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from advconn.detector import Detector
-from advconn.fitting import fit
+from advconn.detector.detector import Detector
+from advconn.detector.fitting import fit
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 

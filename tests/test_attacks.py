@@ -160,7 +160,7 @@ def test_a_surrogate_of_other_classes_is_refused(classifier, digits, tmp_path):
 
 def test_an_attack_that_is_named_twice_is_made_once(classifier, digits):
     """As a classifier without gradients may be suited by the same noise at every step; a fit takes it."""
-    from advconn.fitting import fit
+    from advconn.detector.fitting import fit
 
     assert [str(a) for a in parse_all(["fgsm", "noise:eps=0.25", "fgsm"])] == ["fgsm", "noise:eps=0.25"]
     twice = ("fgsm:eps=0.3", "fgsm:eps=0.3", "noise:eps=0.5,tries=5", "noise:eps=0.5,tries=5")

@@ -33,7 +33,7 @@ from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
 from advconn.data.datasets import DIGIT_MIXTURE, digits, unseen_digits
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import AttackError, FitError
 from advconn.metrics import auroc
 from advconn.models.classifier import untrained

@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from advconn import bundle, models
 from advconn import card as cards
 from advconn.cascade.heads import default_head, unfitted
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
@@ -57,7 +57,7 @@ def test_a_named_architecture_travels_with_its_weights(net, digits, tmp_path):
     """And is rebuilt without being given."""
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     classifier = models.load("advconn:compact", tmp_path / "w.safetensors", size=(8, 8))
-    from advconn.fitting import fit
+    from advconn.detector.fitting import fit
 
     detector = fit(
         classifier,

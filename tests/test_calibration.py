@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from advconn.calibration import Calibration, needed
+from advconn.detector.calibration import Calibration, needed
 from advconn.errors import FitError
 from advconn.metrics import upper_share
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from advconn import bundle, models
 from advconn.cascade.differentiable import evasive, of_stages
 from advconn.cli import main
+from advconn.detector.fitting import fit
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import table
-from advconn.fitting import fit
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

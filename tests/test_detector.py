@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack, succeeded
 from advconn.cascade.cascade import log_odds, scored
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import FitError
 from advconn.features.connectivity import Connectivity
 
@@ -79,7 +79,7 @@ def test_a_fit_is_reproducible(classifier, digits, detector, clean):
     """The same images and seed give the same scores."""
     from conftest import MIXTURE
 
-    from advconn.fitting import fit
+    from advconn.detector.fitting import fit
 
     again = fit(classifier, digits[0][900:1400], digits[1][900:1400], attacks=MIXTURE, per_attack=150, seed=0)
     np.testing.assert_allclose(again.score_samples(clean[:20]), detector.score_samples(clean[:20]), atol=1e-3)

@@ -7,12 +7,13 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from advconn import bundle, trial
+from advconn import bundle
 from advconn.cli import main
-from advconn.efficacy import Efficacy
+from advconn.detector import trial
+from advconn.detector.efficacy import Efficacy
+from advconn.detector.fitting import fit
+from advconn.detector.guard import Guard
 from advconn.errors import AdvconnWarning, FitError
-from advconn.fitting import fit
-from advconn.guard import Guard
 
 WEAK, STRONG = (Efficacy("pgd:eps=8/255,steps=10", 40, auroc, caught) for auroc, caught in ((0.86, 0.1), (0.999, 1.0)))
 FACTORY = """
@@ -76,7 +77,7 @@ def test_a_weak_quick_fit_attacks_and_then_fits_its_own_heads(classifier, digits
 def test_what_stays_weak_is_refused(classifier, digits, monkeypatch):
     """Unless the caller accepts it."""
     data = digits[0][900:1200], digits[1][900:1200]
-    monkeypatch.setattr("advconn.assurance.MAX_SECONDS", 0.0)  # no remedy is affordable
+    monkeypatch.setattr("advconn.detector.assurance.MAX_SECONDS", 0.0)  # no remedy is affordable
     measuring(monkeypatch, WEAK)
     said = []
     with pytest.raises(FitError, match=r"catches only 10% of 40 images.*accept"):
@@ -93,7 +94,7 @@ def test_the_command_refuses_or_marks_it(net, digits, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(FACTORY.format(weights=str(tmp_path / "w.safetensors")))
     np.savez(tmp_path / "d.npz", images=digits[0][900:1200, 0].numpy(), labels=digits[1][900:1200].numpy())
     np.savez(tmp_path / "few.npz", images=digits[0][1200:1204, 0].numpy())
-    monkeypatch.setattr("advconn.assurance.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("advconn.detector.assurance.MAX_SECONDS", 0.0)
     measuring(monkeypatch, WEAK)
     given = ("--model", f"{tmp_path}/mine.py:build", "--size", "8", "--channels", "1")
     line = ("fit", *given, "--data", tmp_path / "d.npz", "--out", tmp_path / "out")

@@ -13,9 +13,9 @@ import torch
 from advconn import bundle
 from advconn.attacks.attack import Attack
 from advconn.cascade.cascade import scored
+from advconn.detector.explanation import Typical, reason
 from advconn.errors import DataError
 from advconn.pages import Case, page, write
-from advconn.reasons import Typical, reason
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from advconn import bundle
-from advconn.calibration import Calibration, Cell
+from advconn.detector.calibration import Calibration, Cell
+from advconn.detector.fitting import fit
+from advconn.detector.groups import MAX_GROUPS, learn_groups
 from advconn.errors import BundleError
-from advconn.fitting import fit
-from advconn.groups import MAX_GROUPS, learn_groups
 
 NAMES = ("query.margin", "grain.mean", "pixels.same")
 

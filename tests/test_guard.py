@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.guard import Guard
 from advconn.errors import AdvconnWarning, DataError, FitError, ModelError
 from advconn.features.connectivity import Connectivity
-from advconn.guard import Guard
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from advconn.attacks.strength import shared
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import STAGES, log_odds
 from advconn.data.labels import trained_on
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.fitting import fit
+from advconn.detector.trial import Trial, effective
 from advconn.errors import BundleError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.fitting import fit
 from advconn.inference import counting
 from advconn.models.classifier import Classifier
-from advconn.trial import Trial, effective
 
 
 def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):

@@ -12,8 +12,8 @@ from advconn.cascade.heads import default_head, largest_share
 from advconn.cascade.heads import load as load_head
 from advconn.cascade.heads import save as save_head
 from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
+from advconn.detector.fitting import fit
 from advconn.errors import BundleError
-from advconn.fitting import fit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import LEAD, temperature_of
 

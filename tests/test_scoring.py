@@ -22,7 +22,7 @@ from advconn.cascade import cascade
 from advconn.cli import main
 from advconn.data.collection import Collection
 from advconn.data.prefetch import ahead
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.inference import in_float32
 from advconn.journal import SUFFIX, Journal

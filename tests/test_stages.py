@@ -6,7 +6,7 @@ import torch
 
 from advconn.cascade.cascade import NEAR, STAGES, Stage, connectivities_of, shares_of, walked
 from advconn.cascade.early_exit import exits, ordered
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import table
@@ -133,7 +133,7 @@ def test_without_stages_it_is_one_walk(classifier, digits):
     """stages=None: every image pays the same, and the score is the head's log-odds."""
     from conftest import MIXTURE
 
-    from advconn.fitting import fit
+    from advconn.detector.fitting import fit
 
     images, labels = digits
     few = {"attacks": MIXTURE[:2], "per_attack": 60, "accept_weak": True}

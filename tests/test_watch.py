@@ -5,8 +5,8 @@ import pickle
 
 import numpy as np
 
-from advconn.calibration import Calibration
-from advconn.watch import Watch
+from advconn.detector.calibration import Calibration
+from advconn.detector.drift import Watch
 
 
 def test_it_stays_quiet_on_streams_like_the_calibration():

@@ -16,7 +16,7 @@ from torch import Tensor
 from advconn.attacks.attack import Hits, joined, succeeded, successful
 from advconn.benchmark.attackers import Attacker
 from advconn.benchmark.results import AttackSize
-from advconn.calibration import enough
+from advconn.detector.calibration import enough
 from advconn.errors import DataError, FitError
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.keys import code, parameters
-from advconn.calibration import Calibration
 from advconn.cascade.cascade import log_odds
 from advconn.cascade.heads import default_head
+from advconn.detector.calibration import Calibration
 from advconn.errors import AttackError
 from advconn.models.classifier import Classifier
 

@@ -10,7 +10,7 @@ from advconn.attacks.adaptive import Score
 from advconn.cascade.cascade import scored
 from advconn.cascade.differentiable import linear_odds, of_stages
 from advconn.cascade.heads import default_head
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
 from advconn.errors import AttackError
 from advconn.features.families import table
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from advconn.attacks.attack import Hits
 from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
-from advconn.calibration import Calibration
+from advconn.detector.calibration import Calibration
 from advconn.errors import FitError, theirs
 from advconn.inference import counting
 from advconn.parallel import Runner

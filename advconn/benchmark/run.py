@@ -25,11 +25,11 @@ from advconn.benchmark.detectors.ours import Advconn, Given
 from advconn.benchmark.evasion import STRICT, Effort, evasions
 from advconn.benchmark.measuring import Measured, Where, compared, freeze, kept, measure
 from advconn.benchmark.results import Control, LeftOut, Report
-from advconn.calibration import enough
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
 from advconn.data.inputs import image_hashes
-from advconn.detector import Detector
+from advconn.detector.calibration import enough
+from advconn.detector.detector import Detector
 from advconn.errors import AdvconnError, DataError
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner

@@ -59,9 +59,9 @@ def calibrate(
       advconn calibrate --detector detector/ --data photos/ --conditions clean,jpeg75,noise4 --out tolerant/
     """
     from advconn import bundle
-    from advconn.calibration import enough
     from advconn.data.collection import Collection
-    from advconn.recalibration import recalibrated
+    from advconn.detector.calibration import enough
+    from advconn.detector.recalibration import recalibrated
 
     if fpr is not None:
         enough(10**9, fpr)

@@ -16,10 +16,10 @@ from advconn.files import require_vacant as require_vacant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from advconn.calibration import Calibration
     from advconn.data.collection import Batch, Collection, Item
     from advconn.data.datasets import Data
-    from advconn.detector import Detector
+    from advconn.detector.calibration import Calibration
+    from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
 
 

@@ -30,7 +30,7 @@ from advconn.files import require_vacant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
     from advconn.parallel import Runner, Store
 
@@ -111,7 +111,7 @@ def fit(**given: Any) -> None:
     """
     from advconn import bundle
     from advconn.attacks.attack import parse_all
-    from advconn.calibration import enough
+    from advconn.detector.calibration import enough
     from advconn.parallel import Runner, Store, cache_folder, cluster
 
     if given["asked"].model is None:
@@ -184,7 +184,7 @@ def _fitted(
     runner: Runner,
 ) -> Detector:
     """The detector; `images`: clean ones, their labels, those to calibrate on."""
-    from advconn.fitting import fit as fit_detector
+    from advconn.detector.fitting import fit as fit_detector
 
     return fit_detector(
         classifier,
@@ -250,9 +250,9 @@ def _expected(
     """Seconds that a fit is thought to take."""
     from advconn.attacks.catalog import BLACK_BOX
     from advconn.cascade import pretrained
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
+    from advconn.detector.fitting import estimate
     from advconn.features.connectivity import Connectivity
-    from advconn.suiting import estimate
 
     if quick:
         options = options | {"pretrained": pretrained.load(), "calibrate": 0.75}

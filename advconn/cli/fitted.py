@@ -10,7 +10,7 @@ import click
 from advconn.cli.common import note, promised
 
 if TYPE_CHECKING:
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
 
 UNREMARKABLE = 0.8  # share of attacked images caught: under it, fit says what may catch more
 

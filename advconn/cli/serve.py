@@ -18,7 +18,7 @@ from advconn.cli.options import detector_option, device_option, model_options
 from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
 
 DRAIN, END = 20, 24  # seconds after SIGTERM: what waits is finished, and whatever still runs is ended
 UNFINISHED = 2  # the exit status where something still ran at the end

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from advconn.benchmark.bench import Ready
     from advconn.data.collection import Item
     from advconn.data.datasets import Data
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
     from advconn.parallel import Progress
 
@@ -76,7 +76,7 @@ def subject(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, 
 
     from advconn.data.collection import Collection
     from advconn.data.datasets import Data
-    from advconn.fitting import fit
+    from advconn.detector.fitting import fit
     from advconn.parallel import Runner
 
     data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))

@@ -13,20 +13,20 @@ import numpy as np
 from advconn import bundle
 from advconn.cli.common import note, print_error, promised, put
 from advconn.cli.sarif import as_sarif
+from advconn.detector.drift import Watch
 from advconn.errors import DataError
 from advconn.files import replacing, writing
 from advconn.journal import Journal
 from advconn.pages import FIGURES, LISTED, PICTURES, Case, Counts, page, write
 from advconn.report import as_json, as_table
 from advconn.scoring import Said, Steps
-from advconn.watch import Watch
 from advconn.writers import writer_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.data.collection import Collection
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
 
 WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that are shown of more
 MOST_FAILURES = 100  # lines on what could not be judged

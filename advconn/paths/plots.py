@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.explain import displayed, plain
+from advconn.detector.explanation import displayed, plain
 from advconn.paths.connection import Connection
 from advconn.paths.path import Path, straight
 

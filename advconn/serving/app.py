@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from advconn.data.collection import Batch, batch_of, joined_batch
 from advconn.data.pictures import COMMON, FORMATS, Wanted, views_far, views_near
+from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, line_of, shown
 from advconn.models.black_box import Endpoint
 from advconn.pages import Case, page, template_source
@@ -35,7 +36,6 @@ from advconn.serving.judge import Judge, predict
 from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, NEAR_JSON, Asked, answer, asked, described
 from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
-from advconn.watch import Watch
 
 Note = Callable[[str], None]
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from advconn.data.inputs import as_tensor, read_all
 from advconn.data.layout import layout
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.result import Judgement
 from advconn.errors import AdvconnError, DataError, line_of
-from advconn.judgement import Judgement
 from advconn.models.classifier import Classifier
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from advconn.detector.drift import Watch
 from advconn.errors import shown
-from advconn.watch import Watch
 
 P_VALUES = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -337,7 +337,7 @@ def test_a_bug_is_one_line_and_status_2(place, monkeypatch):
 
 def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
     """One image takes nobody with it."""
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
 
     judge = Detector.judge
 
@@ -360,7 +360,7 @@ def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
 def test_an_interrupt_shows_what_was_judged(place, tmp_path, monkeypatch):
     """In the second step: the first is in the table and kept, status 130, and --resume goes on with the next."""
     from advconn.cascade import cascade
-    from advconn.detector import Detector
+    from advconn.detector.detector import Detector
 
     monkeypatch.setattr(cascade, "BLOCK", 16)
     judge, calls = Detector.judge, []

@@ -565,7 +565,7 @@ def test_labels_that_do_not_fit_are_refused():
 
 def test_a_classifier_that_was_trained_on_a_little_is_refused_and_calibrated(tmp_path):
     """The line names the command; afterwards its false alarms are near the rate."""
-    from advconn.recalibration import recalibrated
+    from advconn.detector.recalibration import recalibrated
 
     advconn.save(fitted(), tmp_path / "d")
     moved = trained()
@@ -632,7 +632,7 @@ def test_every_attack_class_of_torchattacks_runs(name):
 
 def test_no_class_lacks_a_reference_by_chance():
     """Of ten classes among sixty images each has one."""
-    from advconn.preparing import _every_class
+    from advconn.detector.preparation import _every_class
 
     predicted = torch.arange(60) % 10
     for seed in range(20):

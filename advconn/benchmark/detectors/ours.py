@@ -8,10 +8,10 @@ from torch import Tensor
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.following import differentiable
-from advconn.calibration import Calibration
 from advconn.cascade.cascade import log_odds
 from advconn.cascade.heads import unfitted
-from advconn.detector import Detector
+from advconn.detector.calibration import Calibration
+from advconn.detector.detector import Detector
 from advconn.features.connectivity import BARE, Connectivity
 from advconn.models.margin import margin
 

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from advconn.attacks.attack import Attack, made_for, parse_all
 from advconn.attacks.catalog import MIXTURE
-from advconn.calibrating import Calibrating, Fitted
-from advconn.calibration import enough
 from advconn.cascade.augmentation import Maker
-from advconn.cascade.cascade import STAGES, Cascade, Stage, against, connectivities_of, scored, shares_of
-from advconn.cascade.early_exit import ordered
+from advconn.cascade.cascade import STAGES, Cascade, Found, Stage, against, connectivities_of, scored, shares_of
+from advconn.cascade.early_exit import Missed, ordered
 from advconn.cascade.heads import default_head, unfitted
 from advconn.cascade.pretrained import Pretrained, floor_of
 from advconn.cascade.scaling import BoundedScaler
 from advconn.cascade.training import Taught, and_evasive, attacked_rows, spoilt, taught, teach
-from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
+from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
-from advconn.errors import FitError
+from advconn.detector.calibration import Calibration, enough, needed
+from advconn.detector.efficacy import Efficacy
+from advconn.detector.explanation import Explanation, Typical, explanation, reason
+from advconn.detector.groups import Groups, learn_groups
+from advconn.detector.result import Judgement, judgement_of
+from advconn.errors import DataError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.groups import Groups, learn_groups
+from advconn.inference import counting
 from advconn.models.classifier import Classifier
+from advconn.models.equivalence import precision_of
 from advconn.parallel import Progress, Runner, silent
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
@@ -37,7 +41,40 @@ GROUPED = 100  # clean training images that groups of pictures are learned from
 TURNS = 2  # in which heads are taught on what evades them
 
 
-class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit was made from.
+
+    Attributes:
+        train: number of clean images that were fitted on.
+        calibrate: number of clean images that were calibrated on.
+        attacks: for every attack how many images were tried, and on how many it succeeded.
+        image_hashes: (m,) uint64 of the images used, see data.inputs.image_hashes.
+        missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
+            fitted on them; None of one stage.
+        pretrained: whether the heads were taught on other networks.
+        precision: that the calibration's scores were made in, see models.equivalence.precision_of.
+        efficacy: how well it caught one attack; None where that was not measured.
+        reading: how files of pictures were read, 'plain' or 'upright'; None of arrays.
+    """
+
+    train: int
+    calibrate: int
+    attacks: dict[str, tuple[int, int]]
+    image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
+    missed: Missed | None = None
+    pretrained: bool = False
+    precision: str = "float32"
+    efficacy: Efficacy | None = None
+    reading: str | None = None
+
+    @property
+    def shown_reading(self) -> str:
+        """How pictures are read where they are judged: as people see them if it was fitted so, else both ways."""
+        return "upright" if self.reading == "upright" else "both"
+
+
+class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
     `predict == 1` and `decision_function > 0` are the verdict, at one threshold for all attacks; so is `p_value <=
@@ -71,6 +108,11 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
     """
 
     fitted_: Fitted
+    cascade_: Cascade
+    calibration_: Calibration
+    typical_: np.ndarray
+    names_: np.ndarray
+    groups_: Groups | None
 
     def __init__(
         self,
@@ -323,3 +365,261 @@ class Detector(Calibrating, BaseEstimator):  # type: ignore[misc]
         count = round(self.calibrate * len(clean))
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
+
+    def calibrate_on(self, images: Tensor, progress: Progress = silent) -> None:
+        """Take the threshold from clean images (n, c, h, w) in no other use, under every condition.
+
+        CLEAN is always one of them.
+        """
+        scores: dict[str, np.ndarray] = {}
+        predicted: dict[str, np.ndarray] = {}
+        groups: dict[str, np.ndarray] = {}
+        for name, measured in self._under_conditions(images, progress, "calibrate"):
+            scores[name], predicted[name], features = measured
+            group = self._group(features)
+            if group is not None:
+                groups[name] = group
+        self.set_calibration(scores, predicted, groups or None)
+        self.fitted_ = replace(self.fitted_, precision=precision_of(self.connectivity.classifier))
+
+    def _under_conditions(
+        self, images: Tensor, progress: Progress, told: str
+    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """What is measured of clean images (n, c, h, w) as they are and under each condition, by its name."""
+        for name in usable((CLEAN, *self.conditions), images.shape[1]):
+            changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
+            yield name, self._measured(changed, progress, f"{told} {name}")
+
+    def set_calibration(
+        self,
+        scores: Mapping[str, np.ndarray],
+        predicted: Mapping[str, np.ndarray] | None = None,
+        groups: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Take the threshold from scores of clean images. Images with a score that is not finite are left out.
+
+        Args:
+            scores: (n, stages) by condition.
+            predicted: classes (n,) that the images are given, by condition.
+            groups: groups (n,) of the images, by condition.
+
+        Raises:
+            FitError: too few images for the false-alarm rate.
+        """
+        self._calibrations: dict[int | None, Calibration] = {}
+        self.clean_ = {name: np.asarray(values, np.float64) for name, values in scores.items()}
+        self.predicted_ = None if predicted is None else {k: np.asarray(v, np.int64) for k, v in predicted.items()}
+        self.group_ = None if groups is None else {k: np.asarray(v, np.int64) for k, v in groups.items()}
+        self.calibration_ = self.calibration()
+        self.fitted_ = replace(self.fitted_, calibrate=len(self.calibration_.scores))
+
+    def calibration(self, most: int | None = None) -> Calibration:
+        """The calibration, of a verdict that walks at most so many stages.
+
+        Raises:
+            FitError: no such stage, or too few images for the false-alarm rate.
+        """
+        count = len(self.cascade_.connectivities)
+        if most is not None and (not isinstance(most, int) or not 1 <= most <= count):
+            raise FitError(f"max_stage: this detector has {count} stage{'s' * (count > 1)}, got {most!r}")
+        if most not in self._calibrations:
+            self._calibrations[most] = self._calibration(most)
+        return self._calibrations[most]
+
+    def _calibration(self, most: int | None) -> Calibration:
+        names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
+        scores = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
+        whole = np.logical_and.reduce([np.isfinite(v) for v in scores.values()])
+        classes = {k: self.predicted_[k][whole] for k in scores} if self.by_class and self.predicted_ else None
+        if self.by_class and classes is None:
+            raise FitError("this detector's calibration keeps no predicted classes: calibrate it again")
+        n, sure = int(whole.sum()), self.confidence
+        if sure is not None and n < needed(self.fpr, sure):
+            sure = None  # on average only: the card and `fit` say so
+        groups = None if self.group_ is None else {k: self.group_[k][whole] for k in scores}
+        return Calibration({k: v[whole] for k, v in scores.items()}, self.fpr, sure, classes, groups)
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters as scikit-learn has it.
+
+        `fpr`, `confidence`, `conditions` and `by_class` of a fitted detector move its threshold.
+
+        Raises:
+            FitError: too few clean images were calibrated on for that rate, or none under such a condition.
+        """
+        moving = ("fpr", "confidence", "conditions", "by_class")
+        before = {name: getattr(self, name) for name in moving if name in params}
+        super().set_params(**params)
+        if before and hasattr(self, "calibration_"):
+            self._calibrations = {}
+            try:
+                self.calibration_ = self._moved("conditions" in params, "confidence" in params)
+            except FitError:
+                self._calibrations = {}
+                super().set_params(**before)
+                raise
+        return self
+
+    def _moved(self, conditions: bool, confidence: bool) -> Calibration:
+        """The calibration at parameters that were set anew; `conditions`, `confidence`: whether these were.
+
+        Raises:
+            FitError: what was asked for cannot be had: nothing is weaker without a word.
+        """
+        if isinstance(self.conditions, str) or not len(self.conditions):
+            raise FitError(f"conditions: expected a sequence of one name or more, got {self.conditions!r}")
+        unknown = [name for name in self.conditions if name not in self.clean_]
+        if conditions and unknown:
+            raise FitError(
+                f"not calibrated under {', '.join(unknown)}, only under {', '.join(self.clean_)}: calibrate it anew "
+                "for others (advconn calibrate --conditions)"
+            )
+        calibration = self.calibration()
+        if confidence or self.calibration_.confidence is not None:
+            enough(len(calibration.scores), self.fpr, self.confidence)
+        if self.by_class and not calibration.by_class:
+            least = needed(self.fpr, calibration.confidence)
+            raise FitError(f"no class has {least} calibration images, which a threshold of its own needs")
+        return calibration
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "calibration_"):
+            raise FitError("the detector has not been fitted: call fit, or load a bundle")
+
+    def _walked_blocks(
+        self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any
+    ) -> Iterator[Found]:
+        """What the cascade finds for images (n, c, h, w), a block of them at a time."""
+        done = 0
+        for block in self.cascade_.blocks(images):
+            yield self.cascade_.walk(block, **how)
+            done += len(block)
+            progress(told, done, len(images))
+
+    def judge(self, X: Any, *, full: bool = False, max_stage: int | None = None) -> Judgement:
+        """Everything the detector says of images.
+
+        Args:
+            X: images (n, c, h, w), uint8 or in [0, 1].
+            full: walk every stage for every image, for what it shows; the verdicts stay the same.
+            max_stage: go no farther than this stage, with a threshold of its own from the same calibration images: it
+                bounds what an image can cost.
+
+        Raises:
+            FitError: no such stage, or the detector has not been fitted.
+            DataError: no images.
+        """
+        self._fitted()
+        calibration = self.calibration_ if max_stage is None else self.calibration(max_stage)
+        images = as_tensor(X)
+        if not len(images):
+            raise DataError("no images to judge")
+        with counting() as cost:
+            blocks = list(
+                self._walked_blocks(images, full=full, most=max_stage, thresholds=calibration.every_threshold)
+            )
+        groups = self._group(np.concatenate([block.features for block in blocks]))
+        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage, groups)
+
+    @property
+    def _typical(self) -> Typical:
+        return Typical(self.cascade_, self.typical_)
+
+    def reasons(self, judgement: Judgement) -> list[str]:
+        """For each image of a judgement what it showed, in words, see reasons.reason."""
+        return [reason(self._typical, judgement, i) for i in range(len(judgement.score))]
+
+    def families(self, judgement: Judgement) -> dict[str, np.ndarray]:
+        """By how much each image's log-odds (n,) fall if a family's features are a typical clean image's."""
+        groups = {name: (f"{name}.",) for name in dict.fromkeys(str(n).split(".")[0] for n in self.names_)}
+        return self._typical.effects(judgement, np.arange(len(judgement.score)), groups)
+
+    def explain(self, image: Any) -> Explanation:
+        """What one image showed, through every stage: votes, barrier, secondary barriers, and a figure of them.
+
+        Args:
+            image: a tensor (c, h, w) or (1, c, h, w) in [0, 1] or uint8, or what `read` takes.
+
+        Raises:
+            DataError: no image, or several.
+        """
+        given = image if isinstance(image, Tensor) else self.read(image)
+        batch = given[None] if given.ndim == 3 else given
+        if len(batch) != 1:
+            raise DataError(f"expected one image to explain, got {len(batch)}")
+        checked = self.connectivity.classifier.check(batch)
+        return explanation(self._typical, self.judge(checked, full=True), 0, checked[0])
+
+    def read(self, images: Any, reading: str = "plain") -> Tensor:
+        """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
+
+        Args:
+            images: a path (a file, a folder, an array file), a PIL picture, an array or tensor, or a sequence of these.
+            reading: of files, see pictures.readings.
+
+        Raises:
+            DataError: what cannot be read.
+        """
+        from advconn.data.inputs import read_all
+
+        classifier = self.connectivity.classifier
+        return read_all(images, classifier.preprocessing, classifier.channels, reading)
+
+    def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
+        """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
+        return self._ordered(X, progress)[0]
+
+    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Scores (n,), predicted classes (n,) and groups (n,)."""
+        self._fitted()
+        scores, predicted, features = self._measured(as_tensor(X), progress, "score")
+        return ordered(scores, self.cascade_.exits)[0], predicted, self._group(features)
+
+    def _measured(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores (n, stages), predicted classes (n,) and features (n, d) of the last stage's columns."""
+        parts = [
+            (f.scores, f.query.argmax(1).cpu().numpy(), f.features) for f in self._walked_blocks(images, progress, told)
+        ]
+        scores, predicted, features = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(predicted), np.concatenate(features)
+
+    def group_of(self, judgement: Judgement) -> np.ndarray | None:
+        """The group of pictures (n,) of each image of a judgement; None without groups."""
+        return self._group(judgement.features)
+
+    def _group(self, features: np.ndarray) -> np.ndarray | None:
+        """The group (n,) of each picture, by features (n, d) of the last stage's columns; None without groups."""
+        return None if self.groups_ is None else self.groups_.of(features, tuple(map(str, self.names_)))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Scores (n,): higher = more adversarial."""
+        return self.scores(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores (n,) over the threshold: positive = flagged."""
+        score, predicted, groups = self._ordered(X)
+        return np.asarray(score - self.calibration_.thresholds(predicted, groups))
+
+    def p_value(self, X: Any) -> np.ndarray:
+        """Conformal p-values (n,) in (0, 1]: small = unlike clean images."""
+        return self.calibration_.p_value(*self._ordered(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 where an image is flagged, else 0; (n,)."""
+        return (self.decision_function(X) > 0).astype(int)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Shares (n, 2) of clean and adversarial, of the head of the stage that each image leaves at."""
+        self._fitted()
+        out = []
+        for block in self._walked_blocks(as_tensor(X)):
+            _, stage = ordered(block.scores, self.cascade_.exits)
+            attacked = np.ones(len(stage))
+            for k in range(len(self.cascade_.heads)):
+                columns = block.features[:, self.cascade_.places[k]]
+                rows = np.flatnonzero((stage == k + 1) & np.isfinite(columns).all(1))
+                if len(rows):
+                    attacked[rows] = self.cascade_.heads[k].predict_proba(columns[rows])[:, 1:].sum(1)
+            out.append(attacked)
+        shares = np.concatenate(out)
+        return np.stack([1 - shares, shares], 1)

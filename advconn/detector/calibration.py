@@ -173,7 +173,7 @@ class Calibration:
 
         Example:
             >>> import numpy as np
-            >>> from advconn.calibration import Calibration
+            >>> from advconn.detector.calibration import Calibration
             >>> calibration = Calibration(np.arange(99.0), fpr=0.05)
             >>> calibration.p_value(np.array([50.0, 98.0, 200.0]))
             array([0.5 , 0.02, 0.01])

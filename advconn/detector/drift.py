@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from advconn.calibration import Calibration
+from advconn.detector.calibration import Calibration
 
 RICH = 100.0
 _BETS = np.array([0.2, 0.4, 0.6, 0.8])  # of the betting functions b * p^(b - 1), whose mean is 1 under uniform p

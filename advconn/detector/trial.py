@@ -13,8 +13,8 @@ from advconn.attacks.catalog import as_fraction
 from advconn.cascade.augmentation import Maker
 from advconn.cascade.early_exit import ordered
 from advconn.data.conditions import CLEAN
-from advconn.detector import Detector
-from advconn.efficacy import Efficacy
+from advconn.detector.detector import Detector
+from advconn.detector.efficacy import Efficacy
 from advconn.features.connectivity import Connectivity
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.data.inputs import as_labels, as_tensor, image_hashes
+from advconn.data.conditions import CONDITIONS, usable
+from advconn.data.inputs import as_bytes, as_labels, as_tensor, image_hashes
 from advconn.data.labels import checked, trained_on
 from advconn.errors import FitError
 from advconn.features.references import References, choose, synthesise
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
-from advconn.suiting import FOR_REFERENCES
+
+HARMLESS = 0.8  # share of predictions that a benign condition must leave as they are
+FOR_REFERENCES = 0.2  # share of the images among which references are chosen
+
+
+def harmless(
+    classifier: Classifier, images: Tensor, names: Sequence[str], note: Callable[[str], None], seed: int = 0
+) -> tuple[str, ...]:
+    """Those of the benign conditions under which four of five of at most 256 images keep their predicted class.
+
+    Args:
+        classifier: what is shown them.
+        images: clean ones (n, c, h, w).
+        names: of the conditions.
+        note: told which are left out.
+        seed: of what the conditions draw.
+    """
+    few = as_bytes(images[:256])
+    wanted = usable(names, classifier.channels)
+    before = classifier.predict(few)
+    kept = {n: float((classifier.predict(CONDITIONS[n](few, seed)) == before).float().mean()) for n in wanted}
+    lost = [f"{name} ({share:.0%})" for name, share in kept.items() if share < HARMLESS]
+    if lost:
+        note(f"no harmless changes for this classifier, which keeps few of its predictions: {', '.join(lost)}")
+    return tuple(name for name, share in kept.items() if share >= HARMLESS)
+
 
 Note = Callable[[str], None]
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from advconn.calibration import enough
 from advconn.data.inputs import as_labels, as_tensor, image_hashes
-from advconn.detector import Detector
-from advconn.efficacy import Efficacy
+from advconn.detector.calibration import enough
+from advconn.detector.detector import Detector
+from advconn.detector.efficacy import Efficacy
+from advconn.detector.fitting import tell_promise, warn
+from advconn.detector.preparation import sound
+from advconn.detector.trial import MIN_ATTACKED, effective, efficacy
 from advconn.errors import FitError
-from advconn.fitting import tell_promise, warn
 from advconn.parallel import Progress, silent
-from advconn.preparing import sound
-from advconn.trial import MIN_ATTACKED, effective, efficacy
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before

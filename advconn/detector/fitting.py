@@ -7,28 +7,30 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.assurance import Remedy, assured
+from advconn.attacks.attack import parse_all
 from advconn.attacks.strength import mixture_for, shared
-from advconn.calibration import enough, needed
 from advconn.cascade import pretrained
+from advconn.cascade.augmentation import features_of
 from advconn.cascade.cascade import STAGES, Stage, connectivities_of
 from advconn.data.conditions import BENIGN, PROMISED
 from advconn.data.inputs import as_tensor, image_hashes
-from advconn.detector import HELD_OUT, Detector
+from advconn.detector.assurance import Remedy, assured
+from advconn.detector.calibration import enough, needed
+from advconn.detector.detector import GROUPED, HELD_OUT, Detector
+from advconn.detector.preparation import FOR_REFERENCES, Clean, harmless, prepared, sound, with_references
+from advconn.detector.trial import MAX_ATTACKED, Trial
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
-from advconn.parallel import Runner
-from advconn.preparing import Clean, prepared, sound, with_references
-from advconn.suiting import estimate, harmless
-from advconn.trial import MAX_ATTACKED, Trial
+from advconn.parallel import Runner, silent
 
 FEW = 20  # attacked images that a head cannot learn much from
 
@@ -426,3 +428,40 @@ def _with_apart(
     if truth is not None:
         truth = torch.cat([truth, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
     return torch.cat([used, apart]), truth, kept
+
+
+EVADING = 1300  # gradients that go into what is made of an image to evade the heads: turns x sizes x steps x stops
+TRIED = 12_000  # forwards, of which a gradient counts as three, that trying the finished detector takes
+
+
+def estimate(detector: Detector, count: int) -> float:
+    """About how many seconds a fit on so many images takes on this machine."""
+    classifier = detector.connectivity.classifier
+    train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
+    tried = min(detector.per_attack, shared(train, len(detector.attacks)))
+    held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
+    quick = detector.pretrained is not None
+    grouped = min(train, GROUPED) * len(detector.conditions) * (detector.confidence is None)
+    walks, gradients = (2 - quick) * train + (held + grouped) / 4, 0.0  # benign ones too; calibration leaves early
+    forwards = float(TRIED)
+    attacks = parse_all(detector.attacks) if detector.refine or not quick else ()
+    tried = min(tried, -(-detector.refine // len(attacks))) if quick and attacks else tried
+    for attack in attacks:
+        steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
+        walks += tried
+        forwards += 0 if attack.needs_gradient else tried * steps / 2
+        gradients += tried * steps * (10 if attack.name == "autoattack" else 1) if attack.needs_gradient else 0
+    gradients += detector.evasive * EVADING
+    probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
+                       device="cpu").to(classifier.device)  # fmt: skip
+    forward_time = _seconds(lambda: classifier.logits(probe)) / len(probe)
+    stages = connectivities_of(detector.connectivity, detector.stages)
+    walk_time = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
+    return walk_time * walks * 1.6 + forward_time * (forwards + 4 * gradients)  # own and rival paths are walked too
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    call()
+    started = perf_counter()
+    call()
+    return perf_counter() - started

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from advconn.data.inputs import as_tensor
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.drift import Watch
 from advconn.errors import AdvconnWarning, FitError, ModelError
-from advconn.watch import Watch
 
 TRACED = (
     "a guard cannot be traced, exported or put into TorchScript: export the classifier alone, and judge before it "

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.calibration import Calibration
 from advconn.cascade.cascade import Cascade, Found
 from advconn.cascade.early_exit import ordered
+from advconn.detector.calibration import Calibration
 from advconn.features.families import Trace
 from advconn.inference import Cost
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from advconn.detector import Detector
+from advconn.detector.detector import Detector
+from advconn.detector.trial import Trial
 from advconn.errors import AttackError, FitError
 from advconn.parallel import Progress, silent
-from advconn.trial import Trial
 
 MAX_SECONDS = 900.0  # that one remedy is thought to take, at most
 
