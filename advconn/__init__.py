@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advconn.bundle import load
+    from advconn.bundle.loading import load
+    from advconn.bundle.saving import save
     from advconn.cascade.cascade import Stage
     from advconn.detector.detector import Detector
     from advconn.detector.drift import Watch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from advconn.models.classifier import Classifier
     from advconn.paths.bypass import Detour
     from advconn.paths.path import Path, Profile, profile, straight
-    from advconn.saving import save
 
 _WHERE = {
     "AdvconnError": "errors",
@@ -44,9 +44,9 @@ _WHERE = {
     "Watch": "detector.drift",
     "choose": "features.references",
     "fit": "detector.fitting",
-    "load": "bundle",
+    "load": "bundle.loading",
     "profile": "paths.path",
-    "save": "bundle",
+    "save": "bundle.saving",
     "straight": "paths.path",
     "synthesise": "features.references",
 }

@@ -23,7 +23,7 @@ from cifar10 import SEED, classifier, machine, parts
 from scipy.stats import beta, norm
 from torch import Tensor
 
-from advconn import zoo
+from advconn.bundle import shipped
 from advconn.metrics import share_interval
 from advconn.models.classifier import Classifier
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    model, voter, groups = zoo.NETWORKS[zoo.CIFAR10](args.device), classifier(args.voter), parts(args.data)
+    model, voter, groups = shipped.NETWORKS[shipped.CIFAR10](args.device), classifier(args.voter), parts(args.data)
     voter.to(args.device)
     voter.batch_size = 250
 

@@ -27,8 +27,9 @@ from cifar10 import SEED, Part, classifier, kept, machine, parts, tables, taught
 from families import hits_of
 from torch import Tensor
 
-from advconn import bundle, zoo
+from advconn import bundle
 from advconn.attacks.catalog import MIXTURE
+from advconn.bundle import shipped
 from advconn.cascade.augmentation import still_wrong
 from advconn.cascade.cascade import connectivities_of
 from advconn.cascade.differentiable import evasive
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--companion", type=Path, help="weights of a companion")
     args = parser.parse_args()
 
-    model = classifier(args.weights) if args.weights else zoo.NETWORKS[zoo.CIFAR10](None)
+    model = classifier(args.weights) if args.weights else shipped.NETWORKS[shipped.CIFAR10](None)
     groups, about = parts(args.data), args.companion or args.weights
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     beside = classifier(args.companion) if args.companion else None

@@ -209,7 +209,7 @@ def journal_faults(rng: Rng, folder: Path) -> Iterator[str]:
     from click.testing import CliRunner
 
     from advconn.cli import main
-    from advconn.journal import SUFFIX
+    from advconn.scoring.journal import SUFFIX
 
     images, out = folder / "in", folder / "out.jsonl"
     if not images.exists():

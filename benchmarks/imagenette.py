@@ -21,10 +21,10 @@ from cifar10 import machine
 from detection import auroc, interval
 
 from advconn.attacks.attack import Attack, round_to_bytes, succeeded
+from advconn.bundle.shipped import efficientnet_lite0
 from advconn.data.collection import Collection
 from advconn.data.conditions import CONDITIONS
 from advconn.detector.fitting import fit
-from advconn.zoo import efficientnet_lite0
 
 MIXTURE = (
     "pgd:eps=8/255,steps=10",

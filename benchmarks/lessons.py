@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, made_for, parse_all
+from advconn.bundle.shipped import efficientnet_lite0
 from advconn.cascade.augmentation import Maker, features_of
 from advconn.cascade.cascade import STAGES, connectivities_of
 from advconn.cascade.training import Taught, attacked_rows, spoilt
@@ -43,7 +44,6 @@ from advconn.features.references import choose
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
 from advconn.parallel import silent
-from advconn.zoo import efficientnet_lite0
 
 PUBLIC = ("resnet20", "resnet44")
 LARGE = ("shipped", "robust", "plain", "half18", "vit6")

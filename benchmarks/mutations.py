@@ -26,7 +26,7 @@ from sklearn.neural_network import MLPClassifier
 
 import advconn
 from advconn import bundle, models
-from advconn import card as cards
+from advconn.bundle import card as cards
 from advconn.cascade import cascade
 from advconn.detector import calibration
 from advconn.models.fingerprint import fingerprint

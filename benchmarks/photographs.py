@@ -22,6 +22,7 @@ from imagenette import CLASSES
 from torch import Tensor
 
 from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.bundle.shipped import efficientnet_lite0
 from advconn.cascade.augmentation import features_of, still_wrong
 from advconn.cascade.cascade import STAGES, connectivities_of
 from advconn.cascade.training import Taught
@@ -30,7 +31,6 @@ from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.models.classifier import Classifier
 from advconn.parallel import silent
-from advconn.zoo import efficientnet_lite0
 
 LEARN = (
     "pgd:eps=8/255,steps=10",

@@ -25,7 +25,7 @@ from PIL import Image
 
 from advconn import bundle
 from advconn.data.collection import Collection
-from advconn.scoring import Steps
+from advconn.scoring.batch import Steps
 
 PEAK = """
 import resource, sys

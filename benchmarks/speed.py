@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from cifar10 import MEAN, STD, machine, parts
 from safetensors.torch import load_file
 
-from advconn import bundle, zoo
+from advconn import bundle
+from advconn.bundle import shipped
 from advconn.cascade.cascade import STAGES, connectivities_of, walked
 from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
@@ -109,11 +110,11 @@ def copies(
 
 
 def efficientnet() -> tuple[torch.nn.Module, Classifier] | None:
-    if not zoo.photographs_installed():
+    if not shipped.photographs_installed():
         return None
     import timm
 
-    return timm.create_model("efficientnet_lite0").eval(), zoo.efficientnet_lite0()
+    return timm.create_model("efficientnet_lite0").eval(), shipped.efficientnet_lite0()
 
 
 def main() -> None:
@@ -163,7 +164,7 @@ def main() -> None:
     if args.device == "cpu":
         run = [sys.executable, "-m", "advconn.cli"]
         figures["help_seconds"] = seconds(lambda: subprocess.run([*run, "--help"], capture_output=True, check=True), 5)
-        for name in ("cifar10", *["imagenet"] * zoo.photographs_installed()):
+        for name in ("cifar10", *["imagenet"] * shipped.photographs_installed()):
             cold = [*run, "score", CAT, "--detector", name]
             figures[f"cold_score_seconds, {name}"] = seconds(
                 lambda cold=cold: subprocess.run(cold, capture_output=True, check=False), 3

@@ -13,7 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
-from advconn import card as cards
+from advconn.bundle import card as cards
 from advconn.cascade.heads import default_head, unfitted
 from advconn.detector.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
@@ -182,7 +182,7 @@ def test_a_folder_is_written_whole_or_not_at_all(detector, saved, tmp_path, monk
         bundle.save(detector, saved)
     with pytest.raises(FitError):
         bundle.save(Detector(detector.connectivity), tmp_path / "unfitted")
-    monkeypatch.setattr("advconn.saving._card", lambda *args: 1 / 0)
+    monkeypatch.setattr("advconn.bundle.saving._card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundle.save(detector, tmp_path / "failed")
     assert list(tmp_path.iterdir()) == []

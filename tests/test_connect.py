@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from advconn.bundle import default
+from advconn.bundle.shipped import default
 from advconn.cli import main
 from advconn.paths.connection import connect
 from advconn.paths.plots import detour, peaks, relative

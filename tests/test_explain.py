@@ -15,7 +15,7 @@ from advconn.attacks.attack import Attack
 from advconn.cascade.cascade import scored
 from advconn.detector.explanation import Typical, reason
 from advconn.errors import DataError
-from advconn.pages import Case, page, write
+from advconn.scoring.html import Case, page, write
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_explain_gives_values_and_a_figure(detector, attacked, seen):
 
 def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked, seen, tmp_path):
     """A file name is text, also in the table that a spreadsheet opens."""
-    from advconn.report import rows
+    from advconn.scoring.records import rows
 
     names = ["<script>alert(1)</script>.png", "=1+1.png", *(f"{i}.png" for i in range(2, 6))]
     records = rows(detector, [*names, *(f"{i}.png" for i in range(6, 40))], seen, 1.0)[:6]
@@ -145,7 +145,7 @@ def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked,
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_filters_and_sorts_the_page(detector, attacked, seen, tmp_path):
     """A script added to the page picks, types and reads back what is shown."""
-    from advconn.report import rows
+    from advconn.scoring.records import rows
 
     records = rows(detector, [f"{i}.png" for i in range(40)], seen, 1.0)
     flagged = sum(r["adversarial"] for r in records)

@@ -93,7 +93,7 @@ def test_they_travel_with_the_bundle_and_damaged_ones_are_refused(classifier, di
     assert (before.adversarial == (before.p_value <= fitted.calibration_.level)).all()
     tensors = load_file(tmp_path / "d" / "detector.safetensors")
     tensors["groups.left"] = np.zeros_like(tensors["groups.left"])
-    from advconn.restoring import pictures_of
+    from advconn.bundle.restoring import pictures_of
 
     names = list(fitted.groups_.names)
     with pytest.raises(BundleError, match="damaged"):

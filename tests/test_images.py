@@ -9,7 +9,7 @@ from advconn.data.collection import Collection
 from advconn.data.labels import labels
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
-from advconn.writers import save_images
+from advconn.scoring.writers import save_images
 
 LOOK = Preprocessing(size=(32, 32))
 

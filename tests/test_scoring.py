@@ -25,10 +25,10 @@ from advconn.data.prefetch import ahead
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.inference import in_float32
-from advconn.journal import SUFFIX, Journal
 from advconn.parallel import Runner
-from advconn.scoring import Steps
-from advconn.writers import COLUMNS, as_csv, as_parquet
+from advconn.scoring.batch import Steps
+from advconn.scoring.journal import SUFFIX, Journal
+from advconn.scoring.writers import COLUMNS, as_csv, as_parquet
 
 judge = Detector.judge
 PIXELS = (load_digits().images * 255 / 16).round().astype(np.uint8)

@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from advconn.bundle import default, load
+from advconn.bundle.loading import load
+from advconn.bundle.shipped import default
 from advconn.cli import main
 from advconn.cli.study import NAMES
 from advconn.data.datasets import unseen_digits

@@ -65,7 +65,7 @@ def attack(
     from advconn.attacks.attack import Attack, round_to_bytes, succeeded
     from advconn.data.collection import Collection
     from advconn.parallel import Runner, cluster
-    from advconn.writers import save_images
+    from advconn.scoring.writers import save_images
 
     require_vacant(out)
     made = Attack.parse(spec)

@@ -111,10 +111,10 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
       advconn score --explain photo.png
     """
     from advconn.cli.verdicts import Run, about
-    from advconn.journal import Journal
     from advconn.parallel import Runner, cluster
-    from advconn.report import as_json
-    from advconn.scoring import Steps
+    from advconn.scoring.batch import Steps
+    from advconn.scoring.journal import Journal
+    from advconn.scoring.records import as_json
 
     images = _listed(images, given.pop("sources"))
     target, single = _written(images, given)
@@ -180,7 +180,7 @@ def _listed(images: Sequence[Path], sources: Sequence[Path]) -> tuple[Path, ...]
 
 def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None, bool]:
     """The folder or file that is asked for, or the page of one image, which can be written; whether it is that page."""
-    from advconn.writers import writer_for
+    from advconn.scoring.writers import writer_for
 
     out = given["out"]
     if given["header"] and given["style"] != "json":
@@ -228,15 +228,15 @@ def _opened(
 
 def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
     """The shipped detector that suits these images, and what to say of it: photographs have one of their own."""
-    from advconn import bundle, zoo
+    from advconn import bundle
 
     large = False
     for collection in collections:
         with suppress(DataError):
             large = large or min(collection.sample(1).size()) > SMALL
-    if large and zoo.photographs_installed():
+    if large and shipped.photographs_installed():
         return bundle.default("imagenet"), (
             "no --detector given: the one for photographs judges what EfficientNet-Lite0 (ImageNet) sees at 224x224"
         )
     said = "no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image"
-    return bundle.default(), said + f"; for photographs there is another: {zoo.EXTRA}" * large
+    return bundle.default(), said + f"; for photographs there is another: {shipped.EXTRA}" * large

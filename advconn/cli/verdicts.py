@@ -16,11 +16,11 @@ from advconn.cli.sarif import as_sarif
 from advconn.detector.drift import Watch
 from advconn.errors import DataError
 from advconn.files import replacing, writing
-from advconn.journal import Journal
-from advconn.pages import FIGURES, LISTED, PICTURES, Case, Counts, page, write
-from advconn.report import as_json, as_table
-from advconn.scoring import Said, Steps
-from advconn.writers import writer_for
+from advconn.scoring.batch import Said, Steps
+from advconn.scoring.html import FIGURES, LISTED, PICTURES, Case, Counts, page, write
+from advconn.scoring.journal import Journal
+from advconn.scoring.records import as_json, as_table
+from advconn.scoring.writers import writer_for
 
 if TYPE_CHECKING:
     from torch import Tensor

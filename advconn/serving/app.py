@@ -28,8 +28,8 @@ from advconn.data.pictures import COMMON, FORMATS, Wanted, views_far, views_near
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, line_of, shown
 from advconn.models.black_box import Endpoint
-from advconn.pages import Case, page, template_source
-from advconn.report import records
+from advconn.scoring.html import Case, page, template_source
+from advconn.scoring.records import records
 from advconn.serving.batching import Batcher, Full
 from advconn.serving.browser import Guarded, PlainJSON, policy
 from advconn.serving.judge import Judge, predict

@@ -28,7 +28,7 @@ from advconn.data.collection import Collection
 from advconn.data.pictures import content, frames_of, views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnWarning, DataError
-from advconn.journal import SUFFIX
+from advconn.scoring.journal import SUFFIX
 
 CLEAN = (load_digits().images[1000:1200] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
@@ -362,7 +362,7 @@ def test_a_journal_of_other_images_or_a_damaged_one_is_no_finished_run(change, s
 
 
 def test_two_runs_do_not_write_one_journal(stopped):
-    from advconn.journal import Journal
+    from advconn.scoring.journal import Journal
 
     file = Path(f"{stopped / 'out.jsonl'}{SUFFIX}")
     about = json.loads(file.open().readline())["about"]
@@ -376,7 +376,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     """Whatever lies in the current folder; ./digits is the folder. One that can flag nothing is remarked on."""
     from safetensors.numpy import load_file, save
 
-    from advconn import card as cards
+    from advconn.bundle import card as cards
     from advconn.cascade.early_exit import ordered
 
     base = bundle.default("digits")
@@ -638,7 +638,7 @@ def test_files_that_change_between_listing_and_use_are_refused(tmp_path):
     with pytest.raises(DataError, match="was changed"):
         packed.read(packed.items, LOOK)
     from advconn.data.collection import Item
-    from advconn.scoring import mark_of
+    from advconn.scoring.batch import mark_of
 
     (tmp_path / "1.bmp").write_bytes(bytes(80))
     before, times = mark_of(Item("x", tmp_path / "1.bmp")), (tmp_path / "1.bmp").stat()

@@ -347,7 +347,7 @@ def test_a_batch_that_fails_is_judged_one_by_one(place, tmp_path, monkeypatch):
         return judge(self, images, **how)
 
     monkeypatch.setattr(Detector, "judge", failing)
-    monkeypatch.setattr("advconn.bundle._trial", lambda detector: None)
+    monkeypatch.setattr("advconn.bundle.loading._trial", lambda detector: None)
     folder(tmp_path, images(n=5)[0])
     Image.new("RGB", (16, 16), "grey").save(tmp_path / "0002.png")
     out = run("score", tmp_path, *known(place), "--format", "json")

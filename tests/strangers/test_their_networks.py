@@ -480,7 +480,7 @@ def test_the_default_dtype_and_device_change_nothing(tmp_path):
 
 def test_the_shipped_folder_loads_under_another_default_dtype():
     """Its network is built in float32."""
-    from advconn.bundle import default
+    from advconn.bundle.shipped import default
 
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     before = advconn.load(default("digits")).score_samples(x)

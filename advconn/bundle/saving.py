@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from advconn import card as cards
-from advconn import zoo
-from advconn.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
+from advconn.bundle import card as cards
+from advconn.bundle import shipped
+from advconn.bundle.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.cascade import heads
 from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
@@ -130,7 +130,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
 
 def _network(classifier: Classifier) -> dict[str, Any]:
     return {
-        "name": classifier.name if classifier.state is not None or classifier.name in zoo.NETWORKS else None,
+        "name": classifier.name if classifier.state is not None or classifier.name in shipped.NETWORKS else None,
         "fingerprint": classifier.fingerprint,
         "num_classes": classifier.num_classes,
         "class_names": classifier.class_names,

@@ -15,7 +15,7 @@ from advconn.data.preprocessing import Preprocessing
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.parallel import Runner
-from advconn.report import records
+from advconn.scoring.records import records
 
 Place = tuple[int, int]  # which collection, and which of its images
 Mark = tuple[int, ...]

@@ -15,35 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from advconn import card as cards
-from advconn import restoring
 from advconn.attacks.catalog import MIXTURE
-from advconn.card import CARD, FORMAT, TENSORS
-from advconn.card import HEAD as HEAD
-from advconn.card import WEIGHTS as WEIGHTS
+from advconn.bundle import card as cards
+from advconn.bundle import restoring
+from advconn.bundle.card import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.detector.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.features.connectivity import Connectivity
-from advconn.files import SHIPPED, shipped
 from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import size_of
-from advconn.saving import save as save
 
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
-
-
-def default(name: str = "cifar10") -> Path:
-    """The folder of a detector that advconn ships, one of SHIPPED; 'imagenet' is for photographs."""
-    return shipped(name)
-
-
-def folder_of(named: Path | str) -> Path:
-    """The shipped detector's folder where `named` is its name, as a text; else `named`, a folder such as './digits'."""
-    return default(named) if isinstance(named, str) and named in SHIPPED else Path(named)
 
 
 def load(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from advconn import card as cards
-from advconn import models, zoo
-from advconn.card import COMPANION, TENSORS, WEIGHTS
+from advconn import models
+from advconn.bundle import card as cards
+from advconn.bundle import shipped
+from advconn.bundle.card import COMPANION, TENSORS, WEIGHTS
 from advconn.cascade import heads
 from advconn.cascade.cascade import GATED, Cascade, Stage, connectivities_of
 from advconn.cascade.early_exit import Missed
@@ -277,8 +278,8 @@ def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) ->
     name = entry["name"]
     if name is None:
         raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
-    if name in zoo.NETWORKS:
-        return zoo.NETWORKS[name](device)
+    if name in shipped.NETWORKS:
+        return shipped.NETWORKS[name](device)
     if models.architecture(name) is None or weights not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
     about = {"device": device, "channels": entry["channels"], "class_names": entry["class_names"]}
