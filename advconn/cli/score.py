@@ -229,6 +229,7 @@ def _opened(
 def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
     """The shipped detector that suits these images, and what to say of it: photographs have one of their own."""
     from advconn import bundle
+    from advconn.bundle import shipped
 
     large = False
     for collection in collections:
