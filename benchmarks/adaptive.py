@@ -30,9 +30,9 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, Score, evade
-from advconn.benchmark.evasion import claimed
-from advconn.benchmark.following import differentiable
-from advconn.benchmark.planted import plant
+from advconn.benchmark.adaptive import claimed
+from advconn.benchmark.attack_check import plant
+from advconn.benchmark.baselines.advconn import differentiable
 from advconn.detector.detector import Detector
 from advconn.metrics import share_interval
 from advconn.models.classifier import Classifier

@@ -27,7 +27,7 @@ from torch import Tensor
 from advconn import bundle
 from advconn.attacks.adaptive import Evaded, Score, evade
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark.following import differentiable
+from advconn.benchmark.baselines.advconn import differentiable
 from advconn.cascade.cascade import scored
 from advconn.detector.detector import Detector
 from advconn.features import connectivity, transforms

@@ -18,19 +18,18 @@ from advconn import bundle
 from advconn.attacks.adaptive import WAYS, evade
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark import measuring
-from advconn.benchmark.attackers import attackers
-from advconn.benchmark.bench import Bench, split
+from advconn.benchmark import measure
+from advconn.benchmark.adaptive import Effort, evade_images
+from advconn.benchmark.attack_check import plant
+from advconn.benchmark.attacks import attackers
+from advconn.benchmark.baselines import BASELINES
+from advconn.benchmark.baselines.advconn import Advconn, Given, differentiable
+from advconn.benchmark.baselines.logits import MaxSoftmax
 from advconn.benchmark.controls import controls
-from advconn.benchmark.detectors import BASELINES
-from advconn.benchmark.detectors.logits import MaxSoftmax
-from advconn.benchmark.detectors.ours import Advconn, Given
-from advconn.benchmark.evasion import Effort, evade_images
-from advconn.benchmark.following import differentiable
-from advconn.benchmark.measuring import Frozen, Measured, Where, freeze
-from advconn.benchmark.planted import plant
+from advconn.benchmark.measure import Frozen, Measured, Where, freeze
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
+from advconn.benchmark.splits import Bench, split
 from advconn.cli import main
 from advconn.data.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector.detector import Detector
@@ -124,7 +123,7 @@ def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     sets = {Where("train"): bench.part("train"), Where("calibrate"): bench.part("calibrate")}
     sets |= {Where("train", name): found.images for name, found in hits.items()}
     ours, given = Advconn(shipped, bench.part("train")), Given(shipped, bench.part("train"))
-    found = measuring.measure([ours, given], sets, Runner())
+    found = measure.measure([ours, given], sets, Runner())
     frozen = freeze(ours, found["advconn"], hits, bench, 0.05)
     assert 0.03 < frozen.flags(found["advconn"].clean("calibrate")).mean() <= 0.05
     as_given = freeze(given, found["advconn (as given)"], hits, bench, 0.05)

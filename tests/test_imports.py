@@ -93,7 +93,7 @@ INSIDE = {
         {"page", "run", "terminal"},
         {"folder"},
     ),
-    "benchmark/detectors": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
+    "benchmark/baselines": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
     "cli": (
         {"common", "lists", "progress", "sarif"},
         {"fitted", "options", "subjects", "verdicts"},

@@ -14,11 +14,11 @@ from PIL import Image
 
 import advconn
 from advconn import bundle
-from advconn.benchmark.attackers import attacker, attackers
+from advconn.benchmark.adaptive import claimed, credible
+from advconn.benchmark.attacks import attacker, attackers
+from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.detectors import BASELINES
-from advconn.benchmark.evasion import claimed, credible
-from advconn.benchmark.ranking import sentence
+from advconn.benchmark.results import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
@@ -439,7 +439,7 @@ def test_what_contributing_names_is_there():
 
 def test_a_row_that_some_repeats_lack_says_so():
     """Its figures are of the others alone."""
-    from advconn.benchmark.tables import printed
+    from advconn.benchmark.report.tables import printed
 
     def run(*names):
         rows = [{"detector": name, "attack": "fgsm", "auroc": 0.9, "tpr": 0.5} for name in names]

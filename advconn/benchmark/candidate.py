@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from advconn.attacks.adaptive import Score
-from advconn.benchmark.keys import code, parameters
+from advconn.benchmark.cache_keys import code, parameters
 from advconn.cascade.cascade import log_odds
 from advconn.cascade.heads import default_head
 from advconn.detector.calibration import Calibration

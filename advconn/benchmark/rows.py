@@ -7,13 +7,55 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from advconn.attacks.attack import Hits
-from advconn.benchmark.attackers import Attacker
-from advconn.benchmark.bench import Bench
-from advconn.benchmark.measuring import Columns, Frozen
-from advconn.benchmark.results import Alarm, Expense, LeftOut, Row
+from advconn.benchmark.attacks import Attacker
+from advconn.benchmark.measure import Columns, Frozen
+from advconn.benchmark.results import Alarm, Expense, LeftOut, Row, Shown
+from advconn.benchmark.splits import Bench
 from advconn.metrics import auroc, interval, share, share_interval
+
+COUNT = 4  # false alarms shown, and missed images of each attack
+
+
+def missed(bench: Bench, detector: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
+    """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
+    lowest: list[tuple[float, str, int]] = []
+    for attack in attacks:
+        scores = detector.score(detector.measured.attacked("test", attack.name)) - detector.calibration.threshold
+        lowest += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
+    out = []
+    for score, name, i in sorted(lowest)[: 2 * COUNT]:
+        row = int(tested[name].rows[i])
+        image = (tested[name].images[i] * 255).round().byte()
+        out.append(_shown(bench, detector, name, score, image, bench.images[row], int(bench.labels[row])))
+    return out
+
+
+def alarmed(bench: Bench, detector: Frozen) -> list[Shown]:
+    """Clean images over the threshold, the highest scores first."""
+    scores = detector.score(detector.measured.clean("test")) - detector.calibration.threshold
+    out = []
+    for i in np.argsort(-scores)[:COUNT]:
+        if scores[i] > 0:
+            row = int(bench.parts.test[int(i)])
+            truth = int(bench.labels[row]) if bench.labelled else None
+            out.append(_shown(bench, detector, "clean", float(scores[i]), bench.images[row], None, truth))
+    return out
+
+
+def _shown(
+    bench: Bench, detector: Frozen, what: str, score: float, image: Tensor, original: Tensor | None, truth: int | None
+) -> Shown:
+    predicted = int(bench.classifier.predict(image[None])[0])
+    classes = [predicted] if truth is None or truth == predicted else [predicted, truth]
+    checked = bench.classifier.check(image[None])[0]
+    paths = detector.candidate.profile(checked) if torch.isfinite(checked).all() else {}
+    before = None if original is None else original.numpy()
+    return Shown(what, score, image.numpy(), before, tuple(bench.classifier.label_names(classes)), paths)
+
 
 LEAST = 10  # clean images of a predicted class that a rate is told of
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from advconn.attacks.attack import Hits
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark import examples, rows
-from advconn.benchmark.attackers import Attacker, Runs, attackers
-from advconn.benchmark.bench import Bench, Ready, classifier_key
+from advconn.benchmark import rows
+from advconn.benchmark.adaptive import STRICT, Effort, evasions
+from advconn.benchmark.attacks import Attacker, Runs, attackers
+from advconn.benchmark.baselines import BASELINES
+from advconn.benchmark.baselines.advconn import Advconn, Given
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.controls import controls
-from advconn.benchmark.detectors import BASELINES
-from advconn.benchmark.detectors.ours import Advconn, Given
-from advconn.benchmark.evasion import STRICT, Effort, evasions
-from advconn.benchmark.measuring import Measured, Where, compared, freeze, kept, measure
+from advconn.benchmark.measure import Measured, Where, compared, freeze, kept, measure
 from advconn.benchmark.results import Control, LeftOut, Report
+from advconn.benchmark.splits import Bench, Ready, classifier_key
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
 from advconn.data.inputs import image_hashes
@@ -131,8 +131,8 @@ def run(
         tuple(left),
         tuple(barriers(bench, attacked.first)),
         {fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
-        tuple(examples.missed(bench, frozen[0], attacked.attacks, attacked.tested)),
-        tuple(examples.alarmed(bench, frozen[0])),
+        tuple(rows.missed(bench, frozen[0], attacked.attacks, attacked.tested)),
+        tuple(rows.alarmed(bench, frozen[0])),
         {name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
         {a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
          for a in attacked.attacks},

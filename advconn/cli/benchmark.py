@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from advconn.benchmark.detectors import BASELINES
+    from advconn.benchmark.baselines import BASELINES
 
     for name, kind in BASELINES.items():
         about = (kind.__doc__ or "").partition("\n")[0]
@@ -108,7 +108,7 @@ def benchmark(**given: Any) -> None:
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
       advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
-    from advconn.benchmark.attackers import attackers
+    from advconn.benchmark.attacks import attackers
     from advconn.parallel import cluster
 
     if given["out"] is not None:
@@ -128,7 +128,7 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     """One report of each repeat."""
     from advconn.attacks.attack import made_for
     from advconn.attacks.catalog import MIXTURE
-    from advconn.benchmark.evasion import Effort
+    from advconn.benchmark.adaptive import Effort
     from advconn.benchmark.run import Settings, run
     from advconn.data.datasets import DIGIT_MIXTURE
     from advconn.parallel import Runner, Store, cache_folder
@@ -156,9 +156,9 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
 
 def _show(reports: Sequence[Report], kind: str | None) -> None:
     """The tables in the terminal: of the first run, and of repeats their mean and spread; or one table alone."""
-    from advconn.benchmark import tables
-    from advconn.benchmark.folder import as_record
-    from advconn.benchmark.terminal import benchmark_tables
+    from advconn.benchmark.report import tables
+    from advconn.benchmark.report.folder import as_record
+    from advconn.benchmark.report.tables import benchmark_tables
 
     if kind is None:
         for table in benchmark_tables(reports[0]):
@@ -170,7 +170,7 @@ def _show(reports: Sequence[Report], kind: str | None) -> None:
 
 def _saved(reports: Sequence[Report], out: Path, extras: Sequence[str]) -> None:
     """One folder, or of repeats one for each seed inside it."""
-    from advconn.benchmark.folder import save
+    from advconn.benchmark.report.folder import save
     from advconn.files import writing
 
     if len(reports) == 1:

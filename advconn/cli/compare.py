@@ -21,8 +21,8 @@ def compare(results: tuple[Path, ...], table: str) -> None:
     Example:
       advconn compare report-a/ report-b/ --table latex
     """
-    from advconn.benchmark import tables
-    from advconn.benchmark.folder import read
+    from advconn.benchmark.report import tables
+    from advconn.benchmark.report.folder import read
 
     records = {str(path): read(path) for path in results}
     click.echo(tables.printed(table, records))

@@ -11,7 +11,7 @@ from advconn.cli.common import classifier_of, default_subject, detector_of, note
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
-    from advconn.benchmark.bench import Ready
+    from advconn.benchmark.splits import Ready
     from advconn.data.collection import Item
     from advconn.data.datasets import Data
     from advconn.detector.detector import Detector
@@ -36,8 +36,8 @@ EVERY = (
 
 def baselines(names: Sequence[str]) -> tuple[Any, ...]:
     """Names of BASELINES, and classes by FILE.py:CLASS."""
+    from advconn.benchmark.baselines import BASELINES
     from advconn.benchmark.candidate import Candidate
-    from advconn.benchmark.detectors import BASELINES
     from advconn.models import user_code
 
     out: list[Any] = []
@@ -109,7 +109,7 @@ def ready(path: Path, originals: Sequence[Item], classifier: Classifier, given: 
     """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array."""
     import torch
 
-    from advconn.benchmark.bench import Ready
+    from advconn.benchmark.splits import Ready
     from advconn.data.collection import Collection
 
     collection = Collection(path, classifier.channels, **given["how"])

@@ -9,8 +9,22 @@ from torch import Tensor
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
 from advconn.cascade.differentiable import linear_odds
+from advconn.errors import DataError
 from advconn.features.families import Trace, table
 from advconn.models.margin import margin
+
+
+class SecondModel(Candidate):
+    """How little a second model believes in the class that the first one predicts."""
+
+    name, source = "second-model", "PID, 2025"
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """The second model's margin against the first one's prediction."""
+        if self.second is None:
+            raise DataError("the baseline second-model needs another classifier: give one")
+        label = self.classifier.logits(images).argmax(1)
+        return as_numpy(margin(self.second.logits(images), label)[:, None])
 
 
 class MaxSoftmax(Candidate):

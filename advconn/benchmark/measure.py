@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import Hits
-from advconn.benchmark.bench import CHUNK, Bench
 from advconn.benchmark.candidate import Candidate
+from advconn.benchmark.splits import CHUNK, Bench
 from advconn.detector.calibration import Calibration
 from advconn.errors import FitError, theirs
 from advconn.inference import counting

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advconn.benchmark.ranking import OURS, best_baseline, rank
-from advconn.benchmark.results import Report
+from advconn.benchmark.results import OURS, Report, best_baseline, rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

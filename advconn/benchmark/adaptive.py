@@ -12,10 +12,10 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.attacks.attack import Hits
-from advconn.benchmark.bench import Bench
-from advconn.benchmark.measuring import Columns, Frozen
-from advconn.benchmark.planted import ENOUGH, plant
+from advconn.benchmark.attack_check import ENOUGH, plant
+from advconn.benchmark.measure import Columns, Frozen
 from advconn.benchmark.results import Evasion
+from advconn.benchmark.splits import Bench
 from advconn.metrics import share_interval
 
 CHUNK = 16

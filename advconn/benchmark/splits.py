@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import Hits, joined, succeeded, successful
-from advconn.benchmark.attackers import Attacker
+from advconn.benchmark.attacks import Attacker
 from advconn.benchmark.results import AttackSize
 from advconn.detector.calibration import enough
 from advconn.errors import DataError, FitError

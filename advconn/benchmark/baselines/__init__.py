@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from advconn.benchmark.baselines.barrier import PaperBarrier
+from advconn.benchmark.baselines.layers import LID, LayerRegression, Mahalanobis, MultiLID, Neighbours
+from advconn.benchmark.baselines.logits import Energy, LogitsOnly, MaxSoftmax, SecondModel
+from advconn.benchmark.baselines.noise import Mixup, NoisyOdds
+from advconn.benchmark.baselines.squeezing import FlipShift, Squeezing
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.detectors.layers import LID, LayerRegression, Mahalanobis, MultiLID, Neighbours
-from advconn.benchmark.detectors.logits import Energy, LogitsOnly, MaxSoftmax
-from advconn.benchmark.detectors.noise import Mixup, NoisyOdds
-from advconn.benchmark.detectors.paper import PaperBarrier
-from advconn.benchmark.detectors.second import SecondModel
-from advconn.benchmark.detectors.squeezing import FlipShift, Squeezing
 
 BASELINES: Mapping[str, type[Candidate]] = {
     made.name: made

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from advconn.benchmark import plots
-from advconn.benchmark.evasion import BEST
-from advconn.benchmark.ranking import OURS, rank, sentence, worst
-from advconn.benchmark.results import Report, Shown
+from advconn.benchmark.adaptive import BEST
+from advconn.benchmark.report import plots
+from advconn.benchmark.results import OURS, Report, Shown, rank, sentence, worst
 
 CAPTIONS = {
     "roc": "ROC curves: advconn and the best baseline of each attack",

@@ -28,8 +28,8 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
     Raises:
         DataError: the folder is not empty, or cannot be written.
     """
-    from advconn.benchmark.page import html
-    from advconn.benchmark.plots import figures, svg
+    from advconn.benchmark.report.html import html
+    from advconn.benchmark.report.plots import figures, svg
 
     with writing(folder) as partial:
         (partial / "results.json").write_text(json.dumps(as_record(report), indent=1) + "\n")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, seeded
 from advconn.attacks.libraries import LIBRARIES
-from advconn.benchmark.keys import code, parameters
+from advconn.benchmark.cache_keys import code, parameters
 from advconn.errors import AttackError, theirs
 from advconn.models import user_code
 from advconn.models.classifier import Classifier
