@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from advconn.errors import DataError
 
 Progress = Callable[[str, int, int], None]
@@ -175,6 +173,7 @@ class Runner:
         if self.alone:
             yield from (work(*call) for call in calls)
             return
+        import torch
         from joblib import Parallel, delayed, parallel_config
 
         with_their_code()
@@ -261,5 +260,7 @@ def _kept(store: Store, work: Callable[..., Any], call: tuple[Any, ...], ignored
 
 
 def _threaded(threads: int, work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    import torch
+
     torch.set_num_threads(threads)
     return work(*call)

@@ -217,11 +217,11 @@ def journal_faults(rng: Rng, folder: Path) -> Iterator[str]:
         for i in range(12):
             Image.fromarray(PIXELS[i]).save(images / f"{i:02}.png")
         line = ["score", "--detector", "digits", "--full", "--out", str(out), str(images)]
-        from advconn.cli import verdicts
+        from advconn.cli import score_run
 
-        write, verdicts.Run.write = verdicts.Run.write, _stop  # type: ignore[assignment]
+        write, score_run.Run.write = score_run.Run.write, _stop  # type: ignore[assignment]
         CliRunner().invoke(main, line)
-        verdicts.Run.write = write  # type: ignore[method-assign]
+        score_run.Run.write = write  # type: ignore[method-assign]
         (folder / "kept").write_bytes(Path(f"{out}{SUFFIX}").read_bytes())
     lines = (folder / "kept").read_bytes().splitlines(keepends=True)
     for _ in range(rng.choice((1, 1, 2))):

@@ -57,7 +57,8 @@ def load(
             trial verdict that fails.
 
     Example:
-        >>> from advconn import bundle, datasets
+        >>> from advconn import bundle
+        >>> from advconn.data import datasets
         >>> detector = bundle.load(bundle.default("digits"))
         >>> detector.judge(datasets.digits()[0][1000:1003]).adversarial
         array([False, False, False])

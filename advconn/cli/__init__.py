@@ -16,10 +16,10 @@ from advconn.cli.attack import attack
 from advconn.cli.benchmark import benchmark
 from advconn.cli.calibrate import calibrate
 from advconn.cli.card import card
-from advconn.cli.common import print_error
 from advconn.cli.compare import compare
 from advconn.cli.connect import connect
 from advconn.cli.fit import fit
+from advconn.cli.output import print_error
 from advconn.cli.score import FAILED, score
 from advconn.cli.serve import serve
 from advconn.cli.study import study

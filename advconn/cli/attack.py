@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, detector_of, note, read
+from advconn.cli.loading import Asked, classifier_of, detector_of, read
 from advconn.cli.options import (
     PATH,
     data_option,
@@ -19,7 +19,7 @@ from advconn.cli.options import (
     seed_option,
     spread_options,
 )
-from advconn.cli.progress import progress_bar
+from advconn.cli.output import note, progress_bar
 from advconn.files import require_vacant
 
 

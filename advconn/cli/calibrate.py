@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.common import Asked, detector_of, note, promised, read
+from advconn.cli.loading import Asked, detector_of, read
 from advconn.cli.options import (
     DETECTOR,
     NONE,
@@ -20,7 +20,7 @@ from advconn.cli.options import (
     model_options,
     reading_as_fitted_options,
 )
-from advconn.cli.progress import progress_bar
+from advconn.cli.output import note, progress_bar, promised
 from advconn.files import require_vacant
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, detector_of, note
+from advconn.cli.loading import Asked, classifier_of, detector_of
 from advconn.cli.options import PATH, detector_option, device_option, model_options
-from advconn.cli.progress import progress_bar
+from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _class(wanted: str, classifier: Classifier) -> int:
 
 
 def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | None:
-    from advconn.cli.common import read
+    from advconn.cli.loading import read
     from advconn.data.collection import Collection
     from advconn.paths import decoder as decoders
 

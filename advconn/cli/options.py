@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from advconn.cli.common import RESIZES, Asked
+from advconn.cli.loading import RESIZES, Asked
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEC = (

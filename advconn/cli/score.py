@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import detector_of, note, print_error, tell_skipped
+from advconn.cli.loading import detector_of, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -25,7 +25,7 @@ from advconn.cli.options import (
     model_options,
     spread_options,
 )
-from advconn.cli.progress import progress_bar
+from advconn.cli.output import note, print_error, progress_bar
 from advconn.errors import DataError
 from advconn.files import require_vacant
 
@@ -110,7 +110,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
       advconn score --detector detector/ --out verdicts.parquet --resume --jobs 8 images/
       advconn score --explain photo.png
     """
-    from advconn.cli.verdicts import Run, about
+    from advconn.cli.score_run import Run, about
     from advconn.parallel import Runner, cluster
     from advconn.scoring.batch import Steps
     from advconn.scoring.journal import Journal

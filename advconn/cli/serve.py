@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, detector_of, note
+from advconn.cli.loading import Asked, detector_of
 from advconn.cli.options import detector_option, device_option, model_options
+from advconn.cli.output import note
 from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def serve(
     except ImportError as error:
         raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
     from advconn import bundle
-    from advconn.cli.verdicts import flagged_where
+    from advconn.cli.output import flagged_where
     from advconn.serving import Judge
 
     if name is None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.common import Asked, classifier_of, default_subject, detector_of, note, read
+from advconn.cli.loading import Asked, classifier_of, default_subject, detector_of, read
 from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
-from advconn.cli.progress import progress_bar
+from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError
 from advconn.files import require_vacant
 

@@ -101,7 +101,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             the largest changes of `attacks`; the heads are then fitted on these too. 0 for none.
 
     Example:
-        >>> from advconn import bundle, datasets
+        >>> from advconn import bundle
+        >>> from advconn.data import datasets
         >>> detector = bundle.load(bundle.default("digits"))
         >>> detector.predict(datasets.digits()[0][1000:1004])
         array([0, 0, 0, 0])

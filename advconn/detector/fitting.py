@@ -130,7 +130,8 @@ def fit(
         DataError: images or labels that do not fit, or a classifier that is no better than chance on them.
 
     Example:
-        >>> from advconn import bundle, datasets, fit
+        >>> from advconn import bundle, fit
+        >>> from advconn.data import datasets
         >>> classifier = bundle.load(bundle.default("digits")).connectivity.classifier
         >>> images, labels = datasets.digits()
         >>> detector = fit(classifier, images[1000:1200], labels[1000:1200], conditions=("clean",))

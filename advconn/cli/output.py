@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, else a line every ten seconds."""
+"""What commands print: notes, errors, tables, promises, and how far long work is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from advconn.errors import shown
 from advconn.parallel import Progress
+
+if TYPE_CHECKING:
+    from advconn.detector.calibration import Calibration
+    from advconn.detector.detector import Detector
+
 
 SHOWN_AFTER = 2.0  # seconds
 EVERY = 10.0
@@ -82,3 +88,44 @@ def _bars() -> Iterator[Progress]:
     finally:
         if visible:
             bars.stop()
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"advconn: {shown(' '.join(message.split()))}", err=True)
+
+
+def note(message: str) -> None:
+    """What the user should know, on stderr."""
+    click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
+
+
+def promised(calibration: Calibration) -> str:
+    """The false-alarm rate, and how sure it is."""
+    sure = "on average" if calibration.confidence is None else f"with {calibration.confidence:.0%} confidence"
+    return f"false-alarm rate {calibration.fpr:g} {sure}"
+
+
+def put(table: Any, width: int) -> None:
+    """A table on stdout, so wide where that is no terminal."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else width)
+    with console.capture() as text:  # rich would end the process with status 1 at a closed pipe
+        console.print(table)
+    click.echo(text.get(), nl=False)
+
+
+def flagged_where(detector: Detector) -> str:
+    """Which images are flagged, and what is promised of it."""
+    calibration = detector.calibration_
+    own = "; classes with enough images have a threshold of their own" if calibration.by_class else ""
+    own += "; compared with pictures of like noise and sharpness" if calibration.by_group else ""
+    efficacy = detector.fitted_.efficacy
+    weak = f"{efficacy.warning}. " if efficacy is not None and efficacy.weak else ""
+    return weak + (
+        f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
+        f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
+    )

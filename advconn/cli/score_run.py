@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from advconn import bundle
-from advconn.cli.common import note, print_error, promised, put
+from advconn.cli.output import flagged_where, note, print_error, put
 from advconn.cli.sarif import as_sarif
 from advconn.detector.drift import Watch
 from advconn.errors import DataError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from advconn.data.collection import Collection
     from advconn.detector.detector import Detector
+
 
 WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that are shown of more
 MOST_FAILURES = 100  # lines on what could not be judged
@@ -216,19 +217,6 @@ def _rank(record: dict[str, Any]) -> tuple[int, float]:
     """Flagged images first, those that could not be judged next, and each by p-value."""
     kind = 1 if "error" in record else 0 if record["adversarial"] else 2
     return kind, record.get("p_value", 1.0)
-
-
-def flagged_where(detector: Detector) -> str:
-    """Which images are flagged, and what is promised of it."""
-    calibration = detector.calibration_
-    own = "; classes with enough images have a threshold of their own" if calibration.by_class else ""
-    own += "; compared with pictures of like noise and sharpness" if calibration.by_group else ""
-    efficacy = detector.fitted_.efficacy
-    weak = f"{efficacy.warning}. " if efficacy is not None and efficacy.weak else ""
-    return weak + (
-        f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
-        f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
-    )
 
 
 def about(detector: Detector, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the commands share: options, models and images from their arguments, and notes."""
+"""Models, detectors and images from a command's arguments."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from advconn.errors import DataError, ModelError, shown
-from advconn.files import require_vacant as require_vacant
+from advconn.cli.output import note
+from advconn.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.data.collection import Batch, Collection, Item
     from advconn.data.datasets import Data
-    from advconn.detector.calibration import Calibration
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
 
@@ -114,34 +111,6 @@ def class_names(file: Path) -> Any:
     if isinstance(names, dict) and not all(str(key).isdecimal() for key in names):
         names = {value: key for key, value in names.items()}
     return names if isinstance(names, dict) else [str(name).strip() for name in names if str(name).strip()]
-
-
-def print_error(message: str) -> None:
-    """One line on stderr."""
-    click.echo(f"advconn: {shown(' '.join(message.split()))}", err=True)
-
-
-def note(message: str) -> None:
-    """What the user should know, on stderr."""
-    click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
-
-
-def promised(calibration: Calibration) -> str:
-    """The false-alarm rate, and how sure it is."""
-    sure = "on average" if calibration.confidence is None else f"with {calibration.confidence:.0%} confidence"
-    return f"false-alarm rate {calibration.fpr:g} {sure}"
-
-
-def put(table: Any, width: int) -> None:
-    """A table on stdout, so wide where that is no terminal."""
-    import sys
-
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else width)
-    with console.capture() as text:  # rich would end the process with status 1 at a closed pipe
-        console.print(table)
-    click.echo(text.get(), nl=False)
 
 
 def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifier:
