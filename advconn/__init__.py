@@ -7,8 +7,9 @@ Names are imported when they are first used, so that `import advconn` is light.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from advconn.lazy import attach
 
 if TYPE_CHECKING:
     from advconn.bundle.loading import load
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from advconn.detector.explanation import Explanation
     from advconn.detector.fitting import fit
     from advconn.detector.guard import Guard, Verdict
+    from advconn.detector.recalibration import recalibrated
     from advconn.detector.result import Judgement
     from advconn.errors import AdvconnError
     from advconn.features.connectivity import Connectivity
@@ -27,29 +29,6 @@ if TYPE_CHECKING:
     from advconn.paths.bypass import Detour
     from advconn.paths.path import Path, Profile, profile, straight
 
-_WHERE = {
-    "AdvconnError": "errors",
-    "Classifier": "models.classifier",
-    "Connectivity": "features.connectivity",
-    "Detector": "detector.detector",
-    "Detour": "paths.bypass",
-    "Explanation": "detector.explanation",
-    "Guard": "detector.guard",
-    "Judgement": "detector.result",
-    "Path": "paths.path",
-    "Profile": "paths.path",
-    "References": "features.references",
-    "Stage": "cascade.cascade",
-    "Verdict": "detector.guard",
-    "Watch": "detector.drift",
-    "choose": "features.references",
-    "fit": "detector.fitting",
-    "load": "bundle.loading",
-    "profile": "paths.path",
-    "save": "bundle.saving",
-    "straight": "paths.path",
-    "synthesise": "features.references",
-}
 __all__ = [
     "AdvconnError",
     "Classifier",
@@ -69,17 +48,35 @@ __all__ = [
     "fit",
     "load",
     "profile",
+    "recalibrated",
     "save",
     "straight",
     "synthesise",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'advconn' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"advconn.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "AdvconnError": "errors",
+        "Classifier": "models.classifier",
+        "Connectivity": "features.connectivity",
+        "Detector": "detector.detector",
+        "Detour": "paths.bypass",
+        "Explanation": "detector.explanation",
+        "Guard": "detector.guard",
+        "Judgement": "detector.result",
+        "Path": "paths.path",
+        "Profile": "paths.path",
+        "References": "features.references",
+        "Stage": "cascade.cascade",
+        "Verdict": "detector.guard",
+        "Watch": "detector.drift",
+        "choose": "features.references",
+        "fit": "detector.fitting",
+        "load": "bundle.loading",
+        "profile": "paths.path",
+        "recalibrated": "detector.recalibration",
+        "save": "bundle.saving",
+        "straight": "paths.path",
+        "synthesise": "features.references",
+    },
+)

@@ -28,9 +28,9 @@ def test_the_names_one_begins_with_have_an_example():
     assert {p.stem for p in SHOWN} >= {
         "classifier",
         "fitting",
-        "bundle",
-        "attacks",
-        "paths",
+        "loading",
+        "attack",
+        "path",
         "bypass",
         "band",
         "detector",

@@ -11,126 +11,144 @@ import pytest
 import advconn
 
 PACKAGE = Path(advconn.__file__).parent
-ORDER = [
-    {"shown"},
-    {"errors", "ahead", "nets", "grain", "progress", "kinds", "scaling", "efficacy", "groups"},
-    {
-        "copies",
-        "margins",
-        "metrics",
-        "given",
-        "files",
-        "calibration",
-        "folding",
-        "fingerprint",
-        "preprocessing",
-        "blackbox",
-        "store",
-        "layout",
-        "specs",
-    },
-    {"paths", "exits", "runner", "journal", "writers", "isolation"},
-    {"bypass", "band", "adapters", "conditions", "pictures", "weights"},
-    {"probing", "arrays", "items", "architectures"},
-    {"classifier", "containers"},
-    {"images"},
-    {"datasets", "untrained", "reading", "factories"},
-    {"modes", "models", "space", "agreement", "perturb", "imitation", "toolboxes"},
-    {"attacks", "likeness", "pixels"},
-    {"features", "connection", "decoder"},
-    {"connectivity", "watch"},
-    {"making", "stages"},
-    {"heads"},
-    {"evading", "judgement"},
-    {"teaching"},
-    {"reasons"},
-    {"explain"},
-    {"pretrained"},
-    {"judging"},
-    {"calibrating"},
-    {"detector"},
-    {"suiting", "trial"},
-    {"preparing", "assurance"},
-    {"fitting", "guard", "card"},
-    {"zoo"},
-    {"saving", "restoring"},
-    {"bundle", "recalibration"},
-    {"report", "figures"},
-    {"pages", "scoring"},
-    {"benchmark", "studies", "serving"},
-    {"cli", "__init__"},
-    {"__main__"},
-]
-RANK = {name: i for i, names in enumerate(ORDER) for name in names}
-
-
-def imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            parts = node.module.split(".")
-            if parts[0] == "advconn":
-                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_stands_before_it(path):
-    """By the order above; every module or folder of modules has a place in it."""
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    assert own in RANK
-    for name in imported(path) & set(RANK) - ({own} if path.parent != PACKAGE else set()):
-        assert RANK[name] < RANK[own], f"{path} imports {name}"
-
-
-INSIDE = {
+ROOMS = (  # each imports those before it alone
+    "lazy", "errors", "metrics", "files", "inference", "parallel", "data", "models", "paths", "features", "attacks",
+    "cascade", "detector", "bundle", "scoring", "serving", "benchmark", "studies", "cli", "__main__",
+)  # fmt: skip
+INSIDE = {  # the same of the files in a room, which stand in sets that do not import one another
+    "data": (
+        {"conditions", "datasets", "isolation", "layout", "prefetch", "preprocessing"},
+        {"pictures"},
+        {"arrays", "containers"},
+        {"collection"},
+        {"inputs", "labels"},
+    ),
+    "models": (
+        {"adapter", "architectures", "black_box", "checks", "fingerprint", "margin", "state_dict"},
+        {"classifier"},
+        {"equivalence", "user_code"},
+        {"loading"},
+    ),
+    "paths": ({"path", "space"}, {"band", "bypass", "decoder"}, {"connection"}, {"plots"}),
+    "features": ({"noise", "references", "transforms"}, {"pixels"}, {"families"}, {"connectivity"}),
+    "attacks": ({"catalog", "custom", "libraries", "surrogate"}, {"attack"}, {"adaptive", "strength"}),
+    "cascade": (
+        {"augmentation", "early_exit", "scaling"},
+        {"cascade", "heads"},
+        {"differentiable", "pretrained"},
+        {"training"},
+    ),
+    "detector": (
+        {"calibration", "efficacy", "groups", "preparation"},
+        {"drift", "result"},
+        {"explanation"},
+        {"detector"},
+        {"guard", "trial"},
+        {"assurance"},
+        {"fitting"},
+        {"recalibration"},
+    ),
+    "bundle": ({"card"}, {"shipped"}, {"restoring", "saving"}, {"loading"}),
+    "scoring": ({"journal", "records", "writers"}, {"batch", "html"}),
+    "serving": (
+        {"batching", "browser", "connections", "judge", "metrics", "protocol", "requests"},
+        {"app"},
+    ),
     "benchmark": (
-        {"following", "keys", "planted", "results", "tables"},
-        {"attackers", "candidate", "controls", "ranking"},
-        {"bench", "plots", "detectors"},
-        {"measuring"},
-        {"evasion", "examples", "rows"},
-        {"page", "run", "terminal"},
-        {"folder"},
+        {"attack_check", "cache_keys", "results"},
+        {"attacks", "candidate", "controls"},
+        {"baselines", "splits"},
+        {"measure"},
+        {"adaptive", "rows"},
+        {"run"},
+        {"report"},
     ),
-    "benchmark/baselines": ({"layers", "logits", "noise", "ours", "paper", "second", "squeezing"},),
-    "cli": (
-        {"common", "lists", "progress", "sarif"},
-        {"fitted", "options", "subjects", "verdicts"},
-        {"attack", "benchmark", "calibrate", "card", "compare", "connect", "fit", "score", "serve", "study"},
-    ),
-    "serving": ({"batching", "browser", "connections", "judge", "metrics", "protocol", "requests"}, {"app"}),
+    "benchmark/baselines": ({"advconn", "barrier", "layers", "logits", "noise", "squeezing"},),
+    "benchmark/report": ({"plots"}, {"html", "tables"}, {"folder"}),
     "studies": (
         {"common"},
         {"barriers", "linear_or_not", "percolation", "training", "untrained"},
         {"architectures", "bypass"},
     ),
+    "cli": (
+        {"lists", "output", "sarif"},
+        {"loading", "score_run"},
+        {"options"},
+        {"attack", "benchmark", "calibrate", "card", "compare", "connect", "fit", "score", "serve", "study"},
+    ),
+}
+FACES = {
+    "advconn.benchmark.baselines",
+    "advconn.models",
+    "advconn.bundle",
+    "advconn.cli",
+    "advconn.serving",
+    "advconn.studies",
+    "advconn.benchmark",
 }
 
 
+def imports_of(path: Path) -> set[tuple[str, ...]]:
+    """Modules of advconn that a file imports, each as its parts below advconn."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "advconn":
+            parts = tuple(node.module.split(".")[1:])
+            inside = PACKAGE.joinpath(*parts)
+            for alias in node.names:
+                own = inside / alias.name
+                named = own.is_dir() or own.with_suffix(".py").exists()
+                found.add((*parts, alias.name) if named else parts)
+    return found - {()}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_rooms_before_its_own(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    assert own in ROOMS
+    for room, *_ in imports_of(path):
+        assert room == own or ROOMS.index(room) < ROOMS.index(own), f"{path} imports {room}"
+
+
 @pytest.mark.parametrize("folder", INSIDE)
-def test_inside_a_folder_imports_go_one_way_too(folder):
-    """Every module has a place; __init__ gathers what is public, and stands last."""
+def test_inside_a_room_imports_go_one_way_too(folder):
+    """Every file has a place; __init__ gathers what is public, and stands last."""
     rank = {name: i for i, names in enumerate(INSIDE[folder]) for name in names}
-    inside, prefix = PACKAGE / folder, ["advconn", *folder.split("/")]
-    for path in sorted(inside.glob("*.py")):
-        if path.stem.startswith("__"):
-            continue
-        assert path.stem in rank, path
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[: len(prefix)] == prefix:
-                rest = node.module.split(".")[len(prefix) :]
-                for name in rest[:1] or [alias.name for alias in node.names if alias.name in rank]:
-                    assert rank[name] < rank[path.stem], f"{path} imports {name}"
+    room = tuple(folder.split("/"))
+    inside = PACKAGE.joinpath(*room)
+    there = {
+        p.stem if p.is_file() else p.name for p in inside.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert {name for name in there if not name.startswith("__")} == set(rank)
+    for path in inside.rglob("*.py"):
+        own = path.relative_to(inside).with_suffix("").parts[0]
+        for target in imports_of(path):
+            name = target[len(room)] if target[: len(room)] == room and len(target) > len(room) else own
+            if not own.startswith("__") and name != own:
+                assert rank[name] < rank[own], f"{path} imports {name}"
 
 
-def test_every_module_stands_in_the_floor_plan():
-    """advconn/README.md, which ships with the source."""
+def test_no_file_imports_from_the_face_of_a_room():
+    """But from its modules: a face that imports half the room makes circles. Lazy faces with few names may be used."""
+    for path in PACKAGE.rglob("*.py"):
+        for target in imports_of(path):
+            dotted = ".".join(("advconn", *target))
+            if PACKAGE.joinpath(*target).is_dir():
+                assert dotted in FACES, f"{path} imports {dotted}"
+
+
+def test_every_room_says_what_it_is_for():
+    """In its docstring, which is the floor plan, and in advconn/README.md, which ships with the source."""
     plan = (PACKAGE / "README.md").read_text().partition("## Where things live")[2]
     named = set(re.findall(r"`(\w+)/?`", plan))
-    assert {path.stem for path in PACKAGE.glob("[a-z]*.py")} <= named
-    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= named
-    assert {name for name in named if name != "tests/test_imports.py"} <= set(RANK)
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert {path.stem for path in PACKAGE.glob("[a-z]*.py")} | rooms <= named
+    for room in rooms:
+        said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+        assert said is not None
+        assert len(said) > 60
 
 
 MAKERS = {

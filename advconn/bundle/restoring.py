@@ -27,6 +27,7 @@ from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import alike
+from advconn.models.loading import architecture
 
 HELD = {  # where a network's weights are, and how it is given where they are not
     "classifier": (WEIGHTS, "--model SPEC, or load(folder, model=) in Python"),
@@ -280,7 +281,7 @@ def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) ->
         raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
     if name in shipped.NETWORKS:
         return shipped.NETWORKS[name](device)
-    if models.architecture(name) is None or weights not in card["files"]:
+    if architecture(name) is None or weights not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
     about = {"device": device, "channels": entry["channels"], "class_names": entry["class_names"]}
     try:

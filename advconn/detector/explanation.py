@@ -12,11 +12,11 @@ from torch import Tensor
 
 from advconn.cascade.cascade import Cascade
 from advconn.detector.result import Judgement
-from advconn.errors import shown
 from advconn.features.families import Trace
 from advconn.models.classifier import Classifier
 from advconn.paths.bypass import DELTA
 from advconn.paths.path import Path, profile, straight
+from advconn.paths.plots import displayed, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,17 +248,6 @@ class Explanation:
             ax.plot(*self.typical_line.T, color="0.5", ls="--", marker="o", ms=3, label="a typical clean image")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8, framealpha=0.5)
-
-
-def displayed(image: Tensor) -> np.ndarray:
-    """An image (c, h, w) as (h, w) or (h, w, 3): of more channels the first three, of two the first."""
-    few = image[:3] if len(image) >= 3 else image[:1]
-    return np.asarray(few.permute(1, 2, 0).squeeze(2).numpy() if len(few) == 1 else few.permute(1, 2, 0).numpy())
-
-
-def plain(text: str) -> str:
-    """A text that matplotlib draws as it is, and takes no part of for a formula."""
-    return shown(text).replace("$", r"\$")
 
 
 def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -> Explanation:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.detector.explanation import displayed, plain
+from advconn.errors import shown
 from advconn.paths.connection import Connection
 from advconn.paths.path import Path, straight
 
@@ -213,3 +213,14 @@ def page(title: str, figures: Sequence[Figure], facts: Sequence[tuple[str, Any]]
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
         f"<body><h1>{escape(title)}</h1><table>{rows}</table>{shown}</body></html>\n"
     )
+
+
+def displayed(image: Tensor) -> np.ndarray:
+    """An image (c, h, w) as (h, w) or (h, w, 3): of more channels the first three, of two the first."""
+    few = image[:3] if len(image) >= 3 else image[:1]
+    return np.asarray(few.permute(1, 2, 0).squeeze(2).numpy() if len(few) == 1 else few.permute(1, 2, 0).numpy())
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is, and takes no part of for a formula."""
+    return shown(text).replace("$", r"\$")

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from advconn.detector.explanation import Explanation, displayed
+from advconn.detector.explanation import Explanation
 from advconn.errors import shown
+from advconn.paths.plots import displayed
 from advconn.scoring.writers import Record, as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first

@@ -423,7 +423,7 @@ def test_names_that_a_writer_cannot_hold_cost_no_results(tmp_path):
 
 
 def test_class_names_that_look_like_formulas_are_drawn(tmp_path):
-    from advconn.detector.explanation import plain
+    from advconn.paths.plots import plain
 
     assert plain("$5 \\off$") == r"\$5 \off\$"
     detector = bundle.load(bundle.default("digits"))

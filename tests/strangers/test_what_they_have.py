@@ -386,7 +386,7 @@ def test_a_phones_photograph_is_judged(tmp_path):
 def test_bands_are_resized_one_by_one_and_shown():
     """A fourth is no transparency; figures and pages show what they can."""
     from advconn.data.pictures import sized
-    from advconn.detector.explanation import displayed
+    from advconn.paths.plots import displayed
 
     bands = np.stack([np.full((64, 64), v, np.uint8) for v in (120, 60, 30)] + [np.indices((64, 64)).sum(0) % 2 * 2])
     found = sized(bands.astype(np.uint8), Preprocessing(size=(32, 32)), "x")
