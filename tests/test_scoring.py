@@ -236,9 +236,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_verdicts(many):
     started.wait()
     assert journal.exists()
     assert not (many / "a.jsonl").exists()
-    again = run(many / "long.npy", "--out", many / "a.jsonl", "--resume")
-    assert "were judged before" in again.stderr
-    run(many / "long.npy", "--out", many / "b.jsonl")
+    again = [*command, str(many / "a.jsonl"), "--resume"]
+    resumed = subprocess.run(again, env=environment, capture_output=True, text=True, check=False)
+    assert "were judged before" in resumed.stderr
+    subprocess.run([*command, str(many / "b.jsonl")], env=environment, capture_output=True, check=False)
     assert kept(many / "a.jsonl") == kept(many / "b.jsonl")
     assert len(kept(many / "a.jsonl")) == 3000
 

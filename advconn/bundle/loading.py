@@ -21,6 +21,7 @@ from advconn.bundle import restoring
 from advconn.bundle.card import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
+from advconn.cascade.early_exit import ordered
 from advconn.detector.detector import Detector, Fitted
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
 from advconn.features.connectivity import Connectivity
@@ -28,6 +29,7 @@ from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import size_of
 
+LARGEST_LOG_ODDS = 1e4  # that a head gives an image
 LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 
@@ -72,7 +74,7 @@ def load(
         beside = restoring.companion_of(folder, card, companion, device)
         detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
-        _warn_of_ties(folder, detector)
+        _warn_of_no_flags(folder, detector)
         return detector
     except AdvconnError as error:
         where = "" if str(folder) in str(error) else f"{folder}: "
@@ -93,9 +95,18 @@ def _trial(detector: Detector) -> None:
         raise BundleError("a trial verdict is not finite")
 
 
-def _warn_of_ties(folder: Path, detector: Detector) -> None:
-    """Say where so many calibration scores are the largest that no image can be flagged."""
+def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
+    """Say where no image can be flagged: a threshold beyond all scores, or at so many that are the largest there is."""
     calibration = detector.calibration_
+    furthest = ordered(np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS), detector.cascade_.exits)[0][0]
+    if max(calibration.every_threshold) >= furthest:
+        warnings.warn(
+            f"{folder}: has a threshold of {max(calibration.every_threshold):.6g}, which no image reaches, so that it "
+            "can flag nothing: fit it again, or do not trust where it comes from",
+            AdvconnWarning,
+            stacklevel=3,
+        )
+        return
     for condition, scores in calibration.tables.items():
         if float((scores == scores.max()).mean()) > calibration.fpr:
             warnings.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -77,21 +77,43 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
-    """One record of an image from those of its readings: of two the smaller p speaks, doubled (Bonferroni).
+def combined(
+    p_values: Sequence[float], flags: Sequence[bool], readings: Sequence[str], calibration: Calibration
+) -> tuple[int, float, bool]:
+    """Which reading of a picture speaks, with which p-value, and whether the picture is flagged.
 
-    Few calibration images may allow no doubled p under their level: then one that is beyond them all is flagged.
+    A plain reading is what a loader hands to the classifier: it speaks as if it were alone, so that whoever sends a
+    file cannot weaken it by a tag that adds a reading. The upright one speaks with its p times the number of readings.
+    So of pictures with both at most 1.5 times the promised share is flagged. Few calibration images may allow no
+    doubled p under their level: then an upright reading that is beyond them all is flagged.
+
+    Args:
+        p_values: of each reading.
+        flags: whether each is flagged alone.
+        readings: 'plain', 'upright', or 'plain as FORMAT' of a file that several formats open.
+        calibration: of the detector.
     """
+    count, ways = len(p_values), [reading.partition(" ")[0] for reading in readings]
+    held = [p if count == 1 or way == "plain" else min(1.0, count * p) for p, way in zip(p_values, ways, strict=True)]
+    first = min(range(count), key=lambda i: (held[i], p_values[i]))
+    flagged = False
+    for alone, p, flag, way in zip(p_values, held, flags, ways, strict=True):
+        beyond = alone <= 1 / (len(calibration.scores) + 1) and p <= calibration.fpr
+        flagged |= flag if count == 1 or way == "plain" else beyond or p <= calibration.level + 1e-12
+    return first, held[first], bool(flagged)
+
+
+def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
+    """One record of an image from those of its readings, see `combined`."""
     broken = next((r for r in records if "error" in r), None)
     if broken is not None:
         return broken
-    first = min(records, key=lambda r: (r["p_value"], -r["score"]))
-    out = first | {"readings": [r["reading"] for r in records]}
+    readings = [r["reading"] for r in records]
+    p_values, flags = [r["p_value"] for r in records], [r["adversarial"] for r in records]
+    first, p_value, flagged = combined(p_values, flags, readings, calibration)
+    out = records[first] | {"readings": readings, "p_value": p_value, "adversarial": flagged}
     if len(records) > 1:
-        out["p_value"] = min(1.0, len(records) * first["p_value"])
-        beyond = first["p_value"] <= 1 / (len(calibration.scores) + 1) and out["p_value"] <= calibration.fpr
-        out["adversarial"] = bool(beyond or out["p_value"] <= calibration.level + 1e-12)
-        out["cost"] = {key: sum(r["cost"][key] for r in records) for key in first["cost"]}
+        out["cost"] = {key: sum(r["cost"][key] for r in records) for key in out["cost"]}
     return out
 
 

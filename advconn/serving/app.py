@@ -32,7 +32,7 @@ from advconn.scoring.html import Case, page, template_source
 from advconn.scoring.records import records
 from advconn.serving.batching import Batcher, Full
 from advconn.serving.browser import Guarded, PlainJSON, policy
-from advconn.serving.judge import Judge, predict
+from advconn.serving.judge import Judge, per_picture, predict
 from advconn.serving.metrics import Judged, Metrics
 from advconn.serving.protocol import HEADER, NEAR_JSON, Asked, answer, asked, described
 from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
@@ -212,12 +212,13 @@ class Server:
         length = request.headers.get(HEADER)
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
-        async with self.bodies.of(request) as body:
+        async with self.bodies.of(request) as body:  # which counts until its pictures are read
             pool = self.near if len(body) <= NEAR_JSON else self.far
             said = await self._run(pool, asked, body, None if length is None else int(length), self.limits.images)
-        images, unread = await self._images(said)
+            body.clear()
+            images, unread, readings = await self._images(said)
         self._fits(images)
-        verdicts = await self._judged(images)
+        verdicts = await self._judged(images, readings)
         for i, text in unread.items():
             verdicts["advconn_error"][i] = text
         flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
@@ -235,16 +236,16 @@ class Server:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
 
-    async def _images(self, said: Asked) -> tuple[torch.Tensor, dict[int, str]]:
-        """The images of a request, and why some could not be read: tensors, or files of pictures, each in one way.
+    async def _images(self, said: Asked) -> tuple[torch.Tensor, dict[int, str], list[tuple[str, ...]]]:
+        """The images of a request, why some could not be read, and the readings of each, which are rows of images.
 
         What could not be read stands as NaN, so that it is flagged.
         """
         if not said.pictures:
-            return await self._run(self.near, self.judge.images, said.images), {}
-        reading = "upright" if self.reading == "upright" else "plain"
+            images = await self._run(self.near, self.judge.images, said.images)
+            return images, {}, [("array",)] * len(images)
         until = asyncio.get_running_loop().time() + REQUEST_SECONDS
-        read = [await self._read(f"picture {i}", file, reading, until) for i, file in enumerate(said.pictures)]
+        read = [await self._read(f"picture {i}", file, self.reading, until) for i, file in enumerate(said.pictures)]
         unread = {i: str(one) for i, one in enumerate(read) if isinstance(one, Unjudged)}
         for i, one in enumerate(read):
             if self.block and isinstance(one, Batch) and any(one.others):
@@ -254,18 +255,26 @@ class Server:
             raise DataError("the pictures are of several sizes, and the classifier takes any: send them one by one")
         if not shapes:
             raise DataError(next(iter(unread.values())))
-        images = torch.full((len(read), *shapes.pop()), torch.nan, dtype=torch.float32, device="cpu")
+        blank = torch.full((1, *shapes.pop()), torch.nan, dtype=torch.float32, device="cpu")
+        parts: list[torch.Tensor] = []
+        readings: list[tuple[str, ...]] = []
         for i, one in enumerate(read):
-            if isinstance(one, Batch) and i not in unread:
-                images[i] = one.images[0].float() / 255 if one.images.dtype == torch.uint8 else one.images[0]
-        return images, unread
+            if isinstance(one, Unjudged) or i in unread:
+                parts.append(blank)
+                readings.append(("plain",))
+            else:
+                parts.append(one.images.float() / 255 if one.images.dtype == torch.uint8 else one.images)
+                readings.append(one.readings)
+        return torch.cat(parts), unread, readings
 
     def _fits(self, images: torch.Tensor) -> None:
         """Refuse images of another size, before they wait with others."""
         self.classifier.check(torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device="cpu"))
 
-    async def _judged(self, images: torch.Tensor) -> dict[str, Any]:
-        verdicts = await self.batcher.ask(images)
+    async def _judged(self, images: torch.Tensor, readings: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+        """Verdicts of pictures, of which each has as many rows of images as readings."""
+        rows = await self.batcher.ask(images)
+        verdicts = per_picture(rows, readings, self.judge.detector.calibration_)
         names = self.classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
         columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
         self._count([None if row[-1] else Judged(*row[:-1]) for row in zip(names, *columns, strict=True)])

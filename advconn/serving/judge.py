@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from advconn.data.inputs import as_tensor, read_all
 from advconn.data.layout import layout
+from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.detector.result import Judgement
 from advconn.errors import AdvconnError, DataError, line_of
 from advconn.models.classifier import Classifier
+from advconn.scoring.records import combined
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
 
@@ -190,6 +193,31 @@ def _fault(finite: bool, low: float, high: float) -> str | None:
     if low < -1e-4 or high > 1 + 1e-4:
         return f"the image lies in [{low:.3g}, {high:.3g}]: expected [0, 1]"
     return None
+
+
+def per_picture(rows: dict[str, Any], readings: Sequence[tuple[str, ...]], calibration: Calibration) -> dict[str, Any]:
+    """Verdicts of pictures from those of their readings: the logits are of the first, the verdict as scoring has it.
+
+    Args:
+        rows: outputs of all readings, one after the other.
+        readings: of each picture.
+        calibration: of the detector.
+    """
+    starts = np.cumsum([0, *map(len, readings)])
+    out = {name: values[starts[:-1]] for name, values in rows.items()}
+    for i, ways in enumerate(readings):
+        if len(ways) == 1:
+            continue
+        own = {name: values[starts[i] : starts[i + 1]] for name, values in rows.items()}
+        p_values, flags = own["advconn_p_value"].tolist(), own["advconn_flag"].tolist()
+        first, p_value, flagged = combined(p_values, flags, ways, calibration)
+        failed = np.flatnonzero(own["advconn_error"] != "")
+        first = int(failed[0]) if len(failed) else first
+        for name in OUTPUTS:
+            out[name][i] = own[name][first]
+        if not len(failed):
+            out["advconn_p_value"][i], out["advconn_flag"][i] = p_value, flagged
+    return out
 
 
 def predict(judge: Judge, images: Tensor) -> dict[str, Any]:

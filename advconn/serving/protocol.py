@@ -72,15 +72,15 @@ def asked(body: bytes | bytearray, header_length: int | None, most: int) -> Aske
     )
     name, outputs, all_binary, files = about
     binary = dict(outputs)
-    images = arrays[0] if arrays else np.zeros(0, np.uint8)
-    pictures = tuple(base64.b64decode(file) for file in files)
+    images = np.zeros(0, np.uint8) if files else arrays[0]
+    pictures = tuple(array.tobytes() for array in arrays) if files else ()
     return Asked(images, name, tuple(binary) or None, binary, all_binary, pictures)
 
 
 def parsed(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
-    """What a request's JSON says: its id, the outputs and whether each is binary, and whether all are; and its images.
+    """What a request's JSON says, and its images, or the bytes of each file of a picture.
 
-    Files of pictures come in base64 beside the id; see `asked`.
+    Said are its id, the outputs and whether each is binary, whether all are, and whether it holds files; see `asked`.
     """
     try:
         said = json.loads(text)
@@ -100,9 +100,9 @@ def parsed(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
     name = str(said["id"])[:LONGEST_ID] if said.get("id") is not None else None
     all_binary = bool(_parameters(said).get("binary_data_output", False))
     if inputs[0].get("datatype") == "BYTES":
-        files = _files(inputs[0], blob, most)
-        return (name, list(binary.items()), all_binary, files), []
-    return (name, list(binary.items()), all_binary, []), [_array(inputs[0], blob, most)]
+        files = [np.frombuffer(file, np.uint8) for file in _files(inputs[0], blob, most)]
+        return (name, list(binary.items()), all_binary, True), files
+    return (name, list(binary.items()), all_binary, False), [_array(inputs[0], blob, most)]
 
 
 def _numbers(data: list[Any], depth: int = 4) -> int | None:
@@ -116,8 +116,8 @@ def _numbers(data: list[Any], depth: int = 4) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
-    """Files of pictures, each in base64, from BYTES: base64 in JSON, or lengths and bytes behind it."""
+def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[bytes]:
+    """Files of pictures from BYTES: base64 in JSON, or lengths and bytes behind it."""
     shape, data = given.get("shape"), given.get("data")
     if not isinstance(shape, list) or (
         shape not in ([1], [1, 1])
@@ -131,18 +131,19 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[str]:
     if blob and data is not None:
         raise DataError("the input has data and binary data too: expected one of them")
     if blob:
-        files, rest = [], blob
-        while rest:
-            length = int.from_bytes(rest[:4], "little")
-            if len(rest) < 4 + length:
+        files: list[bytes] = []
+        at = 0
+        while at < len(blob):
+            end = at + 4 + int.from_bytes(blob[at : at + 4], "little")
+            if end > len(blob):
                 raise DataError("the binary data are cut off: expected each file behind its length of 4 bytes")
-            files.append(base64.b64encode(rest[4 : 4 + length]).decode())
-            rest = rest[4 + length :]
+            if len(files) == shape[0]:
+                raise DataError(f"more than {shape[0]} files of pictures; the shape asks for {shape[0]}")
+            files.append(blob[at + 4 : end])
+            at = end
     elif isinstance(data, list) and all(isinstance(value, str) for value in data):
-        files = [_plain64(value) for value in data]
         try:
-            for file in files:
-                base64.b64decode(file, validate=True)
+            files = [base64.b64decode(_plain64(value), validate=True) for value in data]
         except ValueError:
             raise DataError(
                 "BYTES that are no base64: expected files of pictures in it, or send them to /score"
