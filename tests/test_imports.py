@@ -17,7 +17,8 @@ ROOMS = (  # each imports those before it alone
 )  # fmt: skip
 INSIDE = {  # the same of the files in a room, which stand in sets that do not import one another
     "data": (
-        {"conditions", "datasets", "isolation", "layout", "prefetch", "preprocessing"},
+        {"conditions", "datasets", "formats", "isolation", "layout", "prefetch", "preprocessing"},
+        {"hidden"},
         {"pictures"},
         {"arrays", "containers"},
         {"collection"},

@@ -432,9 +432,12 @@ def test_what_contributing_names_is_there():
         if name.startswith("tests/") or name.endswith("/"):
             assert (root / name).exists() or (root / "advconn" / name).is_dir(), name
         else:
-            module, _, part = name.partition(".")
-            found = getattr(advconn, module) if module[0].isupper() else importlib.import_module(f"advconn.{module}")
-            assert not part or hasattr(found, part), name
+            parts = name.split(".")
+            found = getattr(advconn, parts[0]) if name[0].isupper() else importlib.import_module(f"advconn.{parts[0]}")
+            for part in parts[1:]:
+                if not hasattr(found, part):
+                    importlib.import_module(f"{found.__name__}.{part}")
+                found = getattr(found, part)
 
 
 def test_a_row_that_some_repeats_lack_says_so():

@@ -31,6 +31,7 @@ LARGEST = 2**30  # bytes of an array that is held in memory
 LARGEST_FILE = 2**41  # bytes of one that is mapped, or streamed
 LARGEST_IMAGE = 2**27  # bytes of one image
 LARGEST_HEADER = 10_000
+MOST_PARTS = 10**5  # of what a torch file holds that are looked at
 LARGEST_LABELS = 2**26  # bytes
 MOST_INFLATED = 1100  # bytes that a byte of deflate can stand for, and some
 
@@ -245,7 +246,10 @@ class _Streamed:
 
 def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str], list[str]]:
     with zipfile.ZipFile(path) as archive:
+        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+            raise DataError(f"{path}: more stands before its arrays, which other readers take: save it anew")
         headers: dict[str, Any] = {}
+        files: list[str] = []
         members: dict[str, zipfile.ZipInfo] = {}
         for info in archive.infolist():
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -261,7 +265,10 @@ def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, l
                 if name in headers:
                     raise DataError(f"{path}: two arrays are called {name}, so that readers differ: save it anew")
                 headers[name], members[name] = header, info
+            else:
+                files.append(info.filename)
         names, others = _chosen({k: (v[0], v[2]) for k, v in headers.items()}, path)
+        others += files
         name = wanted or names[0]
         shape, _, dtype, start, fortran = headers[name]
         if wanted is None:
@@ -340,6 +347,8 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     held = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
         pair = len(held) == 2 and held[1].ndim <= 2 < held[0].ndim
+        if not pair and sum(v.numel() * v.element_size() for v in held) > LARGEST:
+            raise DataError(f"{path}: tensors of more than {LARGEST / 1e9:.1f} GB: split it")
         held = dict(zip(("images", "labels"), held, strict=True)) if pair else torch.stack(tuple(held))
     entries = held if isinstance(held, Mapping) else {"images": held}
     arrays: dict[str, Any] = {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
@@ -356,14 +365,21 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     return _Held(arrays[name]), None if labels is None else _numpy(labels), names, others
 
 
-def _has_tensor(value: Any, depth: int = 4) -> bool:
-    """Whether a tensor that could be images lies somewhere inside."""
+def _has_tensor(value: Any) -> bool:
+    """Whether a tensor that could be images lies somewhere inside, however deep; also where too much is to be seen."""
     import torch
 
-    if isinstance(value, torch.Tensor):
-        return 3 <= value.ndim <= 4
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return depth > 0 and any(_has_tensor(part, depth - 1) for part in parts)
+    waiting, seen = [value], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if len(seen) > MOST_PARTS or (isinstance(part, torch.Tensor) and 3 <= part.ndim <= 4):
+            return True
+        if isinstance(part, (Mapping, tuple, list)):
+            waiting += part.values() if isinstance(part, Mapping) else part
+    return False
 
 
 def _chosen(
@@ -375,10 +391,18 @@ def _chosen(
         listing = ", ".join(f"{k} {v[0]}" for k, v in list(arrays.items())[:8]) or "nothing"
         raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")
     names = [name for name in names if len(arrays[name][0]) > 1] or names
-    small = pictures.SMALLEST**2  # no picture has fewer values
+    count = arrays[names[0]][0][:1]
     others = [
         name
-        for name, (shape, _) in arrays.items()
-        if name not in names and name not in LABELS and len(shape) > 1 and math.prod(shape) >= small
+        for name, (shape, dtype) in arrays.items()
+        if name not in names
+        and _could_be_images(shape, dtype)
+        and not (name in LABELS and len(shape) <= 2 and shape[:1] == count)
     ]
     return names, others
+
+
+def _could_be_images(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> bool:
+    if dtype is not None and (dtype.fields or dtype.kind in "SV"):  # each of whose values may be a picture
+        return dtype.itemsize >= pictures.SMALLEST**2
+    return len(shape) > 1 and math.prod(shape) >= pictures.SMALLEST**2  # no picture has fewer values

@@ -22,20 +22,8 @@ from torch import Tensor
 from advconn.data import arrays
 from advconn.data.arrays import Archive
 from advconn.data.containers import Packed, is_packed, packed
-from advconn.data.pictures import (
-    HEAD,
-    View,
-    content,
-    frames_of,
-    is_left_behind,
-    is_named_picture,
-    looks_like_picture,
-    looks_unread,
-    opens,
-    size_of,
-    sized,
-    views,
-)
+from advconn.data.formats import HEAD, is_left_behind, is_named_picture, looks_like_picture, looks_unread
+from advconn.data.pictures import View, content, frames_of, opens, size_of, sized, views
 from advconn.data.prefetch import ahead
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError

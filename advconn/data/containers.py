@@ -6,6 +6,7 @@ such as a link, fails: nothing that another reader would unpack is passed over.
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +17,18 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
-from advconn.data.pictures import HEAD, LARGEST_FILE, is_left_behind, looks_like_picture, looks_unread
+from advconn.data.formats import HEAD, is_left_behind, looks_like_picture, looks_unread
+from advconn.data.pictures import LARGEST_FILE, opens
 from advconn.errors import DataError, line_of
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6
 MOST_INFLATED = 50  # times that a compressed tar may grow, beside ROOM
 ROOM = 2**26  # bytes
-BESIDE = {".cls", ".json", ".txt", ".id", ".caption"}  # what WebDataset keeps beside a picture of the same name
+BESIDE = {".cls", ".json", ".txt", ".id", ".caption"}  # texts that WebDataset keeps beside a picture of the same name
+LONGEST_LABEL = 1000  # characters
 COLUMNS = ("image", "img", "picture", "jpg", "png", "bytes")  # of a table: where its pictures are likely to be
 LABELS = ("label", "labels", "class", "target")
-TOGETHER = 8  # rows of a table that are read at once
 _LOCK = Lock()  # a file is read by one thread at a time; decoding is what takes long
 Stamp = tuple[int, ...]
 
@@ -112,16 +114,25 @@ class _Member:
     fault: str | None = None
 
 
-def _sorted_out(path: Path, stamp: Stamp, members: list[_Member], label: Callable[[str], str | None]) -> Packed:
+def _sorted_out(
+    path: Path,
+    stamp: Stamp,
+    members: list[_Member],
+    read: Callable[[int], bytes],
+    label: Callable[[str], str | None],
+) -> Packed:
     """Which members are pictures, which are not, and which cannot be read."""
     kinds = [_kind(member) for member in members]
+    for i, kind in enumerate(kinds):
+        if kind == "left behind" and opens(read(i)):
+            kinds[i] = "other"
     keys = {m.name.rpartition(".")[0] for m, kind in zip(members, kinds, strict=True) if kind == "picture"}
     skipped, failed = [], []
     for member, kind in zip(members, kinds, strict=True):
         key, suffix = member.name.rpartition(".")[0], PurePosixPath(member.name).suffix.lower()
         if kind == "failed":
             failed.append((member.name, member.fault or "a picture of a kind that is not read; convert it to PNG"))
-        elif kind == "other" and not (suffix in BESIDE and key in keys):
+        elif kind == "other" and not (suffix in BESIDE and key in keys and _is_text(member.head)):
             skipped.append(member.name)
     pictures = [i for i, kind in enumerate(kinds) if kind == "picture"]
     if not pictures:
@@ -136,6 +147,11 @@ def _kind(member: _Member) -> str:
     if is_left_behind(member.name, member.head):
         return "left behind"
     return "picture" if looks_like_picture(member.name, member.head) else "other"
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file's first bytes are of a text, and of no picture that is written as one."""
+    return not re.search(rb"[\x00-\x08\x0e-\x1f]", head) and not head.lstrip().startswith((b"#define", b"/* XPM"))
 
 
 def _folder(name: str) -> str | None:
@@ -155,14 +171,29 @@ def _refuse_many(path: Path, count: int) -> None:
         raise DataError(f"{path}: {count} files in it; expected {MOST_MEMBERS} or fewer: split it")
 
 
+def require_zip_alone(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a zip archive behind something else, such as a picture or another archive, which other readers take.
+
+    Args:
+        archive: opened.
+        path: of its file.
+
+    Raises:
+        DataError: more stands before it.
+    """
+    if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+        raise DataError(f"{path}: more stands before the zip archive, which other readers take: save it anew")
+
+
 class _Zip:
     def __init__(self, path: Path, stamp: Stamp) -> None:
         self.path, self.stamp, self.archive = path, stamp, zipfile.ZipFile(path)
+        require_zip_alone(self.archive, path)
         self.infos = [i for i in self.archive.infolist() if not (i.is_dir() and i.file_size == 0)]
 
     def listed(self) -> Packed:
         _refuse_many(self.path, len(self.infos))
-        return _sorted_out(self.path, self.stamp, [*map(self._member, self.infos)], _folder)
+        return _sorted_out(self.path, self.stamp, [*map(self._member, self.infos)], self.read, _folder)
 
     def _member(self, info: zipfile.ZipInfo) -> _Member:
         try:
@@ -220,7 +251,7 @@ class _Tar:
             at = texts.get(name.rpartition(".")[0])
             return _folder(name) if at is None else self.read(at)[:200].decode(errors="replace").strip()
 
-        return _sorted_out(self.path, self.stamp, [*map(self._member, self.members)], label)
+        return _sorted_out(self.path, self.stamp, [*map(self._member, self.members)], self.read, label)
 
     def _member(self, member: tarfile.TarInfo) -> _Member:
         if not member.isreg() or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -243,15 +274,21 @@ class _Parquet:
     def __init__(self, path: Path, stamp: Stamp) -> None:
         from pyarrow import parquet
 
-        self.path, self.stamp, self.file = path, stamp, parquet.ParquetFile(path)
+        schema = parquet.read_schema(path)
+        self.label = next((f.name for f in schema if f.name in LABELS and not f.type.num_fields), None)
+        texts = [self.label] if self.label is not None and "string" in str(schema.field(self.label).type) else []
+        self.path, self.stamp = path, stamp
+        self.file = parquet.ParquetFile(path, read_dictionary=texts)
         _refuse_many(path, self.file.metadata.num_rows)
-        schema = self.file.schema_arrow
+        self._refuse_bombs()
         readable = [field.name for field in schema if _holds_a_file(field.type)]
         if not readable:
             raise DataError(f"{path}: no column of bytes; found: {', '.join(schema.names[:8])}")
         self.column = next((name for name in COLUMNS if name in readable), readable[0])
-        self.others = [f.name for f in schema if f.name != self.column and "binary" in str(f.type)]
-        self.label = next((f.name for f in schema if f.name in LABELS and not f.type.num_fields), None)
+        self.others = [f.name for f in schema if f.name != self.column and _may_hold_a_file(f.type)]
+        held = schema.field(self.column).type
+        if str(held).startswith("struct"):
+            self.others += [f"{self.column}.{f.name}" for f in held if f.name != "bytes" and _may_hold_a_file(f.type)]
         self.rows: Iterator[Any] = iter(())
         self.next = -1
 
@@ -259,13 +296,31 @@ class _Parquet:
         count = self.file.metadata.num_rows
         if not count:
             raise DataError(f"{self.path}: no picture in it; found: no rows")
-        labels = self.file.read([self.label])[self.label].to_pylist() if self.label else [None] * count
+        labels = self._labels() if self.label else [None] * count
         told = tuple(None if value is None else str(value) for value in labels)
         names = tuple(map(str, range(count)))
         return Packed(self.path, tuple(range(count)), names, told, tuple(self.others), (), self.stamp)
 
+    def _refuse_bombs(self) -> None:
+        about = self.file.metadata
+        for group in (about.row_group(i) for i in range(about.num_row_groups)):
+            for column in (group.column(i) for i in range(group.num_columns)):
+                if column.total_uncompressed_size > ROOM + MOST_INFLATED * column.total_compressed_size:
+                    raise DataError(f"{self.path}: grows more than {MOST_INFLATED} times when it is unpacked")
+
+    def _labels(self) -> list[Any]:
+        """Labels of all rows; texts come as a dictionary, so that a long one is not written out for each row."""
+        from pyarrow import compute
+
+        chunks = self.file.read([self.label])[self.label].chunks
+        for chunk in chunks:
+            texts = getattr(chunk, "dictionary", None)
+            if texts is not None and (compute.max(compute.binary_length(texts)).as_py() or 0) > LONGEST_LABEL:
+                raise DataError(f"{self.path}: {self.label} has texts of more than {LONGEST_LABEL} characters")
+        return [value for chunk in chunks for value in chunk.to_pylist()]
+
     def _values(self) -> Iterator[Any]:
-        for batch in self.file.iter_batches(TOGETHER, columns=[self.column]):
+        for batch in self.file.iter_batches(1, columns=[self.column]):  # one by one: each may be large
             yield from batch.column(0)
 
     def read(self, member: int) -> bytes:
@@ -280,6 +335,11 @@ class _Parquet:
         if not isinstance(held, bytes):
             raise DataError(f"{self.path}: row {member} holds no bytes of a picture")
         return _bounded(held, f"{self.path}[{member}]")
+
+
+def _may_hold_a_file(kind: Any) -> bool:
+    """Whether bytes lie anywhere in a column's values, which a reader may take for a file."""
+    return any(part in str(kind) for part in ("binary", "int8>", "int8 not null>"))
 
 
 def _holds_a_file(kind: Any) -> bool:

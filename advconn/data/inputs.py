@@ -120,7 +120,11 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         collection = Collection(Path(given), channels, reading=reading)
         if collection.failed:
             raise collection.failed[0]
-        return torch.cat([b.images for b in collection.batches(preprocessing)])
+        batches = list(collection.batches(preprocessing))
+        several = next((b.items[i].name for b in batches for i, way in enumerate(b.readings) if " as " in way), None)
+        if several is not None:
+            raise DataError(f"{several}: several formats open it, with other pixels each: save it anew")
+        return torch.cat([b.images for b in batches])
     if isinstance(given, (bytes, bytearray, memoryview)) or hasattr(given, "read"):
         if hasattr(given, "seek") and hasattr(given, "seekable") and given.seekable():
             given.seek(0)

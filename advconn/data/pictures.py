@@ -12,44 +12,18 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from advconn.data import isolation
+from advconn.data.formats import FORMATS, HEAD, looks_unread, registered
+from advconn.data.hidden import hidden_pictures, metadata_bytes
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, line_of
 
-SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-    ".pnm", ".jp2", ".j2k", ".apng", ".mpo", ".tga", ".ico", ".dib", ".pbm", ".pfm", ".j2c", ".jpc", ".jpf", ".pcx",
-    ".dcx", ".sgi", ".bw", ".rgba", ".dds", ".icns", ".cur", ".xbm", ".xpm", ".psd", ".fits", ".fit", ".qoi", ".ras",
-    ".fli", ".flc", ".msp", ".pcd", ".pxr", ".gbr", ".ftc", ".icb", ".vda", ".vst",
-}  # fmt: skip
-COMMON = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000")
-# Of Pillow's formats those whose decoders start no other program and open no other file; BLP holds a JPEG whose scans
-# nothing counts. Those without a mark at their start are taken by their suffix only.
-MARKED = (*COMMON, "PPM", "ICO", "CUR", "ICNS", "DDS", "SGI", "SUN", "QOI", "PSD", "FITS", "FLI", "FTEX", "XPM")
-FORMATS = (*MARKED, "TGA", "PCX", "DCX", "XBM", "MSP", "SPIDER", "IM", "PCD", "PIXAR", "GBR", "XVTHUMB", "MCIDAS")
-# What other readers show as a picture, by suffix and by mark: nothing that a gate may pass over.
-UNREAD_SUFFIXES = {
-    ".heic", ".heif", ".hif", ".dcm", ".dicom", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".dng", ".arw", ".raf", ".orf",
-    ".rw2", ".pef", ".srw", ".jxl", ".jxr", ".wdp", ".exr", ".hdr", ".psb", ".eps", ".wmf", ".emf", ".svg", ".xcf",
-    ".blp", ".nii", ".jpx", ".jpm", ".x3f", ".3fr", ".iiq", ".kdc", ".mrw", ".erf", ".mos",
-}  # fmt: skip
-UNREAD_MARKS = (
-    (0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "), (128, b"DICM"), (0, b"v/1\1"), (0, b"#?RADIANCE"), (0, b"gimp xcf"),
-    (0, b"FUJIFILM"), (0, b"8BPS\0\2"), (0, b"BLP1"), (0, b"BLP2"), (0, b"\xc5\xd0\xd3\xc6"),
-    (0, b"\xd7\xcd\xc6\x9a"),
-    *((4, b"ftyp" + kind) for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx")),
-)  # fmt: skip
-# What systems leave in folders of images, by the beginning of a name or all of it, and by the first bytes.
-LEFT_BEHIND = (("._", b"\0\5\x16\7"), ("thumbs.db", b"\xd0\xcf\x11\xe0"), (".ds_store", b"\0\0\0\1Bud1"))
-INI_MARKS = (b"[", b"\xff\xfe[", b"\xef\xbb\xbf[", b"\r\n[")  # of a desktop.ini
-HEAD = 256  # bytes by which a file is told
 SMALLEST = 8
 LARGEST = 2**26  # pixels: 67 million
 LARGEST_FILE = 2**28  # bytes
@@ -60,9 +34,10 @@ MOST_SCANS = 200  # of a progressive JPEG; each costs time, and cameras write ab
 READINGS = ("plain", "upright", "both")
 # What is decoded in this process: it takes no more than a few seconds, whatever it holds. All else goes to a worker.
 NEAR_BYTES, NEAR_PIXELS, NEAR_SCANS = 2**24, 2**22, 20
+NEAR_METADATA = 2**18  # bytes of profiles, texts and EXIF data, which unpack to a thousand times as much
 _NEAR = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MODES = {1: "L", 3: "RGB"}
-_ORIENTATION, _SUB_PAGES = 0x0112, 330
+_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -208,6 +183,8 @@ def _is_near(data: bytes) -> bool:
     """Whether a file begins as one of the formats that C code decodes, and is small."""
     if len(data) > NEAR_BYTES:
         return False
+    if metadata_bytes(data) > NEAR_METADATA:
+        return False
     if data.startswith(b"\xff\xd8\xff"):
         return data.count(b"\xff\xda") <= NEAR_SCANS
     if data.startswith(b"BM"):
@@ -256,7 +233,7 @@ def _frame_views(
     first, end = (0, 1) if isinstance(frames, str) or frames is None else frames[:2]
     if near and end > 1:  # later frames may be of any size
         raise _Far
-    others = 0 if first else _hidden(image, data) + (len(pages) - 1) * (not isinstance(frames, tuple))
+    others = 0 if first else hidden_pictures(image, data) + (len(pages) - 1) * (not isinstance(frames, tuple))
     out: list[list[View] | str] = []
     for i in range(first, end):
         try:
@@ -264,6 +241,8 @@ def _frame_views(
                 if i:
                     image.seek(i)
                     _check_size(image, name)
+                    others += hidden_pictures(image, data) if image.format == "TIFF" else 0
+                _require_one_map(image)
                 image.load()
                 ways = readings(image, name, channels, wanted.reading)
                 fit = ((way, made.size, fitted(made, wanted.preprocessing, name)) for way, made in ways)
@@ -347,7 +326,7 @@ def _claims(data: bytes) -> tuple[list[Image.Image | str], Exception | None]:
     """
     found: list[Image.Image | str] = []
     fault: Exception | None = None
-    for kind in _registered():
+    for kind in registered():
         factory, accept = Image.OPEN[kind]
         try:
             taken = accept(data[:16]) if accept else True
@@ -359,14 +338,6 @@ def _claims(data: bytes) -> tuple[list[Image.Image | str], Exception | None]:
         except Exception as error:  # a damaged file
             fault = fault or error
     return found, fault
-
-
-@lru_cache(maxsize=1)
-def _registered() -> tuple[str, ...]:
-    """Pillow's formats, all loaded."""
-    Image.preinit()
-    Image.init()
-    return tuple(Image.ID)
 
 
 def content(path: Path) -> bytes:
@@ -384,37 +355,6 @@ def content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or line_of(error)}") from error
-
-
-def is_named_picture(name: str) -> bool:
-    """Whether a name alone tells a picture; a Mac's file beside another has the other's suffix too."""
-    return PurePath(name).suffix.lower() in SUFFIXES and not PurePath(name).name.startswith("._")
-
-
-def looks_like_picture(name: str, head: bytes) -> bool:
-    """Whether a file is taken for a picture: by its name, or by its first HEAD bytes."""
-    if PurePath(name).suffix.lower() in SUFFIXES:
-        return True
-    marked = (Image.OPEN[kind][1] for kind in _registered() if kind in MARKED)
-    with suppress(Exception):  # a mark that some format's code stumbles over
-        return any(accept(head[:16]) is True for accept in marked if accept is not None)
-    return False
-
-
-def looks_unread(name: str, head: bytes) -> bool:
-    """Whether a file is a picture of a kind that others read and this does not, by its name or its first HEAD bytes."""
-    if PurePath(name).suffix.lower() in UNREAD_SUFFIXES:
-        return True
-    marked = any(head.startswith(mark, at) for at, mark in UNREAD_MARKS)
-    return marked and not looks_like_picture(name, head)
-
-
-def is_left_behind(name: str, head: bytes) -> bool:
-    """Whether a system may have left this file, by its name and its first HEAD bytes."""
-    plain = PurePath(name).name.lower()
-    if plain == "desktop.ini":
-        return head.startswith(INI_MARKS)
-    return any(head.startswith(mark) and (plain.startswith(end) or plain == end) for end, mark in LEFT_BEHIND)
 
 
 def opens(data: bytes) -> bool:
@@ -454,39 +394,15 @@ def _counted(pages: Sequence[Any]) -> str:
     return f"{len(pages)} or more" if len(pages) in (MOST_PAGES, MOST_FRAMES + 1) else str(len(pages))
 
 
-def _hidden(image: Image.Image, data: bytes) -> int:
-    """Pictures in a file that are no frames: layers, sizes of an icon, pages under a page, a JPEG's second picture."""
-    kind: Any = image
-    if image.format == "PSD":
-        return int(kind.n_frames)
-    if image.format == "ICO":
-        return len(kind.ico.entry) - 1
-    if image.format == "CUR":
-        return int.from_bytes(data[4:6], "little") - 1
-    if image.format == "ICNS":
-        return len(image.info["sizes"]) - 1
-    if image.format == "TIFF":
-        below = kind.tag_v2.get(_SUB_PAGES, ())
-        return len(below) if isinstance(below, tuple) else 1
-    if image.format == "PPM":
-        return int(len(data) > _pnm_end(kind) + 2)
-    if image.format == "FITS":
-        return sum(data.startswith(b"XTENSION= 'IMAGE", at) for at in range(0, len(data), 2880))
-    if image.format == "JPEG":
-        with suppress(Exception):  # a damaged index names no picture
-            return max(0, int((kind._getmp() or {}).get(45057, 1)) - 1)
-    return 0
+def _require_one_map(image: Image.Image) -> None:
+    """Refuse raw pixels in one tile that is smaller than the picture: Pillow maps a file's path past it, not its bytes.
 
-
-def _pnm_end(image: Any) -> int:
-    """Bytes of a PNM file up to the end of its first picture; another may follow. Those in text have no fixed end."""
-    tile = image.tile[0]
-    bits = {"1": 1, "L": 8, "I": 16, "I;16": 16, "RGB": 24, "CMYK": 32, "RGBA": 32, "F": 32}.get(image.mode, 24)
-    if tile[0] not in ("raw", "ppm"):
-        return 2**62
-    wide = 2 if tile[0] == "ppm" and tile[3] and isinstance(tile[3], tuple) and tile[3][-1] > 255 else 1
-    bits *= wide if image.mode in ("L", "RGB") else 1
-    return int(tile[2]) + image.size[1] * ((image.size[0] * bits + 7) // 8)
+    Raises:
+        ValueError: such a tile.
+    """
+    tiles = getattr(image, "tile", [])
+    if len(tiles) == 1 and tiles[0][0] == "raw" and tuple(tiles[0][1]) != (0, 0, *image.size):
+        raise ValueError("its one strip or tile is smaller than the picture, which readers fill differently")
 
 
 def _check_size(image: Image.Image, name: str) -> None:

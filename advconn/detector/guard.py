@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advconn.data.inputs import as_tensor
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
-from advconn.errors import AdvconnWarning, FitError, ModelError
+from advconn.errors import AdvconnWarning, DataError, FitError, ModelError
 
 TRACED = (
     "a guard cannot be traced, exported or put into TorchScript: export the classifier alone, and judge before it "
@@ -59,8 +59,8 @@ class Guard(nn.Module):
         super().__init__()
         detector._fitted()
         self.detector = detector
-        if threshold is not None and (not isinstance(threshold, int | float) or threshold != threshold):
-            raise FitError(f"threshold: expected a number, got {threshold!r}")
+        if threshold is not None and (not isinstance(threshold, int | float) or not threshold < float("inf")):
+            raise FitError(f"threshold: expected a number that a score may exceed, got {threshold!r}")
         self.threshold, self.max_stage = threshold, max_stage
         self.watch = Watch(detector.calibration(max_stage))
         efficacy = detector.fitted_.efficacy
@@ -155,6 +155,12 @@ def _refuse_traces(images: Any) -> None:
 
 def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:
     """The images, black in place of those that hold NaN or infinity, and which these are (n,)."""
+    if not isinstance(images, Tensor) or images.layout != torch.strided or images.is_quantized:
+        raise DataError(
+            f"expected an ordinary tensor of images, got {getattr(images, 'layout', type(images).__name__)}"
+        )
+    if images.is_complex() or (images.element_size() == 1 and images.is_floating_point()):
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
     if images.ndim != 4 or not images.is_floating_point():  # refused where they are judged, or always finite
         return images, np.zeros(len(images) if images.ndim else 0, bool)
     sound = images.isfinite().flatten(1).all(1)

@@ -24,7 +24,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from advconn.data.collection import Batch, batch_of, joined_batch
-from advconn.data.pictures import COMMON, FORMATS, Wanted, views_far, views_near
+from advconn.data.formats import COMMON, FORMATS
+from advconn.data.pictures import Wanted, views_far, views_near
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, line_of, shown
 from advconn.models.black_box import Endpoint

@@ -358,12 +358,14 @@ def test_class_folders_are_read_as_the_classifier_agrees_best(tmp_path):
     with pytest.raises(DataError, match=r"--labels name.*index, sorted"):
         chosen(items, c.class_names, c.num_classes, by_index, "name")
     named = Classifier(net, size=16, class_names=[str(11 - i) for i in range(12)])
-    assert torch.equal(chosen(items, named, 11 - by_index, note=told.append), 11 - by_index)
+    assert torch.equal(
+        chosen(items, named.class_names, named.num_classes, 11 - by_index, note=told.append), 11 - by_index
+    )
     told.clear()
     wide = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 400)).eval(), size=16)
     guessed = torch.where(torch.arange(len(items)) % 10 == 0, as_text, as_text + 100)
     words = [Item(f"{i}", item.path, None, f"n{item.label}") for i, item in enumerate(items)]
-    assert chosen(words, wide, guessed, note=told.append) is None
+    assert chosen(words, wide.class_names, wide.num_classes, guessed, note=told.append) is None
     assert "by name or index" in told.pop()
 
 
