@@ -382,3 +382,19 @@ def test_of_many_images_the_table_shows_the_flagged_and_a_line_counts(tmp_path):
     assert out.exit_code == told.exit_code == (1 if flagged else 0)
     assert f"{flagged} of 60 images flagged, 0 could not be judged" in out.stderr
     assert out.stdout.count("many.npz[") == flagged
+
+
+def test_the_time_of_a_fit_is_told_by_what_is_done(monkeypatch, capsys):
+    """First as it was expected, then by the share of the phases that is done."""
+    from advconn.cli import output
+
+    clock = iter([0.0, 20.0, 40.0, 60.0, 80.0])
+    monkeypatch.setattr(output, "monotonic", lambda: next(clock))
+    told = output._Lines(100.0, ("walk", "group clean", "calibrate clean", "score"))
+    for stage, done in (("walk", 1), ("walk", 50), ("walk", 100), ("group clean", 100)):
+        told(stage, done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "20 s of about 2 min: walk, 1 of 100 (phase 1 of 4)"
+    assert "of about 5 min: walk, 50 of 100" in lines[1]
+    assert "of about 4 min: walk, 100 of 100" in lines[2]
+    assert lines[3] == "80 s of about 3 min: group clean, 100 of 100 (phase 2 of 4)"

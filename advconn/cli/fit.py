@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -170,8 +170,10 @@ def fit(**given: Any) -> None:
     store = Store(cache_folder(given["cache"]), note)
     others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
     seconds = _expected(classifier, others["companion"], len(images), options, quick)
-    _tell(seconds, len(images), 1 if quick else given["jobs"], store)
-    with cluster(given["backend"], given["jobs"]), progress_bar(seconds) as progress, _going_on(store):
+    phases = _phases(options, images.shape[1]) if quick else ()
+    _tell(seconds, len(images), 1 if quick else given["jobs"], phases, store)
+    kept = Store(None) if quick else store
+    with cluster(given["backend"], given["jobs"]), progress_bar(seconds, phases) as progress, _going_on(kept):
         runner = Runner(given["jobs"], given["backend"], store, progress)
         detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
     detector.fitted_ = replace(detector.fitted_, reading=given["how"]["reading"])
@@ -302,7 +304,17 @@ def _expected(
     return estimate(Detector(Connectivity(classifier, companion=companion), **options), count)
 
 
-def _tell(seconds: float, count: int, jobs: int, store: Store) -> None:
-    kept = "; what is finished is kept" if store.folder is not None else ""
+def _phases(options: dict[str, Any], channels: int) -> tuple[str, ...]:
+    """What a quick fit does, by the names under which it tells how far it is."""
+    from advconn.data.conditions import CLEAN, PROMISED, usable
+
+    conditions = usable(dict.fromkeys((CLEAN, *options.get("conditions", PROMISED))), channels)
+    grouped = conditions if options.get("confidence") in (None, "none") else ()
+    return ("walk", *(f"group {name}" for name in grouped), *(f"calibrate {name}" for name in conditions), "score")
+
+
+def _tell(seconds: float, count: int, jobs: int, phases: Sequence[str], store: Store) -> None:
+    kept = "; what is finished is kept" if store.folder is not None and not phases else ""
     many = f" with {jobs} processes sharing it" if jobs > 1 else ""
-    note(f"fitting on {count} images takes about {span(seconds)} here{many}{kept}")
+    steps = f", in {len(phases)} phases; fewer --conditions take less" if phases else ""
+    note(f"fitting on {count} images takes about {span(seconds)} here{many}{steps}{kept}")

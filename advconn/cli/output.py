@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,34 +20,50 @@ if TYPE_CHECKING:
 
 SHOWN_AFTER = 2.0  # seconds
 EVERY = 10.0
+ENOUGH_SHARE = 0.05  # of the phases, done before a time is told by them
 
 
 @contextmanager
-def progress_bar(expected: float | None = None) -> Iterator[Progress]:
+def progress_bar(expected: float | None = None, phases: Sequence[str] = ()) -> Iterator[Progress]:
     """Report on stderr: a bar that appears after two seconds, or without a terminal a line every ten.
 
-    `expected` is how many seconds the whole is thought to take.
+    Args:
+        expected: seconds that the whole is thought to take.
+        phases: names of the stages to come, in order, as far as they are known; by what is done of them the time is
+            told anew.
     """
     stream = sys.stderr
     if stream is not None and stream.isatty():
         with _bars() as report:
             yield report
     else:
-        yield _Lines(expected)
+        yield _Lines(expected, phases)
 
 
 class _Lines:
-    def __init__(self, expected: float | None) -> None:
+    def __init__(self, expected: float | None, phases: Sequence[str]) -> None:
         self.started = self.last = monotonic()
-        self.expected = expected
+        self.expected, self.phases = expected, tuple(phases)
+        self.seen: dict[str, tuple[int, int]] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        self.seen[stage] = done, total
         now = monotonic()
         if now - self.last < EVERY:
             return
         self.last, passed = now, now - self.started
-        whole = f" of about {span(max(self.expected, passed))}" if self.expected else ""
-        click.echo(f"{span(passed)}{whole}: {stage}, {done} of {total}", err=True)
+        share = self._share()
+        about = self.expected if share is None else passed / share
+        whole = f" of about {span(max(about, passed))}" if about else ""
+        phase = f" (phase {self.phases.index(stage) + 1} of {len(self.phases)})" if stage in self.phases else ""
+        click.echo(f"{span(passed)}{whole}: {stage}, {done} of {total}{phase}", err=True)
+
+    def _share(self) -> float | None:
+        """How much of the phases is done; None where too little is to say."""
+        done = sum(self.seen[name][0] for name in self.phases if name in self.seen)
+        largest = max((self.seen[name][1] for name in self.phases if name in self.seen), default=0)
+        total = sum(self.seen[name][1] if name in self.seen else largest for name in self.phases)
+        return done / total if total and done > ENOUGH_SHARE * total else None
 
 
 def span(seconds: float) -> str:

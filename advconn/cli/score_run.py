@@ -73,9 +73,9 @@ class Run:
             if len(verdict.record.get("readings", ())) > 1 and not self.twice:
                 self.twice = True
                 note(
-                    "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, and p is "
-                    "twice the smaller; `reading` tells which spoke. Of 16 bits a plain loader makes a picture that is "
-                    "mostly white, which is flagged as such: --reading upright judges what people see"
+                    "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, the upright "
+                    "one with twice its p, and `reading` tells which gave the smaller. Of 16 bits a plain loader "
+                    "makes a picture that is mostly white, which is flagged as such: --reading upright judges what people see"
                 )
         if self.journal is not None:
             self.journal.add(((verdict.place, verdict.mark, verdict.record) for verdict in said), steps)

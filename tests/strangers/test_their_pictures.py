@@ -84,9 +84,9 @@ def test_what_a_plain_loader_sees_is_judged(way, known, tmp_path):
         assert two["readings"] == ["plain", "upright"]
         assert two["adversarial"] == (two["p_value"] <= 0.1)
         if two["reading"] == "plain":
-            assert two["p_value"] == pytest.approx(min(1, 2 * one["p_value"]))
-        assert two["p_value"] <= 2 * one["p_value"] + 1e-12
-    assert sum(r["adversarial"] for r in records(both)) >= sum(r["adversarial"] for r in records(plain)) - 1
+            assert two["p_value"] == one["p_value"]
+        assert two["p_value"] <= one["p_value"]
+        assert two["adversarial"] >= one["adversarial"]
     assert "read in two ways" in both.stderr
 
 
