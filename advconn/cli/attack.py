@@ -86,15 +86,16 @@ def attack(
             progress(str(made), sum(map(len, done)), len(clean))
     attacked = torch.cat(done)
     right = predicted == truth
-    hits = int((succeeded(classifier, attacked, truth) & right).sum())
+    hit = succeeded(classifier, attacked, truth) & right
+    hits = int(hit.sum())
     change = (attacked - clean).flatten(1)
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
-    save_images(attacked, truth, names, out, floats=floats)
+    save_images(attacked, truth, names, out, succeeded=hit, floats=floats)
     which = "" if true_labels is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
         f"mean L2 {change.norm(dim=1).mean():.3f}, "
-        f"largest Linf {change.abs().max() * 255:.1f}/255"
+        f"largest Linf {change.abs().max() * 255:.1f}/255; `succeeded` in images.npz says which"
     )
     if hits < 0.9 * int(right.sum()):
         note("the attack failed on more than a tenth of them: it is weaker than it looks")

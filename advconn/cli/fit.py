@@ -203,9 +203,23 @@ def _images(given: dict[str, Any]) -> tuple[Classifier, Tensor, Tensor | None, T
     few = {name: given[name] for name in ("limit", "seed")}
     collections = [Collection(path, **how) for path in given["data"]]
     classifier = classifier_of(given["asked"], collections[0], given["device"])
+    note(f"the classifier sees {_input_of(classifier)}")
     images, truth = _joined([read(c, classifier, *reading, **few)[:2] for c in collections])
     apart = given["apart"]
     return classifier, images, truth, None if apart is None else read(Collection(apart, **how), classifier, *reading)[0]
+
+
+def _input_of(classifier: Classifier) -> str:
+    """What a classifier is given of an image, in words."""
+    how = classifier.preprocessing
+    height, width = how.size or (0, 0)
+    plain = how.mean is None or (set(how.mean) == {0.0} and set(how.std or (1.0,)) == {1.0})
+    scale = "as they are" if plain else f"less mean {_few(how.mean)}, by std {_few(how.std)}"
+    return f"{classifier.channels} x {height} x {width} values in [0, 1], {scale} (else: --size, --mean, --std)"
+
+
+def _few(values: Sequence[float] | None) -> str:
+    return ", ".join(f"{value:.3g}" for value in values or ())
 
 
 def _options(given: dict[str, Any], classifier: Classifier, images: Tensor, truth: Tensor | None) -> dict[str, Any]:

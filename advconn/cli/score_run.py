@@ -75,7 +75,8 @@ class Run:
                 note(
                     "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, the upright "
                     "one with twice its p, and `reading` tells which gave the smaller. Of 16 bits a plain loader "
-                    "makes a picture that is mostly white, which is flagged as such: --reading upright judges what people see"
+                    "makes a picture that is mostly white, which is flagged as such: --reading upright judges what "
+                    "people see"
                 )
         if self.journal is not None:
             self.journal.add(((verdict.place, verdict.mark, verdict.record) for verdict in said), steps)

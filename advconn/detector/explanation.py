@@ -294,8 +294,8 @@ def _usual_line(typical: Typical) -> np.ndarray:
     samples = typical.cascade.connectivities[-1].samples
     rise = [0.0, *(typical.value(f"own.curve.{i}") for i in range(1, samples - 1))]
     margins = typical.value("own.margin") + np.array(rise)
-    places = np.arange(samples - 1) / (samples - 1)
-    return np.stack([places, np.logaddexp(0, margins)], 1)[np.isfinite(margins)]
+    places, known = np.arange(samples - 1) / (samples - 1), np.isfinite(margins)
+    return np.stack([places[known], np.logaddexp(0, margins[known])], 1)
 
 
 def _drawn(

@@ -93,7 +93,15 @@ def _plain(value: Any) -> Any:
     return "'" + text if isinstance(text, str) and text.lstrip()[:1] in FORMULAS else text
 
 
-def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Path, *, floats: bool = False) -> None:
+def save_images(
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    folder: Path,
+    *,
+    succeeded: Tensor | None = None,
+    floats: bool = False,
+) -> None:
     """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole.
 
     Args:
@@ -101,6 +109,7 @@ def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Pa
         labels: their classes (n,), for images.npz.
         names: one for each file, without suffix.
         folder: that is made.
+        succeeded: whether each copy fools the classifier (n,), for images.npz.
         floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them, as
             of images of other channels than 1 or 3.
     """
@@ -111,7 +120,9 @@ def save_images(images: Tensor, labels: Tensor, names: Sequence[str], folder: Pa
             if not floats and pixels.shape[2] in (1, 3):  # no PNG file holds other channels
                 image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
                 image.save(partial / f"{_short(name)}.png")
-        np.savez_compressed(partial / "images.npz", images=array, labels=labels.cpu().numpy())
+        arrays: dict[str, Any] = {"images": array, "labels": labels.cpu().numpy()}
+        arrays |= {} if succeeded is None else {"succeeded": succeeded.cpu().numpy()}
+        np.savez_compressed(partial / "images.npz", **arrays)
 
 
 def _short(name: str) -> str:
