@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from advconn.detector.explanation import Explanation
     from advconn.detector.fitting import fit
     from advconn.detector.guard import Guard, Verdict
-    from advconn.detector.recalibration import recalibrated
+    from advconn.detector.recalibration import recalibrate
     from advconn.detector.result import Judgement
     from advconn.errors import AdvconnError
     from advconn.features.connectivity import Connectivity
@@ -48,7 +48,7 @@ __all__ = [
     "fit",
     "load",
     "profile",
-    "recalibrated",
+    "recalibrate",
     "save",
     "straight",
     "synthesise",
@@ -74,7 +74,7 @@ __getattr__, __dir__ = attach(
         "fit": "detector.fitting",
         "load": "bundle.loading",
         "profile": "paths.path",
-        "recalibrated": "detector.recalibration",
+        "recalibrate": "detector.recalibration",
         "save": "bundle.saving",
         "straight": "paths.path",
         "synthesise": "features.references",

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 LONGEST = 300
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """The same with control characters, unpaired surrogates and right-to-left overrides escaped, and a long one cut."""
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return safe if len(safe) <= 4 * LONGEST else f"{safe[: 4 * LONGEST]}..."
@@ -28,7 +28,7 @@ class AdvconnError(ValueError):
     """Anything that advconn refuses; its text is one line, of characters that a terminal may show."""
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(shown(" ".join(str(text).split())))
+        super().__init__(printable(" ".join(str(text).split())))
 
 
 class ModelError(AdvconnError):
@@ -63,14 +63,14 @@ class BundleError(AdvconnError):
     """A detector's folder is missing, damaged, or made for something else."""
 
 
-def line_of(error: BaseException, most: int = 200) -> str:
+def first_line(error: BaseException, most: int = 200) -> str:
     """The first line of what an error says, or its type."""
     lines = str(error).strip().splitlines()
     return (" ".join(lines[0].split())[:most] if lines else "") or type(error).__name__
 
 
 @contextmanager
-def theirs(what: str, kind: type[AdvconnError]) -> Iterator[None]:
+def wrap_user_errors(what: str, kind: type[AdvconnError]) -> Iterator[None]:
     """Around anyone's own code, which may raise anything: one line that says whose it is.
 
     Raises:
@@ -81,7 +81,7 @@ def theirs(what: str, kind: type[AdvconnError]) -> Iterator[None]:
     except AdvconnError:
         raise
     except Exception as error:
-        raise kind(f"{what}: fails ({type(error).__name__}: {line_of(error, 120)})") from error
+        raise kind(f"{what}: fails ({type(error).__name__}: {first_line(error, 120)})") from error
 
 
 class AdvconnWarning(UserWarning):

@@ -11,25 +11,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from advconn.errors import DataError, line_of
+from advconn.errors import DataError, first_line
 
 PREFIX, SUFFIX = ".advconn-", ".partial"
 SHIPPED = ("cifar10", "cifar10-hardened", "digits", "imagenet")  # detectors of models/
 
 
-def shipped(name: str) -> Path:
+def shipped_path(name: str) -> Path:
     """A folder of models/, where advconn is installed or checked out."""
     installed = Path(__file__).parent / "_models"
     return (installed if installed.is_dir() else Path(__file__).parents[1] / "models") / name
 
 
-def require_vacant(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Refuse a folder that holds something or cannot be written to, before the work that is to fill it.
 
     Raises:
         DataError: as told.
     """
-    with telling(folder):
+    with wrap_os_errors(folder):
         shutil.rmtree(_partial(folder))
 
 
@@ -55,7 +55,7 @@ def _fresh(folder: Path) -> Path:
 
 
 @contextmanager
-def telling(place: Path) -> Iterator[None]:
+def wrap_os_errors(place: Path) -> Iterator[None]:
     """What a disk may raise, as one line.
 
     Raises:
@@ -66,15 +66,15 @@ def telling(place: Path) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{place}: cannot be written: {error.strerror or line_of(error)}") from error
+        raise DataError(f"{place}: cannot be written: {error.strerror or first_line(error)}") from error
     except Exception as error:  # safetensors has a type of its own for a full disk
         if type(error).__name__ != "SafetensorError":
             raise
-        raise DataError(f"{place}: cannot be written: {line_of(error)}") from error
+        raise DataError(f"{place}: cannot be written: {first_line(error)}") from error
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files are `folder`'s at the end, or vanish if the block fails.
 
     A folder that is there and empty may be the current one, a link or a mount point: it is filled, not replaced.
@@ -82,7 +82,7 @@ def writing(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: `folder` exists and is not empty, or cannot be written.
     """
-    with telling(folder):
+    with wrap_os_errors(folder):
         partial = _partial(folder)
         (partial / "x").unlink(missing_ok=True)
         try:
@@ -109,13 +109,13 @@ def _fill(partial: Path, folder: Path) -> None:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its name at the end, or vanishes if the block fails.
 
     Raises:
         DataError: `file` cannot be made.
     """
-    with telling(file):
+    with wrap_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}{file.suffix}"
         partial.touch(exist_ok=False)
@@ -126,7 +126,7 @@ def replacing(file: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def kind_of(path: Path) -> int:
+def stat_mode(path: Path) -> int:
     """Its mode, as os.stat has it.
 
     Raises:
@@ -137,7 +137,7 @@ def kind_of(path: Path) -> int:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file or folder") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or line_of(error)}") from error
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from error
 
 
 def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Path]:
@@ -170,7 +170,7 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
 LARGEST_PICKLE = 2**28  # bytes
 
 
-def no_allocation(path: Path) -> None:
+def refuse_bytearrays(path: Path) -> None:
     """Refuse a torch file that asks for bytearrays: torch makes them as large as the file says.
 
     Raises:

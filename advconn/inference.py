@@ -18,20 +18,20 @@ ONE_PRECISION = RLock()  # held while torch's flag for TF32, which is one for al
 
 
 @dataclass
-class Cost:
+class PassCount:
     """Forward passes and input gradients spent, counted in images."""
 
     forwards: int = 0
     gradients: int = 0
 
 
-_cost: ContextVar[Cost | None] = ContextVar("advconn_cost", default=None)
+_cost: ContextVar[PassCount | None] = ContextVar("advconn_cost", default=None)
 
 
 @contextmanager
-def counting() -> Iterator[Cost]:
+def count_passes() -> Iterator[PassCount]:
     """Count what every classifier spends inside the block, in this thread. Blocks nest: the outer one counts all."""
-    outer, cost = _cost.get(), Cost()
+    outer, cost = _cost.get(), PassCount()
     token = _cost.set(cost)
     try:
         yield cost
@@ -45,7 +45,7 @@ def counting() -> Iterator[Cost]:
 Forward = Callable[[Tensor], Tensor]
 
 
-def at_once(device: torch.device, most: int, largest: int, values: int) -> int:
+def batch_limit(device: torch.device, most: int, largest: int, values: int) -> int:
     """How many images go together: so many, and so many values in all; on a GPU ON_A_GPU times as many of both.
 
     Args:
@@ -58,7 +58,7 @@ def at_once(device: torch.device, most: int, largest: int, values: int) -> int:
     return max(1, min(times * most, times * largest // max(values, 1)))
 
 
-def in_batches(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
+def batched_forward(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     """What `forward` gives for points, counted, at most `batch_size` at once.
 
     Differentiable, and then in one batch, where the points ask for a gradient.
@@ -86,11 +86,11 @@ def in_batches(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # constants a module makes now must serve a gradient later
         points = points.clone() if points.is_inference() else points
         chunks = points.split(batch_size)
-        out = [few_sizes(forward, c, batch_size) if c.is_cuda else forward(c) for c in chunks]
+        out = [padded_forward(forward, c, batch_size) if c.is_cuda else forward(c) for c in chunks]
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
+def padded_forward(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
     """What `forward` gives for points, padded to a power of two: one compiled graph serves many m.
 
     Args:
@@ -106,14 +106,14 @@ def few_sizes(forward: Forward, points: Tensor, batch_size: int) -> Tensor:
 
 
 @contextmanager
-def with_gradients() -> Iterator[None]:
+def gradients_enabled() -> Iterator[None]:
     """Gradients, whatever mode the caller is in: tensors made in inference mode never give one."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
-def in_float32() -> Iterator[None]:
+def tf32_disabled() -> Iterator[None]:
     """Convolutions of a GPU in float32, and not in TF32, for one thread at a time: torch has one flag for all."""
     with ONE_PRECISION:
         allowed = torch.backends.cudnn.allow_tf32

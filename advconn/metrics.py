@@ -17,7 +17,9 @@ def auroc(clean: np.ndarray, attacked: np.ndarray) -> float:
     return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
-def interval(clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed: int = 0) -> tuple[float, float]:
+def auroc_bootstrap_interval(
+    clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed: int = 0
+) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the AUROC, clean and attacked images drawn apart; nan under two of each.
 
     Args:
@@ -36,12 +38,12 @@ def interval(clean: np.ndarray, attacked: np.ndarray, *, draws: int = 500, seed:
     return float(bounds.low), float(bounds.high)
 
 
-def share(hits: np.ndarray) -> float:
+def mean_share(hits: np.ndarray) -> float:
     """Share of true values; nan of none."""
     return float(np.mean(hits)) if len(hits) else float("nan")
 
 
-def share_interval(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Exact (Clopper-Pearson) interval of a share; nan of none."""
     from scipy.stats import binomtest
 
@@ -51,7 +53,7 @@ def share_interval(hits: np.ndarray, level: float = 0.95) -> tuple[float, float]
     return float(bounds.low), float(bounds.high)
 
 
-def upper_share(count: int, of: int, confidence: float = 0.95) -> float:
+def clopper_pearson_upper(count: int, of: int, confidence: float = 0.95) -> float:
     """Upper confidence bound of a share (Clopper & Pearson 1934).
 
     Args:

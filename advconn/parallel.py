@@ -21,7 +21,7 @@ from advconn.errors import DataError
 Progress = Callable[[str, int, int], None]
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def ignore_progress(stage: str, done: int, total: int) -> None:
     """Report nothing.
 
     Args:
@@ -51,7 +51,7 @@ T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
 
 
-class Store:
+class DiskCache:
     """What functions gave, by what they were asked, in a folder (None: nothing is kept).
 
     An entry's key also holds a digest of advconn's own source, so that a change of the code is a change of the key.
@@ -75,7 +75,7 @@ class Store:
         """Where the entry of a key lies."""
         from joblib import hash as digest
 
-        return None if self.folder is None else self.folder / kind / f"{digest((key, source()))}.kept"
+        return None if self.folder is None else self.folder / kind / f"{digest((key, source_digest()))}.kept"
 
     def has(self, kind: str, key: Any) -> bool:
         """Whether an undamaged entry is there."""
@@ -126,7 +126,7 @@ class Store:
 
 
 @lru_cache(maxsize=1)
-def source() -> str:
+def source_digest() -> str:
     """A digest of advconn's own code."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
@@ -145,8 +145,8 @@ class Runner:
 
     jobs: int = 1
     backend: str = "loky"
-    store: Store = field(default_factory=lambda: Store(None))
-    progress: Progress = silent
+    store: DiskCache = field(default_factory=lambda: DiskCache(None))
+    progress: Progress = ignore_progress
 
     @property
     def alone(self) -> bool:
@@ -176,7 +176,7 @@ class Runner:
         import torch
         from joblib import Parallel, delayed, parallel_config
 
-        with_their_code()
+        carry_user_code()
         near = self.backend == "loky"
         threads = max(1, torch.get_num_threads() // self.jobs) if near else 1
         with parallel_config(backend=self.backend, n_jobs=self.jobs if near or self.jobs > 1 else -1):
@@ -204,13 +204,13 @@ class Runner:
         if self.alone:
             return self
         try:
-            with_their_code().dumps(value)
+            carry_user_code().dumps(value)
             return self
         except Exception:  # a module with a lock, a session or a hook in it may raise anything
             return replace(self, jobs=1, backend="loky")
 
 
-def with_their_code() -> Any:
+def carry_user_code() -> Any:
     """What joblib sends work by, told that modules from a user's file go along with it."""
     try:
         from joblib.externals import cloudpickle
@@ -255,7 +255,7 @@ def _key(work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> dict[
     return {name: value for name, value in bound.items() if name != ignored}
 
 
-def _kept(store: Store, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> Any:
+def _kept(store: DiskCache, work: Callable[..., Any], call: tuple[Any, ...], ignored: str) -> Any:
     return store.get(work.__name__, _key(work, call, ignored), lambda: work(*call))
 
 

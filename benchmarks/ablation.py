@@ -28,7 +28,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from advconn import bundle
-from advconn.attacks.attack import Hits
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import log_odds
 from advconn.cascade.heads import default_head
@@ -169,7 +169,9 @@ def fewer(table: Table) -> None:
         table.add(what, lambda t, o=option: everything(thinned(t, **o)), cost)
 
 
-def bending(table: Table, cache: Path, connectivity: Connectivity, images: torch.Tensor, sets: dict[str, Hits]) -> None:
+def bending(
+    table: Table, cache: Path, connectivity: Connectivity, images: torch.Tensor, sets: dict[str, SuccessfulAttacks]
+) -> None:
     """Bypass on and off, on the first `BENT` clean images and the attacks shown alone: it is dear."""
     bend = Connectivity(
         connectivity.classifier, connectivity.references, families=(*EVERY, "complexity"), levels=1, steps=4

@@ -11,7 +11,7 @@ the detectors stand their companion alone (its log-odds of the predicted class, 
 classifier's own log-odds. `planted` and `found`: near how many images others were planted that are accepted and of
 another class, and at how many of them the attack comes upon one (Zimmermann et al. 2022); one that misses is too
 weak. A classifier that rejects what is flagged claims, by SR@5 at eps, a robust accuracy at eps / 2 (Tramer 2022):
-`claimed` tells it. Finished work is kept in the cache.
+`claimed_robustness` tells it. Finished work is kept in the cache.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, Score, evade
-from advconn.benchmark.adaptive import claimed
+from advconn.benchmark.adaptive import claimed_robustness
 from advconn.benchmark.attack_check import plant
-from advconn.benchmark.baselines.advconn import differentiable
+from advconn.benchmark.baselines.advconn import differentiable_score_of
 from advconn.detector.detector import Detector
-from advconn.metrics import share_interval
+from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 
@@ -62,7 +62,7 @@ def of_detector(name: str, detector: Detector) -> Subject:
         return np.bincount(detector.judge(images).stage, minlength=5)[1:].tolist()
 
     key = f"{name} {threshold!r} {detector.cascade_.exits}"
-    return Subject(name, key, differentiable(detector), threshold, detector.score_samples, stages)
+    return Subject(name, key, differentiable_score_of(detector), threshold, detector.score_samples, stages)
 
 
 def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject:
@@ -186,7 +186,7 @@ def main() -> None:
 
 def row(subject: Subject, size: int, way: str, scores: np.ndarray, left: list[int] | None, accuracy: float) -> dict:
     got = scores <= subject.threshold
-    low, high = share_interval(got)
+    low, high = clopper_pearson(got)
     return {
         "detector": subject.name,
         "eps": f"{size}/255",
@@ -197,7 +197,7 @@ def row(subject: Subject, size: int, way: str, scores: np.ndarray, left: list[in
         "low": low,
         "high": high,
         "left_at": left,
-        "claimed": claimed(float(got.mean()), accuracy),
+        "claimed": claimed_robustness(float(got.mean()), accuracy),
     }
 
 

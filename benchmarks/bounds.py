@@ -20,8 +20,8 @@ from detection import auroc
 from lessons import Lesson, arguments, lessons
 from teach import FPR, SHARES, TEACHERS, family, group, head, tables_of
 
-from advconn.cascade.cascade import scored
-from advconn.cascade.early_exit import exits_at, ordered
+from advconn.cascade.cascade import head_log_odds
+from advconn.cascade.early_exit import cascade_score, exits_at
 from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
 
@@ -84,14 +84,14 @@ def judged(lesson: Lesson, heads: list[Served]) -> dict[str, Any]:
     """AUROC and share caught of every attack."""
 
     def scores(tables: tuple[np.ndarray, ...]) -> np.ndarray:
-        return np.stack([scored(h, t) for h, t in zip(heads, tables[lesson.first :], strict=False)], 1)
+        return np.stack([head_log_odds(h, t) for h, t in zip(heads, tables[lesson.first :], strict=False)], 1)
 
     base = scores(tuple(table[lesson.learn.plain] for table in lesson.learn.features))
     limits = exits_at(base, SHARES[lesson.first : lesson.first + len(heads) - 1])
-    clean = ordered(scores(lesson.clean), limits)[0]
+    clean = cascade_score(scores(lesson.clean), limits)[0]
     threshold, out = np.quantile(clean, 1 - FPR), {}
     for spec, tables in lesson.attacked.items():
-        found = ordered(scores(tables), limits)[0]
+        found = cascade_score(scores(tables), limits)[0]
         share = round(float((found > threshold).mean()), 4)
         out[spec] = {"auroc": round(auroc(clean, found), 4), "caught": share, "n": len(found)}
     return out

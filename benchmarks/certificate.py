@@ -24,7 +24,7 @@ from scipy.stats import beta, norm
 from torch import Tensor
 
 from advconn.bundle import shipped
-from advconn.metrics import share_interval
+from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier
 
 ALPHA, CLASSES = 0.001, 10
@@ -97,7 +97,7 @@ def main() -> None:
     for rule, share in (("majority", None), ("plausible", least)):
         for radius in RADII:
             accepted, safe = certified(tallies, said, args.votes, args.sigma, radius, share)
-            low, high = share_interval(safe)
+            low, high = clopper_pearson(safe)
             results.append(
                 {
                     "rule": rule,

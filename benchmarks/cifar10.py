@@ -23,11 +23,11 @@ from torch import Tensor
 from train_cifar10 import MEAN, STD, split
 
 from advconn import models
-from advconn.attacks.attack import Attack, Hits
-from advconn.cascade.augmentation import Maker
+from advconn.attacks.attack import Attack, SuccessfulAttacks
+from advconn.cascade.augmentation import AttackAugmenter
 from advconn.cascade.cascade import NEAR
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, joined, table
+from advconn.features.families import Trace, concat_traces, feature_table
 from advconn.features.noise import grain
 from advconn.models.classifier import Classifier
 
@@ -92,13 +92,13 @@ def taught(spec: str) -> int:
     return TAUGHT.get(spec, 400)
 
 
-def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> Hits:
+def attacked(cache: Path, model: Classifier, name: str, part: Part, spec: str, limit: int) -> SuccessfulAttacks:
     """Successful copies of at most `limit` images of a part, as a detector makes them."""
     key = f"attacked {model.fingerprint} {name} {spec} {limit}"
 
-    def make() -> Hits:
+    def make() -> SuccessfulAttacks:
         started = time.time()
-        maker = Maker((Connectivity(model),), per_attack=limit)
+        maker = AttackAugmenter((Connectivity(model),), per_attack=limit)
         seed = int(hashlib.sha256(spec.encode()).hexdigest()[:6], 16)
         hits = maker.attacked(part.images, part.labels, Attack.parse(spec), seed=seed)
         print(f"{name:10} {spec:32} {len(hits.rows):5} of {hits.tried} in {time.time() - started:.0f} s", flush=True)
@@ -118,7 +118,7 @@ def walked(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -
 
     def make() -> Trace:
         started = time.time()
-        out = joined(list(connectivity.traces(images)))
+        out = concat_traces(list(connectivity.traces(images)))
         if out.detour is not None:  # without the detours' paths, which are large
             out = dataclasses.replace(out, detour=dataclasses.replace(out.detour, path=None))
         print(f"walked from {len(images):5} {name:42} in {time.time() - started:.0f} s", flush=True)
@@ -154,7 +154,7 @@ def beside(cache: Path, connectivity: Connectivity, name: str, images: Tensor) -
 
 def tables(trace: Trace, connectivities: tuple[Connectivity, ...]) -> tuple[np.ndarray, ...]:
     """Features (n, d) of a whole trace, as each stage sees them."""
-    return tuple(table(cut(trace, connectivity))[0].double().numpy() for connectivity in connectivities)
+    return tuple(feature_table(cut(trace, connectivity))[0].double().numpy() for connectivity in connectivities)
 
 
 def cut(trace: Trace, connectivity: Connectivity) -> Trace:
@@ -172,7 +172,7 @@ def cut(trace: Trace, connectivity: Connectivity) -> Trace:
 
 def everything(trace: Trace) -> np.ndarray:
     """All features of a trace."""
-    return table(trace)[0].double().numpy()
+    return feature_table(trace)[0].double().numpy()
 
 
 def stacked(tables: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

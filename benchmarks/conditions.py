@@ -22,7 +22,7 @@ from fit_cifar10 import rows
 from torch import Tensor
 
 from advconn import bundle
-from advconn.cascade.cascade import scored
+from advconn.cascade.cascade import head_log_odds
 from advconn.cascade.heads import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
 from advconn.detector.detector import Detector
@@ -103,23 +103,23 @@ def fits(
         keep = [i for i, name in enumerate(names) if levels or not name.startswith("grain.")]
         used = np.ones(len(fit.kinds), bool) if benign else ~fit.benign
         head = default_head().fit(fit.features[k][used][:, keep], fit.kinds[used])
-        threshold = float(np.quantile(scored(head, held[:, keep]), 0.95))
+        threshold = float(np.quantile(head_log_odds(head, held[:, keep]), 0.95))
         labels = groups["clean"].labels.numpy()
         clean = tables(whole(cache, connectivity, "clean", groups["clean"].images), detector.cascade_.connectivities)[k]
-        base = scored(head, clean[:, keep])
+        base = head_log_odds(head, clean[:, keep])
         row: dict[str, object] = {"what": what, "clean": float((base > threshold).mean())}
         for name, images in spoilt.items():
             said = (
                 connectivity.classifier.logits(connectivity.classifier.check(images)).argmax(1).numpy()
                 == labels[: len(images)]
             )
-            row[name] = float((scored(head, table(name, images)[:, keep])[said] > threshold).mean())
+            row[name] = float((head_log_odds(head, table(name, images)[:, keep])[said] > threshold).mean())
         for spec in (*ATTACKS, SQUARE):
             hits = attacked(
                 cache, connectivity.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600
             )
             features = tables(whole(cache, connectivity, spec, hits.images), detector.cascade_.connectivities)[k]
-            score = scored(head, features[:, keep])
+            score = head_log_odds(head, features[:, keep])
             row[spec] = [round(auroc(base, score), 4), round(float((score > threshold).mean()), 4)]
         print(row, flush=True)
         out.append(row)

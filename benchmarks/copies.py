@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.cascade import STAGES, connectivities_of, scored
+from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.features import transforms
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     model, fit = network("shipped", args.nets), parts(args.data)["fit"]
     connectivity = walk_of(args.cache, model)
-    connectivities = connectivities_of(connectivity, STAGES)[:3]
+    connectivities = stage_extractors(connectivity, STAGES)[:3]
     images = {"": fit.images[:CLEAN].float() / 255}
     base = {"": tables(whole(args.cache, connectivity, "fit", fit.images), connectivities)[2][:CLEAN]}
     fold = {"": np.arange(CLEAN) % 2}
@@ -133,9 +133,9 @@ def main() -> None:
             rows = [full[spec][fold[spec] == part] for spec in ("", *MIXTURE)]
             head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=120, tol=1e-3))
             head.fit(np.concatenate(rows), np.repeat(np.arange(len(rows)), list(map(len, rows))))
-            threshold = np.quantile(scored(head, full[""][fold[""] != part]), 0.95)
+            threshold = np.quantile(head_log_odds(head, full[""][fold[""] != part]), 0.95)
             for spec, table in full.items():
-                scores[spec][fold[spec] != part] = scored(head, table[fold[spec] != part]) - threshold
+                scores[spec][fold[spec] != part] = head_log_odds(head, table[fold[spec] != part]) - threshold
         return {
             spec: [round(auroc(scores[""], scores[spec]), 4), round(float((scores[spec] > 0).mean()), 4)]
             for spec in ASKED

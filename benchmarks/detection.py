@@ -25,14 +25,14 @@ from fit_cifar10 import FITTED_ON, rows
 from sklearn.metrics import roc_auc_score
 
 from advconn import bundle
-from advconn.attacks.attack import Attack, Hits
+from advconn.attacks.attack import Attack, SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.cascade import log_odds, scored
-from advconn.cascade.early_exit import ordered
+from advconn.cascade.cascade import head_log_odds, log_odds
+from advconn.cascade.early_exit import cascade_score
 from advconn.cascade.heads import default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
-from advconn.features.families import Trace, table
+from advconn.features.families import Trace, feature_table
 
 ATTACKS = (
     "pgd:eps=8/255,steps=10",
@@ -57,14 +57,14 @@ PAPER = ("own.barrier", "own.gap", "own.place", "own.loss", "own.connected", "co
 
 
 def only(prefixes: tuple[str, ...], trace: Trace) -> np.ndarray:
-    columns, names = table(trace)
+    columns, names = feature_table(trace)
     return columns[:, [i for i, name in enumerate(names) if name.startswith(prefixes)]].double().numpy()
 
 
 def logits_only(trace: Trace) -> np.ndarray:
     """What can be read off the query's own logits: margin, energy, entropy, gap, the sorted logits."""
     top = trace.query.sort(dim=1, descending=True).values
-    return torch.cat([table(Trace(trace.query))[0], top], 1).double().numpy()
+    return torch.cat([feature_table(Trace(trace.query))[0], top], 1).double().numpy()
 
 
 def interval(clean: np.ndarray, hits: np.ndarray, draws: int = 500) -> tuple[float, float]:
@@ -118,7 +118,7 @@ class Images:
         images = self.groups[name].images if name in self.groups else self.hits(name).images
         return whole(self.cache, self.detector.connectivity, name, images)
 
-    def hits(self, spec: str) -> Hits:
+    def hits(self, spec: str) -> SuccessfulAttacks:
         count = tried("shipped", spec, 100)
         return hits_of(self.cache, self.nets, "shipped", "attack", self.groups["attack"], spec, count)
 
@@ -131,12 +131,12 @@ class Images:
 def staged(images: Images, detector: Detector, threshold: float, left: str | None, specs: Iterable[str]) -> list[dict]:
     """Rows of the cascade and, beside it, of its last stage alone, at the same share of clean images flagged."""
     clean = images.scores(detector, "clean")
-    base, _ = ordered(clean, detector.cascade_.exits)
+    base, _ = cascade_score(clean, detector.cascade_.exits)
     last_threshold = float(np.quantile(clean[:, -1], 1 - (base > threshold).mean()))
     out = []
     for spec in specs:
         scores = images.scores(detector, spec)
-        score, reached = ordered(scores, detector.cascade_.exits)
+        score, reached = cascade_score(scores, detector.cascade_.exits)
         tried = images.hits(spec).tried
         extra = {"left_out": left, "early": round(float((reached < scores.shape[1]).mean()), 4)}
         out.append(row("advconn", spec, base, score, threshold, tried) | extra)
@@ -158,8 +158,8 @@ def doubt(images: Images, detector: Detector) -> list[dict[str, object]]:
 
         def reached(name: str, head=head, keep=keep) -> tuple[np.ndarray, np.ndarray]:
             table = tables(images.trace(name), detector.cascade_.connectivities)[-1]
-            _, stage = ordered(images.scores(detector, name), detector.cascade_.exits)
-            return scored(head, table[:, keep]), stage == len(detector.cascade_.connectivities)
+            _, stage = cascade_score(images.scores(detector, name), detector.cascade_.exits)
+            return head_log_odds(head, table[:, keep]), stage == len(detector.cascade_.connectivities)
 
         base, last = reached("clean")
         for spec in ATTACKS:
@@ -206,14 +206,14 @@ def main() -> None:
             results.append(row(name, spec, base, score, threshold, images.hits(spec).tried) | {"left_out": None})
     for left in () if args.brief else dict.fromkeys(map(family, FITTED_ON)):
         out = [spec for spec in FITTED_ON if family(spec) == left]
-        other = Detector(detector.connectivity).teach(rows(args.cache, args.nets, detector, groups["fit"], out))
+        other = Detector(detector.connectivity).fit_cascade(rows(args.cache, args.nets, detector, groups["fit"], out))
         other.set_calibration({"clean": images.scores(other, "calibrate")})
         specs = [spec for spec in TEST if family(spec) == left]
         results += staged(images, other, other.calibration_.threshold, left, specs)
     for result in results:
         print(result, flush=True)
     clean = images.scores(detector, "clean")
-    base, stage = ordered(clean, detector.cascade_.exits)
+    base, stage = cascade_score(clean, detector.cascade_.exits)
     predicted = images.trace("clean").query.argmax(1)
     right = (predicted == groups["clean"].labels).numpy()
     flagged = base > detector.calibration_.threshold

@@ -17,9 +17,9 @@ import torch
 from cifar10 import SEED, Part, attacked, classifier, kept, parts, whole
 
 from advconn import bundle, models
-from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import still_wrong
+from advconn.cascade.augmentation import still_misclassified
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
@@ -66,22 +66,22 @@ def network(name: str, nets: Path) -> Classifier:
     return models.load(spec, nets / f"{name}.safetensors", size=(32, 32))
 
 
-def hits_of(cache: Path, nets: Path, name: str, where: str, part: Part, spec: str, limit: int) -> Hits:
+def hits_of(cache: Path, nets: Path, name: str, where: str, part: Part, spec: str, limit: int) -> SuccessfulAttacks:
     """Successful copies of at most `limit` images of a part; `SPEC from NAME` is made on another network."""
     model = network(name, nets)
     spec, _, other = spec.partition(" from ")
     if not other:
         return attacked(cache, model, where, part, spec, limit)
 
-    def make() -> Hits:
+    def make() -> SuccessfulAttacks:
         source = network(other, nets)
         order = torch.randperm(len(part.images), generator=torch.Generator().manual_seed(SEED + 1))[:limit]
         attack = Attack.parse(spec)
         made = [
-            (successful(model, attack, part.images[rows], part.labels[rows], seed=SEED, source=source), rows)
+            (attack_correct_images(model, attack, part.images[rows], part.labels[rows], seed=SEED, source=source), rows)
             for rows in order.split(64)
         ]
-        return joined(made, part.images)
+        return concat_hits(made, part.images)
 
     return kept(cache, f"{spec} of {network(other, nets).fingerprint} on {model.fingerprint} {where} {limit}", make)
 
@@ -125,7 +125,7 @@ def main() -> None:
             continue
         whole(args.cache, connectivity, spec, hits.images)
         if fitted:
-            changed, _ = still_wrong(model, hits.images, part.labels[hits.rows], BENIGN, SEED)
+            changed, _ = still_misclassified(model, hits.images, part.labels[hits.rows], BENIGN, SEED)
             if len(changed):
                 whole(args.cache, connectivity, f"{spec}, changed", changed)
         print(f"{args.network} {spec} {time.time() - started:.0f} s", flush=True)

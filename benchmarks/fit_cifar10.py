@@ -30,11 +30,11 @@ from torch import Tensor
 from advconn import bundle
 from advconn.attacks.catalog import MIXTURE
 from advconn.bundle import shipped
-from advconn.cascade.augmentation import still_wrong
-from advconn.cascade.cascade import connectivities_of
-from advconn.cascade.differentiable import evasive
-from advconn.cascade.training import Taught
-from advconn.cascade.training import taught as taught_rows
+from advconn.cascade.augmentation import still_misclassified
+from advconn.cascade.cascade import stage_extractors
+from advconn.cascade.differentiable import adaptive_training_images
+from advconn.cascade.training import TrainingSet
+from advconn.cascade.training import training_set_of as taught_rows
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.data.inputs import image_hashes
 from advconn.detector.detector import Detector
@@ -51,9 +51,9 @@ EVADING = (range(0, 384, CHUNK), range(384, 896, CHUNK))  # images of the fittin
 FITTED_ON = (*MIXTURE, *TRANSFERRED)
 
 
-def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> Taught:
+def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> TrainingSet:
     """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
-    connectivities, model = connectivities_of(detector.connectivity, detector.stages), detector.connectivity.classifier
+    connectivities, model = stage_extractors(detector.connectivity, detector.stages), detector.connectivity.classifier
 
     def features(name: str, images: Tensor) -> tuple[np.ndarray, ...]:
         return tables(whole(cache, detector.connectivity, name, images), connectivities)
@@ -63,37 +63,39 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
     for spec in [spec for spec in FITTED_ON if spec not in without]:
         hits = hits_of(cache, nets, "shipped", "fit", fit, spec, TRANSFERRED.get(spec) or taught(spec))
         attacks[spec] = (hits.tried, len(hits.rows))
-        changed, kept_rows = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+        changed, kept_rows = still_misclassified(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
         parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
         groups += [hits.rows.numpy(), hits.rows[kept_rows].numpy()]
     learned = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
     spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
-    return learned.and_benign(
+    return learned.with_corrupted(
         stacked(spoilt), np.concatenate([np.arange(n)[i :: len(BENIGN)] for i in range(len(BENIGN))])
     )
 
 
-def hardened(cache: Path, detector: Detector, fit: Part, learned: Taught) -> None:
+def hardened(cache: Path, detector: Detector, fit: Part, learned: TrainingSet) -> None:
     """Teach heads on these rows, on images that evade the shipped detector and on some that evade those heads."""
     cascade = bundle.load(bundle.default()).cascade_
     companion = detector.connectivity.companion
-    connectivities = connectivities_of(detector.connectivity, detector.stages)
+    connectivities = stage_extractors(detector.connectivity, detector.stages)
     assert companion is not None
     for turn, span in enumerate(EVADING):
         for i in span:
             part = fit.rows(slice(i, i + CHUNK))
             for size in SIZES:
                 key = f"evasive {companion.fingerprint if turn else 'shipped'} turn {turn} {i} {size}"
-                hits = kept(cache, key, partial(evasive, cascade, part.images, part.labels, size / 255, seed=1))
+                hits = kept(
+                    cache, key, partial(adaptive_training_images, cascade, part.images, part.labels, size / 255, seed=1)
+                )
                 made = tables(whole(cache, detector.connectivity, "evasive", hits.images), connectivities)
-                learned = learned.and_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
+                learned = learned.with_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
         print({k: v for k, v in learned.attacks.items() if "evasive" in k}, flush=True)
         if turn < len(EVADING) - 1:
             rows_of = f"{len(learned.kinds)} rows, {float(learned.features[0].sum())!r}"
             key = f"taught {companion.fingerprint} {rows_of}"
-            cascade = kept(cache, key, lambda rows=learned: detector.teach(rows).cascade_)
-    detector.teach(learned)
+            cascade = kept(cache, key, lambda rows=learned: detector.fit_cascade(rows).cascade_)
+    detector.fit_cascade(learned)
     detector.evasive = len(EVADING[0]) * CHUNK
 
 
@@ -122,7 +124,7 @@ def main() -> None:
     detector = Detector(Connectivity(model, references, companion=beside))
     learned = rows(args.cache, args.nets, detector, groups["fit"])
     if beside is None:
-        detector.teach(learned)
+        detector.fit_cascade(learned)
     else:
         hardened(args.cache, detector, groups["fit"], learned)
     detector.calibrate_on(groups["calibrate"].images, told)

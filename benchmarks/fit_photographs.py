@@ -84,9 +84,9 @@ def main() -> None:
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
     detector = Detector(Connectivity(model), stages=STAGES)
     if args.heads == "own":
-        detector.teach(rows)
+        detector.fit_cascade(rows)
     else:
-        detector.take(pretrained.load(), rows.only(rows.plain))
+        detector.use_pretrained_heads(pretrained.load(), rows.only(rows.plain))
     detector.calibrate_on(learn.images[order[USED:]], lambda stage, done, total: print(stage, done, total, flush=True))
     detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(learn.images))
     figures = figures_of(detector, test, args.cache, list(tested), args.test)

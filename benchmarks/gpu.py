@@ -23,7 +23,7 @@ from cifar10 import machine, read
 import advconn
 from advconn import bundle
 from advconn.detector.detector import Detector
-from advconn.inference import in_float32
+from advconn.inference import tf32_disabled
 from advconn.models.classifier import Classifier
 
 WARM = 2048  # images judged before anything is timed
@@ -84,7 +84,7 @@ def moved(images: torch.Tensor, folder: Path) -> list[float]:
     """By how much TF32 moves the log-odds of each stage at most, every stage walked for every image."""
     cascade = bundle.load(folder, device="cuda").cascade_
     tf32 = cascade.walk(images[:512], full=True).scores
-    with in_float32():
+    with tf32_disabled():
         exact = cascade.walk(images[:512], full=True).scores
     return np.abs(tf32 - exact).max(0).tolist()
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from train_cifar10 import MEAN, STD, network
 
 from advconn import bundle
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
-from advconn.paths.band import relax
+from advconn.paths.band import relax_band
 from advconn.paths.connection import Connection, connect
 from advconn.paths.path import straight
 from advconn.paths.space import Space
@@ -77,9 +77,9 @@ def batched(space: Space, a: Tensor, b: Tensor, labels: Tensor, pivots: int = 9,
     """
     seconds, forwards = [], []
     for scans in ({"check": steps, "samples": 1}, {"check": 5}):
-        with counting() as cost:
+        with count_passes() as cost:
             started = time.perf_counter()
-            band = relax(space.landscape(labels), straight(a, b), pivots=pivots, steps=steps, **scans)
+            band = relax_band(space.landscape(labels), straight(a, b), pivots=pivots, steps=steps, **scans)
             seconds.append(time.perf_counter() - started)
         forwards.append(cost.forwards)
     ours, count = seconds[0], int(band.gradients.sum())

@@ -25,10 +25,10 @@ from detection import auroc, only
 from torch import Tensor
 
 from advconn import bundle
-from advconn.attacks.adaptive import Evaded, Score, evade
+from advconn.attacks.adaptive import AdaptiveResult, Score, evade
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark.baselines.advconn import differentiable
-from advconn.cascade.cascade import scored
+from advconn.benchmark.baselines.advconn import differentiable_score_of
+from advconn.cascade.cascade import head_log_odds
 from advconn.detector.detector import Detector
 from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
@@ -106,14 +106,14 @@ def variant(
     clean, mixture, ordinary = traces
     rows = [only(prefixes, t) for t in (clean["fit"], *mixture.values())] + (extra or [])
     detector = Detector(extractor, stages=None).fit_features(*stacked(rows), only(prefixes, clean["calibrate"]))
-    ordinarily = {spec: scored(detector.head_, only(prefixes, t)) for spec, t in ordinary.items()}
-    scores = [differentiable(surrogate) for surrogate in surrogates or [detector]]
+    ordinarily = {spec: head_log_odds(detector.head_, only(prefixes, t)) for spec, t in ordinary.items()}
+    scores = [differentiable_score_of(surrogate) for surrogate in surrogates or [detector]]
 
     def follow(images: Tensor) -> Tensor:
         return torch.stack([score(images) for score in scores]).mean(0)
 
     return Variant(
-        name, detector, follow, scored(detector.head_, only(prefixes, clean["clean"])), ordinarily, len(rows[0])
+        name, detector, follow, head_log_odds(detector.head_, only(prefixes, clean["clean"])), ordinarily, len(rows[0])
     )
 
 
@@ -125,7 +125,7 @@ def attack(tested: Variant, images: Tensor, labels: Tensor, ways: list[str], ste
     for eps in EPS:
         lowest = np.full(len(images), np.inf)
         for way in ways:
-            evaded: Evaded = evade(
+            evaded: AdaptiveResult = evade(
                 model,
                 tested.follow,
                 images,

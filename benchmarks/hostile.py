@@ -219,9 +219,9 @@ def journal_faults(rng: Rng, folder: Path) -> Iterator[str]:
         line = ["score", "--detector", "digits", "--full", "--out", str(out), str(images)]
         from advconn.cli import score_run
 
-        write, score_run.Run.write = score_run.Run.write, _stop  # type: ignore[assignment]
+        write, score_run.ScoreRun.write = score_run.ScoreRun.write, _stop  # type: ignore[assignment]
         CliRunner().invoke(main, line)
-        score_run.Run.write = write  # type: ignore[method-assign]
+        score_run.ScoreRun.write = write  # type: ignore[method-assign]
         (folder / "kept").write_bytes(Path(f"{out}{SUFFIX}").read_bytes())
     lines = (folder / "kept").read_bytes().splitlines(keepends=True)
     for _ in range(rng.choice((1, 1, 2))):

@@ -20,7 +20,7 @@ from detection import auroc
 from lessons import arguments
 from strangers import ATTACKED, CLEAN, MNIST, network, others_than
 
-from advconn.attacks.attack import Attack, successful
+from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.detector.fitting import fit
 from advconn.errors import FitError
 
@@ -42,7 +42,9 @@ def main() -> None:
         whole = whole.rows(torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(SEED + 7)))
         attacked, clean = whole.rows(slice(0, ATTACKED)), whole.rows(slice(ATTACKED, ATTACKED + CLEAN))
         rest = whole.rows(slice(ATTACKED + CLEAN, None))
-        hits = {s: successful(model, Attack.parse(s), attacked.images, attacked.labels, seed=SEED) for s in specs}
+        hits = {
+            s: attack_correct_images(model, Attack.parse(s), attacked.images, attacked.labels, seed=SEED) for s in specs
+        }
         rows = record["networks"][name] = {}
         for size, repeats in SIZES.items():
             runs: list[dict[str, float]] = []

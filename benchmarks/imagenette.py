@@ -20,7 +20,7 @@ import torch
 from cifar10 import machine
 from detection import auroc, interval
 
-from advconn.attacks.attack import Attack, round_to_bytes, succeeded
+from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
 from advconn.bundle.shipped import efficientnet_lite0
 from advconn.data.collection import Collection
 from advconn.data.conditions import CONDITIONS
@@ -99,13 +99,15 @@ def main() -> None:
     for spec in ATTACKS:
         out = Attack.parse(spec).run(model, targets, labels, batch_size=32)
         out[1::2] = round_to_bytes(out[1::2])  # half as files hold them, half as a pipeline does
-        hits = out[succeeded(model, out, labels)]
+        hits = out[is_misclassified(model, out, labels)]
         score = detector.score_samples(hits)
         low, high = interval(clean.score, score)
         hit_judgement = detector.judge(hits)
         row = {
             "attack": spec,
-            "restored": float((hit_judgement.consensus == labels[succeeded(model, out, labels)].cpu().numpy()).mean()),
+            "restored": float(
+                (hit_judgement.consensus == labels[is_misclassified(model, out, labels)].cpu().numpy()).mean()
+            ),
             "forwards": float((hit_judgement.forwards + 3 * hit_judgement.gradients).mean()),
             "auroc": auroc(clean.score, score),
             "auroc_low": low,

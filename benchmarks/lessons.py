@@ -31,11 +31,11 @@ from small import SMALL, TRAINED, images_of, trained
 from torch import Tensor, nn
 
 from advconn import bundle, models
-from advconn.attacks.attack import Attack, made_for, parse_all
+from advconn.attacks.attack import Attack, compatible_attacks, parse_all
 from advconn.bundle.shipped import efficientnet_lite0
-from advconn.cascade.augmentation import Maker, features_of
-from advconn.cascade.cascade import STAGES, connectivities_of
-from advconn.cascade.training import Taught, attacked_rows, spoilt
+from advconn.cascade.augmentation import AttackAugmenter, features_of
+from advconn.cascade.cascade import STAGES, stage_extractors
+from advconn.cascade.training import TrainingSet, build_training_set, corrupted_features
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all
@@ -43,7 +43,7 @@ from advconn.features.connectivity import Connectivity
 from advconn.features.references import choose
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
-from advconn.parallel import silent
+from advconn.parallel import ignore_progress
 
 PUBLIC = ("resnet20", "resnet44")
 LARGE = ("shipped", "robust", "plain", "half18", "vit6")
@@ -120,7 +120,7 @@ class Lesson:
     attacked: the same of each attack. first: stage that a quick fit begins with, from 0.
     """
 
-    learn: Taught
+    learn: TrainingSet
     clean: tuple[np.ndarray, ...]
     attacked: dict[str, tuple[np.ndarray, ...]]
     names: tuple[tuple[str, ...], ...]
@@ -182,7 +182,9 @@ def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
         images = _shared(part, 250 if few else 500, 400) if drawn else _shared(part, 700, 1000)
         attacks = (DRAWN, DRAWN_TEST) if drawn else (WIDE, COLOURED_TEST)
         model = trained(name, nets, data)
-        suited = [tuple(spec for spec in made_for(model, some) if not _fails(spec, model)) for some in attacks]
+        suited = [
+            tuple(spec for spec in compatible_attacks(model, some) if not _fails(spec, model)) for some in attacks
+        ]
         return Subject(model, images, *suited)
     if name in PUBLIC:
         test = read(data / "test.npz")
@@ -236,16 +238,18 @@ def _made(name: str, about: Subject, few: int, test: int) -> Lesson:
     many = model.num_classes > REFERENCES  # more classes than images to choose references among
     references = None if many else choose(model, model.check(first), learn.labels[:REFERENCES])
     cold = temperature_of(torch.cat([model.logits(model.check(x)).cpu() for x in learn.images.split(256)]))
-    connectivities = connectivities_of(Connectivity(model, references, temperature=cold), STAGES)
-    maker = Maker(connectivities, few, BENIGN, SEED)
+    connectivities = stage_extractors(Connectivity(model, references, temperature=cold), STAGES)
+    maker = AttackAugmenter(connectivities, few, BENIGN, SEED)
     right = (model.predict(clean.images) == clean.labels).float().mean()
     print(f"{name}: accuracy {float(right):.3f}, temperature {cold:.3g}", flush=True)
-    rows = attacked_rows(rest.images, rest.labels, parse_all(about.learned), maker)
-    rows = rows.and_benign(*spoilt(rest.images, np.arange(len(rest.images)), BENIGN, maker, SEED)).sound()
+    rows = build_training_set(rest.images, rest.labels, parse_all(about.learned), maker)
+    rows = rows.with_corrupted(
+        *corrupted_features(rest.images, np.arange(len(rest.images)), BENIGN, maker, SEED)
+    ).drop_non_finite()
     print(f"{name}: {len(rows.kinds)} rows to learn from, {time.time() - started:.0f} s", flush=True)
 
     def walked(x: Tensor) -> tuple[np.ndarray, ...]:
-        return features_of(connectivities, model.check(x), "", silent)
+        return features_of(connectivities, model.check(x), "", ignore_progress)
 
     by_attack = {}
     for spec in about.tested:

@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import SHARE, still_wrong
-from advconn.cascade.cascade import STAGES, connectivities_of, scored
+from advconn.cascade.augmentation import SHARE, still_misclassified
+from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.data.conditions import BENIGN, CONDITIONS
 
 APART = ("spatial", "colour")
@@ -48,7 +48,7 @@ class Folds:
     def __init__(self, cache: Path, data: Path, nets: Path) -> None:
         model, fit = network("shipped", nets), parts(data)["fit"]
         connectivity = walk_of(cache, model)
-        connectivities = connectivities_of(connectivity, STAGES)[:3]
+        connectivities = stage_extractors(connectivity, STAGES)[:3]
         self.clean = tables(whole(cache, connectivity, "fit", fit.images), connectivities)[2]
         self.fold = np.arange(len(self.clean)) % 2
         made = [
@@ -67,7 +67,7 @@ class Folds:
                 tables(whole(cache, connectivity, spec, hits.images), connectivities)[2],
                 hits.rows.numpy(),
             )
-            changed, index = still_wrong(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+            changed, index = still_misclassified(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
             table = tables(whole(cache, connectivity, f"{spec}, changed", changed), connectivities)[2]
             self.changed[spec] = (table, hits.rows[index].numpy())
         self._heads: dict[tuple[tuple[str, ...], int], Any] = {}
@@ -91,10 +91,10 @@ class Folds:
         for part in (0, 1):
             head = self.head(tuple(specs), part)
             table, rows = self.hits[about]
-            base = scored(head, self.clean[self.fold != part])
+            base = head_log_odds(head, self.clean[self.fold != part])
             threshold = np.quantile(base, 0.95)  # so that folds are alike
             clean.append(base - threshold)
-            hits.append(scored(head, table[self.fold[rows] != part]) - threshold)
+            hits.append(head_log_odds(head, table[self.fold[rows] != part]) - threshold)
         base, attacked = np.concatenate(clean), np.concatenate(hits)
         return auroc(base, attacked), float((attacked > 0).mean()), len(attacked)
 

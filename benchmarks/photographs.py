@@ -21,16 +21,16 @@ from cifar10 import SEED, kept
 from imagenette import CLASSES
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.bundle.shipped import efficientnet_lite0
-from advconn.cascade.augmentation import features_of, still_wrong
-from advconn.cascade.cascade import STAGES, connectivities_of
-from advconn.cascade.training import Taught
+from advconn.cascade.augmentation import features_of, still_misclassified
+from advconn.cascade.cascade import STAGES, stage_extractors
+from advconn.cascade.training import TrainingSet
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.models.classifier import Classifier
-from advconn.parallel import silent
+from advconn.parallel import ignore_progress
 
 LEARN = (
     "pgd:eps=8/255,steps=10",
@@ -103,27 +103,32 @@ def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photog
     )
 
 
-def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: Tensor, name: str) -> Hits:
+def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: Tensor, name: str) -> SuccessfulAttacks:
     """Successful copies of these rows that the classifier gets right; `SPEC from liteN` is made on another network."""
     spec, _, other = spec.partition(" from lite")
 
-    def make() -> Hits:
+    def make() -> SuccessfulAttacks:
         source = lite(int(other)) if other else model
         attack = Attack.parse(spec)
         made = [
-            (successful(model, attack, part.images[chosen], part.labels[chosen], seed=SEED, source=source), chosen)
+            (
+                attack_correct_images(
+                    model, attack, part.images[chosen], part.labels[chosen], seed=SEED, source=source
+                ),
+                chosen,
+            )
             for chosen in rows.split(16)
         ]
-        hits = joined(made, part.images)
-        return Hits(hits.images.half(), hits.rows, hits.tried)
+        hits = concat_hits(made, part.images)
+        return SuccessfulAttacks(hits.images.half(), hits.rows, hits.tried)
 
     return kept(cache, f"photographs {name} {spec} {other} {model.fingerprint} {rows.tolist()}", make)
 
 
-def learned_by(cache: Path) -> tuple[Taught, dict[str, tuple[np.ndarray, ...]]]:
+def learned_by(cache: Path) -> tuple[TrainingSet, dict[str, tuple[np.ndarray, ...]]]:
     """The rows that a detector of photographs learns from, and features of attacked test images, as main made them."""
     learned, attacks, _, attacked, _ = torch.load(cache / "photographs.pt", weights_only=False)
-    return Taught(*learned, attacks=attacks), attacked
+    return TrainingSet(*learned, attacks=attacks), attacked
 
 
 def main() -> None:
@@ -140,13 +145,13 @@ def main() -> None:
     for name, part in (("learn", learn), ("test", test)):
         right = (model.predict(part.images) == part.labels).float().mean()
         print(name, len(part.images), "accuracy", float(right), "validation", part.validation.sum(), flush=True)
-    connectivities = connectivities_of(Connectivity(model), STAGES)
+    connectivities = stage_extractors(Connectivity(model), STAGES)
     columns = len(connectivities[-1].get_feature_names_out())
     order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
 
     def walked(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
         key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())} {columns}"
-        out = kept(args.cache, key, lambda: features_of(connectivities, images.float(), "", silent))
+        out = kept(args.cache, key, lambda: features_of(connectivities, images.float(), "", ignore_progress))
         print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
         return out
 
@@ -161,7 +166,7 @@ def main() -> None:
         rows = order[args.clean :].roll(-i * args.few)[: args.few]
         hits = hits_of(args.cache, model, learn, spec, rows, "learn")
         attacks[spec] = (hits.tried, len(hits.rows))
-        changed, index = still_wrong(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
+        changed, index = still_misclassified(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
         for what, images, which in (
             (spec, hits.images, hits.rows),
             (f"{spec}, changed", changed, hits.rows[index]),
@@ -173,10 +178,10 @@ def main() -> None:
     benign = [
         walked(kind, model.check(CONDITIONS[kind](base[i :: len(BENIGN)], SEED))) for i, kind in enumerate(BENIGN)
     ]
-    learned = Taught(
+    learned = TrainingSet(
         _stacked(tables), np.concatenate(kinds), np.concatenate(groups), np.zeros(sum(map(len, kinds)), bool)
     )
-    learned = learned.and_benign(
+    learned = learned.with_corrupted(
         _stacked(benign), np.concatenate([np.arange(len(base))[i :: len(BENIGN)] for i in range(len(BENIGN))])
     )
     names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)

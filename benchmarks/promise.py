@@ -23,7 +23,7 @@ from cifar10 import SEED, machine
 from lessons import arguments
 from strangers import ATTACKED, FITTED, MNIST, network, others_than, pooled
 
-from advconn.attacks.attack import Attack, successful
+from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.data.conditions import CONDITIONS
 from advconn.detector.calibration import Calibration, Cell
 from advconn.detector.detector import Detector
@@ -84,7 +84,7 @@ def main() -> None:
             for kind in detector.calibration_.conditions:
                 judged[kind] = detector.judge(CONDITIONS[kind](clean.images[:JUDGED], SEED))
             for spec in specs:
-                hits = successful(
+                hits = attack_correct_images(
                     about.model, Attack.parse(spec), attacked.images[:ATTACKED], attacked.labels[:ATTACKED], seed=SEED
                 )
                 if len(hits.rows):

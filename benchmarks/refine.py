@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from teach import FPR, TEACHERS, Heads, group, judged, taught
 
 from advconn.cascade.heads import default_head
-from advconn.cascade.pretrained import moved
+from advconn.cascade.pretrained import refine_head
 from advconn.cascade.scaling import BoundedScaler
 
 EACH = (1, 2, 4, 8, 24)  # attacked images of each attack
@@ -37,7 +37,7 @@ def refined(lesson: Lesson, heads: Heads, each: int) -> tuple[list[Any], int]:
         if names not in heads.heads:
             break
         scale = BoundedScaler(heads.floors[names]).fit(table[learn.plain])
-        head = moved(heads.heads[names], *(scale.transform(table[r]) for r in (learn.plain, rows)))
+        head = refine_head(heads.heads[names], *(scale.transform(table[r]) for r in (learn.plain, rows)))
         out.append(make_pipeline(scale, head))
     return out, len(rows)
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from advconn import bundle
 from advconn.data.collection import Collection
-from advconn.scoring.batch import Steps
+from advconn.scoring.batch import BatchScorer
 
 PEAK = """
 import resource, sys
@@ -82,7 +82,9 @@ def decoding(place: Path, images: np.ndarray) -> dict[str, object]:
     for _ in range(2):  # the first time warms up
         for name in ("same.npy", "png"):
             begun = time.perf_counter()
-            count = sum(len(step) for step in Steps(detector, [Collection(place / name, 3, reading="both")]).run())
+            count = sum(
+                len(step) for step in BatchScorer(detector, [Collection(place / name, 3, reading="both")]).run()
+            )
             rates[name] = count / (time.perf_counter() - begun)
     return {
         "images": len(images),

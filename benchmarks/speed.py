@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from advconn import bundle
 from advconn.bundle import shipped
-from advconn.cascade.cascade import STAGES, connectivities_of, walked
+from advconn.cascade.cascade import STAGES, run_extractor, stage_extractors
 from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
@@ -96,11 +96,11 @@ def copies(
 ) -> dict[str, float]:
     """Stages of copies: seconds an image, and against as many bare forwards at the best batch size."""
     best = min(bare(module, images[:n] if n <= len(images) else images, False, *normalisation) for n in sizes)
-    connectivity = connectivities_of(Connectivity(classifier), STAGES)[-1]
+    connectivity = stage_extractors(Connectivity(classifier), STAGES)[-1]
     n = 1 + len(connectivity.copies) + len(connectivity.halves)
-    first = connectivities_of(Connectivity(classifier), STAGES)[0]
-    taken = seconds(lambda: walked(connectivity, images), 3) / len(images)
-    single = seconds(lambda: walked(first, images[:1]), 5)
+    first = stage_extractors(Connectivity(classifier), STAGES)[0]
+    taken = seconds(lambda: run_extractor(connectivity, images), 3) / len(images)
+    single = seconds(lambda: run_extractor(first, images[:1]), 5)
     return {
         "forwards": n,
         "milliseconds_bare_forward": 1000 * best,

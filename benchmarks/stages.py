@@ -25,10 +25,10 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import log_odds
-from advconn.cascade.early_exit import exits, ordered
+from advconn.cascade.early_exit import cascade_score, choose_exits
 from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, table
+from advconn.features.families import Trace, feature_table
 from advconn.features.references import synthesise
 
 FIRST, SECOND = 0.25, 0.10
@@ -47,7 +47,7 @@ def cut(trace: Trace, names: tuple[str, ...], halves: bool = False) -> np.ndarra
     some = dataclasses.replace(trace, names=names, copies=trace.copies[:, index], own=None, rival=None, rivals=None)
     if not halves:
         some = dataclasses.replace(some, halves=(), midway=None)
-    return table(some)[0].double().numpy()
+    return feature_table(some)[0].double().numpy()
 
 
 class Folds:
@@ -104,9 +104,9 @@ def compared(folds: Folds, what: str, stages: list[tuple[str, ...]], shares: tup
     whole = folds.scores(folds.clean.names, True, False)
     pairs = [*(folds.scores(names, False, False) for names in stages), whole]
     clean, attacked_scores = (np.stack([p[i] for p in pairs], 1) for i in (0, 1))
-    exit_scores, missed = exits(clean, attacked_scores, folds.kinds, shares, 0.05)
-    base, stage = ordered(clean, exit_scores)
-    score, _ = ordered(attacked_scores, exit_scores)
+    exit_scores, missed = choose_exits(clean, attacked_scores, folds.kinds, shares, 0.05)
+    base, stage = cascade_score(clean, exit_scores)
+    score, _ = cascade_score(attacked_scores, exit_scores)
     cost = np.array([*(1 + len(names) for names in stages), 1 + len(folds.clean.names) + len(folds.clean.halves)])
     threshold, kinds = np.quantile(base, 0.95), np.array(folds.kinds)
     full = np.quantile(whole[0], 0.95)

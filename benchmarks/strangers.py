@@ -24,8 +24,8 @@ from lessons import COLOURED_TEST, Subject, arguments, lessons, subject
 from teach import INVERSE_PENALTY, TEACHERS, group, stages_of, taught
 from torch import Tensor, nn
 
-from advconn.attacks.attack import Attack, successful
-from advconn.cascade.pretrained import Pretrained
+from advconn.attacks.attack import Attack, attack_correct_images
+from advconn.cascade.pretrained import PretrainedHeads
 from advconn.detector.fitting import fit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
@@ -81,15 +81,15 @@ def relatives(name: str) -> set[str]:
     return {group(other) for other in (("smooth", "mixed") if name == "ensemble" else (RELATIVES.get(name, name),))}
 
 
-def others_than(name: str, options: tuple[Path, ...]) -> Pretrained:
+def others_than(name: str, options: tuple[Path, ...]) -> PretrainedHeads:
     """Heads that were taught without this network and its relatives."""
     names = [other for other in TEACHERS if group(other) not in relatives(name)]
 
-    def teach() -> Pretrained:
+    def teach() -> PretrainedHeads:
         every = lessons(TEACHERS, *options)
         teachers = [every[other] for other in names]
         made = taught(teachers, stages_of(teachers))
-        return Pretrained(tuple(made.heads), tuple(made.heads.values()), tuple(made.floors.values()), tuple(names))
+        return PretrainedHeads(tuple(made.heads), tuple(made.heads.values()), tuple(made.floors.values()), tuple(names))
 
     return kept(options[0], f"heads of {names} {INVERSE_PENALTY}", teach)
 
@@ -142,7 +142,9 @@ def judged(name: str, options: tuple[Path, ...], seed: int = 0) -> dict[str, Any
     for spec in specs:
         if not model.differentiable and Attack.parse(spec).needs_gradient:
             continue
-        hits = successful(model, Attack.parse(spec), attacked.images[:ATTACKED], attacked.labels[:ATTACKED], seed=SEED)
+        hits = attack_correct_images(
+            model, Attack.parse(spec), attacked.images[:ATTACKED], attacked.labels[:ATTACKED], seed=SEED
+        )
         if not len(hits.rows):
             continue
         found = detector.judge(hits.images)

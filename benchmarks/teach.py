@@ -24,8 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
-from advconn.cascade.cascade import STAGES, scored
-from advconn.cascade.early_exit import exits_at, ordered
+from advconn.cascade.cascade import STAGES, head_log_odds
+from advconn.cascade.early_exit import cascade_score, exits_at
 from advconn.cascade.heads import default_head, largest_share
 from advconn.cascade.heads import save as save_head
 from advconn.cascade.pretrained import floors_of
@@ -116,17 +116,17 @@ def judged(lesson: Lesson, heads: Heads | Sequence[Any]) -> dict[str, Any]:
     made = made[first:]
 
     def scores(tables: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([scored(h, t) for h, t in zip(made, tables[first:], strict=False)], 1)
+        return np.stack([head_log_odds(h, t) for h, t in zip(made, tables[first:], strict=False)], 1)
 
     exit_scores = exits_at(scores(base), SHARES[first : first + len(made) - 1])
     clean = scores(lesson.clean)
     half = len(clean) // 2  # one half calibrates, the other counts
-    threshold = Calibration(ordered(clean[:half], exit_scores)[0], FPR, None).threshold
-    rest, reached = ordered(clean[half:], exit_scores)
+    threshold = Calibration(cascade_score(clean[:half], exit_scores)[0], FPR, None).threshold
+    rest, reached = cascade_score(clean[half:], exit_scores)
     out: dict[str, Any] = {"fpr": round(float((rest > threshold).mean()), 4), "n_clean": len(rest), "attacks": {}}
     out["reached"] = [round(float((reached > k).mean()), 3) for k in range(len(made))]
     for spec, tables in lesson.attacked.items():
-        score = ordered(scores(tables), exit_scores)[0]
+        score = cascade_score(scores(tables), exit_scores)[0]
         out["attacks"][spec] = {
             "family": family(spec),
             "auroc": round(auroc(rest, score), 4),

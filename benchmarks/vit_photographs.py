@@ -24,7 +24,7 @@ from detection import row
 from torch import Tensor, nn
 
 from advconn import bundle, fit
-from advconn.attacks.attack import Attack, round_to_bytes, succeeded
+from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
 from advconn.data.collection import Collection
 from advconn.data.preprocessing import Preprocessing
 from advconn.features.connectivity import Connectivity
@@ -155,7 +155,7 @@ def main() -> None:
         def make(spec: str = spec) -> Tensor:
             out = Attack.parse(spec).run(model, targets, truth, batch_size=8)
             out[1::2] = round_to_bytes(out[1::2])
-            return out[succeeded(model, out, truth)].half()
+            return out[is_misclassified(model, out, truth)].half()
 
         hits = kept(args.cache, f"dinov2 {spec} {model.fingerprint} {len(rows)}", make).float()
         score = kept(args.cache, f"{folder.name} {spec} {len(rows)}", lambda hits=hits: detector.score_samples(hits))

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from advconn.attacks.attack import Attack, parse_all, succeeded
+from advconn.attacks.attack import Attack, is_misclassified, parse_all
 from advconn.attacks.catalog import FAMILIES, KINDS, MIXTURE
-from advconn.attacks.surrogate import imitate
+from advconn.attacks.surrogate import train_surrogate
 from advconn.errors import AttackError
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
@@ -73,7 +73,7 @@ def test_every_attack_stays_in_its_bounds_and_mostly_succeeds(name, classifier, 
     if "eps" in attack.settings:
         size = change.flatten(1).norm(dim=1) if name == "pgd-l2" else change.abs().flatten(1).amax(1)
         assert float(size.max()) <= attack.settings["eps"] + 1e-5
-    assert float(succeeded(classifier, out, labels).float().mean()) > LOW.get(name, 0.4)
+    assert float(is_misclassified(classifier, out, labels).float().mean()) > LOW.get(name, 0.4)
 
 
 def test_an_attack_is_seeded_and_leaves_the_global_generator_alone(classifier, digits):
@@ -94,7 +94,7 @@ def test_the_stopped_attack_is_no_more_confident_than_it_needs_to_be(classifier,
     top = {}
     for name in ("pgd", "pgd-stop"):
         out = Attack.parse(f"{name}:eps=0.4,steps=20").run(classifier, images, labels)
-        hit = succeeded(classifier, out, labels)
+        hit = is_misclassified(classifier, out, labels)
         logits = classifier.logits(out[hit])
         top[name] = float(margin(logits, logits.argmax(1)).mean())
     assert top["pgd-stop"] > top["pgd"] + 0.5
@@ -140,7 +140,7 @@ def test_transfer_takes_another_network(classifier, digits, tmp_path):
     attack = Attack.parse(f"transfer:eps=0.2,surrogate={tmp_path}/other.py:factory")
     assert Attack.parse(str(attack)) == attack
     images, labels = classifier.check(digits[0][900:916]), digits[1][900:916]
-    with counting() as cost:
+    with count_passes() as cost:
         source = attack.source(classifier, images)
         assert cost.forwards == cost.gradients == 0
     assert source.num_classes == 10
@@ -176,8 +176,8 @@ def test_weights_need_a_surrogate():
 def test_an_imitation_answers_as_the_classifier_does(classifier, digits):
     """On images that it was not trained on, far more often than by chance; it asks for each image once."""
     images = classifier.check(digits[0][900:1300])
-    with counting() as cost:
-        made = imitate(classifier, images, steps=120)
+    with count_passes() as cost:
+        made = train_surrogate(classifier, images, steps=120)
         assert cost.forwards == len(images)
         assert cost.gradients == 0
     other = classifier.check(digits[0][1300:1500])

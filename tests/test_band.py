@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from advconn.errors import PathError
-from advconn.paths.band import relax
+from advconn.paths.band import relax_band
 from advconn.paths.path import Path, profile, straight
 
 MULLER_BROWN = landscapes.muller_brown, *landscapes.MULLER_BROWN_MINIMA[:2, None]
@@ -20,7 +20,7 @@ KNOWN = {
 
 
 def band(energy, start, end, **options):
-    return relax(energy, straight(start, end), **({"pivots": 21, "steps": 800, "rate": 0.3} | options))
+    return relax_band(energy, straight(start, end), **({"pivots": 21, "steps": 800, "rate": 0.3} | options))
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -48,7 +48,7 @@ def test_a_finer_string_comes_closer():
 def test_a_band_finds_the_barrier_next_to_it_and_not_the_lowest():
     """Himmelblau: from the straight line 178.337, from a line through the other two minima 104.015."""
     minima = landscapes.HIMMELBLAU_MINIMA
-    around = relax(
+    around = relax_band(
         landscapes.himmelblau, Path(minima[None, [2, 1, 0, 3]]), method="neb", climb=True, pivots=21, steps=800,
         rate=0.3,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_a_band_finds_the_barrier_next_to_it_and_not_the_lowest():
 def test_the_half_circle_is_found(method):
     """Unit circle, length pi; one-sided tangents turn by half a spacing h: at slope 1, stiffness 8, off by h / 16."""
     start = Path(torch.tensor([[[1.0, 0.0], [0.0, 0.5], [-1.0, 0.0]]], dtype=torch.float64))
-    found = relax(landscapes.half_circle, start, method=method, pivots=21, steps=800, rate=0.3)
+    found = relax_band(landscapes.half_circle, start, method=method, pivots=21, steps=800, rate=0.3)
     radius = found.path.knots.norm(dim=2)
     torch.testing.assert_close(radius, torch.ones_like(radius), atol=1.2 * torch.pi / 22 / 16, rtol=0)
     assert found.path.length().item() == pytest.approx(torch.pi, rel=1e-2)
@@ -133,7 +133,7 @@ def test_order_and_size_of_the_batch_do_not_matter(method):
     level = torch.full((6,), 1e-3, dtype=torch.float64)
 
     def go(rows):
-        return relax(
+        return relax_band(
             landscapes.ring,
             straight(start[rows], end[rows]),
             method=method,
@@ -150,15 +150,15 @@ def test_order_and_size_of_the_batch_do_not_matter(method):
 def test_reversal_gives_the_mirrored_band():
     """From the other end, the same pivots in the opposite order."""
     start, end = chords()
-    there = relax(landscapes.ring, straight(start, end), steps=100)
-    back = relax(landscapes.ring, straight(end, start), steps=100)
+    there = relax_band(landscapes.ring, straight(start, end), steps=100)
+    back = relax_band(landscapes.ring, straight(end, start), steps=100)
     torch.testing.assert_close(there.path.knots, back.path.knots.flip(1))
 
 
 def test_pairs_under_their_level_cost_nothing():
     """A segment without a barrier is left as it is: no gradient."""
     start, end = chords()
-    found = relax(landscapes.ring, straight(start, end), ceiling=torch.full((6,), 2.0, dtype=torch.float64))
+    found = relax_band(landscapes.ring, straight(start, end), ceiling=torch.full((6,), 2.0, dtype=torch.float64))
     assert found.gradients.tolist() == [0.0] * 6
     torch.testing.assert_close(found.length_ratio, torch.ones(6, dtype=torch.float64))
 
@@ -166,7 +166,7 @@ def test_pairs_under_their_level_cost_nothing():
 def test_gradients_are_counted():
     """Nine pivots for seven steps, where nothing rests."""
     start, end = chords()
-    assert relax(landscapes.ring, straight(start, end), pivots=9, steps=7).gradients.tolist() == [63.0] * 6
+    assert relax_band(landscapes.ring, straight(start, end), pivots=9, steps=7).gradients.tolist() == [63.0] * 6
 
 
 def test_a_path_that_grows_without_end_stops():
@@ -176,10 +176,10 @@ def test_a_path_that_grows_without_end_stops():
         return -points[..., 1] * (1 - points[..., 0] ** 2)
 
     end = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    found = relax(cliff, straight(-end, end), steps=2000, rate=1.0, check=1)
+    found = relax_band(cliff, straight(-end, end), steps=2000, rate=1.0, check=1)
     assert found.stopped.tolist() == [True]
     assert found.gradients.item() < 2000
-    free = relax(cliff, straight(-end, end), steps=300, rate=1.0, check=1, longest=1e9)
+    free = relax_band(cliff, straight(-end, end), steps=300, rate=1.0, check=1, longest=1e9)
     assert free.stopped.tolist() == [False]
 
 
@@ -187,7 +187,7 @@ def test_ends_and_flat_ground_stay():
     """On a flat landscape a band with targets does not move at all."""
     start, end = chords()
     target = torch.full((6,), 1.0, dtype=torch.float64)
-    found = relax(lambda p: 0 * p.sum(-1), straight(start, end), target=target)
+    found = relax_band(lambda p: 0 * p.sum(-1), straight(start, end), target=target)
     torch.testing.assert_close(found.path.start, start)
     torch.testing.assert_close(found.path.end, end)
     torch.testing.assert_close(found.length_ratio, torch.ones(6, dtype=torch.float64))
@@ -198,4 +198,4 @@ def test_what_makes_no_sense_is_refused(options):
     """In one line."""
     start, end = chords()
     with pytest.raises(PathError):
-        relax(landscapes.ring, straight(start, end), **options)
+        relax_band(landscapes.ring, straight(start, end), **options)

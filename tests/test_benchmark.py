@@ -19,24 +19,24 @@ from advconn.attacks.adaptive import WAYS, evade
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import measure
-from advconn.benchmark.adaptive import Effort, evade_images
+from advconn.benchmark.adaptive import AdaptiveBudget, evade_images
 from advconn.benchmark.attack_check import plant
-from advconn.benchmark.attacks import attackers
+from advconn.benchmark.attacks import to_attacks
 from advconn.benchmark.baselines import BASELINES
-from advconn.benchmark.baselines.advconn import Advconn, Given, differentiable
+from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted, differentiable_score_of
 from advconn.benchmark.baselines.logits import MaxSoftmax
 from advconn.benchmark.controls import controls
-from advconn.benchmark.measure import Frozen, Measured, Where, freeze
+from advconn.benchmark.measure import FeatureTables, FittedDetector, ImageSetKey, fit_and_threshold
 from advconn.benchmark.run import Settings, unseen
 from advconn.benchmark.run import run as benchmark
-from advconn.benchmark.splits import Bench, split
+from advconn.benchmark.splits import BenchmarkData, split
 from advconn.cli import main
 from advconn.data.datasets import DIGIT_MIXTURE, digits, unseen_digits
 from advconn.detector.detector import Detector
 from advconn.errors import AttackError, FitError
 from advconn.metrics import auroc
 from advconn.models.classifier import untrained
-from advconn.parallel import Runner, Store, cluster
+from advconn.parallel import DiskCache, Runner, cluster
 
 KEYS = {
     "detector", "attack", "family", "in_training", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success",
@@ -118,15 +118,15 @@ def test_a_baseline_finds_what_its_paper_says(name, shipped, images, attacked, c
 def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     """One in twenty of it is above; a detector as given keeps its own."""
     model = shipped.connectivity.classifier
-    bench = Bench(model, images.images[:500], images.labels[:500], runner=Runner())
-    hits = bench.attack("train", attackers(("pgd:eps=51/255",)), 100)
-    sets = {Where("train"): bench.part("train"), Where("calibrate"): bench.part("calibrate")}
-    sets |= {Where("train", name): found.images for name, found in hits.items()}
-    ours, given = Advconn(shipped, bench.part("train")), Given(shipped, bench.part("train"))
+    bench = BenchmarkData(model, images.images[:500], images.labels[:500], runner=Runner())
+    hits = bench.attack("train", to_attacks(("pgd:eps=51/255",)), 100)
+    sets = {ImageSetKey("train"): bench.part("train"), ImageSetKey("calibrate"): bench.part("calibrate")}
+    sets |= {ImageSetKey("train", name): found.images for name, found in hits.items()}
+    ours, given = AdvconnRefitted(shipped, bench.part("train")), AdvconnAsGiven(shipped, bench.part("train"))
     found = measure.measure([ours, given], sets, Runner())
-    frozen = freeze(ours, found["advconn"], hits, bench, 0.05)
+    frozen = fit_and_threshold(ours, found["advconn"], hits, bench, 0.05)
     assert 0.03 < frozen.flags(found["advconn"].clean("calibrate")).mean() <= 0.05
-    as_given = freeze(given, found["advconn (as given)"], hits, bench, 0.05)
+    as_given = fit_and_threshold(given, found["advconn (as given)"], hits, bench, 0.05)
     assert as_given.calibration.threshold == shipped.calibration_.threshold
     assert {where.part for where in found["advconn (as given)"].columns} == {"calibrate"}  # it has nothing to learn
 
@@ -141,7 +141,7 @@ def test_finished_work_is_not_done_again(tmp_path):
 
     calls = [(np.arange(3), "a", object()), (np.arange(4), "a", object())]
     for _ in range(2):
-        assert Runner(store=Store(tmp_path)).map("work", work, calls, "other") == [3, 6]
+        assert Runner(store=DiskCache(tmp_path)).map("work", work, calls, "other") == [3, 6]
     assert done == ["a", "a"]
 
 
@@ -149,7 +149,7 @@ def test_the_differentiable_score_is_the_detectors_own(shipped, images):
     """The attack that knows it follows the real thing."""
     clean = shipped.connectivity.classifier.check(images.images[:60])
     leaf = clean.clone().requires_grad_()
-    score = differentiable(shipped)(leaf)
+    score = differentiable_score_of(shipped)(leaf)
     (slope,) = torch.autograd.grad(score.sum(), leaf)
     assert float(slope.abs().amax((1, 2, 3)).min()) > 0
     seen, over = shipped.judge(clean), score.detach().numpy() > shipped.calibration_.threshold
@@ -166,7 +166,7 @@ def test_the_differentiable_score_of_one_stage_is_the_score_itself(images, shipp
     whole = Detector(walk, stages=None).fit_features(
         columns, np.repeat([0, 1], 150), walk.transform(images.images[150:300])
     )
-    found = differentiable(whole)(model.check(images.images[300:320])).detach().numpy()
+    found = differentiable_score_of(whole)(model.check(images.images[300:320])).detach().numpy()
     np.testing.assert_allclose(found, whole.score_samples(images.images[300:320]), rtol=1e-3, atol=1e-3)
 
 
@@ -233,7 +233,7 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
 
         if candidate.fits:
             candidate.__class__ = Watched
-        return freeze(candidate, measured, taught, bench, fpr)
+        return fit_and_threshold(candidate, measured, taught, bench, fpr)
 
     monkeypatch.setattr("advconn.benchmark.run.freeze", watched)
     report = benchmark(small, shipped, settings(baselines=("energy", "lid")), Runner())
@@ -259,9 +259,9 @@ def test_images_that_the_detector_was_fitted_on_are_left_out(shipped, small):
 
 def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small, tmp_path):
     """Of every detector with a gradient and at every eps; kept for a second run."""
-    effort = Effort(limit=6, eps=(0.1, 0.4), steps=6, restarts=1)
+    effort = AdaptiveBudget(limit=6, eps=(0.1, 0.4), steps=6, restarts=1)
     wanted = settings(baselines=("energy", "flip-shift", "knn"), effort=effort)
-    report = benchmark(small, shipped, wanted, Runner(store=Store(tmp_path)))
+    report = benchmark(small, shipped, wanted, Runner(store=DiskCache(tmp_path)))
     rows = report.evasions
     assert {r.detector for r in rows} == {"advconn (as given)", "energy", "flip-shift"}
     assert len(rows) == 3 * 2 * (len(WAYS) + 1)
@@ -273,7 +273,7 @@ def test_the_adaptive_rows_hold_what_the_detectors_say_themselves(shipped, small
         assert r.claimed == pytest.approx(max(0, report.settings["accuracy"] * (0.95 - r.sr5)))
     best = [r for r in rows if r.way == "best of all" and r.detector == "energy"]
     assert best[0].sr5 < best[1].sr5
-    again = benchmark(small, shipped, wanted, Runner(store=Store(tmp_path)))
+    again = benchmark(small, shipped, wanted, Runner(store=DiskCache(tmp_path)))
     assert again.evasions == rows
 
 
@@ -287,9 +287,9 @@ def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
     trees = Detector(walk, ExtraTreesClassifier(50, random_state=0), stages=None)
     trees.fit_features(columns, np.repeat([0, 1], 150), clean[150:])
     with pytest.raises(AttackError, match="all alike"):
-        differentiable(trees, lambda: hits[:20])
-    one = Frozen(Given(trees, small.images), trees.calibration_, Measured({}))
-    follow, at = differentiable(trees, lambda: columns), trees.calibration_.threshold
+        differentiable_score_of(trees, lambda: hits[:20])
+    one = FittedDetector(AdvconnAsGiven(trees, small.images), trees.calibration_, FeatureTables({}))
+    follow, at = differentiable_score_of(trees, lambda: columns), trees.calibration_.threshold
     right = (model.logits(model.check(small.images)).argmax(1).cpu() == small.labels).nonzero()[:12, 0]
     pixels, labels = small.images[right], small.labels[right]
     lowest = evade_images(pixels.numpy(), labels.numpy(), 0.2, "lagrangian", 10, 1, 0, "", (one, follow, at))

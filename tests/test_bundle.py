@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
 from advconn.bundle import card as cards
-from advconn.cascade.heads import default_head, unfitted
+from advconn.cascade.heads import clone_unfitted, default_head
 from advconn.detector.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.features.connectivity import Connectivity
@@ -49,7 +49,7 @@ def test_a_loaded_detector_says_what_the_saved_one_said(saved, detector, classif
     np.testing.assert_array_equal(again.fitted_.image_hashes, detector.fitted_.image_hashes)
     assert len(again.fitted_.image_hashes) > 0
     here, there = detector.judge(images), again.judge(images)
-    np.testing.assert_allclose(detector.families(here)["self"], again.families(there)["self"], atol=1e-4)
+    np.testing.assert_allclose(detector.family_effects(here)["self"], again.family_effects(there)["self"], atol=1e-4)
     assert detector.reasons(here) == again.reasons(there)
 
 
@@ -217,7 +217,7 @@ def test_a_head_of_another_version_is_copied_without_what_it_lacks():
     """Parameters that one version of scikit-learn writes and another asks for."""
     head = default_head(3).fit([[0.0, 1.0], [1.0, 0.0]], [0, 1])
     vars(head[-1]).pop("tol")
-    again = unfitted(head)
+    again = clone_unfitted(head)
     assert (again[-1].C, again[-1].random_state) == (0.1, 3)
     assert again[-1].tol > 0
     assert not hasattr(again[-1], "coef_")

@@ -6,7 +6,7 @@ import landscapes
 import pytest
 import torch
 
-from advconn.paths.bypass import bypass, sidestep
+from advconn.paths.bypass import bypass, bypass_segment
 from advconn.paths.path import profile, straight
 
 DELTA = 1e-3
@@ -62,7 +62,7 @@ def test_the_displacement_is_orthogonal_to_the_segment():
     seen = profile(straight(a, c), space, 33)
     top = torch.lerp(a, c, seen.place[:, None])
     target = torch.full((1,), -40.0, dtype=torch.float64)
-    moved = sidestep(space, a, c, top, target, torch.zeros(1, dtype=torch.long), 50)
+    moved = bypass_segment(space, a, c, top, target, torch.zeros(1, dtype=torch.long), 50)
     along = ((moved.points - top) * (c - a)).sum() / (c - a).norm()
     assert abs(float(along)) < 1e-9
     assert float(moved.displacement) > 0.05

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from advconn.detector.calibration import Calibration, needed
+from advconn.detector.calibration import Calibration, min_calibration_size
 from advconn.errors import FitError
-from advconn.metrics import upper_share
+from advconn.metrics import clopper_pearson_upper
 
 
 def test_p_values_and_threshold_on_nineteen_scores():
@@ -61,7 +61,7 @@ def test_with_confidence_the_realised_rate_holds_in_95_of_100_draws():
 
 def test_confidence_needs_59_images_for_5_percent():
     """1 - .95^59 = .951, and 1 - .95^58 = .949."""
-    assert needed(0.05, 0.95) == 59
+    assert min_calibration_size(0.05, 0.95) == 59
     with pytest.raises(FitError, match="95% confidence: at least 59"):
         Calibration(np.arange(58.0), 0.05, 0.95)
     assert Calibration(np.arange(59.0), 0.05, 0.95).threshold == 58.0
@@ -94,5 +94,5 @@ def test_classes_with_enough_images_have_a_threshold_of_their_own():
 
 def test_an_upper_bound_on_a_share():
     """No miss among 149 shows 2 % with 95 % confidence, among 148 not (.98^149 = .0493)."""
-    assert upper_share(0, 149) < 0.02 < upper_share(0, 148)
-    assert upper_share(5, 5) == 1.0
+    assert clopper_pearson_upper(0, 149) < 0.02 < clopper_pearson_upper(0, 148)
+    assert clopper_pearson_upper(5, 5) == 1.0

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from advconn.errors import DataError, ModelError
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.fingerprint import fingerprint
-from advconn.models.margin import margin, margin_at
-from advconn.paths.path import slope
+from advconn.models.margin import margin, margin_of_loss
+from advconn.paths.path import energy_and_gradient
 
 
 def small(**options) -> nn.Module:
@@ -39,7 +39,7 @@ def test_softplus_of_the_margin_is_the_cross_entropy():
 @pytest.mark.parametrize(("delta", "expected"), [(1e-3, -6.90726), (5e-4, -7.60065), (1e-2, -4.60017)])
 def test_level_is_the_inverse_of_softplus(delta, expected):
     """Values worked out by hand."""
-    assert float(margin_at(torch.tensor(delta, dtype=torch.float64))) == pytest.approx(expected, abs=1e-5)
+    assert float(margin_of_loss(torch.tensor(delta, dtype=torch.float64))) == pytest.approx(expected, abs=1e-5)
 
 
 def test_logits_are_the_modules_own():
@@ -66,9 +66,9 @@ def test_a_gradient_flows_to_the_images_and_nowhere_else():
 def test_costs_are_counted_by_image_and_block_and_thread():
     """Inner blocks count for outer ones; another thread's work does not."""
     classifier = Classifier(small(), size=(16, 16))
-    with counting() as outer:
+    with count_passes() as outer:
         classifier.logits(images(3))
-        with counting() as inner:
+        with count_passes() as inner:
             classifier.logits(images(2).requires_grad_())
         other = threading.Thread(target=classifier.logits, args=(images(5),))
         other.start()
@@ -82,7 +82,9 @@ def test_it_works_under_inference_mode():
     with torch.inference_mode():
         classifier = Classifier(small(), size=(16, 16))
         plain = classifier.logits(classifier.check(images()))
-        energy, steep = slope(classifier.landscape(torch.zeros(5, dtype=torch.long)), images(), torch.arange(5))
+        energy, steep = energy_and_gradient(
+            classifier.landscape(torch.zeros(5, dtype=torch.long)), images(), torch.arange(5)
+        )
     torch.testing.assert_close(margin(plain, torch.zeros(5, dtype=torch.long)), energy)
     assert float(steep.abs().max()) > 0
 
@@ -181,7 +183,7 @@ def test_a_classifier_travels_to_another_process():
 
 def test_batches_of_many_sizes_become_few():
     """Padded to a power of two with the last point, cut off again; never over the largest batch."""
-    from advconn.inference import few_sizes
+    from advconn.inference import padded_forward
 
     seen = []
 
@@ -191,5 +193,5 @@ def test_batches_of_many_sizes_become_few():
 
     points = torch.arange(22.0).view(11, 2)
     for m, size in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 12), (11, 12), (0, 0)):
-        torch.testing.assert_close(few_sizes(forward, points[:m], 12), points[:m].sum(1, keepdim=True))
+        torch.testing.assert_close(padded_forward(forward, points[:m], 12), points[:m].sum(1, keepdim=True))
         assert seen.pop() == size

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.cascade.differentiable import evasive, of_stages
+from advconn.cascade.differentiable import adaptive_training_images, differentiable_score
 from advconn.cli import main
 from advconn.detector.fitting import fit
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import table
+from advconn.features.families import feature_table
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
@@ -60,7 +60,7 @@ def hardened(classifier, companion, digits):
 def test_its_columns_are_its_log_odds(classifier, companion, digits):
     images = classifier.check(digits[0][1500:1510])
     walk = Connectivity(classifier, companion=companion, families=("companion",))
-    columns, names = table(walk.trace(images))
+    columns, names = feature_table(walk.trace(images))
     found = dict(zip(names, columns.T, strict=True))
     label = classifier.predict(images)
     for name, points in (("margin", images), ("mirror", images.flip(3))):
@@ -99,7 +99,7 @@ def test_what_evaded_is_taught(hardened, classifier, digits):
     """Images that evade the same detector without a companion are flagged by the hardened one."""
     plain = fit(classifier, digits[0][900:1400], digits[1][900:1400], attacks=MIXTURE, per_attack=100)
     images, labels = digits[0][1400:1700], digits[1][1400:1700]
-    evading = evasive(plain.cascade_, images, labels, 2 * SIZE)
+    evading = adaptive_training_images(plain.cascade_, images, labels, 2 * SIZE)
     assert evading.tried > 200
     missed = evading.images[torch.from_numpy(~plain.judge(evading.images).adversarial)]
     assert len(missed) > 10
@@ -131,7 +131,7 @@ def test_an_image_must_convince_the_companion_too(hardened, companion, classifie
     np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert (scores > heads).any()
     leaf = images.clone().requires_grad_()
-    of_stages(cascade, 1.0)(leaf).sum().backward()
+    differentiable_score(cascade, 1.0)(leaf).sum().backward()
     assert leaf.grad.abs().sum() > 0
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from advconn.bundle.shipped import default
 from advconn.cli import main
 from advconn.paths.connection import connect
-from advconn.paths.plots import detour, peaks, relative
+from advconn.paths.plots import bypass_point, peaks, relative_displacement
 from advconn.paths.space import Space
 
 
@@ -106,10 +106,10 @@ def test_the_pattern_is_orthogonal_to_the_line(classifier, digits):
     found = connect(Space(classifier), a, b, labels[rows[1:]], method="bypass", delta=1e-4)
     row = int(found.gradients.argmax())
     assert found.gradients[row] > 0
-    _, change = detour(found, row)
+    _, change = bypass_point(found, row)
     chord = b[row] - a[row]
     assert abs(float((change * chord).sum() / chord.norm())) < 1e-4
-    assert 0 < relative(found, row) < 1
+    assert 0 < relative_displacement(found, row) < 1
 
 
 def test_peaks_are_inner_maxima_above_the_level():

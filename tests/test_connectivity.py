@@ -8,7 +8,7 @@ from sklearn.base import clone
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References, choose
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.paths.space import Space
 
 EVERY = ("query", "self", "own", "rival", "latent", "complexity")
@@ -97,7 +97,7 @@ def test_the_forwards_spent_are_those_expected(classifier, references, clean):
     walk = Connectivity(
         classifier, references, copies=("flip", "mean3"), halves=("mean3",), per_class=5, rivals=3, samples=6
     )
-    with counting() as cost:
+    with count_passes() as cost:
         walk.transform(clean)
     assert cost.forwards == 20 * (1 + 2 + 1 + (5 + 3) * 4)
     assert cost.gradients == 0
@@ -106,7 +106,7 @@ def test_the_forwards_spent_are_those_expected(classifier, references, clean):
 def test_bypass_spends_gradients_only_where_a_barrier_stands(classifier, references, clean):
     """A pair without a barrier costs none."""
     walk = Connectivity(classifier, references, families=("complexity",))
-    with counting() as cost:
+    with count_passes() as cost:
         detour = walk.trace(clean).detour
     assert cost.gradients == int(detour.gradients.sum())
     assert float(detour.gradients[detour.barriers[:, 0] == 0].sum()) == 0

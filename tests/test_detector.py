@@ -10,8 +10,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from advconn.attacks.attack import Attack, succeeded
-from advconn.cascade.cascade import log_odds, scored
+from advconn.attacks.attack import Attack, is_misclassified
+from advconn.cascade.cascade import head_log_odds, log_odds
 from advconn.detector.detector import Detector
 from advconn.errors import FitError
 from advconn.features.connectivity import Connectivity
@@ -23,7 +23,7 @@ def attacked(classifier, digits):
     images, labels = classifier.check(digits[0][1400:1600]), digits[1][1400:1600]
     out = Attack.parse("pgd:eps=0.2").run(classifier, images, labels)
     right = classifier.logits(images).argmax(1) == labels
-    return out[succeeded(classifier, out, labels) & right]
+    return out[is_misclassified(classifier, out, labels) & right]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_the_explanation_adds_up_to_the_score_when_one_family_is_replaced(detect
     seen = detector.judge(attacked[:5], full=True)
     last = len(detector.cascade_.connectivities)
     assert (seen.stage == last).any()
-    families = detector.families(seen)
+    families = detector.family_effects(seen)
     assert set(families) == {"query", "self", "grain", "pixels", "own", "rival", "near", "complexity"}
     i = np.array([str(n).startswith("own.") for n in detector.names_])
     rows = seen.stage == last
     before, after = (
-        scored(detector.head_, f)[rows] for f in (seen.features, np.where(i, detector.typical_, seen.features))
+        head_log_odds(detector.head_, f)[rows] for f in (seen.features, np.where(i, detector.typical_, seen.features))
     )
     np.testing.assert_allclose(families["own"][rows], before - after)
 
@@ -181,20 +181,20 @@ def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
 
 def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, digits):
     """Every third, in turn noise and light; those that are put right again are left out."""
-    from advconn.cascade.augmentation import still_wrong
+    from advconn.cascade.augmentation import still_misclassified
     from advconn.data.conditions import CONDITIONS
 
     images, labels = classifier.check(digits[0][1400:1520]), digits[1][1400:1520]
     out = Attack.parse("pgd:eps=0.2").run(classifier, images, labels)
-    hit = succeeded(classifier, out, labels)
+    hit = is_misclassified(classifier, out, labels)
     out, truth = out[hit], labels[hit]
-    changed, rows = still_wrong(classifier, out, truth, ("noise8", "brighter"), 0)
+    changed, rows = still_misclassified(classifier, out, truth, ("noise8", "brighter"), 0)
     assert len(changed) == len(rows) > 10
     assert set((rows % 3).tolist()) == {0}
     assert (classifier.logits(classifier.check(changed)).argmax(1) != truth[rows]).all()
     first = CONDITIONS["noise8"]((out[0::6] * 255).round().to(torch.uint8), 0).float() / 255
     assert torch.equal(changed[0], first[int(rows[0]) // 6])
-    none, nothing = still_wrong(classifier, out[:0], truth[:0], ("noise8",), 0)
+    none, nothing = still_misclassified(classifier, out[:0], truth[:0], ("noise8",), 0)
     assert len(none) == len(nothing) == 0
 
 

@@ -12,10 +12,10 @@ import torch
 
 from advconn import bundle
 from advconn.attacks.attack import Attack
-from advconn.cascade.cascade import scored
-from advconn.detector.explanation import Typical, reason
+from advconn.cascade.cascade import head_log_odds
+from advconn.detector.explanation import CleanBaseline, reason_of
 from advconn.errors import DataError
-from advconn.scoring.html import Case, page, write
+from advconn.scoring.html import PageEntry, page, write
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def seen(detector, attacked):
 
 
 def typical(detector):
-    return Typical(detector.cascade_, detector.typical_)
+    return CleanBaseline(detector.cascade_, detector.typical_)
 
 
 def test_votes_and_consensus_are_what_the_copies_are_given(detector, classifier, attacked, seen):
@@ -69,14 +69,14 @@ def test_what_else_is_told_where_the_copies_agree(detector, seen):
     flags[i], votes[i] = True, np.full_like(votes[i], seen.predicted[i])
     kept = seen.consensus.copy()
     kept[i] = seen.predicted[i]
-    text = reason(typical(detector), replace(seen, adversarial=flags, votes=tuple(votes), consensus=kept), i)
+    text = reason_of(typical(detector), replace(seen, adversarial=flags, votes=tuple(votes), consensus=kept), i)
     assert text.startswith(f"{len(votes[i])} of {len(votes[i])} copies say {seen.predicted[i]} too; but ")
 
 
 def test_an_image_that_cannot_be_judged_has_its_error_as_reason(detector, seen):
     """No votes are made up for it."""
     errors = ("the classifier gives NaN for it", *seen.errors[1:])
-    assert reason(typical(detector), replace(seen, errors=errors), 0) == errors[0]
+    assert reason_of(typical(detector), replace(seen, errors=errors), 0) == errors[0]
 
 
 def test_what_weighs_is_the_same_for_one_image_and_for_many(detector, classifier, digits, attacked):
@@ -93,7 +93,7 @@ def test_what_weighs_is_the_same_for_one_image_and_for_many(detector, classifier
         k = judged.stage[i] - 1
         places = detector.cascade_.places[k]
         rows = np.stack([judged.features[i, places], detector.typical_[places]])
-        before, after = scored(detector.cascade_.heads[k], rows)
+        before, after = head_log_odds(detector.cascade_.heads[k], rows)
         assert float(whole["all"][i]) == pytest.approx(before - after)
 
 
@@ -123,13 +123,13 @@ def test_explain_gives_values_and_a_figure(detector, attacked, seen):
 
 def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked, seen, tmp_path):
     """A file name is text, also in the table that a spreadsheet opens."""
-    from advconn.scoring.records import rows
+    from advconn.scoring.records import to_records
 
     names = ["<script>alert(1)</script>.png", "=1+1.png", *(f"{i}.png" for i in range(2, 6))]
-    records = rows(detector, [*names, *(f"{i}.png" for i in range(6, 40))], seen, 1.0)[:6]
+    records = to_records(detector, [*names, *(f"{i}.png" for i in range(6, 40))], seen, 1.0)[:6]
     told = detector.explain(attacked[0])
-    cases = [Case(r, attacked[i].cpu(), told if i == 0 else None) for i, r in enumerate(records)]
-    cases.append(Case({"image": "broken.png", "error": "not readable"}))
+    cases = [PageEntry(r, attacked[i].cpu(), told if i == 0 else None) for i, r in enumerate(records)]
+    cases.append(PageEntry({"image": "broken.png", "error": "not readable"}))
     html = page(cases, "flagged: p at most .05")
     kinds = re.findall(r'data-kind="(\w+)"', html)
     assert kinds == sorted(kinds, key=lambda k: k != "flagged")
@@ -145,12 +145,12 @@ def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked,
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_filters_and_sorts_the_page(detector, attacked, seen, tmp_path):
     """A script added to the page picks, types and reads back what is shown."""
-    from advconn.scoring.records import rows
+    from advconn.scoring.records import to_records
 
-    records = rows(detector, [f"{i}.png" for i in range(40)], seen, 1.0)
+    records = to_records(detector, [f"{i}.png" for i in range(40)], seen, 1.0)
     flagged = sum(r["adversarial"] for r in records)
     assert 0 < flagged < 40
-    html = page([Case(r, attacked[i].cpu()) for i, r in enumerate(records)], "about")
+    html = page([PageEntry(r, attacked[i].cpu()) for i, r in enumerate(records)], "about")
     asking = """<script>
 const shown=()=>[...document.querySelectorAll("main article")].filter(a=>!a.hidden).map(a=>a.dataset.name);
 const out={all:shown().length};kind.value="flagged";kind.onchange();out.flagged=shown().length;

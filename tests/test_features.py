@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from advconn.features.families import Trace, own_features, rival_features, self_features, table
+from advconn.features.families import Trace, feature_table, own_features, rival_features, self_features
 from advconn.features.noise import GRAIN, LEVELS, STRUCTURE, _median5, grain
 
 QUERY = torch.tensor([[2.0, 0.0, -1.0]])
@@ -28,12 +28,12 @@ def test_a_copy_equal_to_the_query_adds_nothing():
 
 def test_the_query_alone_tells_its_margin():
     """By hand: logits 2, 0, -1. Families that were not walked for are left out, though there are logits."""
-    columns, names = table(Trace(QUERY))
+    columns, names = feature_table(Trace(QUERY))
     read = dict(zip(names, columns[0].tolist(), strict=True))
     assert read["query.margin"] == pytest.approx(math.log(1 + math.exp(-1)) - 2)
     assert read["query.gap"] == 2
     assert set(read) == {"query.margin", "query.energy", "query.entropy", "query.gap"}
-    copied = table(Trace(QUERY, names=("same",), copies=QUERY[:, None], families=("self",)))[1]
+    copied = feature_table(Trace(QUERY, names=("same",), copies=QUERY[:, None], families=("self",)))[1]
     assert {name.partition(".")[0] for name in copied} == {"self"}
 
 
@@ -96,10 +96,10 @@ def test_the_table_is_a_pure_function_of_each_row():
         t=torch.linspace(0, 1, 5),
         own=torch.randn(6, 3, 5, 4, generator=generator),
     )
-    whole, names = table(trace)
+    whole, names = feature_table(trace)
     assert whole.shape == (6, len(names))
     assert len(set(names)) == len(names)
-    part, _ = table(Trace(trace.query[2:4], trace.names, trace.copies[2:4], t=trace.t, own=trace.own[2:4]))
+    part, _ = feature_table(Trace(trace.query[2:4], trace.names, trace.copies[2:4], t=trace.t, own=trace.own[2:4]))
     torch.testing.assert_close(part, whole[2:4])
     assert bool(whole.isfinite().all())
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from advconn.metrics import auroc, interval, share, share_interval
+from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mean_share
 
 
 def test_auroc_counts_pairs_and_halves_ties():
@@ -16,7 +16,7 @@ def test_auroc_counts_pairs_and_halves_ties():
 def test_the_interval_holds_the_figure_and_narrows_with_more_images():
     """A bootstrap of well separated but overlapping scores."""
     rng = np.random.default_rng(0)
-    few, many = (interval(rng.normal(0, 1, n), rng.normal(1, 1, n)) for n in (30, 1000))
+    few, many = (auroc_bootstrap_interval(rng.normal(0, 1, n), rng.normal(1, 1, n)) for n in (30, 1000))
     truth = 0.7602  # P(N(1, 2) > 0)
     assert few[0] < truth < few[1]
     assert many[0] < truth < many[1]
@@ -25,8 +25,8 @@ def test_the_interval_holds_the_figure_and_narrows_with_more_images():
 
 def test_the_share_has_an_exact_interval():
     """Clopper-Pearson of nothing in 20: (0, 1 - .025^(1/20))."""
-    low, high = share_interval(np.zeros(20, dtype=bool))
+    low, high = clopper_pearson(np.zeros(20, dtype=bool))
     assert low == 0
     assert high == pytest.approx(1 - 0.025 ** (1 / 20))
-    assert share(np.array([True, False])) == 0.5
-    assert np.isnan(share(np.array([])))
+    assert mean_share(np.array([True, False])) == 0.5
+    assert np.isnan(mean_share(np.array([])))

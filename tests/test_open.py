@@ -14,8 +14,8 @@ from PIL import Image
 
 import advconn
 from advconn import bundle
-from advconn.benchmark.adaptive import claimed, credible
-from advconn.benchmark.attacks import attacker, attackers
+from advconn.benchmark.adaptive import claimed_robustness, is_credible
+from advconn.benchmark.attacks import to_attack, to_attacks
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.results import sentence
@@ -182,8 +182,8 @@ def test_attacks_of_other_libraries(spec, shipped):
         pytest.importorskip(spec.partition(":")[0])
     model, data = shipped.connectivity.classifier, unseen_digits()
     clean, labels = model.check(data.images[:20]), data.labels[:20]
-    ours = attacker("fgsm:eps=51/255").run(model, clean, labels)
-    assert float((attacker(spec).run(model, clean, labels) - ours).abs().mean()) < 0.01
+    ours = to_attack("fgsm:eps=51/255").run(model, clean, labels)
+    assert float((to_attack(spec).run(model, clean, labels) - ours).abs().mean()) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_images_that_were_attacked_elsewhere(folder):
     model = bundle.load(bundle.default("digits")).connectivity.classifier
     if made.exit_code:  # the command writes folders: make the array by hand
         clean = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
-        hits = attacker("pgd:eps=51/255").run(model, model.check(clean), torch.from_numpy(data["labels"]))
+        hits = to_attack("pgd:eps=51/255").run(model, model.check(clean), torch.from_numpy(data["labels"]))
         bytes_ = (hits * 255).round().byte().permute(0, 2, 3, 1).numpy()
         np.savez(folder / "pgd.npz", images=bytes_)
     out = run(folder, "--attacked", folder / "pgd.npz", "--out", folder / "ready")
@@ -326,7 +326,7 @@ def test_what_other_libraries_draw_is_seeded(shipped):
     pytest.importorskip("art")
     model, data = shipped.connectivity.classifier, unseen_digits()
     clean, labels = model.check(data.images[:4]), data.labels[:4]
-    made = attacker(
+    made = to_attack(
         "art:ProjectedGradientDescent(eps=0.2, eps_step=0.01, max_iter=1, num_random_init=1, verbose=False)"
     )
     first, again, other = (made.run(model, clean, labels, seed=seed) for seed in (0, 0, 1))
@@ -357,9 +357,9 @@ def test_objects_go_in_as_they_are(shipped):
     assert {r.detector for r in report.rows} >= {"mean", "energy"}
     assert next(r for r in report.rows if r.attack == "nothing").family == "given"
     with pytest.raises(AttackError, match="two attacks are called"):
-        attackers((Still(), type("Other", (Still,), {"size": 1})()))
+        to_attacks((Still(), type("Other", (Still,), {"size": 1})()))
     with pytest.raises(AttackError, match="no attack: it needs"):
-        attacker(object())
+        to_attack(object())
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -391,13 +391,13 @@ def test_a_key_holds_every_setting_of_a_walk(shipped):
 
 def test_what_a_figure_claims():
     """Of 100 right images 20 get by at 5 % false alarms: 75 are claimed to be robust; more than is known is marked."""
-    assert claimed(0.2, 1.0) == pytest.approx(0.75)
-    assert claimed(0.2, 0.9) == pytest.approx(0.675)
-    assert claimed(0.99, 1.0) == 0
-    assert credible(0.73, 8.0)
-    assert not credible(0.75, 8.0)
-    assert credible(0.9, 0.5)
-    assert not credible(0.95, 0.5)
+    assert claimed_robustness(0.2, 1.0) == pytest.approx(0.75)
+    assert claimed_robustness(0.2, 0.9) == pytest.approx(0.675)
+    assert claimed_robustness(0.99, 1.0) == 0
+    assert is_credible(0.73, 8.0)
+    assert not is_credible(0.75, 8.0)
+    assert is_credible(0.9, 0.5)
+    assert not is_credible(0.95, 0.5)
 
 
 def test_what_a_report_tells(shipped):
@@ -442,12 +442,12 @@ def test_what_contributing_names_is_there():
 
 def test_a_row_that_some_repeats_lack_says_so():
     """Its figures are of the others alone."""
-    from advconn.benchmark.report.tables import printed
+    from advconn.benchmark.report.tables import print_tables
 
     def run(*names):
         rows = [{"detector": name, "attack": "fgsm", "auroc": 0.9, "tpr": 0.5} for name in names]
         return [{"rows": rows, "settings": {"data_sha256": "a", "test_sha256": "b"}}]
 
-    table = printed("md", {"seed-0": run("mine", "paper-barrier"), "seed-1": run("mine")}, spread=True)
+    table = print_tables("md", {"seed-0": run("mine", "paper-barrier"), "seed-1": run("mine")}, spread=True)
     assert "| paper-barrier (1 of 2 runs) | 0.900 / 0.500 |" in table
     assert "| mine | 0.900 ± 0.000 / 0.500 ± 0.000 |" in table

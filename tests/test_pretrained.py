@@ -10,31 +10,31 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from advconn import bundle
-from advconn.attacks.attack import Attack, succeeded
-from advconn.attacks.strength import shared
+from advconn.attacks.attack import Attack, is_misclassified
+from advconn.attacks.strength import images_per_attack
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import STAGES, log_odds
-from advconn.data.labels import trained_on
+from advconn.data.labels import memorisation_warning
 from advconn.detector.detector import Detector
 from advconn.detector.fitting import fit
-from advconn.detector.trial import Trial, effective
+from advconn.detector.trial import Trial, is_effective
 from advconn.errors import BundleError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
 
 
 def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):
     """It tells attacked images, on a network that the heads have never seen, and flags few clean ones."""
     images, labels = digits
-    with counting() as cost:
+    with count_passes() as cost:
         detector = fit(classifier, images[900:1300], labels[900:1300], quick=True, note=lambda text: None)
     assert detector.fitted_.pretrained
     assert detector.fitted_.attacks == {}
     assert cost.gradients <= 15 * 400  # bypass alone
     clean, truth = classifier.check(images[1300:1700]), labels[1300:1700]
     out = Attack.parse("cw:lr=0.05,steps=40,c=5").run(classifier, clean, truth)
-    hits = succeeded(classifier, out, truth) & (classifier.predict(clean) == truth)
+    hits = is_misclassified(classifier, out, truth) & (classifier.predict(clean) == truth)
     assert float(detector.predict(clean).mean()) < 0.12
     scores = np.concatenate([detector.scores(clean), detector.scores(out[hits])])
     assert roc_auc_score(np.repeat([0, 1], [len(clean), int(hits.sum())]), scores) > 0.93
@@ -43,7 +43,7 @@ def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digi
 def test_a_function_without_gradients_is_fitted_too(classifier, digits):
     """By the stages of copies alone."""
     blind = Classifier.from_callable(lambda x: classifier.logits(x).detach(), num_classes=10, size=(8, 8), channels=1)
-    with counting() as cost:
+    with count_passes() as cost:
         detector = fit(blind, digits[0][900:1300], digits[1][900:1300], quick=True, note=lambda text: None)
     assert cost.gradients == 0
     assert len(detector.cascade_.connectivities) == 1  # on so few pixels all copies are walked at once
@@ -116,10 +116,10 @@ def test_a_few_attacked_images_move_the_heads(classifier, digits):
     clean, attacked = rng.normal(size=(400, 4)), rng.normal(size=(400, 4)) + 2 * np.eye(4)[3]
 
     def far(count: int) -> float:
-        return float(np.abs(pretrained.moved(taught, clean[:count], attacked[:count]).coef_ - taught.coef_).max())
+        return float(np.abs(pretrained.refine_head(taught, clean[:count], attacked[:count]).coef_ - taught.coef_).max())
 
     assert 0 < far(4) < far(40) < far(400)
-    odds = log_odds(pretrained.moved(taught, clean, attacked), np.concatenate([clean, attacked]))
+    odds = log_odds(pretrained.refine_head(taught, clean, attacked), np.concatenate([clean, attacked]))
     assert roc_auc_score(np.repeat([0, 1], 400), odds) > 0.85
     images, labels = digits
     said = {"note": lambda text: None, "attacks": ("fgsm:eps=51/255", "pgd:eps=51/255,steps=5")}
@@ -132,10 +132,10 @@ def test_a_few_attacked_images_move_the_heads(classifier, digits):
 
 def test_images_that_look_like_training_images_are_told(classifier, digits):
     """Where the accuracy is known, and where there is no mistake at all."""
-    assert trained_on(99, 100) is None
-    assert "may have been trained on them" in trained_on(100, 100)
-    assert trained_on(85, 100, 0.8) is None
-    assert "80.0% were to be expected" in trained_on(92, 100, 0.8)
+    assert memorisation_warning(99, 100) is None
+    assert "may have been trained on them" in memorisation_warning(100, 100)
+    assert memorisation_warning(85, 100, 0.8) is None
+    assert "80.0% were to be expected" in memorisation_warning(92, 100, 0.8)
     said = []
     fit(classifier, digits[0][:300], digits[1][:300], accuracy=0.9, note=said.append)
     assert any("trained on them" in line for line in said)
@@ -143,10 +143,10 @@ def test_images_that_look_like_training_images_are_told(classifier, digits):
 
 def test_a_full_fit_attacks_every_image_by_a_part_of_the_mixture():
     """About seven attacks an image, forty images an attack at least, all of them where the attacks are few."""
-    assert shared(144, 21) == 48
-    assert shared(60, 21) == 40
-    assert shared(30, 21) == 30
-    assert shared(300, 4) == 300
+    assert images_per_attack(144, 21) == 48
+    assert images_per_attack(60, 21) == 40
+    assert images_per_attack(30, 21) == 30
+    assert images_per_attack(300, 4) == 300
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-hardened", "digits", "imagenet"])
@@ -155,4 +155,4 @@ def test_every_shipped_detector_can_be_calibrated_anew(name):
     detector = bundle.load(bundle.default(name))
     size = detector.connectivity.classifier.preprocessing.size
     images = torch.rand(2, detector.connectivity.classifier.channels, *size)
-    assert effective(detector, images, None)[0].name == "pgd"
+    assert is_effective(detector, images, None)[0].name == "pgd"

@@ -21,12 +21,12 @@ from advconn import bundle
 from advconn.cascade import cascade
 from advconn.cli import main
 from advconn.data.collection import Collection
-from advconn.data.prefetch import ahead
+from advconn.data.prefetch import prefetch
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
-from advconn.inference import in_float32
+from advconn.inference import tf32_disabled
 from advconn.parallel import Runner
-from advconn.scoring.batch import Steps
+from advconn.scoring.batch import BatchScorer
 from advconn.scoring.journal import SUFFIX, Journal
 from advconn.scoring.writers import COLUMNS, as_csv, as_parquet
 
@@ -72,7 +72,7 @@ def test_values_come_in_order_ahead_of_time():
             yield i
         raise ValueError("the sixth")
 
-    found = ahead(values(), 2)
+    found = prefetch(values(), 2)
     assert next(found) == 0
     for _ in range(100):
         time.sleep(0.01)
@@ -83,7 +83,7 @@ def test_values_come_in_order_ahead_of_time():
     with pytest.raises(ValueError, match="the sixth"):
         next(found)
     before = threading.active_count()
-    left = ahead(iter(range(100)), 1)
+    left = prefetch(iter(range(100)), 1)
     next(left)
     left.close()
     for _ in range(100):
@@ -98,8 +98,8 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
     monkeypatch.setattr(cascade, "BLOCK", 16)
     found = [Collection(many / "in", 1), Collection(many / "more.npy", 1)]
     refused = [("nothing", DataError("nothing: no such file"))]
-    alone = [s for step in Steps(digits, found, refused).run() for s in step]
-    spread = [s for step in Steps(digits, found, refused, runner=Runner(2)).run() for s in step]
+    alone = [s for step in BatchScorer(digits, found, refused).run() for s in step]
+    spread = [s for step in BatchScorer(digits, found, refused, runner=Runner(2)).run() for s in step]
     assert len(alone) == 60 + 1 + 40 + 1
     assert [s.place for s in alone] == [s.place for s in spread]
     assert without_cost(s.record for s in alone) == without_cost(s.record for s in spread)
@@ -107,17 +107,17 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
     names = [s.record["image"] for s in alone]
     assert names[0] == "nothing"
     assert names[-1].endswith("more.npy[39]")
-    rest = [s for step in Steps(digits, found, refused).run(after=3) for s in step]
+    rest = [s for step in BatchScorer(digits, found, refused).run(after=3) for s in step]
     assert without_cost(s.record for s in rest) == without_cost(s.record for s in alone[33:])
 
 
 def test_a_detector_that_cannot_be_sent_is_asked_here(digits, many):
     """A network with a lock in it stays in this process; the verdicts are the same."""
     found = [Collection(many / "more.npy", 1)]
-    expected = [s.record for step in Steps(digits, found).run() for s in step]
+    expected = [s.record for step in BatchScorer(digits, found).run() for s in step]
     held = copy.copy(digits)
     held.lock = threading.Lock()
-    steps = Steps(held, found, runner=Runner(2))
+    steps = BatchScorer(held, found, runner=Runner(2))
     assert steps.runner.alone
     assert without_cost(s.record for step in steps.run() for s in step) == without_cost(expected)
 
@@ -127,7 +127,7 @@ def test_torchs_precision_is_what_it_was_after_threads_changed_it():
     known = torch.backends.cudnn.allow_tf32
 
     def work(_):
-        with in_float32():
+        with tf32_disabled():
             time.sleep(0.002)
             return torch.backends.cudnn.allow_tf32
 
@@ -140,7 +140,7 @@ def test_a_bad_image_does_not_break_up_the_others(digits, many, monkeypatch):
     """They are judged together all the same, and stand in their order."""
     judged = []
     monkeypatch.setattr(type(digits), "judge", lambda self, x, **how: judged.append(len(x)) or judge(self, x, **how))
-    (step,) = list(Steps(digits, [Collection(many / "in", 1)]).run())
+    (step,) = list(BatchScorer(digits, [Collection(many / "in", 1)]).run())
     assert judged == [60]
     assert [s.place for s in step] == [(0, i) for i in range(61)]
     assert "error" in step[30].record
@@ -276,10 +276,10 @@ def test_other_processes_may_stand_in_another_folder(digits, many, monkeypatch):
     """Relative names go on being shown, and are found from where the command was given."""
     monkeypatch.chdir(many)
     for paths in (["in"], ["more.npy"]):
-        assert len(list(Steps(digits, [Collection(path, 1) for path in paths], runner=Runner(2)).run())) == 1
+        assert len(list(BatchScorer(digits, [Collection(path, 1) for path in paths], runner=Runner(2)).run())) == 1
     monkeypatch.chdir(many / "in")
     here = [Collection(path, 1) for path in ("0", "../more.npy")]
-    said = [s.record for step in Steps(digits, here, runner=Runner(2)).run() for s in step]
+    said = [s.record for step in BatchScorer(digits, here, runner=Runner(2)).run() for s in step]
     assert ["error" in record for record in said].count(True) == 1
     assert said[0]["image"] == "0/000.png"
     assert said[-1]["image"] == "../more.npy[39]"

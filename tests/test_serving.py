@@ -30,7 +30,7 @@ import asyncio
 from starlette.testclient import TestClient
 
 from advconn.serving.app import Server
-from advconn.serving.batching import Batcher, Full
+from advconn.serving.batching import Batcher, QueueFull
 from advconn.serving.requests import Limits
 
 
@@ -279,7 +279,7 @@ def test_requests_that_come_together_are_judged_together():
         found = await asyncio.gather(*(batcher.ask(torch.full((2, 1, 2, 2), float(i))) for i in range(8)))
         other = await asyncio.gather(batcher.ask(torch.zeros(1, 1, 2, 2)), batcher.ask(torch.zeros(1, 1, 3, 3)))
         await batcher.stop()
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             await batcher.ask(torch.zeros(1, 1, 2, 2))
         return found, other
 
@@ -303,7 +303,7 @@ def test_past_the_queue_and_with_a_failing_classifier():
         await batcher.start()
         tasks = [asyncio.create_task(batcher.ask(torch.full((2, 1, 1, 1), float(v)))) for v in (0, 5)]
         await asyncio.sleep(0.02)
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             await batcher.ask(torch.zeros(1, 1, 1, 1))
         found = await asyncio.gather(*tasks, return_exceptions=True)
         await batcher.stop()

@@ -6,11 +6,11 @@ from torch import nn
 
 from advconn import Classifier
 from advconn.errors import ModelError, PathError
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.architectures import compact
-from advconn.paths.band import relax
+from advconn.paths.band import relax_band
 from advconn.paths.path import profile, straight
-from advconn.paths.space import Space, cut, layers
+from advconn.paths.space import Space, layers, split_network
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_a_latent_path_runs_only_the_rest(classifier):
     points = space.points(images(4))
     assert points.shape[1:] == space.shape == (16, 16, 16)
     labels = torch.zeros(2, dtype=torch.long)
-    with counting() as cost:
-        found = relax(space.landscape(labels), straight(points[:2], points[2:]), pivots=3, steps=4, samples=2)
+    with count_passes() as cost:
+        found = relax_band(space.landscape(labels), straight(points[:2], points[2:]), pivots=3, steps=4, samples=2)
     assert found.path.knots.shape == (2, 5, 16, 16, 16)
     assert cost.gradients == 2 * 3 * 4
     assert cost.forwards == 2 * 9 * 2
@@ -100,7 +100,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_cut_says_so(module, layer, says):
     """In one line."""
     with pytest.raises(PathError, match=says):
-        cut(module.eval(), layer)
+        split_network(module.eval(), layer)
 
 
 def test_torchvisions_resnet_is_cut_between_blocks():

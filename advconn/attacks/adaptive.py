@@ -25,14 +25,14 @@ from torch import Tensor
 from advconn.errors import AttackError
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 Score = Callable[[Tensor], Tensor]
 WAYS = ("lagrangian", "selective", "orthogonal", "rejection")
 
 
 @dataclass(frozen=True)
-class Evaded:
+class AdaptiveResult:
     """What was found for n images.
 
     Attributes:
@@ -58,9 +58,9 @@ def evade(
     patience: int = 20,
     seed: int = 0,
     batch_size: int = 32,
-    progress: Progress = silent,
+    progress: Progress = ignore_progress,
     logits: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Evaded:
+) -> AdaptiveResult:
     """Look for images within `eps` (Linf) that are given another class than `labels` and score low.
 
     Every image goes on until it is misclassified with a score under the threshold, or nothing got better for `patience`
@@ -103,7 +103,7 @@ def evade(
         best.append(kept.cpu())
         done += len(x)
         progress(f"evade {way} {eps * 255:g}/255", done, len(images))
-    return Evaded(torch.cat(lowest).double().numpy(), torch.cat(best))
+    return AdaptiveResult(torch.cat(lowest).double().numpy(), torch.cat(best))
 
 
 def _offset(ask: Callable[[Tensor, Tensor], Tensor], start: int, points: Tensor, rows: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from advconn import models
 from advconn.attacks import custom
 from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
 from advconn.attacks.libraries import LIBRARIES
-from advconn.attacks.surrogate import imitate
-from advconn.errors import AdvconnError, AttackError, line_of
-from advconn.inference import with_gradients
+from advconn.attacks.surrogate import train_surrogate
+from advconn.errors import AdvconnError, AttackError, first_line
+from advconn.inference import gradients_enabled
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 
@@ -132,7 +132,7 @@ class Attack:
 
     def _batch(self, source: Classifier, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         devices: list[torch.device] = [source.device] if source.device.type == "cuda" else []
-        with seeded(seed, devices), with_gradients():
+        with seed_everything(seed, devices), gradients_enabled():
             out = self._attack(source, source.check(images.clone()), labels.clone().to(source.device))
         return out.detach().clamp(0, 1)
 
@@ -157,7 +157,7 @@ class Attack:
             return classifier
         given = dict(self.params)
         if "surrogate" not in given:
-            return imitate(classifier, images, seed=seed)
+            return train_surrogate(classifier, images, seed=seed)
         surrogate = models.load(
             str(given["surrogate"]),
             None if "weights" not in given else Path(str(given["weights"])),
@@ -195,13 +195,13 @@ class Attack:
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # of images that the library's cannot
             shape = " x ".join(map(str, images.shape[1:]))
             raise AttackError(
-                f"{self.name}: {library} fails on this classifier's images of {shape} ({line_of(error, 100)}): use "
+                f"{self.name}: {library} fails on this classifier's images of {shape} ({first_line(error, 100)}): use "
                 "another attack"
             ) from error
 
 
 @contextmanager
-def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
+def seed_everything(seed: int, devices: list[torch.device]) -> Iterator[None]:
     """torch's and NumPy's global generators at a seed, and afterwards as they were."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices):
@@ -213,12 +213,12 @@ def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
             np.random.set_state(state)
 
 
-def made_for(classifier: Classifier, texts: Iterable[str]) -> tuple[str, ...]:
+def compatible_attacks(classifier: Classifier, texts: Iterable[str]) -> tuple[str, ...]:
     """Those of the attacks that are made for images of so many channels."""
     return tuple(spec for spec in texts if KINDS[Attack.parse(spec).name].channels in (0, classifier.channels))
 
 
-def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:
+def is_misclassified(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:
     """Whether each attacked image is given another class than its label, (n,) bool.
 
     Args:
@@ -230,7 +230,7 @@ def succeeded(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tenso
 
 
 @dataclass(frozen=True)
-class Hits:
+class SuccessfulAttacks:
     """Images (n, c, h, w) of an attack that succeeded, the row (n,) each was made from, and how many were tried."""
 
     images: Tensor
@@ -238,7 +238,7 @@ class Hits:
     tried: int
 
 
-def successful(
+def attack_correct_images(
     classifier: Classifier,
     attack: Any,
     images: Tensor,
@@ -246,7 +246,7 @@ def successful(
     *,
     seed: int = 0,
     **options: Any,
-) -> Hits:
+) -> SuccessfulAttacks:
     """What an attack makes of images (n, c, h, w) that the classifier gets right, where it changes their class.
 
     Every second copy is on the grid of 8-bit files: files hold bytes, an attack inside a pipeline does not.
@@ -264,19 +264,19 @@ def successful(
     truth = predicted if labels is None else labels.to(predicted)
     right = (predicted == truth).nonzero()[:, 0]
     if not len(right):
-        return Hits(images[:0].float().cpu(), right.cpu(), 0)
+        return SuccessfulAttacks(images[:0].float().cpu(), right.cpu(), 0)
     out = attack.run(classifier, clean[right], truth[right], seed=seed, **options).to(clean)
     out[1::2] = round_to_bytes(out[1::2])
-    hit = succeeded(classifier, out, truth[right])
-    return Hits(out[hit].cpu(), right[hit].cpu(), len(right))
+    hit = is_misclassified(classifier, out, truth[right])
+    return SuccessfulAttacks(out[hit].cpu(), right[hit].cpu(), len(right))
 
 
-def joined(parts: Sequence[tuple[Hits, Tensor]], like: Tensor) -> Hits:
+def concat_hits(parts: Sequence[tuple[SuccessfulAttacks, Tensor]], like: Tensor) -> SuccessfulAttacks:
     """Hits of parts of the images, with each part's rows (m,), as one; `like` gives the shape where there is none."""
     images = torch.cat([like[:0].float().cpu(), *(hits.images for hits, _ in parts)])
     rows = [rows[hits.rows] for hits, rows in parts]
     none = torch.zeros(0, dtype=torch.int64, device="cpu")
-    return Hits(images, torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
+    return SuccessfulAttacks(images, torch.cat([none, *rows]), sum(hits.tried for hits, _ in parts))
 
 
 def round_to_bytes(images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Kind:
+class AttackSpec:
     """A kind of attack.
 
     Attributes:
@@ -56,53 +56,53 @@ class Kind:
 
 _LINF = {"eps": 8 / 255, "steps": 10}
 _MADRY, _FMN = "Madry et al. 2018", "Pintor et al. 2021"
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, AttackSpec] = MappingProxyType(
     {
-        "fgsm": Kind("single", "torchattacks:FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
-        "ffgsm": Kind("single", "torchattacks:FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
-        "bim": Kind("linf", "torchattacks:BIM", _LINF, "Kurakin et al. 2017"),
-        "pgd": Kind("linf", "torchattacks:PGD", _LINF, _MADRY),
-        "mifgsm": Kind("linf", "torchattacks:MIFGSM", _LINF, "Dong et al. 2018"),
-        "apgd": Kind("linf", "torchattacks:APGD", _LINF, "Croce & Hein 2020", {"norm": "Linf"}),
-        "pgd-stop": Kind("linf", "stopped", _LINF, "PGD that stops at a clean image's confidence"),
-        "jitter": Kind("linf", "torchattacks:Jitter", _LINF, "Schwinn et al. 2021"),
-        "autoattack": Kind(
+        "fgsm": AttackSpec("single", "torchattacks:FGSM", {"eps": 8 / 255}, "Goodfellow et al. 2015"),
+        "ffgsm": AttackSpec("single", "torchattacks:FFGSM", {"eps": 8 / 255}, "Wong et al. 2020"),
+        "bim": AttackSpec("linf", "torchattacks:BIM", _LINF, "Kurakin et al. 2017"),
+        "pgd": AttackSpec("linf", "torchattacks:PGD", _LINF, _MADRY),
+        "mifgsm": AttackSpec("linf", "torchattacks:MIFGSM", _LINF, "Dong et al. 2018"),
+        "apgd": AttackSpec("linf", "torchattacks:APGD", _LINF, "Croce & Hein 2020", {"norm": "Linf"}),
+        "pgd-stop": AttackSpec("linf", "stop_at_boundary", _LINF, "PGD that stops at a clean image's confidence"),
+        "jitter": AttackSpec("linf", "torchattacks:Jitter", _LINF, "Schwinn et al. 2021"),
+        "autoattack": AttackSpec(
             "linf",
             "torchattacks:AutoAttack",
             {"eps": 8 / 255},
             "Croce & Hein 2020",
             {"norm": "Linf", "version": "standard"},
         ),
-        "pgd-l2": Kind("l2", "torchattacks:PGDL2", {"eps": 0.5, "steps": 10}, _MADRY),
-        "cw": Kind(
+        "pgd-l2": AttackSpec("l2", "torchattacks:PGDL2", {"eps": 0.5, "steps": 10}, _MADRY),
+        "cw": AttackSpec(
             "minimum", "torchattacks:CW", {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}, "Carlini & Wagner 2017"
         ),
-        "deepfool": Kind(
+        "deepfool": AttackSpec(
             "minimum", "torchattacks:DeepFool", {"steps": 50, "overshoot": 0.02}, "Moosavi-Dezfooli et al. 2016"
         ),
-        "ddn": Kind("minimum", "foolbox:DDNAttack", {"steps": 50}, "Rony et al. 2019"),
-        "fmn-l2": Kind("minimum", "foolbox:L2FMNAttack", {"steps": 50}, _FMN),
-        "fmn-linf": Kind("minimum", "foolbox:LInfFMNAttack", {"steps": 50}, _FMN),
-        "ead": Kind(
+        "ddn": AttackSpec("minimum", "foolbox:DDNAttack", {"steps": 50}, "Rony et al. 2019"),
+        "fmn-l2": AttackSpec("minimum", "foolbox:L2FMNAttack", {"steps": 50}, _FMN),
+        "fmn-linf": AttackSpec("minimum", "foolbox:LInfFMNAttack", {"steps": 50}, _FMN),
+        "ead": AttackSpec(
             "sparse",
             "torchattacks:EADL1",
             {"kappa": 0.0, "steps": 50, "searches": 4},
             "Chen et al. 2018",
             renamed={"steps": "max_iterations", "searches": "binary_search_steps"},
         ),
-        "fmn-l0": Kind("sparse", "foolbox:L0FMNAttack", {"steps": 50}, _FMN),
-        "onepixel": Kind(
+        "fmn-l0": AttackSpec("sparse", "foolbox:L0FMNAttack", {"steps": 50}, _FMN),
+        "onepixel": AttackSpec(
             "sparse",
             "torchattacks:OnePixel",
             {"pixels": 5, "steps": 10, "popsize": 20},
             "Su et al. 2019",
             gradient=False,
         ),
-        "pixle": Kind("sparse", "torchattacks:Pixle", {"restarts": 20}, "Pomponi et al. 2022", gradient=False),
-        "saltpepper": Kind(
+        "pixle": AttackSpec("sparse", "torchattacks:Pixle", {"restarts": 20}, "Pomponi et al. 2022", gradient=False),
+        "saltpepper": AttackSpec(
             "sparse", "foolbox:SaltAndPepperNoiseAttack", {"steps": 200}, "Rauber et al. 2017", gradient=False
         ),
-        "square": Kind(
+        "square": AttackSpec(
             "score",
             "torchattacks:Square",
             {"eps": 8 / 255, "n_queries": 1000},
@@ -110,7 +110,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             {"norm": "Linf"},
             gradient=False,
         ),
-        "spsa": Kind(
+        "spsa": AttackSpec(
             "score",
             "torchattacks:SPSA",
             {"eps": 8 / 255, "steps": 10, "samples": 64},
@@ -118,15 +118,17 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             renamed={"steps": "nb_iter", "samples": "nb_sample"},
             gradient=False,
         ),
-        "noise": Kind(
+        "noise": AttackSpec(
             "decision",
             "noise",
             {"eps": 16 / 255, "tries": 20},
             "random signs, the first of several tries that succeeds",
             gradient=False,
         ),
-        "boundary": Kind("decision", "foolbox:BoundaryAttack", {"steps": 1000}, "Brendel et al. 2018", gradient=False),
-        "hopskipjump": Kind(
+        "boundary": AttackSpec(
+            "decision", "foolbox:BoundaryAttack", {"steps": 1000}, "Brendel et al. 2018", gradient=False
+        ),
+        "hopskipjump": AttackSpec(
             "decision",
             "foolbox:HopSkipJumpAttack",
             {"steps": 10},
@@ -134,19 +136,21 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             {"max_gradient_eval_steps": 200, "initial_gradient_eval_steps": 50},
             gradient=False,
         ),
-        "transfer": Kind(
+        "transfer": AttackSpec(
             "transfer",
             "torchattacks:MIFGSM",
             _LINF,
             "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
         ),
-        "tifgsm": Kind("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
-        "low-frequency": Kind(
+        "tifgsm": AttackSpec("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
+        "low-frequency": AttackSpec(
             "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
         ),
-        "universal": Kind("universal", "universal", {"eps": 10 / 255, "steps": 40}, "Moosavi-Dezfooli et al. 2017"),
-        "patch": Kind("patch", "patch", {"side": 8, "alpha": 0.1, "steps": 40}, "Brown et al. 2017"),
-        "spatial": Kind(
+        "universal": AttackSpec(
+            "universal", "universal", {"eps": 10 / 255, "steps": 40}, "Moosavi-Dezfooli et al. 2017"
+        ),
+        "patch": AttackSpec("patch", "patch", {"side": 8, "alpha": 0.1, "steps": 40}, "Brown et al. 2017"),
+        "spatial": AttackSpec(
             "spatial",
             "foolbox:SpatialAttack",
             {"rotation": 30, "shift": 3},
@@ -154,7 +158,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             renamed={"rotation": "max_rotation", "shift": "max_translation"},
             gradient=False,
         ),
-        "colour": Kind("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
+        "colour": AttackSpec("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
     }
 )
 STEP_SHARES: Mapping[str, float] = {  # step size as a share of the largest change, unless alpha is given

@@ -142,7 +142,7 @@ def _climbed(
     return best
 
 
-def stopped(
+def stop_at_boundary(
     classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float
 ) -> Tensor:
     """PGD (Linf) in which every image stops once it is misclassified as confidently as another clean image is right.

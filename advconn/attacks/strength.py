@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, made_for, succeeded
+from advconn.attacks.attack import Attack, compatible_attacks, is_misclassified
 from advconn.attacks.catalog import BLACK_BOX, MIXTURE, as_fraction
 from advconn.errors import AttackError
 from advconn.models.classifier import Classifier
@@ -16,7 +16,9 @@ EACH = 7  # attacks of a mixture that an image is attacked by in a full fit
 FEWEST = 40  # images that each attack is tried on all the same
 
 
-def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, most: int = 64) -> tuple[str, ...]:
+def attacks_at_breaking_strength(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0, most: int = 64
+) -> tuple[str, ...]:
     """A mixture at the strengths at which this classifier falls, found on some images that it gets right.
 
     The smallest Linf radius at which PGD of ten steps (Square of 300 queries, without a gradient) changes nine of ten
@@ -42,7 +44,7 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
     eps = 1 / 255
     while eps < 0.5:
         made = Attack.parse(f"{name},eps={eps}").run(classifier, clean, truth, seed=seed)
-        if float(succeeded(classifier, made, truth).float().mean()) >= 0.9:
+        if float(is_misclassified(classifier, made, truth).float().mean()) >= 0.9:
             break
         eps = min(2 * eps, 0.5)
     if not classifier.differentiable:
@@ -69,10 +71,10 @@ def suited(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int 
         f"noise:eps={as_fraction(min(2 * strong, 1.0))},tries=20",
         f"transfer:eps={as_fraction(strong)}",
     ]
-    return made_for(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
+    return compatible_attacks(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
 
 
-def mixture_for(
+def choose_mixture(
     classifier: Classifier, images: Tensor, labels: Tensor, surrogate: Classifier | None, note: Callable[[str], None],
     seed: int = 0,
 ) -> tuple[str, ...]:  # fmt: skip
@@ -89,18 +91,18 @@ def mixture_for(
         seed: of the attacks.
     """
     if not classifier.differentiable:
-        weak = falls(classifier, images, labels, Attack.parse(BLACK_BOX[0]), seed) < 0.5
-        own = suited(classifier, images, labels, seed=seed) if weak else BLACK_BOX
+        weak = success_rate(classifier, images, labels, Attack.parse(BLACK_BOX[0]), seed) < 0.5
+        own = attacks_at_breaking_strength(classifier, images, labels, seed=seed) if weak else BLACK_BOX
         if surrogate is None:
             note("this classifier gives no gradient: only attacks that need none are trained on (square, noise)")
             return own
         note("this classifier gives no gradient: attacks that need one are made on the surrogate")
-        mixture = mixture_for(surrogate, images, labels, None, note, seed)
+        mixture = choose_mixture(surrogate, images, labels, None, note, seed)
         return (*own, *(spec for spec in mixture if not spec.startswith("square")))
-    share = falls(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
+    share = success_rate(classifier, images, labels, Attack.parse(MIXTURE[0]), seed)
     if share >= 0.9:
-        return made_for(classifier, MIXTURE)
-    mixture = suited(classifier, images, labels, seed=seed)
+        return compatible_attacks(classifier, MIXTURE)
+    mixture = attacks_at_breaking_strength(classifier, images, labels, seed=seed)
     note(
         f"{MIXTURE[0]} changes only {share:.0%} of its predictions: attacks are made at strengths that suit it, up to "
         f"{mixture[0]} (--attack sets others)"
@@ -108,12 +110,12 @@ def mixture_for(
     return mixture
 
 
-def shared(train: int, attacks: int) -> int:
+def images_per_attack(train: int, attacks: int) -> int:
     """How many of so many training images each attack is tried on: every image by about EACH attacks, FEWEST images."""
     return min(train, max(FEWEST, math.ceil(EACH * train / max(attacks, 1))))
 
 
-def falls(
+def success_rate(
     classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0, most: int = 64
 ) -> float:
     """Share of images that the classifier gets right whose prediction an attack changes; 1 if it gets none right.
@@ -131,4 +133,4 @@ def falls(
     if not len(right):
         return 1.0
     clean, truth = classifier.check(few[right]), labels[right].to(classifier.device)
-    return float(succeeded(classifier, attack.run(classifier, clean, truth, seed=seed), truth).float().mean())
+    return float(is_misclassified(classifier, attack.run(classifier, clean, truth, seed=seed), truth).float().mean())

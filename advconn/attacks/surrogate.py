@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advconn.inference import with_gradients
+from advconn.inference import gradients_enabled
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 
@@ -30,7 +30,7 @@ class _Shrunk(nn.Module):
         return out
 
 
-def imitate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int = STEPS) -> Classifier:
+def train_surrogate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int = STEPS) -> Classifier:
     """A network trained on a classifier's answers to images (Papernot et al. 2017).
 
     It asks for the classifier's logits at every image once, and for nothing else: no label, no gradient. It is trained
@@ -46,7 +46,7 @@ def imitate(classifier: Classifier, images: Tensor, *, seed: int = 0, steps: int
     with torch.no_grad():
         wanted = torch.cat([classifier.logits(x) for x in images.split(64)]).softmax(1)
     devices: list[torch.device] = [classifier.device] if classifier.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), with_gradients():
+    with torch.random.fork_rng(devices), gradients_enabled():
         torch.manual_seed(seed)
         depth = 3 if min(images.shape[2:]) >= 16 else 2  # each stage halves the resolution
         net = _Shrunk(compact(classifier.num_classes, classifier.channels, (16, 32, 64, 96)[: depth + 1]))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.adaptive import WAYS, Score, evade
-from advconn.attacks.attack import Hits
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.benchmark.attack_check import ENOUGH, plant
-from advconn.benchmark.measure import Columns, Frozen
-from advconn.benchmark.results import Evasion
-from advconn.benchmark.splits import Bench
-from advconn.metrics import share_interval
+from advconn.benchmark.measure import FeatureTable, FittedDetector
+from advconn.benchmark.results import AdaptiveRow
+from advconn.benchmark.splits import BenchmarkData
+from advconn.metrics import clopper_pearson
 
 CHUNK = 16
 STRICT, LOOSE = 0.05, 0.5  # false-alarm rates of SR@5 and SR@50
@@ -30,7 +30,7 @@ KNOWN = (3, 32, 32)  # images that this is told of, of ten classes
 
 
 @dataclass(frozen=True)
-class Effort:
+class AdaptiveBudget:
     """How hard the attack tries: images, largest changes (in [0, 1]), steps, restarts of each way."""
 
     limit: int = 32
@@ -41,7 +41,7 @@ class Effort:
 
 def evade_images(
     images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int, key: str,
-    aimed: tuple[Frozen, Score, float],
+    aimed: tuple[FittedDetector, Score, float],
 ) -> np.ndarray:  # fmt: skip
     """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
 
@@ -58,14 +58,19 @@ def evade_images(
     )  # fmt: skip
     made = model.check(evaded.images)
     fooled = (model.logits(made).argmax(1).cpu() != truth).numpy()
-    return np.where(fooled, detector.score(Columns(detector.candidate.measure(made))), np.inf)
+    return np.where(fooled, detector.score(FeatureTable(detector.candidate.measure(made))), np.inf)
 
 
-def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits], effort: Effort) -> list[Evasion]:
+def evasion_rows(
+    bench: BenchmarkData,
+    frozen: Sequence[FittedDetector],
+    taught: Mapping[str, SuccessfulAttacks],
+    effort: AdaptiveBudget,
+) -> list[AdaptiveRow]:
     """Every candidate that can be followed, at every largest change, in every way."""
     rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: effort.limit]
     sample = _sample(bench.part("train"), *(hits.images for hits in taught.values()))
-    out: list[Evasion] = []
+    out: list[AdaptiveRow] = []
     for detector in frozen:
         if detector.candidate.differentiable:
             out += _of(bench, detector, rows, sample, effort)
@@ -74,7 +79,7 @@ def evasions(bench: Bench, frozen: Sequence[Frozen], taught: Mapping[str, Hits],
 
 def planted_found(
     images: np.ndarray, eps: float, ways: tuple[str, ...], steps: int, restarts: int, seed: int, key: str,
-    aimed: tuple[Frozen, Score, float],
+    aimed: tuple[FittedDetector, Score, float],
 ) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
     """Near how many of checked images (n, c, h, w) others were planted, m, and which (m,) each way finds.
 
@@ -84,7 +89,7 @@ def planted_found(
     model = detector.candidate.classifier
 
     def accepts(points: Tensor) -> np.ndarray:
-        return detector.score(Columns(detector.candidate.measure(points))) <= aim
+        return detector.score(FeatureTable(detector.candidate.measure(points))) <= aim
 
     planted = plant(model, accepts, model.check(torch.from_numpy(images)), eps, seed=seed)
     if planted is None:
@@ -100,7 +105,9 @@ def planted_found(
     return len(planted.images), reached
 
 
-def _of(bench: Bench, detector: Frozen, rows: Tensor, sample: Tensor, effort: Effort) -> list[Evasion]:
+def _of(
+    bench: BenchmarkData, detector: FittedDetector, rows: Tensor, sample: Tensor, effort: AdaptiveBudget
+) -> list[AdaptiveRow]:
     strict, loose = (detector.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
     aim = min(strict, loose)
     score = detector.candidate.follow(aim, sample)
@@ -138,18 +145,18 @@ def _of(bench: Bench, detector: Frozen, rows: Tensor, sample: Tensor, effort: Ef
 
 def _evasion(
     name: str, eps: float, way: str, lowest: np.ndarray, thresholds: tuple[float, float], planted: tuple[int, int],
-    bench: Bench,
-) -> Evasion:  # fmt: skip
+    bench: BenchmarkData,
+) -> AdaptiveRow:  # fmt: skip
     """From the lowest scores (n,) of images that are misclassified (inf: of none), at both thresholds.
 
     planted: how many were planted, and how many of these the way finds.
     """
     threshold, loose = thresholds
-    low, high = share_interval(lowest <= threshold)
+    low, high = clopper_pearson(lowest <= threshold)
     strict = float((lowest <= threshold).mean())
-    claim = claimed(strict, bench.accuracy)
+    claim = claimed_robustness(strict, bench.accuracy)
     published = tuple(bench.images.shape[1:]) == KNOWN and bench.classifier.num_classes == 10
-    return Evasion(
+    return AdaptiveRow(
         name,
         way,
         255 * eps,
@@ -160,13 +167,13 @@ def _evasion(
         high,
         float((lowest <= loose).mean()),
         claim,
-        credible(claim, 255 * eps / 2) if published else None,
+        is_credible(claim, 255 * eps / 2) if published else None,
         *planted,
         planted[1] < ENOUGH * planted[0] if planted[0] else None,
     )
 
 
-def claimed(evaded: float, accuracy: float) -> float:
+def claimed_robustness(evaded: float, accuracy: float) -> float:
     """Robust accuracy at half the largest change that a detector claims of its classifier.
 
     A detector and classifier that let a share `evaded` of attacked images by, at the false-alarm rate STRICT, make a
@@ -176,7 +183,7 @@ def claimed(evaded: float, accuracy: float) -> float:
     return max(0.0, clean * (1 - STRICT - evaded))
 
 
-def credible(robust: float, radius: float) -> bool:
+def is_credible(robust: float, radius: float) -> bool:
     """Whether a claimed robust accuracy at a radius, in steps of 1/255, is no more than the best that is published."""
     return robust <= max(ROBUST, CLEAN - (CLEAN - ROBUST) * radius / RADIUS)
 

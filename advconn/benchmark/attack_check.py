@@ -23,7 +23,7 @@ ENOUGH = 0.9  # of what is planted: an attack that finds less is too weak
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedExamples:
     """Images (n, c, h, w) near which others are planted, and the classifier of each: weights (n, d), biases (n,)."""
 
     images: Tensor
@@ -68,7 +68,9 @@ def last_hidden(classifier: Classifier) -> Callable[[Tensor], Tensor] | None:
     return hidden
 
 
-def plant(classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, *, seed: int = 0) -> Planted | None:
+def plant(
+    classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, *, seed: int = 0
+) -> PlantedExamples | None:
     """Plant images within `eps` (Linf) of checked ones (n, c, h, w), as far as the detector accepts any.
 
     accepts: (m,) whether images (m, c, h, w) are not flagged. None where nothing can be planted.
@@ -105,4 +107,4 @@ def plant(classifier: Classifier, accepts: Accepts, images: Tensor, eps: float, 
         return None
     rows = torch.tensor(kept, dtype=torch.int64, device=images.device)
     as_tensor = [torch.from_numpy(np.asarray(v)).float().to(images.device) for v in (weights, biases)]
-    return Planted(images[rows], as_tensor[0], as_tensor[1], hidden)
+    return PlantedExamples(images[rows], as_tensor[0], as_tensor[1], hidden)

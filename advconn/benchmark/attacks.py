@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, seeded
+from advconn.attacks.attack import Attack, seed_everything
 from advconn.attacks.libraries import LIBRARIES
 from advconn.benchmark.cache_keys import code, parameters
-from advconn.errors import AttackError, theirs
+from advconn.errors import AttackError, wrap_user_errors
 from advconn.models import user_code
 from advconn.models.classifier import Classifier
 
@@ -21,7 +21,7 @@ SLACK = 0.01  # outside [0, 1], which is cut off
 OWN = "given"  # the family of an attack that says none
 
 
-class Runs(Protocol):
+class AttackProtocol(Protocol):
     """What makes attacked images: anyone's object with a name."""
 
     name: str
@@ -32,10 +32,12 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True)
-class Attacker:
+class NamedAttack:
     """An attack under its name.
 
-    family: one of kinds.FAMILIES, or OWN. key: what its images depend on besides images, labels, seed and classifier.
+    Attributes:
+        family: one of attacks.catalog.FAMILIES, or OWN.
+        key: what its images depend on besides images, labels, seed and classifier.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Attacker:
         Raises:
             AttackError: of an attack that is not advconn's, where it fails or gives other than such copies.
         """
-        with theirs(self.name, AttackError):
+        with wrap_user_errors(self.name, AttackError):
             out = self.made_by.run(classifier, images, labels, seed=seed)
         if not isinstance(out, Tensor) or out.shape != images.shape or not bool(torch.isfinite(out).all()):
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -63,7 +65,7 @@ class Attacker:
         return out.detach().clamp(0, 1)
 
 
-def attacker(given: str | Runs) -> Attacker:
+def to_attack(given: str | AttackProtocol) -> NamedAttack:
     """An attack from its specification, or from an object with a name and a `run`.
 
     A specification is NAME:key=value,... of advconn's, FILE.py:FACTORY whose call gives such an object, or
@@ -80,27 +82,27 @@ def attacker(given: str | Runs) -> Attacker:
     if given.endswith(".py"):
         raise AttackError(f"{given}: name what gives the attack, {given}:FACTORY")
     if library.endswith(".py"):
-        factory = user_code.named_in_file(given)
-        with theirs(given, AttackError):
+        factory = user_code.load_attribute(given)
+        with wrap_user_errors(given, AttackError):
             return _of(factory())
     return _of(Attack.parse(given))
 
 
-def _of(made: Any) -> Attacker:
+def _of(made: Any) -> NamedAttack:
     if isinstance(made, Attack):
         texts = [(k, v) for k, v in made.params if isinstance(v, str)]
-        return Attacker(str(made), made.family, made, f"{made.name} {sorted(made.settings.items())} {texts}")
+        return NamedAttack(str(made), made.family, made, f"{made.name} {sorted(made.settings.items())} {texts}")
     name = getattr(made, "name", None)
     if not isinstance(name, str) or not callable(getattr(made, "run", None)):
         raise AttackError(
             f"{type(made).__name__} is no attack: it needs a `name` and `run(classifier, images, labels, *, seed)`"
         )
     key = f"{sorted(parameters(made).items())!r} {code(made)}"
-    return Attacker(name, str(getattr(made, "family", OWN)), made, key)
+    return NamedAttack(name, str(getattr(made, "family", OWN)), made, key)
 
 
 @dataclass(frozen=True)
-class Adapted:
+class LibraryAttack:
     """An attack of another library, made anew for every classifier that it is run on.
 
     attack: its class's name. options: keywords of the class.
@@ -114,11 +116,11 @@ class Adapted:
     def run(self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Attacked copies (n, c, h, w)."""
         devices = [images.device] if images.device.type == "cuda" else []
-        with seeded(seed, devices), torch.enable_grad():
+        with seed_everything(seed, devices), torch.enable_grad():
             return LIBRARIES[self.library](self.attack, classifier, images.clone(), labels, self.options)
 
 
-def _adapted(library: str, text: str) -> Attacker:
+def _adapted(library: str, text: str) -> NamedAttack:
     """From CLASS or CLASS(key=value, ...) with plain values."""
     try:
         call = ast.parse(text if text.endswith(")") else f"{text}()", mode="eval").body
@@ -131,7 +133,7 @@ def _adapted(library: str, text: str) -> Attacker:
         ) from None
     shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
     name = f"{library}:{call.func.id}({shown})"
-    return Attacker(name, OWN, Adapted(name, library, call.func.id, options), name)
+    return NamedAttack(name, OWN, LibraryAttack(name, library, call.func.id, options), name)
 
 
 def _value(node: ast.AST) -> Any:
@@ -141,14 +143,14 @@ def _value(node: ast.AST) -> Any:
     return ast.literal_eval(node)
 
 
-def attackers(given: Sequence[str | Runs]) -> tuple[Attacker, ...]:
+def to_attacks(given: Sequence[str | AttackProtocol]) -> tuple[NamedAttack, ...]:
     """All of them, none twice.
 
     Raises:
         AttackError: two of one name.
     """
-    parsed = [attacker(spec) for spec in given]
-    by_name: dict[str, Attacker] = {}
+    parsed = [to_attack(spec) for spec in given]
+    by_name: dict[str, NamedAttack] = {}
     for attack in parsed:
         if by_name.setdefault(attack.name, attack).key != attack.key:
             raise AttackError(f"two attacks are called {attack.name}: give each a name of its own")

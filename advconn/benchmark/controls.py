@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.benchmark.results import Control
-from advconn.metrics import auroc, interval
+from advconn.metrics import auroc, auroc_bootstrap_interval
 from advconn.models.classifier import Classifier, untrained
-from advconn.paths.path import Profile, positions, straight
+from advconn.paths.path import Profile, path_positions, straight
 
 SAMPLES = 9
 
 
 def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tensor) -> np.ndarray:
     """Barrier (n,): the largest cross-entropy of `labels` (n,) on the straight path, its ends included."""
-    t = positions(SAMPLES, starts)
+    t = path_positions(SAMPLES, starts)
     points = straight(starts, ends).at(t)
     values = F.softplus(classifier.landscape(labels)(points))
     return np.asarray(Profile(t, values).barrier.cpu().double().numpy())
@@ -57,7 +57,7 @@ def controls(
         by_kind = {kind: barriers(model, *pairs) for kind, pairs in kinds.items() if len(pairs[0])}
         base = by_kind.get("clean to clean, same class", np.zeros(0))
         for kind, heights in by_kind.items():
-            low, high = interval(base, heights, draws=200, seed=seed)
+            low, high = auroc_bootstrap_interval(base, heights, draws=200, seed=seed)
             middle = float(np.median(heights))
             out.append(Control(network, kind, len(heights), middle, auroc(base, heights), low, high))
     return out

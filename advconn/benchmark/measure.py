@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Hits
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.splits import CHUNK, Bench
+from advconn.benchmark.splits import CHUNK, BenchmarkData
 from advconn.detector.calibration import Calibration
-from advconn.errors import FitError, theirs
-from advconn.inference import counting
+from advconn.errors import FitError, wrap_user_errors
+from advconn.inference import count_passes
 from advconn.parallel import Runner
 
 
 @dataclass(frozen=True)
-class Where:
+class ImageSetKey:
     """Which images: those of a part; of it, attacked ones, or clean ones under a condition."""
 
     part: str
@@ -30,7 +30,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Columns:
+class FeatureTable:
     """A candidate's columns (n, d) of n images, and what they cost in all."""
 
     values: np.ndarray
@@ -40,23 +40,23 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Measured:
+class FeatureTables:
     """A candidate's columns of every set of images."""
 
-    columns: Mapping[Where, Columns]
+    columns: Mapping[ImageSetKey, FeatureTable]
 
-    def clean(self, part: str) -> Columns:
+    def clean(self, part: str) -> FeatureTable:
         """Of a part's clean images."""
-        return self.columns[Where(part)]
+        return self.columns[ImageSetKey(part)]
 
-    def attacked(self, part: str, attack: str) -> Columns:
+    def attacked(self, part: str, attack: str) -> FeatureTable:
         """Of those of a part that an attack succeeded on; of none, no rows."""
-        none = Columns(self.clean(part).values[:0])
-        return self.columns.get(Where(part, attack), none)
+        none = FeatureTable(self.clean(part).values[:0])
+        return self.columns.get(ImageSetKey(part, attack), none)
 
-    def condition(self, name: str) -> Columns:
+    def condition(self, name: str) -> FeatureTable:
         """Of clean test images under a condition."""
-        return self.columns[Where("test", condition=name)]
+        return self.columns[ImageSetKey("test", condition=name)]
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -64,26 +64,28 @@ class Measured:
         return tuple(where.condition for where in self.columns if where.condition)
 
 
-def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Columns:
+def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> FeatureTable:
     """A candidate's columns of images (uint8, or floats in [0, 1])."""
     checked = candidate.classifier.check(torch.from_numpy(images))
     started = time.perf_counter()
-    with counting() as cost, theirs(f"{candidate.name}: measure", FitError):
+    with count_passes() as cost, wrap_user_errors(f"{candidate.name}: measure", FitError):
         values = np.asarray(candidate.measure(checked), np.float64)
     if values.ndim != 2 or len(values) != len(images):
         raise FitError(f"{candidate.name}: measure gives {values.shape}; expected ({len(images)}, d)")
     broken = int(np.isnan(values).any(1).sum())
     if broken:
         raise FitError(f"{candidate.name}: measure gives NaN for {broken} of {len(images)} images")
-    return Columns(values, cost.forwards, cost.gradients, time.perf_counter() - started)
+    return FeatureTable(values, cost.forwards, cost.gradients, time.perf_counter() - started)
 
 
-def kept(candidate: Candidate, sets: Mapping[Where, Tensor], runner: Runner) -> bool:
+def is_cached(candidate: Candidate, sets: Mapping[ImageSetKey, Tensor], runner: Runner) -> bool:
     """Whether everything that `measure` asks of a candidate is kept from an earlier run."""
     return all(runner.kept(measure_images, call, "candidate") for _, call in _calls(candidate, candidate.key(), sets))
 
 
-def measure(candidates: Sequence[Candidate], sets: Mapping[Where, Tensor], runner: Runner) -> dict[str, Measured]:
+def measure(
+    candidates: Sequence[Candidate], sets: Mapping[ImageSetKey, Tensor], runner: Runner
+) -> dict[str, FeatureTables]:
     """What each candidate measures, by its name; those that measure the same are asked once."""
     keys = {candidate.name: candidate.key() for candidate in candidates}
     calls, places = [], []
@@ -91,25 +93,26 @@ def measure(candidates: Sequence[Candidate], sets: Mapping[Where, Tensor], runne
         for where, call in _calls(candidate, key, sets):
             calls.append(call)
             places.append((key, where))
-    by_key: dict[str, dict[Where, list[Columns]]] = {}
+    by_key: dict[str, dict[ImageSetKey, list[FeatureTable]]] = {}
     for (key, where), columns in zip(places, runner.map("measure", measure_images, calls, "candidate"), strict=True):
         by_key.setdefault(key, {}).setdefault(where, []).append(columns)
     return {
-        name: Measured({where: _joined(parts) for where, parts in by_key[key].items()}) for name, key in keys.items()
+        name: FeatureTables({where: _joined(parts) for where, parts in by_key[key].items()})
+        for name, key in keys.items()
     }
 
 
 def _calls(
-    candidate: Candidate, key: str, sets: Mapping[Where, Tensor]
-) -> Iterator[tuple[Where, tuple[np.ndarray, str, Candidate]]]:
+    candidate: Candidate, key: str, sets: Mapping[ImageSetKey, Tensor]
+) -> Iterator[tuple[ImageSetKey, tuple[np.ndarray, str, Candidate]]]:
     for where, images in sets.items():
         for chunk in images.split(CHUNK) if candidate.fits or where.part != "train" else ():
             if len(chunk):
                 yield where, (chunk.numpy(), key, candidate)
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
-    return Columns(
+def _joined(parts: Sequence[FeatureTable]) -> FeatureTable:
+    return FeatureTable(
         np.concatenate([c.values for c in parts]),
         sum(c.forwards for c in parts),
         sum(c.gradients for c in parts),
@@ -117,7 +120,7 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     )
 
 
-def scored(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
+def candidate_scores(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
     """Scores (n,) of columns (n, d); of no image, none.
 
     Raises:
@@ -125,7 +128,7 @@ def scored(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
     """
     if not len(columns):
         return np.zeros(0)
-    with theirs(f"{candidate.name}: score", FitError):
+    with wrap_user_errors(f"{candidate.name}: score", FitError):
         scores = np.asarray(candidate.score(columns), np.float64)
     if scores.shape != (len(columns),):
         raise FitError(f"{candidate.name}: score gives {scores.shape}; expected ({len(columns)},)")
@@ -133,34 +136,40 @@ def scored(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FittedDetector:
     """A fitted candidate with its threshold, and what it measured: nothing of it changes any more."""
 
     candidate: Candidate
     calibration: Calibration
-    measured: Measured
+    measured: FeatureTables
 
     @property
     def name(self) -> str:
         """The candidate's."""
         return self.candidate.name
 
-    def score(self, columns: Columns) -> np.ndarray:
+    def score(self, columns: FeatureTable) -> np.ndarray:
         """Scores (n,)."""
-        return scored(self.candidate, columns.values)
+        return candidate_scores(self.candidate, columns.values)
 
-    def flags(self, columns: Columns) -> np.ndarray:
+    def flags(self, columns: FeatureTable) -> np.ndarray:
         """Which are above the threshold."""
         return self.score(columns) > self.calibration.threshold
 
 
-def compared(bench: Bench) -> Tensor:
+def reference_rows(bench: BenchmarkData) -> Tensor:
     """Rows of the training part that a candidate which is fitted apart compares with; it is fitted on the others."""
     rows = bench.parts.train
     return rows[: len(rows) // 2]
 
 
-def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits], bench: Bench, fpr: float) -> Frozen:
+def fit_and_threshold(
+    candidate: Candidate,
+    measured: FeatureTables,
+    taught: Mapping[str, SuccessfulAttacks],
+    bench: BenchmarkData,
+    fpr: float,
+) -> FittedDetector:
     """Fit on the training part what has something to learn, and set the threshold on the calibration part.
 
     taught: the attacks that are fitted on.
@@ -171,17 +180,19 @@ def freeze(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits],
     own = copy.copy(candidate)  # fitting one leaves the others as they are
     if own.fits:
         tables = _training(own, measured, taught, bench)
-        with theirs(f"{own.name}: fit", FitError):
+        with wrap_user_errors(f"{own.name}: fit", FitError):
             own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
-    scores = scored(own, measured.clean("calibrate").values)
-    return Frozen(own, own.calibrated(scores, fpr), measured)
+    scores = candidate_scores(own, measured.clean("calibrate").values)
+    return FittedDetector(own, own.calibrated(scores, fpr), measured)
 
 
-def _training(candidate: Candidate, measured: Measured, taught: Mapping[str, Hits], bench: Bench) -> list[np.ndarray]:
+def _training(
+    candidate: Candidate, measured: FeatureTables, taught: Mapping[str, SuccessfulAttacks], bench: BenchmarkData
+) -> list[np.ndarray]:
     """A candidate's columns (n, d) of the clean training images, and of what each attack made of them."""
-    apart = compared(bench)
+    apart = reference_rows(bench)
 
-    def mine(columns: Columns, rows: Tensor) -> np.ndarray:
+    def mine(columns: FeatureTable, rows: Tensor) -> np.ndarray:
         return columns.values[~torch.isin(rows, apart).numpy()] if candidate.apart else columns.values
 
     clean = mine(measured.clean("train"), bench.parts.train)

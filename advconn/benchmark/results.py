@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeaveOneOutRow:
     """A detector that was fitted without a family of attacks, against one of that family."""
 
     without: str
@@ -53,7 +53,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Alarm:
+class FalsePositiveRow:
     """Clean images of a detector that are flagged, with a 95 % interval.
 
     condition: what was done to them. images: all, those classified right or wrong, or those of a predicted class.
@@ -69,7 +69,7 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Expense:
+class CostRow:
     """What a detector costs an image: forwards, gradients, milliseconds, and that as times the bare network's.
 
     images: clean ones, or the attack whose images cost most. largest: forwards and three times the gradients of the
@@ -86,7 +86,7 @@ class Expense:
 
 
 @dataclass(frozen=True)
-class Evasion:
+class AdaptiveRow:
     """The attack that knows a detector, in one way or the best of all: who is misclassified and under the threshold.
 
     eps: largest change, in steps of 1/255. success: misclassified at all. sr5, sr50: and not flagged at thresholds of
@@ -145,7 +145,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ErrorExample:
     """An image that the detector given gets wrong: what it is, by how much, both classes, its original, its paths."""
 
     what: str
@@ -166,15 +166,15 @@ class Report:
 
     settings: Mapping[str, Any]
     rows: tuple[Row, ...]
-    alarms: tuple[Alarm, ...]
+    alarms: tuple[FalsePositiveRow, ...]
     attacks: tuple[AttackSize, ...]
-    expenses: tuple[Expense, ...]
-    evasions: tuple[Evasion, ...]
-    left: tuple[LeftOut, ...]
+    expenses: tuple[CostRow, ...]
+    evasions: tuple[AdaptiveRow, ...]
+    left: tuple[LeaveOneOutRow, ...]
     controls: tuple[Control, ...]
     scores: Mapping[str, Mapping[str, np.ndarray]]
-    missed: tuple[Shown, ...] = ()
-    alarmed: tuple[Shown, ...] = ()
+    missed: tuple[ErrorExample, ...] = ()
+    alarmed: tuple[ErrorExample, ...] = ()
     split: Mapping[str, np.ndarray] = field(default_factory=dict)
     attacked: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -182,7 +182,7 @@ class Report:
 OURS = "advconn"
 
 
-def worst(rows: Iterable[Row]) -> Row | None:
+def worst_auroc(rows: Iterable[Row]) -> Row | None:
     """The row with the smallest AUROC that is a number."""
     finite = [r for r in rows if math.isfinite(r.auroc)]
     return min(finite, key=lambda r: r.auroc, default=None)
@@ -192,7 +192,7 @@ def rank(rows: Sequence[Row]) -> list[str]:
     """Detectors, the one with the highest worst AUROC first."""
     low: dict[str, float] = {}
     for name in dict.fromkeys(r.detector for r in rows):
-        row = worst(r for r in rows if r.detector == name)
+        row = worst_auroc(r for r in rows if r.detector == name)
         low[name] = 1.0 if row is None else row.auroc
     return sorted(low, key=lambda name: -low[name])
 
@@ -207,9 +207,9 @@ def sentence(report: Report) -> str:
     """What was found, on what, on how many images."""
     first = rank(report.rows)[0]
     mine = [r for r in report.rows if r.detector == first]
-    low = worst(mine)
+    low = worst_auroc(mine)
     others = [n for n in rank(report.rows) if not n.startswith(OURS)]
-    second = worst(r for r in report.rows if others and r.detector == others[0])
+    second = worst_auroc(r for r in report.rows if others and r.detector == others[0])
     if low is None:
         return f"No attack succeeded on any of {mine[0].n_clean} images of {report.settings['data']}."
     beside = f" (best baseline, {others[0]}: {second.auroc:.3f})" if second is not None and first != others[0] else ""

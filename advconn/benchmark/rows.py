@@ -10,17 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Hits
-from advconn.benchmark.attacks import Attacker
-from advconn.benchmark.measure import Columns, Frozen
-from advconn.benchmark.results import Alarm, Expense, LeftOut, Row, Shown
-from advconn.benchmark.splits import Bench
-from advconn.metrics import auroc, interval, share, share_interval
+from advconn.attacks.attack import SuccessfulAttacks
+from advconn.benchmark.attacks import NamedAttack
+from advconn.benchmark.measure import FeatureTable, FittedDetector
+from advconn.benchmark.results import CostRow, ErrorExample, FalsePositiveRow, LeaveOneOutRow, Row
+from advconn.benchmark.splits import BenchmarkData
+from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mean_share
 
 COUNT = 4  # false alarms shown, and missed images of each attack
 
 
-def missed(bench: Bench, detector: Frozen, attacks: Sequence[Attacker], tested: Mapping[str, Hits]) -> list[Shown]:
+def missed_examples(
+    bench: BenchmarkData,
+    detector: FittedDetector,
+    attacks: Sequence[NamedAttack],
+    tested: Mapping[str, SuccessfulAttacks],
+) -> list[ErrorExample]:
     """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
     lowest: list[tuple[float, str, int]] = []
     for attack in attacks:
@@ -34,7 +39,7 @@ def missed(bench: Bench, detector: Frozen, attacks: Sequence[Attacker], tested: 
     return out
 
 
-def alarmed(bench: Bench, detector: Frozen) -> list[Shown]:
+def false_alarm_examples(bench: BenchmarkData, detector: FittedDetector) -> list[ErrorExample]:
     """Clean images over the threshold, the highest scores first."""
     scores = detector.score(detector.measured.clean("test")) - detector.calibration.threshold
     out = []
@@ -47,26 +52,34 @@ def alarmed(bench: Bench, detector: Frozen) -> list[Shown]:
 
 
 def _shown(
-    bench: Bench, detector: Frozen, what: str, score: float, image: Tensor, original: Tensor | None, truth: int | None
-) -> Shown:
+    bench: BenchmarkData,
+    detector: FittedDetector,
+    what: str,
+    score: float,
+    image: Tensor,
+    original: Tensor | None,
+    truth: int | None,
+) -> ErrorExample:
     predicted = int(bench.classifier.predict(image[None])[0])
     classes = [predicted] if truth is None or truth == predicted else [predicted, truth]
     checked = bench.classifier.check(image[None])[0]
     paths = detector.candidate.profile(checked) if torch.isfinite(checked).all() else {}
     before = None if original is None else original.numpy()
-    return Shown(what, score, image.numpy(), before, tuple(bench.classifier.label_names(classes)), paths)
+    return ErrorExample(what, score, image.numpy(), before, tuple(bench.classifier.label_names(classes)), paths)
 
 
 LEAST = 10  # clean images of a predicted class that a rate is told of
 
 
-def row(detector: Frozen, attack: Attacker, hits: Hits, bench: Bench, in_training: bool) -> Row:
+def row(
+    detector: FittedDetector, attack: NamedAttack, hits: SuccessfulAttacks, bench: BenchmarkData, in_training: bool
+) -> Row:
     """A detector against an attack on the test part."""
     clean, attacked = detector.measured.clean("test"), detector.measured.attacked("test", attack.name)
     before, after = detector.score(clean), detector.score(attacked)
-    low, high = interval(before, after, seed=bench.seed)
+    low, high = auroc_bootstrap_interval(before, after, seed=bench.seed)
     caught = after > detector.calibration.threshold
-    tpr_low, tpr_high = share_interval(caught)
+    tpr_low, tpr_high = clopper_pearson(caught)
     consensus = detector.candidate.consensus(attacked.values)
     restored = consensus == bench.labels[hits.rows].numpy() if consensus is not None else np.zeros(0)
     n = len(before)
@@ -78,31 +91,31 @@ def row(detector: Frozen, attack: Attacker, hits: Hits, bench: Bench, in_trainin
         auroc(before, after),
         low,
         high,
-        share(caught),
+        mean_share(caught),
         tpr_low,
         tpr_high,
-        share(before > detector.calibration.threshold),
+        mean_share(before > detector.calibration.threshold),
         len(hits.rows) / hits.tried if hits.tried else math.nan,
         n,
         len(after),
-        share(restored),
+        mean_share(restored),
         clean.forwards / n,
         clean.gradients / n,
         1000 * clean.seconds / n,
     )
 
 
-def left_out(detector: Frozen, family: str, attack: Attacker) -> LeftOut:
+def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttack) -> LeaveOneOutRow:
     """A detector that was fitted without a family, against an attack of it."""
     before, after = (
         detector.score(detector.measured.clean("test")),
         detector.score(detector.measured.attacked("test", attack.name)),
     )
-    caught = share(after > detector.calibration.threshold)
-    return LeftOut(family, detector.name, attack.name, auroc(before, after), caught, len(after))
+    caught = mean_share(after > detector.calibration.threshold)
+    return LeaveOneOutRow(family, detector.name, attack.name, auroc(before, after), caught, len(after))
 
 
-def alarms(detector: Frozen, bench: Bench) -> list[Alarm]:
+def false_positive_rows(detector: FittedDetector, bench: BenchmarkData) -> list[FalsePositiveRow]:
     """Clean test images flagged: as they are and under each condition, right and wrong, and by predicted class."""
     right = bench.right("test")
     flags = detector.flags(detector.measured.clean("test"))
@@ -118,7 +131,7 @@ def alarms(detector: Frozen, bench: Bench) -> list[Alarm]:
     return out
 
 
-def _halves(detector: str, condition: str, flags: np.ndarray, right: np.ndarray) -> list[Alarm]:
+def _halves(detector: str, condition: str, flags: np.ndarray, right: np.ndarray) -> list[FalsePositiveRow]:
     """All of them, and where some of them were classified wrong as they are, both halves."""
     out = [_alarm(detector, condition, "all", flags)]
     if not right.all():
@@ -126,12 +139,12 @@ def _halves(detector: str, condition: str, flags: np.ndarray, right: np.ndarray)
     return out
 
 
-def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> Alarm:
-    low, high = share_interval(flags)
-    return Alarm(detector, condition, images, len(flags), share(flags), low, high)
+def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> FalsePositiveRow:
+    low, high = clopper_pearson(flags)
+    return FalsePositiveRow(detector, condition, images, len(flags), mean_share(flags), low, high)
 
 
-def expenses(detector: Frozen, attacks: Sequence[Attacker], bare: float) -> list[Expense]:
+def cost_rows(detector: FittedDetector, attacks: Sequence[NamedAttack], bare: float) -> list[CostRow]:
     """What clean images cost, and those of the attack that cost most; bare: milliseconds of one plain forward."""
     clean = _expense(detector, "clean", detector.measured.clean("test"), bare)
     attacked = [
@@ -142,15 +155,15 @@ def expenses(detector: Frozen, attacks: Sequence[Attacker], bare: float) -> list
     return [clean, *sorted(attacked, key=lambda e: -(e.forwards + 3 * e.gradients))[:1]]
 
 
-def _expense(detector: Frozen, images: str, columns: Columns, bare: float) -> Expense:
+def _expense(detector: FittedDetector, images: str, columns: FeatureTable, bare: float) -> CostRow:
     n = len(columns.values)
     spent = detector.candidate.spent(columns.values)
     forwards, gradients, took = columns.forwards / n, columns.gradients / n, 1000 * columns.seconds / n
     largest = forwards + 3 * gradients if spent is None else float((spent[:, 0] + 3 * spent[:, 1]).max())
-    return Expense(detector.name, images, forwards, gradients, took, took / bare, largest)
+    return CostRow(detector.name, images, forwards, gradients, took, took / bare, largest)
 
 
-def bare_milliseconds(bench: Bench) -> float:
+def bare_milliseconds(bench: BenchmarkData) -> float:
     """Of one image in a batch that the classifier is given alone."""
     images = bench.classifier.check(bench.part("test")[:64])
     bench.classifier.logits(images)
@@ -159,7 +172,7 @@ def bare_milliseconds(bench: Bench) -> float:
     return 1000 * (time.perf_counter() - started) / len(images)
 
 
-def scores(detector: Frozen, attacks: Sequence[Attacker]) -> Mapping[str, np.ndarray]:
+def scores(detector: FittedDetector, attacks: Sequence[NamedAttack]) -> Mapping[str, np.ndarray]:
     """Scores less the threshold of clean test images and of every attack's."""
     threshold = detector.calibration.threshold
     out = {"clean": detector.score(detector.measured.clean("test")) - threshold}

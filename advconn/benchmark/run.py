@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Hits
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import rows
-from advconn.benchmark.adaptive import STRICT, Effort, evasions
-from advconn.benchmark.attacks import Attacker, Runs, attackers
+from advconn.benchmark.adaptive import STRICT, AdaptiveBudget, evasion_rows
+from advconn.benchmark.attacks import AttackProtocol, NamedAttack, to_attacks
 from advconn.benchmark.baselines import BASELINES
-from advconn.benchmark.baselines.advconn import Advconn, Given
+from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.controls import controls
-from advconn.benchmark.measure import Measured, Where, compared, freeze, kept, measure
-from advconn.benchmark.results import Control, LeftOut, Report
-from advconn.benchmark.splits import Bench, Ready, classifier_key
+from advconn.benchmark.measure import FeatureTables, ImageSetKey, fit_and_threshold, is_cached, measure, reference_rows
+from advconn.benchmark.results import Control, LeaveOneOutRow, Report
+from advconn.benchmark.splits import BenchmarkData, PrecomputedAttack, classifier_key
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
 from advconn.data.inputs import image_hashes
-from advconn.detector.calibration import enough
+from advconn.detector.calibration import check_calibration_size
 from advconn.detector.detector import Detector
 from advconn.errors import AdvconnError, DataError
 from advconn.models.classifier import Classifier
@@ -48,7 +48,7 @@ class Settings:
     that knows the detector; None leaves it out.
     """
 
-    attacks: tuple[str | Runs, ...]
+    attacks: tuple[str | AttackProtocol, ...]
     baselines: tuple[str | type[Candidate], ...] = tuple(BASELINES)
     mixture: tuple[str, ...] = MIXTURE
     limit: int | None = None
@@ -56,7 +56,7 @@ class Settings:
     seed: int = 0
     conditions: tuple[str, ...] = SPOILT
     leave_one_out: bool = False
-    effort: Effort | None = None
+    effort: AdaptiveBudget | None = None
 
     @property
     def per_attack(self) -> int:
@@ -68,13 +68,13 @@ class Settings:
 class Attacked:
     """What was attacked: taught by the mixture, on the training part; tested by the attacks asked for."""
 
-    mixture: tuple[Attacker, ...]
-    taught: Mapping[str, Hits]
-    attacks: tuple[Attacker, ...]
-    tested: Mapping[str, Hits]
+    mixture: tuple[NamedAttack, ...]
+    taught: Mapping[str, SuccessfulAttacks]
+    attacks: tuple[NamedAttack, ...]
+    tested: Mapping[str, SuccessfulAttacks]
 
     @property
-    def first(self) -> Hits | None:
+    def first(self) -> SuccessfulAttacks | None:
         """Of the first attack that succeeded at all."""
         return next((self.tested[a.name] for a in self.attacks if len(self.tested[a.name].rows)), None)
 
@@ -91,7 +91,7 @@ def run(
     runner: Runner,
     *,
     second: Classifier | None = None,
-    ready: Sequence[Ready] = (),
+    ready: Sequence[PrecomputedAttack] = (),
     note: Note = lambda text: None,
 ) -> Report:
     """Compare a detector with others on the same images, each at one frozen threshold.
@@ -103,56 +103,57 @@ def run(
     Raises:
         FitError: too few images. DataError: attacked images of none of these.
     """
-    bench = bench_of(data, detector, settings, runner, ready, note)
+    bench = make_splits(data, detector, settings, runner, ready, note)
     attacked = attack(bench, settings, note)
-    sets = images_of(bench, attacked, settings)
+    sets = image_sets(bench, attacked, settings)
     candidates = prepare(detector, bench, settings, second, sets, note)
     measured = measure(candidates, sets, runner)
     frozen = [
-        freeze(candidate, measured[candidate.name], attacked.taught, bench, settings.fpr) for candidate in candidates
+        fit_and_threshold(candidate, measured[candidate.name], attacked.taught, bench, settings.fpr)
+        for candidate in candidates
     ]
-    left = without(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
-    aware = evasions(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
+    left = leave_one_family_out(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
+    aware = evasion_rows(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
     bare = rows.bare_milliseconds(bench)
     return Report(
-        described(data, bench, settings, attacked, candidates),
+        run_metadata(data, bench, settings, attacked, candidates),
         tuple(
             rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
             for fitted in frozen
             for a in attacked.attacks
         ),
-        tuple(alarm for fitted in frozen for alarm in rows.alarms(fitted, bench)),
+        tuple(alarm for fitted in frozen for alarm in rows.false_positive_rows(fitted, bench)),
         tuple(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        tuple(cost for fitted in frozen for cost in rows.expenses(fitted, attacked.attacks, bare)),
+        tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
         tuple(aware),
         tuple(left),
         tuple(barriers(bench, attacked.first)),
         {fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
-        tuple(rows.missed(bench, frozen[0], attacked.attacks, attacked.tested)),
-        tuple(rows.alarmed(bench, frozen[0])),
+        tuple(rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
+        tuple(rows.false_alarm_examples(bench, frozen[0])),
         {name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
         {a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
          for a in attacked.attacks},
     )  # fmt: skip
 
 
-def bench_of(
-    data: Data, detector: Detector, settings: Settings, runner: Runner, ready: Sequence[Ready], note: Note
-) -> Bench:
+def make_splits(
+    data: Data, detector: Detector, settings: Settings, runner: Runner, ready: Sequence[PrecomputedAttack], note: Note
+) -> BenchmarkData:
     """The images that the detector was not fitted on, in their parts; ready-made ones follow their originals."""
     images, indices = unseen(data, detector, note)
     place = torch.full((len(data),), -1, dtype=torch.int64, device="cpu")
     place[indices] = torch.arange(len(indices), dtype=torch.int64, device="cpu")
     moved = [replace(r, images=r.images[place[r.rows] >= 0], rows=place[r.rows][place[r.rows] >= 0]) for r in ready]
-    bench = Bench(
+    bench = BenchmarkData(
         detector.connectivity.classifier, images.images, images.labels, runner=runner, limit=settings.limit,
         fpr=settings.fpr, seed=settings.seed, ready=moved,
     )  # fmt: skip
     if settings.effort:
-        enough(len(bench.parts.calibrate), STRICT)  # its own threshold: better told now than at the end
+        check_calibration_size(len(bench.parts.calibrate), STRICT)  # its own threshold: better told now than at the end
     return bench
 
 
@@ -171,9 +172,9 @@ def unseen(data: Data, detector: Detector, note: Note) -> tuple[Data, Tensor]:
     return replace(data, images=data.images[left], labels=labels), left.nonzero()[:, 0]
 
 
-def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
+def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
     """The mixture on the training part, the attacks asked for on the test part."""
-    mixture, asked = attackers(settings.mixture), attackers(settings.attacks)
+    mixture, asked = to_attacks(settings.mixture), to_attacks(settings.attacks)
     taught = bench.attack("train", mixture, settings.per_attack)
     left = [a for a in mixture if settings.leave_one_out and a.name not in {b.name for b in asked}]
     tested = bench.attack("test", (*asked, *left), settings.limit)
@@ -181,7 +182,7 @@ def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
         if ready.name in tested:
             raise DataError(f"two attacks are called {ready.name}: rename the file or folder of --attacked")
         tested[ready.name] = bench.tried(ready, settings.limit)
-        asked = (*asked, Attacker(ready.name, "given", ready, ready.name))
+        asked = (*asked, NamedAttack(ready.name, "given", ready, ready.name))
     for a in asked:
         hits = tested[a.name]
         if len(hits.rows) < 0.9 * hits.tried:
@@ -189,30 +190,30 @@ def attack(bench: Bench, settings: Settings, note: Note) -> Attacked:
     return Attacked((*mixture,), {name: h for name, h in taught.items() if len(h.rows)}, asked, tested)
 
 
-def images_of(bench: Bench, attacked: Attacked, settings: Settings) -> dict[Where, Tensor]:
+def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> dict[ImageSetKey, Tensor]:
     """Everything that candidates are asked of."""
-    sets = {Where(part): bench.part(part) for part in ("train", "calibrate", "test")}
-    sets |= {Where("train", name): hits.images for name, hits in attacked.taught.items()}
-    sets |= {Where("test", name): hits.images for name, hits in attacked.tested.items()}
+    sets = {ImageSetKey(part): bench.part(part) for part in ("train", "calibrate", "test")}
+    sets |= {ImageSetKey("train", name): hits.images for name, hits in attacked.taught.items()}
+    sets |= {ImageSetKey("test", name): hits.images for name, hits in attacked.tested.items()}
     few = bench.part("test")[: (settings.limit or 1000) // 4]
     first = attacked.first
     l2 = 1.0 if first is None else bench.size("", "", False, first).l2
     kinds = {f"noise of L2 {l2:.2f}": noise_of_size(l2)}
     kinds |= {name: CONDITIONS[name] for name in usable(settings.conditions, few.shape[1])}
-    return sets | {Where("test", condition=name): change(few, settings.seed) for name, change in kinds.items()}
+    return sets | {ImageSetKey("test", condition=name): change(few, settings.seed) for name, change in kinds.items()}
 
 
 def prepare(
     detector: Detector,
-    bench: Bench,
+    bench: BenchmarkData,
     settings: Settings,
     second: Classifier | None,
-    sets: Mapping[Where, Tensor],
+    sets: Mapping[ImageSetKey, Tensor],
     note: Note,
 ) -> list[Candidate]:
     """Every candidate that can be had, ready to measure what is not kept from an earlier run."""
     train = bench.part("train")
-    made: list[Candidate] = [Given(detector, train), Advconn(detector, train)]
+    made: list[Candidate] = [AdvconnAsGiven(detector, train), AdvconnRefitted(detector, train)]
     for asked in settings.baselines:
         kind = BASELINES[asked] if isinstance(asked, str) else asked
         if kind.name == "second-model" and second is None:
@@ -221,9 +222,9 @@ def prepare(
         if kind.name in {other.name for other in made}:
             raise DataError(f"two detectors are called {kind.name!r}: give each a name of its own")
         try:
-            clean = bench.images[compared(bench)] if kind.apart else train
+            clean = bench.images[reference_rows(bench)] if kind.apart else train
             candidate = kind(bench.classifier, clean, second)
-            if not kept(candidate, sets, bench.runner):
+            if not is_cached(candidate, sets, bench.runner):
                 candidate.prepare()
         except ImportError as error:
             note(f"{kind.name} is left out: {error.name} is not installed: pip install 'advconn[ood]'")
@@ -235,10 +236,10 @@ def prepare(
     return made
 
 
-def without(
-    candidates: Sequence[Candidate], measured: Mapping[str, Measured], attacked: Attacked, bench: Bench,
+def leave_one_family_out(
+    candidates: Sequence[Candidate], measured: Mapping[str, FeatureTables], attacked: Attacked, bench: BenchmarkData,
     settings: Settings,
-) -> list[LeftOut]:  # fmt: skip
+) -> list[LeaveOneOutRow]:  # fmt: skip
     """Every candidate that learns from attacks, fitted without each family, on attacks of that family."""
     families = {a.name: a.family for a in attacked.mixture}
     tested = (*attacked.attacks, *(a for a in attacked.mixture if a.name not in {b.name for b in attacked.attacks}))
@@ -250,12 +251,12 @@ def without(
             continue
         for candidate in candidates:
             if candidate.learns:
-                fitted = freeze(candidate, measured[candidate.name], rest, bench, settings.fpr)
-                out += [rows.left_out(fitted, family, a) for a in mine]
+                fitted = fit_and_threshold(candidate, measured[candidate.name], rest, bench, settings.fpr)
+                out += [rows.leave_one_out_rows(fitted, family, a) for a in mine]
     return out
 
 
-def barriers(bench: Bench, hits: Hits | None, count: int = 100) -> list[Control]:
+def barriers(bench: BenchmarkData, hits: SuccessfulAttacks | None, count: int = 100) -> list[Control]:
     """What barriers there are between images that no one attacked, beside attacked ones."""
     if hits is None:
         return []
@@ -265,8 +266,8 @@ def barriers(bench: Bench, hits: Hits | None, count: int = 100) -> list[Control]
     return list(bench.runner.map("controls", controls, [call], "classifier")[0])
 
 
-def described(
-    data: Data, bench: Bench, settings: Settings, attacked: Attacked, candidates: Sequence[Candidate]
+def run_metadata(
+    data: Data, bench: BenchmarkData, settings: Settings, attacked: Attacked, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
     """What the figures rest on: settings, data, parts, versions, machine."""
     plain = {k: v for k, v in vars(settings).items() if k not in ("attacks", "baselines", "effort")}

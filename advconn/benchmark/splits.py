@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Hits, joined, succeeded, successful
-from advconn.benchmark.attacks import Attacker
+from advconn.attacks.attack import SuccessfulAttacks, attack_correct_images, concat_hits, is_misclassified
+from advconn.benchmark.attacks import NamedAttack
 from advconn.benchmark.results import AttackSize
-from advconn.detector.calibration import enough
+from advconn.detector.calibration import check_calibration_size
 from advconn.errors import DataError, FitError
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
@@ -26,7 +26,7 @@ SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
 
 
 @dataclass(frozen=True)
-class Parts:
+class Split:
     """Rows of the images in each use; no row is in two."""
 
     train: Tensor
@@ -34,7 +34,7 @@ class Parts:
     test: Tensor
 
 
-def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor | None = None) -> Parts:
+def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor | None = None) -> Split:
     """Parts of `count` images; with a limit, at most a quarter more of each, and enough for the rate.
 
     wanted: rows that are to test, as far as they are no more than the part holds.
@@ -49,7 +49,7 @@ def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor |
     first, second = round(SHARES["train"] * count), round((SHARES["train"] + SHARES["calibrate"]) * count)
     parts = [order[:first], order[first:second], order[second:]]
     try:
-        enough(len(parts[1]), fpr)
+        check_calibration_size(len(parts[1]), fpr)
     except FitError as error:
         raise FitError(f"of {count} images {len(parts[1])} calibrate: {error}") from error
     if limit is not None:
@@ -57,11 +57,11 @@ def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor |
         parts = [parts[0][:most], parts[1][:most], parts[2][-most:] if wanted is not None else parts[2][:most]]
     if len(parts[2]) < 10:
         raise FitError(f"{count} images leave {len(parts[2])} to test on: give 100 or more")
-    return Parts(*parts)
+    return Split(*parts)
 
 
 @dataclass(frozen=True)
-class Ready:
+class PrecomputedAttack:
     """Images that somebody attacked: (m, c, h, w), the row (m,) of the clean image that each was made from, a name."""
 
     name: str
@@ -74,14 +74,14 @@ class Ready:
 
 
 def attack_images(
-    images: np.ndarray, labels: np.ndarray, key: str, seed: int, network: str, subject: tuple[Classifier, Attacker]
-) -> Hits:
+    images: np.ndarray, labels: np.ndarray, key: str, seed: int, network: str, subject: tuple[Classifier, NamedAttack]
+) -> SuccessfulAttacks:
     """Successful copies of uint8 images with labels, see attacks.successful.
 
     key, network: what they depend on besides, of the attack and of the classifier, for a cache.
     """
     classifier, attack = subject
-    return successful(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
+    return attack_correct_images(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
 
 
 def predict_images(images: np.ndarray, network: str, classifier: Classifier) -> np.ndarray:
@@ -89,7 +89,7 @@ def predict_images(images: np.ndarray, network: str, classifier: Classifier) -> 
     return np.asarray(classifier.predict(torch.from_numpy(images)).numpy())
 
 
-class Bench:
+class BenchmarkData:
     """Images in their parts, and attacks on them.
 
     Args:
@@ -107,7 +107,7 @@ class Bench:
         limit: int | None = None,
         fpr: float = 0.05,
         seed: int = 0,
-        ready: Sequence[Ready] = (),
+        ready: Sequence[PrecomputedAttack] = (),
     ) -> None:
         self.classifier, self.images, self.runner, self.fpr, self.seed = classifier, images, runner, fpr, seed
         self.parts = split(len(images), limit, fpr, seed, torch.cat([r.rows for r in ready]) if ready else None)
@@ -142,7 +142,7 @@ class Bench:
         rows = self.rows(name)
         return np.asarray((self.predicted[rows] == self.labels[rows]).numpy())
 
-    def attack(self, name: str, attacks: Sequence[Attacker], limit: int | None) -> dict[str, Hits]:
+    def attack(self, name: str, attacks: Sequence[NamedAttack], limit: int | None) -> dict[str, SuccessfulAttacks]:
         """Successful copies of at most `limit` images of a part that are classified right, by each attack's name.
 
         Raises:
@@ -155,7 +155,7 @@ class Bench:
                 "attack; are the labels in the order of its classes?"
             )
         own = classifier_key(self.classifier)
-        chosen: list[tuple[Attacker, Tensor]] = []
+        chosen: list[tuple[NamedAttack, Tensor]] = []
         calls: list[tuple[Any, ...]] = []
         for attack in attacks:
             mine = self._some(rows, attack.name if name == "train" else "", limit)
@@ -165,10 +165,10 @@ class Bench:
                 calls.append((images, labels, attack.key, self.seed + i, own, subject))
                 chosen.append((attack, chunk))
         made = self.runner.map(f"attack {name}", attack_images, calls, "subject")
-        out: dict[str, list[tuple[Hits, Tensor]]] = {attack.name: [] for attack in attacks}
+        out: dict[str, list[tuple[SuccessfulAttacks, Tensor]]] = {attack.name: [] for attack in attacks}
         for (attack, chunk), hits in zip(chosen, made, strict=True):
             out[attack.name].append((hits, chunk))
-        return {attack: joined(parts, self.images) for attack, parts in out.items()}
+        return {attack: concat_hits(parts, self.images) for attack, parts in out.items()}
 
     def _some(self, rows: Tensor, turn: str, limit: int | None) -> Tensor:
         """At most `limit` of the rows: for every turn others."""
@@ -177,7 +177,7 @@ class Bench:
         seed = int(hashlib.sha256(turn.encode()).hexdigest()[:6], 16) if turn else self.seed
         return rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:limit])]
 
-    def tried(self, ready: Ready, limit: int | None = None) -> Hits:
+    def tried(self, ready: PrecomputedAttack, limit: int | None = None) -> SuccessfulAttacks:
         """Those of ready-made images that are of the test part, of images classified right, and change their class.
 
         limit: of how many originals, at most.
@@ -191,13 +191,13 @@ class Bench:
         if not len(rows):
             raise DataError(f"{ready.name}: none of its originals is classified right and in the test part")
         hit = torch.cat([
-            succeeded(self.classifier, x, self.labels[r]).cpu()
+            is_misclassified(self.classifier, x, self.labels[r]).cpu()
             for x, r in zip(images.split(256), rows.split(256), strict=True)
         ])  # fmt: skip
         attacked = self.classifier.check(images[hit]).cpu().float()
-        return Hits(attacked, rows[hit], len(rows))
+        return SuccessfulAttacks(attacked, rows[hit], len(rows))
 
-    def size(self, name: str, family: str, in_training: bool, hits: Hits) -> AttackSize:
+    def size(self, name: str, family: str, in_training: bool, hits: SuccessfulAttacks) -> AttackSize:
         """How an attack went; in_training: whether it is in the mixture."""
         change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
         shares = [self.classifier.logits(self.classifier.check(x)).softmax(1).amax(1) for x in hits.images.split(256)]

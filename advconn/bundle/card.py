@@ -17,7 +17,7 @@ Check = Callable[[Any], bool]
 LARGEST_SIDE = 1024  # pixels
 
 
-def whole(low: int, high: int) -> Check:
+def whole_number(low: int, high: int) -> Check:
     """A whole number from low to high."""
     return lambda v: type(v) is int and low <= v <= high
 
@@ -32,12 +32,12 @@ def text(most: int = 500) -> Check:
     return lambda v: isinstance(v, str) and len(v) <= most
 
 
-def maybe(check: Check) -> Check:
+def optional(check: Check) -> Check:
     """That, or null."""
     return lambda v: v is None or check(v)
 
 
-def several(check: Check, low: int, high: int) -> Check:
+def list_of(check: Check, low: int, high: int) -> Check:
     """A list whose entries all pass a check.
 
     Args:
@@ -64,7 +64,7 @@ def one_of(*values: str) -> Check:
     return lambda v: isinstance(v, str) and v.partition("-")[0] in values
 
 
-def flag(value: Any) -> bool:
+def is_boolean(value: Any) -> bool:
     """True or false."""
     return isinstance(value, bool)
 
@@ -76,8 +76,8 @@ def head_files(count: int) -> tuple[str, ...]:
 
 def _stage(value: Any) -> bool:
     """What a stage is described by."""
-    names = maybe(several(text(), 0, 200))
-    keys = {"copies": names, "halves": names, "paths": flag, "share": number(1e-9, 1), "pixels": flag}
+    names = optional(list_of(text(), 0, 200))
+    keys = {"copies": names, "halves": names, "paths": is_boolean, "share": number(1e-9, 1), "pixels": is_boolean}
     told = isinstance(value, dict) and set(value) | {"pixels"} == set(keys)  # which older cards do not say
     return told and all(keys[k](v) for k, v in value.items())
 
@@ -89,80 +89,80 @@ HEAD = head_files(1)[0]  # the last stage's
 MOST_STAGES = 8
 Schema = Mapping[str, "Check | Schema"]
 _NAME, _HASH = text(), lambda v: isinstance(v, str) and len(v) == 64 and all(c in "0123456789abcdef" for c in v)
-_COUNTS = table(lambda k: k in ("tried", "succeeded"), whole(0, 10**9), 2)
+_COUNTS = table(lambda k: k in ("tried", "succeeded"), whole_number(0, 10**9), 2)
 _NETWORK: Schema = {
-    "name": maybe(_NAME),
+    "name": optional(_NAME),
     "fingerprint": text(200),
-    "num_classes": whole(2, 10**6),
-    "class_names": maybe(several(_NAME, 2, 10**6)),
-    "channels": whole(1, 16),
+    "num_classes": whole_number(2, 10**6),
+    "class_names": optional(list_of(_NAME, 2, 10**6)),
+    "channels": whole_number(1, 16),
     "dtype": one_of("float32", "float64", "float16", "bfloat16"),
     "kind": one_of("module", "other"),
     "preprocessing": {
-        "size": maybe(several(whole(1, LARGEST_SIDE), 2, 2)),
-        "resize": maybe(whole(1, 4 * LARGEST_SIDE)),
+        "size": optional(list_of(whole_number(1, LARGEST_SIDE), 2, 2)),
+        "resize": optional(whole_number(1, 4 * LARGEST_SIDE)),
         "interpolation": one_of(*INTERPOLATIONS),
-        "mean": maybe(several(number(-1e6, 1e6), 1, 16)),
-        "std": maybe(several(number(1e-9, 1e6), 1, 16)),
+        "mean": optional(list_of(number(-1e6, 1e6), 1, 16)),
+        "std": optional(list_of(number(1e-9, 1e6), 1, 16)),
         "crop": one_of(*CROPS),
     },
 }
 SCHEMA: Schema = {
-    "format": whole(1, 3),
+    "format": whole_number(1, 3),
     "versions": table(text(50), text(100), 50),
     "classifier": _NETWORK,
     "companion": _NETWORK,  # or null
     "connectivity": {
-        "families": maybe(several(_NAME, 1, 20)),
-        "copies": several(_NAME, 0, 200),
-        "halves": several(_NAME, 0, 200),
-        "per_class": whole(1, 100),
-        "rivals": whole(1, 100),
-        "samples": whole(2, 200),
-        "layer": maybe(_NAME),
-        "levels": whole(0, 10),
-        "steps": whole(1, 1000),
-        "nearest": flag,
+        "families": optional(list_of(_NAME, 1, 20)),
+        "copies": list_of(_NAME, 0, 200),
+        "halves": list_of(_NAME, 0, 200),
+        "per_class": whole_number(1, 100),
+        "rivals": whole_number(1, 100),
+        "samples": whole_number(2, 200),
+        "layer": optional(_NAME),
+        "levels": whole_number(0, 10),
+        "steps": whole_number(1, 1000),
+        "nearest": is_boolean,
         "temperature": number(1e-9, 1e9),
     },
-    "references": maybe(_NAME),
+    "references": optional(_NAME),
     "fitted": {
-        "train": whole(0, 10**9),
-        "calibrate": whole(0, 10**9),
-        "seed": whole(0, 2**63),
+        "train": whole_number(0, 10**9),
+        "calibrate": whole_number(0, 10**9),
+        "seed": whole_number(0, 2**63),
         "attacks": table(_NAME, _COUNTS),
-        "pretrained": flag,
-        "mixture": several(_NAME, 0, 200),
-        "per_attack": whole(1, 10**9),
+        "pretrained": is_boolean,
+        "mixture": list_of(_NAME, 0, 200),
+        "per_attack": whole_number(1, 10**9),
         "held_out": number(1e-9, 1 - 1e-9),
-        "refine": whole(0, 10**9),
-        "evasive": whole(0, 10**9),
+        "refine": whole_number(0, 10**9),
+        "evasive": whole_number(0, 10**9),
         "reading": one_of("plain", "upright"),
     },
-    "stages": maybe(several(_stage, 1, MOST_STAGES)),
-    "exits": several(maybe(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
-    "gate": maybe(number(-1e300, 1e300)),
-    "missed": maybe(table(_NAME, table(lambda k: k in ("missed", "of"), whole(0, 10**9), 2))),
+    "stages": optional(list_of(_stage, 1, MOST_STAGES)),
+    "exits": list_of(optional(number(-1e300, 1e300)), 0, MOST_STAGES - 1),
+    "gate": optional(number(-1e300, 1e300)),
+    "missed": optional(table(_NAME, table(lambda k: k in ("missed", "of"), whole_number(0, 10**9), 2))),
     "conditions": {
-        "fitted": several(one_of(*CONDITIONS), 0, 100),
-        "calibrated": several(one_of(*CONDITIONS), 1, 100),
-        "measured": several(_NAME, 0, 100),
+        "fitted": list_of(one_of(*CONDITIONS), 0, 100),
+        "calibrated": list_of(one_of(*CONDITIONS), 1, 100),
+        "measured": list_of(_NAME, 0, 100),
     },
     "calibration": {
         "fpr": number(1e-9, 1 - 1e-9),
-        "confidence": maybe(number(1e-9, 1 - 1e-9)),
-        "by_class": flag,
+        "confidence": optional(number(1e-9, 1 - 1e-9)),
+        "by_class": is_boolean,
         "precision": one_of("float32", "float64", "float16", "bfloat16", "tf32"),
         "threshold": number(-1e300, 1e300),
     },
-    "features": several(_NAME, 1, 10**4),
-    "picture": several(_NAME, 0, 1000),  # features that groups of pictures are told by
+    "features": list_of(_NAME, 1, 10**4),
+    "picture": list_of(_NAME, 0, 1000),  # features that groups of pictures are told by
     "efficacy": {
         "attack": _NAME,
-        "count": whole(1, 10**9),
+        "count": whole_number(1, 10**9),
         "auroc": number(0, 1),
         "caught": number(0, 1),
-        "weak": flag,
+        "weak": is_boolean,
         "prices": table(one_of(*CONDITIONS), number(-1, 1), 100),
     },  # or null
     "figures": table(text(200), lambda v: True),
@@ -200,7 +200,7 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
 }
 
 
-def checked(card: Any, where: str) -> dict[str, Any]:
+def validate(card: Any, where: str) -> dict[str, Any]:
     """The card, with what format 1 did not say filled in.
 
     Raises:

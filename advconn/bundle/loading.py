@@ -21,13 +21,13 @@ from advconn.bundle import restoring
 from advconn.bundle.card import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
-from advconn.cascade.early_exit import ordered
-from advconn.detector.detector import Detector, Fitted
-from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, line_of
+from advconn.cascade.early_exit import cascade_score
+from advconn.detector.detector import Detector, FitSummary
+from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, first_line
 from advconn.features.connectivity import Connectivity
 from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
-from advconn.models.equivalence import size_of
+from advconn.models.equivalence import input_size
 
 LARGEST_LOG_ODDS = 1e4  # that a head gives an image
 LARGEST_CARD = 2**20
@@ -51,7 +51,7 @@ def load(
         companion: the network that was fitted beside it, where the bundle does not hold that.
         device: for networks that the bundle holds.
         same_weights: False takes a classifier of the same input and classes whatever its weights: its scores mean
-            nothing until they are calibrated anew (recalibration.recalibrated).
+            nothing until they are calibrated anew (recalibration.recalibrate).
 
     Raises:
         ModelError: a model or a companion that is no Classifier.
@@ -80,14 +80,14 @@ def load(
         where = "" if str(folder) in str(error) else f"{folder}: "
         raise BundleError(f"{where}{error}") from error
     except Exception as error:  # a forged or damaged folder makes safetensors, NumPy and torch raise anything
-        raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {line_of(error, 100)})") from error
+        raise BundleError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error, 100)})") from error
 
 
 def _trial(detector: Detector) -> None:
     """Judge a grey image and a noisy one, so that nothing fails at the first image."""
     classifier = detector.connectivity.classifier
     references = detector.connectivity.references
-    size = size_of(classifier, None if references is None else references.images)
+    size = input_size(classifier, None if references is None else references.images)
     noisy = probe_images(1, classifier.channels, *size)
     judged = detector.judge(torch.cat([torch.full_like(noisy, 0.5), noisy]))
     sound = np.array([error is None for error in judged.errors])
@@ -98,7 +98,9 @@ def _trial(detector: Detector) -> None:
 def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
     """Say where no image can be flagged: a threshold beyond all scores, or at so many that are the largest there is."""
     calibration = detector.calibration_
-    furthest = ordered(np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS), detector.cascade_.exits)[0][0]
+    furthest = cascade_score(np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS), detector.cascade_.exits)[0][
+        0
+    ]
     if max(calibration.every_threshold) >= furthest:
         warnings.warn(
             f"{folder}: has a threshold of {max(calibration.every_threshold):.6g}, which no image reaches, so that it "
@@ -141,7 +143,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         )
     if card.get("card") != digest:
         raise BundleError(f"{path}: was changed since it was written; fit or copy the detector again")
-    card = cards.checked(card, str(folder))
+    card = cards.validate(card, str(folder))
     for name in (TENSORS, *cards.head_files(1 if card["stages"] is None else len(card["exits"]) + 1)):
         if name not in card["files"]:
             raise BundleError(f"{folder}: the card lists no {name}; fit or copy the detector again")
@@ -179,7 +181,7 @@ def _load(
     hashes = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     missed = restoring.missed_of(card["missed"])
     precision = calibration["precision"]
-    made = Fitted(
+    made = FitSummary(
         fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision,
         restoring.efficacy_of(card["efficacy"]), fitted["reading"],
     )  # fmt: skip

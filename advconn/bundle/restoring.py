@@ -16,18 +16,18 @@ from advconn.bundle import card as cards
 from advconn.bundle import shipped
 from advconn.bundle.card import COMPANION, TENSORS, WEIGHTS
 from advconn.cascade import heads
-from advconn.cascade.cascade import GATED, Cascade, Stage, connectivities_of
-from advconn.cascade.early_exit import Missed
+from advconn.cascade.cascade import GATED, Cascade, Stage, stage_extractors
+from advconn.cascade.early_exit import EarlyExitMisses
 from advconn.data.conditions import CLEAN
-from advconn.data.preprocessing import names_of
+from advconn.data.preprocessing import parse_class_names
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.groups import MAX_GROUPS, Groups
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
-from advconn.models.equivalence import alike
-from advconn.models.loading import architecture
+from advconn.models.equivalence import same_outputs
+from advconn.models.loading import parse_architecture_spec
 
 HELD = {  # where a network's weights are, and how it is given where they are not
     "classifier": (WEIGHTS, "--model SPEC, or load(folder, model=) in Python"),
@@ -61,7 +61,7 @@ def classifier_and_references(
         raise BundleError(f"{folder}: references of {tensors['references'].shape} for a classifier of {size}")
     classifier = _held(folder, card, "classifier", device) if model is None else model
     if classifier.class_names is None and card["classifier"]["num_classes"] == classifier.num_classes:
-        classifier.class_names = names_of(card["classifier"]["class_names"], classifier.num_classes)
+        classifier.class_names = parse_class_names(card["classifier"]["class_names"], classifier.num_classes)
     _same_input(folder, classifier, card["classifier"])
     references = _references(tensors, card, classifier)
     told = classifier.fingerprint == card["classifier"]["fingerprint"]
@@ -73,7 +73,7 @@ def classifier_and_references(
             references.images, classifier.logits(classifier.check(references.images)).cpu(), references.origin
         )
     known = None if references is None else (references.images, references.logits)
-    if not alike(classifier, card["classifier"], tensors, known):
+    if not same_outputs(classifier, card["classifier"], tensors, known):
         raise BundleError(
             f"{folder}: was fitted for other weights than this model's; fit a detector for it, or, if it was only "
             f"trained on a little, set a new threshold: advconn calibrate --detector {folder} --model SPEC"
@@ -112,7 +112,7 @@ def cascade_of(
             AdvconnWarning,
             stacklevel=4,
         )
-    connectivities = connectivities_of(connectivity, stages, bypass=bypass)
+    connectivities = stage_extractors(connectivity, stages, bypass=bypass)
     if len(connectivities) != count:
         raise BundleError(f"{folder}: {len(connectivities)} stages, and {count - 1} exits between them")
     columns = tuple(tuple(map(str, stage_walk.get_feature_names_out())) for stage_walk in connectivities)
@@ -201,12 +201,12 @@ def pictures_of(
     return Groups(tuple(names), feature, threshold, left, right), {k: v for k, v in labels.items() if v is not None}
 
 
-def missed_of(counts: dict[str, dict[str, int]] | None) -> Missed | None:
+def missed_of(counts: dict[str, dict[str, int]] | None) -> EarlyExitMisses | None:
     """What the card says of attacked images that leave early."""
     if counts is None:
         return None
     each = {name: (v["missed"], v["of"]) for name, v in counts.items()}
-    return Missed(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
+    return EarlyExitMisses(sum(m for m, _ in each.values()), sum(of for _, of in each.values()), each)
 
 
 def efficacy_of(entry: dict[str, Any] | None) -> Efficacy | None:
@@ -281,7 +281,7 @@ def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) ->
         raise BundleError(f"{folder}: holds no {which}; give the one it was fitted for ({how})")
     if name in shipped.NETWORKS:
         return shipped.NETWORKS[name](device)
-    if architecture(name) is None or weights not in card["files"]:
+    if parse_architecture_spec(name) is None or weights not in card["files"]:
         raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
     about = {"device": device, "channels": entry["channels"], "class_names": entry["class_names"]}
     try:

@@ -19,9 +19,9 @@ from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
-from advconn.files import writing
+from advconn.files import atomic_folder
 from advconn.models.classifier import Classifier
-from advconn.models.equivalence import answers, dtype_of, plain_module
+from advconn.models.equivalence import dtype_of, is_plain_module, probe_logits
 
 
 def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | None = None) -> Path:
@@ -62,7 +62,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         tensors |= {f"group.{name}": labels for name, labels in (detector.group_ or {}).items()}
     tensors |= {"seen": detector.fitted_.image_hashes} if len(detector.fitted_.image_hashes) else {}
     images = None if connectivity.references is None else connectivity.references.images
-    tensors |= {"answers": answers(classifier, images)}
+    tensors |= {"answers": probe_logits(classifier, images)}
     if connectivity.references is not None:
         images = (connectivity.references.images * 255).round().byte()
         tensors |= {
@@ -70,7 +70,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
             "reference_logits": connectivity.references.logits.cpu().numpy(),
         }
     folder = Path(folder)
-    with writing(folder) as partial:
+    with atomic_folder(folder) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
         for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
             heads.save(head, partial / name)
@@ -136,7 +136,7 @@ def _network(classifier: Classifier) -> dict[str, Any]:
         "class_names": classifier.class_names,
         "channels": classifier.channels,
         "dtype": dtype_of(classifier),
-        "kind": "module" if plain_module(classifier) else "other",
+        "kind": "module" if is_plain_module(classifier) else "other",
         "preprocessing": vars(classifier.preprocessing) | {},
     }
 

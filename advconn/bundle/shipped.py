@@ -11,13 +11,13 @@ from typing import Any
 from advconn import models
 from advconn.bundle.card import CARD, WEIGHTS
 from advconn.errors import ModelError
-from advconn.files import SHIPPED, shipped
+from advconn.files import SHIPPED, shipped_path
 from advconn.models.classifier import Classifier
 
 
 def default(name: str = "cifar10") -> Path:
     """The folder of a detector that advconn ships, one of SHIPPED; 'imagenet' is for photographs."""
-    return shipped(name)
+    return shipped_path(name)
 
 
 def folder_of(named: Path | str) -> Path:
@@ -61,7 +61,7 @@ def efficientnet_lite0(device: str | None = None) -> Classifier:
 
 def compact_cifar10(device: str | None = None) -> Classifier:
     """The CIFAR-10 classifier inside the detector 'cifar10' that advconn ships."""
-    folder = shipped("cifar10")
+    folder = shipped_path("cifar10")
     entry = json.loads((folder / CARD).read_text())["classifier"]
     settings: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in entry["preprocessing"].items()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, Hits, joined, successful
+from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
 from advconn.features.connectivity import Connectivity
@@ -22,7 +22,7 @@ SHARE = 3  # one of so many attacked copies is fitted on under a benign conditio
 
 
 @dataclass(frozen=True)
-class Made:
+class AttackFeatures:
     """What an attack gave.
 
     Attributes:
@@ -39,7 +39,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Maker:
+class AttackAugmenter:
     """How attacked copies are made.
 
     Attributes:
@@ -58,7 +58,7 @@ class Maker:
     surrogate: Classifier | None = None
     runner: Runner = field(default_factory=Runner)
 
-    def walked(self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]) -> Iterator[Made]:
+    def walked(self, images: Tensor, labels: Tensor | None, attacks: Sequence[Attack]) -> Iterator[AttackFeatures]:
         """What each attack gave.
 
         Args:
@@ -81,16 +81,16 @@ class Maker:
         """The classifier that is attacked."""
         return self.connectivities[0].classifier
 
-    def _made_by(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> Made:
+    def _made_by(self, images: Tensor, labels: Tensor | None, attack: Attack, i: int) -> AttackFeatures:
         seed = self.seed * 1000 + i
 
-        def make() -> Made:
+        def make() -> AttackFeatures:
             hits = self.attacked(images, labels, attack, seed=seed)
             truth = self.classifier.predict(images[hits.rows]) if labels is None else labels[hits.rows]
-            changed, kept = still_wrong(self.classifier, hits.images, truth, self.benign, seed)
+            changed, kept = still_misclassified(self.classifier, hits.images, truth, self.benign, seed)
             every = torch.cat([hits.images, changed])
             features = features_of(self.connectivities, every, f"walk {attack}", self.runner.progress)
-            return Made(hits.tried, len(hits.rows), features, torch.cat([hits.rows, hits.rows[kept]]).numpy())
+            return AttackFeatures(hits.tried, len(hits.rows), features, torch.cat([hits.rows, hits.rows[kept]]).numpy())
 
         if self.runner.store.folder is None:
             return make()
@@ -131,7 +131,7 @@ class Maker:
             )
         return self.surrogate
 
-    def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> Hits:
+    def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> SuccessfulAttacks:
         """Successful copies of at most `per_attack` images, see attacks.successful.
 
         Args:
@@ -148,13 +148,13 @@ class Maker:
         parts = []
         for i, rows in enumerate(chosen.split(size)):
             truth = None if labels is None else labels[rows]
-            hits = successful(self.classifier, attack, images[rows], truth, seed=seed + i, source=source)
+            hits = attack_correct_images(self.classifier, attack, images[rows], truth, seed=seed + i, source=source)
             parts.append((hits, rows))
             self.runner.progress(f"attack {attack}", min((i + 1) * size, len(chosen)), len(chosen))
-        return joined(parts, images)
+        return concat_hits(parts, images)
 
 
-def still_wrong(
+def still_misclassified(
     classifier: Classifier, images: Tensor, truth: Tensor, names: Sequence[str], seed: int
 ) -> tuple[Tensor, Tensor]:
     """Every third attacked image, under one benign condition in turn, if it is still misclassified; and their rows.

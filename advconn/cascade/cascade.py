@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.cascade.early_exit import cut
+from advconn.cascade.early_exit import stage_threshold
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, columns_of, joined
-from advconn.inference import ONE_PRECISION, at_once, counting, in_float32
+from advconn.features.families import Trace, columns_of, concat_traces
+from advconn.inference import ONE_PRECISION, batch_limit, count_passes, tf32_disabled
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images
@@ -61,7 +61,7 @@ STAGES: tuple[Stage, ...] = (
 NEAR: dict[str, Any] = {"per_class": 1, "nearest": True, "levels": 2, "steps": 4}  # at most 5 + 2 x 5 gradients
 
 
-def connectivities_of(
+def stage_extractors(
     connectivity: Connectivity, stages: Sequence[Stage] | None, bypass: bool | None = None
 ) -> tuple[Connectivity, ...]:
     """What each stage connectivities, the stages before it included; without stages `connectivity` itself.
@@ -81,8 +81,8 @@ def connectivities_of(
     )
 
 
-def shares_of(connectivity: Connectivity, stages: Sequence[Stage] | None) -> tuple[float, ...]:
-    """The shares of clean images that go on from each stage of `connectivities_of` but the last."""
+def continue_rates(connectivity: Connectivity, stages: Sequence[Stage] | None) -> tuple[float, ...]:
+    """The shares of clean images that go on from each stage of `stage_extractors` but the last."""
     return () if stages is None else tuple(share for _, share in _planned(connectivity, stages, None))[:-1]
 
 
@@ -128,7 +128,7 @@ def _more(wanted: Sequence[str] | None, available: Sequence[str], had: list[str]
 
 
 @dataclass(frozen=True)
-class Found:
+class CascadeOutput:
     """What a cascade found for n images.
 
     Attributes:
@@ -174,7 +174,7 @@ class Cascade:
 
     def walk(
         self, images: Tensor, *, full: bool = False, most: int | None = None, thresholds: Sequence[float] = ()
-    ) -> Found:
+    ) -> CascadeOutput:
         """Send images through the stages.
 
         A GPU convolves in TF32, unless torch is told otherwise: an image whose score at a stage is within UNSURE of
@@ -198,7 +198,7 @@ class Cascade:
         flat = (values.amax(2) == values.amin(2)).all(1).cpu().numpy()
         for k in range(count):
             rows = live.numpy()
-            with counting() as cost:
+            with count_passes() as cost:
                 trace, columns, odds = self._at_stage(k, images[live.to(images.device)], start, thresholds)
             scores[rows, k] = np.where(flat[rows] & np.isfinite(odds), FLAT, odds)
             spent[:, rows] += np.array([[cost.forwards], [cost.gradients]]) / len(rows)
@@ -212,7 +212,7 @@ class Cascade:
             live, start = live[stay], trace.rows(stay.to(trace.query.device))
             if not len(live):
                 break
-        return Found(scores, features, traces[0][1].query, left, tuple(traces), spent[0], spent[1], flat)
+        return CascadeOutput(scores, features, traces[0][1].query, left, tuple(traces), spent[0], spent[1], flat)
 
     def _at_stage(
         self, k: int, images: Tensor, start: Trace | None, thresholds: Sequence[float]
@@ -220,13 +220,13 @@ class Cascade:
         """The trace of images at stage k, from 0, their columns and log-odds; in float32 where those decide."""
         on_a_gpu = self.connectivities[k].classifier.device.type == "cuda"
         with ONE_PRECISION if on_a_gpu else nullcontext():  # no other thread may set torch's flag meanwhile
-            trace = walked(self.connectivities[k], images, start)
+            trace = run_extractor(self.connectivities[k], images, start)
             columns = columns_of(trace)
             scores = self.scored(k, columns)
             near = self._near(k, scores, thresholds) & (on_a_gpu and torch.backends.cudnn.allow_tf32)
             if near.any():
-                with in_float32():
-                    again = walked(self.connectivities[k], images[torch.from_numpy(near).to(images.device)])
+                with tf32_disabled():
+                    again = run_extractor(self.connectivities[k], images[torch.from_numpy(near).to(images.device)])
                 columns[near] = columns_of(again)
                 scores[near] = self.scored(k, columns[near])
         return trace, columns, scores
@@ -234,14 +234,14 @@ class Cascade:
     def _near(self, k: int, scores: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
         """Which log-odds (n,) of stage k, from 0, are next to where it is decided of an image."""
         cuts = [self.exits[k]] if k < len(self.exits) else []
-        cuts += [limit for t in thresholds for limit in [cut(self.exits, t, k)] if limit is not None]
+        cuts += [limit for t in thresholds for limit in [stage_threshold(self.exits, t, k)] if limit is not None]
         with np.errstate(invalid="ignore"):  # both may be infinite
             return (np.abs(scores[:, None] - np.array(cuts)) < UNSURE).any(1)
 
     def scored(self, k: int, columns: np.ndarray) -> np.ndarray:
         """Log-odds (n,) of stage k, from 0, on its columns (n, d): the larger of the head's and the companion's."""
-        odds = scored(self.heads[k], columns)
-        return odds if self.gate is None else np.maximum(odds, against(self.names[k], columns) - self.gate)
+        odds = head_log_odds(self.heads[k], columns)
+        return odds if self.gate is None else np.maximum(odds, companion_log_odds(self.names[k], columns) - self.gate)
 
     @cached_property
     def places(self) -> tuple[np.ndarray, ...]:
@@ -255,16 +255,16 @@ class Cascade:
 
     def block(self, values: int) -> int:
         """How many images of so many values go through together."""
-        return at_once(self.connectivities[0].classifier.device, BLOCK, LARGEST, values)
+        return batch_limit(self.connectivities[0].classifier.device, BLOCK, LARGEST, values)
 
 
-def against(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
+def companion_log_odds(names: Sequence[str], columns: np.ndarray) -> np.ndarray:
     """The companion's log-odds (n,) against the predicted class, the mean of those at the image and at its mirror."""
     margin, mirror = (columns[:, list(names).index(name)] for name in GATED)
     return np.asarray(margin + mirror / 2)
 
 
-def walked(connectivity: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
+def run_extractor(connectivity: Connectivity, images: Tensor, start: Trace | None = None) -> Trace:
     """The trace of images, walked a few at a time.
 
     Args:
@@ -272,10 +272,10 @@ def walked(connectivity: Connectivity, images: Tensor, start: Trace | None = Non
         images: (n, c, h, w).
         start: a trace of the same images to go on from, or None.
     """
-    return joined(list(connectivity.traces(images, start)))
+    return concat_traces(list(connectivity.traces(images, start)))
 
 
-def scored(head: Any, columns: np.ndarray) -> np.ndarray:
+def head_log_odds(head: Any, columns: np.ndarray) -> np.ndarray:
     """Log-odds (n,) of a head on columns (n, d); infinite where one of them is not finite: a gate fails closed."""
     sound = np.isfinite(columns).all(1)
     out = np.full(len(columns), np.inf)

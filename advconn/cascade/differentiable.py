@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.adaptive import Score, evade
-from advconn.attacks.attack import Hits
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.cascade.cascade import Cascade
-from advconn.cascade.early_exit import cut
+from advconn.cascade.early_exit import stage_threshold
 from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
 from advconn.errors import AttackError
-from advconn.features.families import table
+from advconn.features.families import feature_table
 from advconn.models.margin import margin
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 QUICK, STEPS = 2, 20  # stages that are followed, and steps, where many evasive images are made to learn from
 
 
-def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Score:
+def differentiable_score(cascade: Cascade, threshold: float, most: int | None = None) -> Score:
     """How far the nearest of the stages is from letting an image go, plus the threshold.
 
     Args:
@@ -35,7 +35,7 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
     """
     followed = []
     for k, (connectivity, head) in enumerate(zip(cascade.connectivities[:most], cascade.heads[:most], strict=True)):
-        odds, limit = linear_odds(head, connectivity.classifier.device), cut(cascade.exits, threshold, k)
+        odds, limit = linear_odds(head, connectivity.classifier.device), stage_threshold(cascade.exits, threshold, k)
         if odds is not None and limit not in (None, -np.inf) and "complexity" not in connectivity.active_families:
             followed.append((connectivity, odds, limit))
     if not followed:
@@ -45,7 +45,7 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
         trace, over = None, []
         for connectivity, odds, limit in followed:
             trace = connectivity.trace(images, trace)
-            log_odds = odds(table(trace)[0])
+            log_odds = odds(feature_table(trace)[0])
             if cascade.gate is not None and trace.companion is not None:
                 log_odds = torch.maximum(
                     log_odds, margin(trace.companion, trace.predicted[:, None]).mean(1) - cascade.gate
@@ -56,9 +56,9 @@ def of_stages(cascade: Cascade, threshold: float, most: int | None = None) -> Sc
     return score
 
 
-def evasive(
-    cascade: Cascade, images: Tensor, labels: Tensor, eps: float, *, seed: int = 0, progress: Progress = silent
-) -> Hits:
+def adaptive_training_images(
+    cascade: Cascade, images: Tensor, labels: Tensor, eps: float, *, seed: int = 0, progress: Progress = ignore_progress
+) -> SuccessfulAttacks:
     """Misclassified images within `eps` of clean ones that leave the first stages as clean, or nearly.
 
     Where no image leaves so early, what is aimed at is that the first stages' heads hold it for clean.
@@ -84,9 +84,9 @@ def evasive(
     if np.isneginf(cascade.exits[:QUICK]).all():  # none leaves there: aim at even odds
         cascade = replace(cascade, exits=(0.0,) * len(cascade.exits))
     if not len(x):
-        return Hits(x[:0], torch.zeros(0, dtype=torch.int64, device="cpu"), 0)
+        return SuccessfulAttacks(x[:0], torch.zeros(0, dtype=torch.int64, device="cpu"), 0)
     threshold = float(len(cascade.exits))  # over every exit: nothing but the exits of the first stages matters
-    score = of_stages(cascade, threshold, QUICK)
+    score = differentiable_score(cascade, threshold, QUICK)
     made = evade(
         classifier, score, x, y, threshold, eps=eps, way="lagrangian", steps=STEPS, restarts=1, seed=seed,
         batch_size=16 if x.device.type == "cpu" else 256,
@@ -94,7 +94,7 @@ def evasive(
     ).images  # fmt: skip
     wrong = classifier.predict(made) != y
     rows = torch.arange(len(images), dtype=torch.int64, device="cpu")[right][wrong]
-    return Hits(made[wrong], rows, int(right.sum()))
+    return SuccessfulAttacks(made[wrong], rows, int(right.sum()))
 
 
 def linear_odds(head: Any, device: torch.device) -> Score | None:

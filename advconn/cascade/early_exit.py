@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advconn.metrics import upper_share
+from advconn.metrics import clopper_pearson_upper
 
 MISSED = 0.02  # of attacked images that the whole walk catches: at most so many may leave early
 
 
-def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def cascade_score(scores: np.ndarray, exits: Sequence[float], most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One score (n,) from those of the stages, and the stage (n,) that each image left at, from 1.
 
     Of one stage it is that stage's own. Of several its whole part is the number of stages passed, and the rest s / (1 +
@@ -38,7 +38,7 @@ def ordered(scores: np.ndarray, exits: Sequence[float], most: int | None = None)
     return stage - 1 + part, stage
 
 
-def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
+def stage_threshold(exits: Sequence[float], threshold: float, k: int) -> float | None:
     """The largest log-odds at a stage with which the ordered score stays at `threshold` or under.
 
     None where no image that comes so far stays under it.
@@ -61,7 +61,7 @@ def cut(exits: Sequence[float], threshold: float, k: int) -> float | None:
 
 
 @dataclass(frozen=True)
-class Missed:
+class EarlyExitMisses:
     """Attacked images that left early though the whole walk catches them.
 
     Attributes:
@@ -77,12 +77,12 @@ class Missed:
     @property
     def at_most(self) -> float:
         """Their share is at most this, with 95 % confidence (Clopper & Pearson 1934)."""
-        return upper_share(self.count, self.of)
+        return clopper_pearson_upper(self.count, self.of)
 
 
-def exits(
+def choose_exits(
     clean: np.ndarray, attacked: np.ndarray, kinds: Sequence[str], shares: Sequence[float], fpr: float
-) -> tuple[tuple[float, ...], Missed]:
+) -> tuple[tuple[float, ...], EarlyExitMisses]:
     """Where images leave, from scores that heads gave to images they were not fitted on, and what is missed there.
 
     The shares of clean images that go on are those wanted, raised together until attacked images that leave early,
@@ -100,11 +100,11 @@ def exits(
     factor = 1.0
     while True:
         limits = exits_at(clean, [min(1.0, factor * share) for share in shares])
-        _, stage = ordered(attacked, limits)
+        _, stage = cascade_score(attacked, limits)
         missed = caught & (stage < clean.shape[1])
         names = np.asarray(kinds)
         each = {str(k): (int(missed[names == k].sum()), int((names == k).sum())) for k in dict.fromkeys(kinds)}
-        counts = Missed(int(missed.sum()), len(attacked), each)
+        counts = EarlyExitMisses(int(missed.sum()), len(attacked), each)
         if counts.at_most <= MISSED or all(np.isneginf(limits)):
             return limits, counts
         factor *= 1.25

@@ -20,7 +20,7 @@ from advconn.cascade import scaling
 from advconn.cascade.scaling import LARGEST as LARGEST_OUTPUT
 from advconn.cascade.scaling import BoundedScaler
 from advconn.data.arrays import header_of
-from advconn.errors import BundleError, line_of
+from advconn.errors import BundleError, first_line
 
 sys.modules.setdefault("advconn.scaling", scaling)  # where heads of earlier versions look for BoundedScaler
 
@@ -134,11 +134,11 @@ def load(path: Path, features: int) -> Any:
         raise
     except Exception as error:  # a forged file makes zipfile, json, skops and NumPy raise anything
         raise BundleError(
-            f"{path}: not a readable head ({line_of(error, 80)}); fit or copy the detector again"
+            f"{path}: not a readable head ({first_line(error, 80)}); fit or copy the detector again"
         ) from error
 
 
-def unfitted(head: Any) -> Any:
+def clone_unfitted(head: Any) -> Any:
     """A head with the same parameters, which has learned nothing.
 
     As scikit-learn's clone, of a head that another version of it wrote as well: parameters that it does not have are
@@ -147,7 +147,7 @@ def unfitted(head: Any) -> Any:
     from sklearn.pipeline import Pipeline, make_pipeline
 
     if type(head) is Pipeline:
-        return make_pipeline(*(unfitted(step) for _, step in head.steps))
+        return make_pipeline(*(clone_unfitted(step) for _, step in head.steps))
     parameters = inspect.signature(type(head)).parameters
     return type(head)(**{name: value for name, value in vars(head).items() if name in parameters})
 

@@ -2,8 +2,8 @@
 
 What carries them over is the standardisation: every feature is measured in the spread of the network's own clean images
 from their median, bounded (scaling.BoundedScaler), and at a temperature at which every network is equally confident
-(margins.temperature_of). So a fit makes no attack and needs no gradient, and a few hundred clean images are enough. How
-they were taught is in benchmarks/teach.py, what they reach on networks left out in README.
+(models.margin.temperature_of). So a fit makes no attack and needs no gradient, and a few hundred clean images are
+enough. How they were trained is in benchmarks/teach.py, what they reach on networks left out in README.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from advconn.cascade.cascade import Cascade, scored
+from advconn.cascade.cascade import Cascade, head_log_odds
 from advconn.cascade.early_exit import exits_at
 from advconn.cascade.heads import load as load_head
 from advconn.cascade.scaling import LARGEST, BoundedScaler
 from advconn.errors import BundleError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.files import shipped
-from advconn.inference import with_gradients
+from advconn.files import shipped_path
+from advconn.inference import gradients_enabled
 
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
@@ -38,7 +38,7 @@ FLOOR_SHARE = 0.1  # of the median spread over the teaching networks: no feature
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class PretrainedHeads:
     """Heads of standardised features, one for each kind of stage.
 
     Attributes:
@@ -78,7 +78,7 @@ class Pretrained:
             connectivities: what each stage walks.
             clean: features (n, d) at each stage of clean images.
             shares: of clean images that go on, for all stages but the last.
-            attacked: features (m, d) at each stage of its attacked images, which move the heads, see `moved`.
+            attacked: features (m, d) at each stage of its attacked images, which move the heads, see `refine_head`.
 
         Raises:
             FitError: too few images, or stages that no head was taught for.
@@ -94,9 +94,9 @@ class Pretrained:
         for stage, k in enumerate(chosen):
             scale, head = BoundedScaler(self.floors[k]).fit(clean[stage]), self.heads[k]
             if len(attacked):
-                head = moved(head, *(scale.transform(table[stage]) for table in (clean, attacked)))
+                head = refine_head(head, *(scale.transform(table[stage]) for table in (clean, attacked)))
             heads.append(make_pipeline(scale, head))
-        scores = np.stack([scored(head, table) for head, table in zip(heads, clean, strict=True)], 1)
+        scores = np.stack([head_log_odds(head, table) for head, table in zip(heads, clean, strict=True)], 1)
         return Cascade(connectivities, tuple(self.names[k] for k in chosen), tuple(heads), exits_at(scores, shares))
 
 
@@ -129,7 +129,7 @@ def floor_of(names: Sequence[str]) -> np.ndarray:
     return np.array([floors.get(str(name), TINY) for name in names])
 
 
-def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
+def refine_head(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
     """A taught head that was moved by bounded features of a classifier's own images.
 
     It has the largest likelihood of which is which, less PULL / 2 times the squared distance of its weights, in
@@ -157,20 +157,20 @@ def moved(head: Any, clean: np.ndarray, attacked: np.ndarray) -> Any:
         value.backward()
         return value
 
-    with with_gradients():
+    with gradients_enabled():
         optimizer.step(loss)
     out = copy.deepcopy(head)
     out.coef_, out.intercept_ = weight.detach().numpy(), bias.detach().numpy()
     return out
 
 
-def load(folder: Path | None = None) -> Pretrained:
+def load(folder: Path | None = None) -> PretrainedHeads:
     """The heads in a folder, those that ship unless told.
 
     Raises:
         BundleError: missing or damaged files.
     """
-    folder = shipped("pretrained") if folder is None else folder
+    folder = shipped_path("pretrained") if folder is None else folder
     try:
         card = json.loads((folder / CARD).read_text())
         names = tuple(tuple(map(str, columns)) for columns in card["names"])
@@ -182,4 +182,4 @@ def load(folder: Path | None = None) -> Pretrained:
         ) from error
     widths = [len(LARGEST) * len(columns) for columns in names]
     heads = tuple(load_head(folder / f"head-{k + 1}.skops", width) for k, width in enumerate(widths))
-    return Pretrained(names, heads, floors, networks, attacks)
+    return PretrainedHeads(names, heads, floors, networks, attacks)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import Attack
-from advconn.cascade.augmentation import Maker, features_of
-from advconn.cascade.cascade import Cascade, scored
-from advconn.cascade.differentiable import evasive
-from advconn.cascade.early_exit import Missed, exits
+from advconn.cascade.augmentation import AttackAugmenter, features_of
+from advconn.cascade.cascade import Cascade, head_log_odds
+from advconn.cascade.differentiable import adaptive_training_images
+from advconn.cascade.early_exit import EarlyExitMisses, choose_exits
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError
 from advconn.features.connectivity import Connectivity
@@ -24,7 +24,7 @@ Tables = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainingSet:
     """Rows to learn from.
 
     Attributes:
@@ -46,11 +46,11 @@ class Taught:
         """(n,) clean and unchanged."""
         return (self.kinds == 0) & ~self.benign
 
-    def and_benign(self, features: Tables, groups: np.ndarray) -> Taught:
+    def with_corrupted(self, features: Tables, groups: np.ndarray) -> TrainingSet:
         """With these clean rows under benign conditions."""
         return self._with(features, 0, groups, benign=True)
 
-    def and_attacked(self, name: str, features: Tables, groups: np.ndarray, tried: int) -> Taught:
+    def with_attacked(self, name: str, features: Tables, groups: np.ndarray, tried: int) -> TrainingSet:
         """With these rows of a further attack, all of which succeeded; more of one that is there already are added.
 
         Args:
@@ -66,7 +66,7 @@ class Taught:
         attacks = self.attacks | {name: (before[0] + tried, before[1] + len(groups))}
         return replace(self._with(features, kind, groups, benign=False), attacks=attacks)
 
-    def _with(self, features: Tables, kind: int, groups: np.ndarray, *, benign: bool) -> Taught:
+    def _with(self, features: Tables, kind: int, groups: np.ndarray, *, benign: bool) -> TrainingSet:
         """With these rows, all of one kind."""
         if not features:
             return self
@@ -78,17 +78,19 @@ class Taught:
             benign=np.concatenate([self.benign, np.full(len(groups), benign)]),
         )
 
-    def sound(self) -> Taught:
+    def drop_non_finite(self) -> TrainingSet:
         """Without the rows that have a feature which is not finite."""
         return self.only(np.logical_and.reduce([np.isfinite(table).all(1) for table in self.features]))
 
-    def only(self, rows: np.ndarray) -> Taught:
+    def only(self, rows: np.ndarray) -> TrainingSet:
         """These rows of it."""
         features = tuple(table[rows] for table in self.features)
-        return Taught(features, self.kinds[rows], self.groups[rows], self.benign[rows], self.attacks)
+        return TrainingSet(features, self.kinds[rows], self.groups[rows], self.benign[rows], self.attacks)
 
 
-def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **others: Any) -> Taught:
+def training_set_of(
+    features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None, **others: Any
+) -> TrainingSet:
     """Rows of which none is under a benign condition.
 
     Args:
@@ -98,10 +100,12 @@ def taught(features: Tables, kinds: np.ndarray, groups: np.ndarray | None = None
         others: `attacks` of Taught.
     """
     names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
-    return Taught(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **others)
+    return TrainingSet(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **others)
 
 
-def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attack], maker: Maker) -> Taught:
+def build_training_set(
+    images: Tensor, labels: Tensor | None, attacks: Sequence[Attack], maker: AttackAugmenter
+) -> TrainingSet:
     """Clean images and their successfully attacked copies, by which attack, and what succeeded.
 
     Args:
@@ -123,13 +127,13 @@ def attacked_rows(images: Tensor, labels: Tensor | None, attacks: Sequence[Attac
         groups.append(made.rows)
         kinds.append(np.full(len(made.rows), i + 1))
     features = tuple(np.concatenate(parts) for parts in zip(*tables, strict=True))
-    return taught(features, np.concatenate(kinds), np.concatenate(groups), attacks=counts)
+    return training_set_of(features, np.concatenate(kinds), np.concatenate(groups), attacks=counts)
 
 
-def and_evasive(
-    rows: Taught, cascade: Cascade, images: Tensor, labels: Tensor | None, sizes: Sequence[float], count: int,
-    turn: int, maker: Maker,
-) -> Taught:  # fmt: skip
+def with_adaptive(
+    rows: TrainingSet, cascade: Cascade, images: Tensor, labels: Tensor | None, sizes: Sequence[float], count: int,
+    turn: int, maker: AttackAugmenter,
+) -> TrainingSet:  # fmt: skip
     """Rows with images that evade a cascade.
 
     Args:
@@ -149,7 +153,9 @@ def and_evasive(
     for eps in sizes:
 
         def make(eps: float = eps) -> tuple[Tables, np.ndarray, int]:
-            hits = evasive(cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.runner.progress)
+            hits = adaptive_training_images(
+                cascade, some, truth, eps, seed=maker.seed + turn, progress=maker.runner.progress
+            )
             name = f"walk evasive {255 * eps:g}/255"
             return (
                 features_of(maker.connectivities, hits.images, name, maker.runner.progress),
@@ -159,12 +165,12 @@ def and_evasive(
 
         key = (maker.key, cascade.heads, cascade.exits, some.cpu().numpy(), truth.cpu().numpy(), eps, maker.seed, turn)
         features, kept, tried = maker.runner.store.get("evasive", key, make)
-        rows = rows.and_attacked(f"evasive:eps={255 * eps:g}/255", features, mine.numpy()[kept], tried)
+        rows = rows.with_attacked(f"evasive:eps={255 * eps:g}/255", features, mine.numpy()[kept], tried)
     return rows
 
 
-def spoilt(
-    images: Tensor, groups: np.ndarray, names: Sequence[str], maker: Maker, seed: int
+def corrupted_features(
+    images: Tensor, groups: np.ndarray, names: Sequence[str], maker: AttackAugmenter, seed: int
 ) -> tuple[Tables, np.ndarray]:
     """Features of images, each under one of the benign conditions in turn, and their groups.
 
@@ -186,14 +192,14 @@ def spoilt(
     return tuple(np.concatenate(tables) for tables in zip(*made, strict=True)), groups[np.concatenate(parts)]
 
 
-def teach(
+def train_cascade(
     connectivities: tuple[Connectivity, ...],
-    rows: Taught,
+    rows: TrainingSet,
     new_head: Callable[[int], Any],
     shares: Sequence[float],
     fpr: float,
     seed: int,
-) -> tuple[Cascade, Missed | None]:
+) -> tuple[Cascade, EarlyExitMisses | None]:
     """A cascade, and of several stages which attacked images leave it early.
 
     Args:
@@ -201,7 +207,7 @@ def teach(
         rows: what is learned from.
         new_head: gives an unfitted head for a stage, from 0.
         shares: of clean images that go on, in (0, 1], for all stages but the last.
-        fpr: false-alarm rate, in (0, 1), see exits.exits.
+        fpr: false-alarm rate, in (0, 1), see early_exit.choose_exits.
         seed: of the folds by which it is seen who may leave.
 
     Raises:
@@ -217,14 +223,14 @@ def teach(
     finite = ~np.isnan(scores).any(1)
     clean, attacked = finite & rows.plain, finite & (rows.kinds > 0)
     if not clean.any() or not attacked.any():  # too few to tell who may leave: everyone goes on
-        return Cascade(connectivities, names, heads, (-np.inf,) * (len(connectivities) - 1)), Missed(0, 0, {})
+        return Cascade(connectivities, names, heads, (-np.inf,) * (len(connectivities) - 1)), EarlyExitMisses(0, 0, {})
     called = list(rows.attacks) or [str(kind) for kind in range(1, int(rows.kinds.max()) + 1)]
     kinds = [called[kind - 1] for kind in rows.kinds[attacked]]
-    limits, missed = exits(scores[clean], scores[attacked], kinds, shares, fpr)
+    limits, missed = choose_exits(scores[clean], scores[attacked], kinds, shares, fpr)
     return Cascade(connectivities, names, heads, limits), missed
 
 
-def _held_out(rows: Taught, new_head: Callable[[int], Any], seed: int) -> np.ndarray:
+def _held_out(rows: TrainingSet, new_head: Callable[[int], Any], seed: int) -> np.ndarray:
     """Scores (n, stages) by heads that were fitted on other images than those they judge; NaN where none could be."""
     groups, inverse = np.unique(rows.groups, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(groups))[inverse] % FOLDS
@@ -233,5 +239,5 @@ def _held_out(rows: Taught, new_head: Callable[[int], Any], seed: int) -> np.nda
         mine, others = fold == part, fold != part
         if mine.any() and (rows.kinds[others] == 0).any() and (rows.kinds[others] > 0).any():
             for k, table in enumerate(rows.features):
-                scores[mine, k] = scored(new_head(k).fit(table[others], rows.kinds[others]), table[mine])
+                scores[mine, k] = head_log_odds(new_head(k).fit(table[others], rows.kinds[others]), table[mine])
     return scores

@@ -23,7 +23,7 @@ from advconn.cli.output import print_error
 from advconn.cli.score import FAILED, score
 from advconn.cli.serve import serve
 from advconn.cli.study import study
-from advconn.errors import AdvconnError, line_of
+from advconn.errors import AdvconnError, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -98,10 +98,10 @@ class _Group(click.Group):
                 print_error("the output was closed before everything was written")
             elif isinstance(error, OSError):
                 _silence()
-                print_error(f"{error.filename or 'the output'}: {error.strerror or line_of(error)}")
+                print_error(f"{error.filename or 'the output'}: {error.strerror or first_line(error)}")
             else:
                 print_error(
-                    f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)} (--debug "
+                    f"an error inside advconn, please report it: {type(error).__name__}: {first_line(error)} (--debug "
                     "shows the whole trace)"
                 )
         return FAILED

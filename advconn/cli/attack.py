@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.loading import Asked, classifier_of, detector_of, read
+from advconn.cli.loading import ModelOptions, classifier_of, detector_of, read
 from advconn.cli.options import (
     PATH,
     data_option,
@@ -20,7 +20,7 @@ from advconn.cli.options import (
     spread_options,
 )
 from advconn.cli.output import note, progress_bar
-from advconn.files import require_vacant
+from advconn.files import require_empty
 
 
 @click.command()
@@ -38,7 +38,7 @@ from advconn.files import require_vacant
 @device_option
 def attack(
     spec: str,
-    asked: Asked,
+    asked: ModelOptions,
     detector: Path | None,
     data: Path,
     out: Path,
@@ -62,12 +62,12 @@ def attack(
     """
     import torch
 
-    from advconn.attacks.attack import Attack, round_to_bytes, succeeded
+    from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
     from advconn.data.collection import Collection
     from advconn.parallel import Runner, cluster
     from advconn.scoring.writers import save_images
 
-    require_vacant(out)
+    require_empty(out)
     made = Attack.parse(spec)
     collection = Collection(data, **how)
     if asked.model is not None and detector is None:
@@ -86,7 +86,7 @@ def attack(
             progress(str(made), sum(map(len, done)), len(clean))
     attacked = torch.cat(done)
     right = predicted == truth
-    hit = succeeded(classifier, attacked, truth) & right
+    hit = is_misclassified(classifier, attacked, truth) & right
     hits = int(hit.sum())
     change = (attacked - clean).flatten(1)
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
@@ -95,7 +95,7 @@ def attack(
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
         f"mean L2 {change.norm(dim=1).mean():.3f}, "
-        f"largest Linf {change.abs().max() * 255:.1f}/255; `succeeded` in images.npz says which"
+        f"largest Linf {change.abs().max() * 255:.1f}/255; `is_misclassified` in images.npz says which"
     )
     if hits < 0.9 * int(right.sum()):
         note("the attack failed on more than a tenth of them: it is weaker than it looks")

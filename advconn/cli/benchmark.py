@@ -22,13 +22,13 @@ from advconn.cli.options import (
     seed_option,
     spread_options,
 )
-from advconn.cli.output import note, progress_bar, put
+from advconn.cli.output import note, print_table, progress_bar
 from advconn.errors import DataError
-from advconn.files import require_vacant
+from advconn.files import require_empty
 
 if TYPE_CHECKING:
     from advconn.benchmark.results import Report
-    from advconn.benchmark.splits import Ready
+    from advconn.benchmark.splits import PrecomputedAttack
     from advconn.data.collection import Item
     from advconn.data.datasets import Data
     from advconn.detector.detector import Detector
@@ -61,7 +61,7 @@ def baselines_of(names: Sequence[str]) -> tuple[Any, ...]:
     out: list[Any] = []
     for name in names or BASELINES:
         if ".py:" in name:
-            kind = user_code.named_in_file(name)
+            kind = user_code.load_attribute(name)
             is_candidate = isinstance(kind, type) and issubclass(kind, Candidate)
             if not is_candidate or not kind.name or kind.measure is Candidate.measure:
                 raise DataError(
@@ -123,11 +123,13 @@ def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Dat
     return detector, Data(data.name, pixels[rest], None if labels is None else labels[rest]), remaining
 
 
-def precomputed_attack(path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]) -> Ready:
+def precomputed_attack(
+    path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]
+) -> PrecomputedAttack:
     """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array."""
     import torch
 
-    from advconn.benchmark.splits import Ready
+    from advconn.benchmark.splits import PrecomputedAttack
     from advconn.data.collection import Collection
 
     collection = Collection(path, classifier.channels, **given["how"])
@@ -151,7 +153,7 @@ def precomputed_attack(path: Path, originals: Sequence[Item], classifier: Classi
     if bool((rows < 0).any()):
         note(f"{int((rows < 0).sum())} of {len(rows)} images of {path} have no original in --data: they are left out")
     images = torch.cat([batch.images for batch in batches])
-    return Ready(path.name, images[rows >= 0], rows[rows >= 0])
+    return PrecomputedAttack(path.name, images[rows >= 0], rows[rows >= 0])
 
 
 def _same_rows(path: Path, attacked: Sequence[Item], originals: Sequence[Item]) -> None:
@@ -278,15 +280,15 @@ def benchmark(**given: Any) -> None:
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
       advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
-    from advconn.benchmark.attacks import attackers
+    from advconn.benchmark.attacks import to_attacks
     from advconn.parallel import cluster
 
     if given["out"] is not None:
-        require_vacant(given["out"])
+        require_empty(given["out"])
     elif given["extras"]:
         raise click.UsageError("--save goes with --out")
     kinds = baselines_of(given["baselines"])
-    attackers(given["attacks"])
+    to_attacks(given["attacks"])
     with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
         reports = list(_reports(given, kinds, progress))
     _show(reports, given["table"])
@@ -296,12 +298,12 @@ def benchmark(**given: Any) -> None:
 
 def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
     """One report of each repeat."""
-    from advconn.attacks.attack import made_for
+    from advconn.attacks.attack import compatible_attacks
     from advconn.attacks.catalog import MIXTURE
-    from advconn.benchmark.adaptive import Effort
+    from advconn.benchmark.adaptive import AdaptiveBudget
     from advconn.benchmark.run import Settings, run
     from advconn.data.datasets import DIGIT_MIXTURE
-    from advconn.parallel import Runner, Store, cache_folder
+    from advconn.parallel import DiskCache, Runner, cache_folder
 
     detector, images, items = subject_of(given, progress)
     classifier = detector.connectivity.classifier
@@ -309,16 +311,16 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     settings = Settings(
         attacks=resolved_attacks(attacks, images, bool(given["attacks"])),
         baselines=kinds,
-        mixture=DIGIT_MIXTURE if images.attacks else made_for(classifier, MIXTURE),
+        mixture=DIGIT_MIXTURE if images.attacks else compatible_attacks(classifier, MIXTURE),
         limit=given["limit"],
         fpr=given["fpr"],
         leave_one_out=given["leave_one_out"],
-        effort=Effort(eps=images.adaptive_eps) if given["adaptive"] else None,
+        effort=AdaptiveBudget(eps=images.adaptive_eps) if given["adaptive"] else None,
     )
     ready = [precomputed_attack(path, items, classifier, given) for path in given["attacked"]]
     other = second_classifier(given, classifier)
     folder = cache_folder(given["cache"])
-    runner = Runner(given["jobs"], given["backend"], Store(folder, note), progress)
+    runner = Runner(given["jobs"], given["backend"], DiskCache(folder, note), progress)
     for i in range(given["repeats"]):
         once = replace(settings, seed=given["seed"] + i)
         yield run(images, detector, once, runner, second=other, ready=ready, note=note)
@@ -332,21 +334,21 @@ def _show(reports: Sequence[Report], kind: str | None) -> None:
 
     if kind is None:
         for table in benchmark_tables(reports[0]):
-            put(table, max(160, 80 + 26 * len(reports[0].attacks)))
+            print_table(table, max(160, 80 + 26 * len(reports[0].attacks)))
     if kind is not None or len(reports) > 1:
         records = {"": [as_record(report) for report in reports]}
-        click.echo(tables.printed(kind or "md", records, spread=True))
+        click.echo(tables.print_tables(kind or "md", records, spread=True))
 
 
 def _saved(reports: Sequence[Report], out: Path, extras: Sequence[str]) -> None:
     """One folder, or of repeats one for each seed inside it."""
     from advconn.benchmark.report.folder import save
-    from advconn.files import writing
+    from advconn.files import atomic_folder
 
     if len(reports) == 1:
         save(reports[0], out, extras)
     else:
-        with writing(out) as partial:
+        with atomic_folder(out) as partial:
             for report in reports:
                 save(report, partial / f"seed-{report.settings['seed']}", extras)
     seeds = f" in each of {len(reports)} folders, one a seed" * (len(reports) > 1)

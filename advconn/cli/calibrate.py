@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.loading import Asked, detector_of, read
+from advconn.cli.loading import ModelOptions, detector_of, read
 from advconn.cli.options import (
     DETECTOR,
     NONE,
@@ -20,8 +20,8 @@ from advconn.cli.options import (
     model_options,
     reading_as_fitted_options,
 )
-from advconn.cli.output import note, progress_bar, promised
-from advconn.files import require_vacant
+from advconn.cli.output import format_guarantee, note, progress_bar
+from advconn.files import require_empty
 
 
 @click.command()
@@ -36,7 +36,7 @@ from advconn.files import require_vacant
 @device_option
 def calibrate(
     detector: Path,
-    asked: Asked,
+    asked: ModelOptions,
     data: Path,
     fpr: float | None,
     confidence: Any,
@@ -60,12 +60,12 @@ def calibrate(
     """
     from advconn import bundle
     from advconn.data.collection import Collection
-    from advconn.detector.calibration import enough
-    from advconn.detector.recalibration import recalibrated
+    from advconn.detector.calibration import check_calibration_size
+    from advconn.detector.recalibration import recalibrate
 
     if fpr is not None:
-        enough(10**9, fpr)
-    require_vacant(out)
+        check_calibration_size(10**9, fpr)
+    require_empty(out)
     old = detector_of(detector, asked, device, same_weights=False)
     how["reading"] = how["reading"] or old.fitted_.reading or "plain"
     collection = Collection(data, **how)
@@ -74,14 +74,15 @@ def calibrate(
         asked_for: dict[str, Any] = (
             {} if confidence is None else {"confidence": None if confidence == NONE else confidence}
         )
-        new, order = recalibrated(
+        new, order = recalibrate(
             old, images, truth, fpr=fpr, conditions=conditions, note=note, progress=progress, **asked_for
         )
     new.fitted_ = replace(new.fitted_, reading=how["reading"])
     bundle.save(new, out)
     calibration = new.calibration_
+    was = f"it was {old.calibration_.threshold:.3f}; {format_guarantee(calibration)}"
     click.echo(
         f"{out}: calibrated on {len(calibration.scores)} clean images ({', '.join(calibration.conditions)}); scores "
         f"still tell {order.attack} from them (AUROC {order.auroc:.3f} on {order.count}): score above "
-        f"{calibration.threshold:.3f} is flagged (it was {old.calibration_.threshold:.3f}; {promised(calibration)})"
+        f"{calibration.threshold:.3f} is flagged ({was})"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from advconn.cli.options import DETECTOR
-from advconn.errors import shown
+from advconn.errors import printable
 
 
 @click.command()
@@ -28,11 +28,11 @@ def card(detector: Path) -> None:
     from advconn import bundle
 
     read = bundle.read_card(detector)
-    click.echo(shown(f"Detector {detector.name}"))
+    click.echo(printable(f"Detector {detector.name}"))
     for title, lines in _sections(read):
         click.echo(f"\n{title}")
         for line in lines:
-            click.echo(f"  {shown(line)}")
+            click.echo(f"  {printable(line)}")
 
 
 def _sections(read: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -25,4 +25,4 @@ def compare(results: tuple[Path, ...], table: str) -> None:
     from advconn.benchmark.report.folder import read
 
     records = {str(path): read(path) for path in results}
-    click.echo(tables.printed(table, records))
+    click.echo(tables.print_tables(table, records))

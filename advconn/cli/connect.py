@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import Asked, classifier_of, detector_of
+from advconn.cli.loading import ModelOptions, classifier_of, detector_of
 from advconn.cli.options import PATH, detector_option, device_option, model_options
 from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError
@@ -39,7 +39,7 @@ KINDS = (".html", ".png", ".json")
 def connect(
     first: Path,
     second: Path,
-    asked: Asked,
+    asked: ModelOptions,
     detector: Path | None,
     wanted: str | None,
     layer: str,
@@ -144,7 +144,7 @@ def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | No
 
 
 def _facts(connection: Connection, name: str, first: Path, second: Path) -> list[tuple[str, Any]]:
-    from advconn.paths.plots import relative
+    from advconn.paths.plots import relative_displacement
 
     out: list[tuple[str, Any]] = [
         ("first", first),
@@ -159,7 +159,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
         ("barrier of the line", f"{float(connection.line.barrier[0]):.4g} at {float(connection.line.place[0]):.2f}"),
         ("barrier of the path", f"{float(connection.curve.barrier[0]):.4g} at {float(connection.curve.place[0]):.2f}"),
         ("length ratio", f"{float(connection.length_ratio[0]):.4f}"),
-        ("largest B' - B", f"{relative(connection, 0):.2%} of B's largest value"),
+        ("largest B' - B", f"{relative_displacement(connection, 0):.2%} of B's largest value"),
         ("gradients", int(connection.gradients[0])),
     ]  # fmt: skip
     if connection.barriers is not None:
@@ -169,7 +169,7 @@ def _facts(connection: Connection, name: str, first: Path, second: Path) -> list
 
 def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, Any]:
     """The facts as numbers."""
-    from advconn.paths.plots import relative
+    from advconn.paths.plots import relative_displacement
 
     told = {k: str(v) for k, v in facts if k in ("first", "second", "class", "space", "method")}
     return told | {
@@ -178,7 +178,7 @@ def _figures(connection: Connection, facts: list[tuple[str, Any]]) -> dict[str, 
         "barrier": {"line": float(connection.line.barrier[0]), "path": float(connection.curve.barrier[0])},
         "place": {"line": float(connection.line.place[0]), "path": float(connection.curve.place[0])},
         "length_ratio": float(connection.length_ratio[0]),
-        "largest_change": relative(connection, 0),
+        "largest_change": relative_displacement(connection, 0),
         "gradients": int(connection.gradients[0]),
         "barriers_by_level": None if connection.barriers is None else connection.barriers[0].tolist(),
     }
@@ -189,7 +189,7 @@ def _write(
 ) -> None:
     import json
 
-    from advconn.files import replacing
+    from advconn.files import atomic_file
     from advconn.paths import plots
 
     kind = out.suffix.lower()
@@ -203,5 +203,5 @@ def _write(
     else:
         drawn = plots.connection(connection, 0, decoder, given)
         content = plots.png(drawn) if kind == ".png" else plots.page("advconn connect", [drawn], facts).encode()
-    with replacing(out) as partial:
+    with atomic_file(out) as partial:
         partial.write_bytes(content)

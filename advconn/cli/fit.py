@@ -23,16 +23,16 @@ from advconn.cli.options import (
     seed_option,
     spread_options,
 )
-from advconn.cli.output import note, progress_bar, promised, span
+from advconn.cli.output import format_duration, format_guarantee, note, progress_bar
 from advconn.errors import AttackError, DataError
-from advconn.files import require_vacant
+from advconn.files import require_empty
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
-    from advconn.parallel import Runner, Store
+    from advconn.parallel import DiskCache, Runner
 
 
 UNREMARKABLE = 0.8  # share of attacked images caught: under it, fit says what may catch more
@@ -59,7 +59,7 @@ def say_fitted(detector: Detector, out: Path) -> None:
         made_of = f"fitted on {fitted.train} clean images and their attacked copies"
     click.echo(
         f"{out}: {made_of}, calibrated on {fitted.calibrate} others ({', '.join(calibration.conditions)}): score above "
-        f"{calibration.threshold:.3f} is flagged ({promised(calibration)})"
+        f"{calibration.threshold:.3f} is flagged ({format_guarantee(calibration)})"
     )
     beside = detector.connectivity.companion
     if beside is not None and beside.state is None:
@@ -152,27 +152,27 @@ def fit(**given: Any) -> None:
     """
     from advconn import bundle
     from advconn.attacks.attack import parse_all
-    from advconn.detector.calibration import enough
-    from advconn.parallel import Runner, Store, cache_folder, cluster
+    from advconn.detector.calibration import check_calibration_size
+    from advconn.parallel import DiskCache, Runner, cache_folder, cluster
 
     if given["asked"].model is None:
         raise click.UsageError("Missing option '--model'.")
     given |= {name: getattr(given["asked"], name) for name in ("companion", "companion_weights")}
-    enough(10**9, given["fpr"])
+    check_calibration_size(10**9, given["fpr"])
     quick = _is_quick(given)
     auto = "auto" in given["attacks"]
     if auto and len(given["attacks"]) > 1:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
     parse_all(() if auto else given["attacks"])
-    require_vacant(given["out"])
+    require_empty(given["out"])
     classifier, images, truth, apart = _images(given)
     options = _options(given, classifier, images, truth)
-    store = Store(cache_folder(given["cache"]), note)
+    store = DiskCache(cache_folder(given["cache"]), note)
     others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
     seconds = _expected(classifier, others["companion"], len(images), options, quick)
     phases = _phases(options, images.shape[1]) if quick else ()
     _tell(seconds, len(images), 1 if quick else given["jobs"], phases, store)
-    kept = Store(None) if quick else store
+    kept = DiskCache(None) if quick else store
     with cluster(given["backend"], given["jobs"]), progress_bar(seconds, phases) as progress, _going_on(kept):
         runner = Runner(given["jobs"], given["backend"], store, progress)
         detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
@@ -271,7 +271,7 @@ def _other(given: dict[str, Any], name: str, classifier: Classifier) -> Classifi
 
 
 @contextmanager
-def _going_on(store: Store) -> Iterator[None]:
+def _going_on(store: DiskCache) -> Iterator[None]:
     """Say at an interrupt that nothing is lost."""
     try:
         yield
@@ -292,11 +292,11 @@ def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
 
 
 def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: int) -> tuple[str, ...]:
-    from advconn.attacks.strength import suited
+    from advconn.attacks.strength import attacks_at_breaking_strength
 
     some = images[:256]
     labels = classifier.logits(classifier.check(some)).argmax(1).cpu() if truth is None else truth[:256]
-    specs = suited(classifier, some, labels, seed=seed)
+    specs = attacks_at_breaking_strength(classifier, some, labels, seed=seed)
     note(f"attacks that suit this classifier: {' '.join(specs)}")
     return specs
 
@@ -327,8 +327,8 @@ def _phases(options: dict[str, Any], channels: int) -> tuple[str, ...]:
     return ("walk", *(f"group {name}" for name in grouped), *(f"calibrate {name}" for name in conditions), "score")
 
 
-def _tell(seconds: float, count: int, jobs: int, phases: Sequence[str], store: Store) -> None:
+def _tell(seconds: float, count: int, jobs: int, phases: Sequence[str], store: DiskCache) -> None:
     kept = "; what is finished is kept" if store.folder is not None and not phases else ""
     many = f" with {jobs} processes sharing it" if jobs > 1 else ""
     steps = f", in {len(phases)} phases; fewer --conditions take less" if phases else ""
-    note(f"fitting on {count} images takes about {span(seconds)} here{many}{steps}{kept}")
+    note(f"fitting on {count} images takes about {format_duration(seconds)} here{many}{steps}{kept}")

@@ -14,7 +14,7 @@ COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_
 LARGEST_LIST = 2**28  # bytes
 
 
-def listed(source: Path) -> list[Path]:
+def read_lists(source: Path) -> list[Path]:
     """The paths in a list; '-' is standard input. A path that is nowhere is looked for beside the list too.
 
     Raises:

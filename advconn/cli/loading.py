@@ -29,7 +29,7 @@ RESIZED = {
 }
 
 
-class Asked:
+class ModelOptions:
     """The classifier that the command line names, and what it says of it."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Asked:
             options["headers"] = _headers(self.headers or ((kept,) if kept else ()))
         if self.classes is not None:
             options["class_names"] = class_names(self.classes)
-        wanted = place(device)
+        wanted = resolve_device(device)
         try:
             return models.load(self.model, self.weights, device=wanted, note=note, **options)
         except ModelError as error:
@@ -113,7 +113,7 @@ def class_names(file: Path) -> Any:
     return names if isinstance(names, dict) else [str(name).strip() for name in names if str(name).strip()]
 
 
-def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifier:
+def classifier_of(asked: ModelOptions, collection: Collection, device: str) -> Classifier:
     """The classifier named on the command line; one that takes images of any size is given those of the images."""
     classifier = asked.load(device, collection)
     if classifier.preprocessing.size is None:
@@ -121,7 +121,7 @@ def classifier_of(asked: Asked, collection: Collection, device: str) -> Classifi
     return classifier
 
 
-def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weights: bool = True) -> Detector:
+def detector_of(detector: Path | None, asked: ModelOptions, device: str, *, same_weights: bool = True) -> Detector:
     """The detector named on the command line; the shipped one where none is. `same_weights`: see bundle.load."""
     import warnings
 
@@ -141,7 +141,7 @@ def detector_of(detector: Path | None, asked: Asked, device: str, *, same_weight
     return loaded
 
 
-def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool) -> Detector:
+def _loaded(detector: Path | None, asked: ModelOptions, device: str, same_weights: bool) -> Detector:
     from advconn import bundle
 
     if detector is None and (asked.model is not None or asked.companion is not None):
@@ -150,7 +150,7 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     folder = detector or bundle.default()
     beside = None if asked.companion is None else _companion(folder, asked, device)
     if asked.model is None:
-        return bundle.load(folder, companion=beside, device=place(device))
+        return bundle.load(folder, companion=beside, device=resolve_device(device))
     options = _described(bundle.read_card(folder)["classifier"])
     for name in ("crop", "interpolation"):
         if asked.options.get(name, options[name]) != options[name]:
@@ -162,7 +162,7 @@ def _loaded(detector: Path | None, asked: Asked, device: str, same_weights: bool
     return bundle.load(folder, model=classifier, companion=beside, same_weights=same_weights)
 
 
-def _companion(folder: Path, asked: Asked, device: str) -> Classifier:
+def _companion(folder: Path, asked: ModelOptions, device: str) -> Classifier:
     """The companion that is given for a detector, as its card describes it."""
     from advconn import bundle, models
 
@@ -170,7 +170,7 @@ def _companion(folder: Path, asked: Asked, device: str) -> Classifier:
     if entry is None:
         raise DataError(f"{folder}: was fitted without a companion: leave --companion out")
     return models.load(
-        str(asked.companion), asked.companion_weights, device=place(device), note=note, **_described(entry)
+        str(asked.companion), asked.companion_weights, device=resolve_device(device), note=note, **_described(entry)
     )
 
 
@@ -191,13 +191,13 @@ def default_subject(device: str) -> tuple[Detector, Data]:
     try:
         images = cifar10()
         note("no --data given: CIFAR-10's test images, and the shipped CIFAR-10 detector")
-        return detector_of(None, Asked(None), device), images
+        return detector_of(None, ModelOptions(None), device), images
     except DataError as error:
         note(f"{error}; the digits inside scikit-learn, and the shipped digits detector, stand in")
-    return detector_of(bundle.default("digits"), Asked(None), device), unseen_digits()
+    return detector_of(bundle.default("digits"), ModelOptions(None), device), unseen_digits()
 
 
-def place(device: str) -> str:
+def resolve_device(device: str) -> str:
     """The device named on the command line."""
     import torch
 
@@ -233,7 +233,7 @@ def read(
     """
     import torch
 
-    from advconn.data.labels import checked, chosen, some_of
+    from advconn.data.labels import check_accuracy, resolve_labels, sample_rows
 
     collection = collection.for_channels(classifier.channels).sample(limit, seed)
     bad: list[DataError] = list(collection.failed)
@@ -253,10 +253,10 @@ def read(
         note("most pictures are nearly white: a plain loader cuts off 16 bits; --reading upright scales them")
     items = [item for b in batches for item in b.items]
     images = torch.cat([b.images for b in batches])
-    rows = some_of(len(images))
+    rows = sample_rows(len(images))
     predicted = classifier.predict(images[rows])
-    truth = chosen(items, classifier.class_names, classifier.num_classes, predicted, labels, note, rows)
-    said = checked(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept)
+    truth = resolve_labels(items, classifier.class_names, classifier.num_classes, predicted, labels, note, rows)
+    said = check_accuracy(predicted, None if truth is None else truth[rows], classifier.num_classes, accept=accept)
     note(said + f", of the {len(images)} here" * (len(rows) < len(images)))
     return images, truth, items
 

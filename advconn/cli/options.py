@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from advconn.cli.loading import RESIZES, Asked
+from advconn.cli.loading import RESIZES, ModelOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEC = (
@@ -36,9 +36,11 @@ class _Detector(_Path):
     """A detector's folder. A shipped name is the shipped one, whatever lies in the current folder: ./NAME is that."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        from advconn.files import SHIPPED, shipped
+        from advconn.files import SHIPPED, shipped_path
 
-        return shipped(value) if isinstance(value, str) and value in SHIPPED else super().convert(value, param, ctx)
+        return (
+            shipped_path(value) if isinstance(value, str) and value in SHIPPED else super().convert(value, param, ctx)
+        )
 
 
 DETECTOR = _Detector(path_type=Path, readable=False)
@@ -198,7 +200,7 @@ def model_options(function: F) -> F:
 
     @wraps(function)
     def command(**given: Any) -> Any:
-        return function(asked=Asked(**{name: given.pop(name) for name in names}), **given)
+        return function(asked=ModelOptions(**{name: given.pop(name) for name in names}), **given)
 
     for option in reversed(_MODEL):
         command = option(command)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.errors import shown
+from advconn.errors import printable
 from advconn.parallel import Progress
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class _Lines:
         self.last, passed = now, now - self.started
         share = self._share()
         about = self.expected if share is None else passed / share
-        whole = f" of about {span(max(about, passed))}" if about else ""
+        whole = f" of about {format_duration(max(about, passed))}" if about else ""
         phase = f" (phase {self.phases.index(stage) + 1} of {len(self.phases)})" if stage in self.phases else ""
-        click.echo(f"{span(passed)}{whole}: {stage}, {done} of {total}{phase}", err=True)
+        click.echo(f"{format_duration(passed)}{whole}: {stage}, {done} of {total}{phase}", err=True)
 
     def _share(self) -> float | None:
         """How much of the phases is done; None where too little is to say."""
@@ -66,7 +66,7 @@ class _Lines:
         return done / total if total and done > ENOUGH_SHARE * total else None
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -108,21 +108,21 @@ def _bars() -> Iterator[Progress]:
 
 def print_error(message: str) -> None:
     """One line on stderr."""
-    click.echo(f"advconn: {shown(' '.join(message.split()))}", err=True)
+    click.echo(f"advconn: {printable(' '.join(message.split()))}", err=True)
 
 
 def note(message: str) -> None:
     """What the user should know, on stderr."""
-    click.echo(f"note: {shown(' '.join(message.split()))}", err=True)
+    click.echo(f"note: {printable(' '.join(message.split()))}", err=True)
 
 
-def promised(calibration: Calibration) -> str:
+def format_guarantee(calibration: Calibration) -> str:
     """The false-alarm rate, and how sure it is."""
     sure = "on average" if calibration.confidence is None else f"with {calibration.confidence:.0%} confidence"
     return f"false-alarm rate {calibration.fpr:g} {sure}"
 
 
-def put(table: Any, width: int) -> None:
+def print_table(table: Any, width: int) -> None:
     """A table on stdout, so wide where that is no terminal."""
     import sys
 
@@ -142,6 +142,6 @@ def flagged_where(detector: Detector) -> str:
     efficacy = detector.fitted_.efficacy
     weak = f"{efficacy.warning}. " if efficacy is not None and efficacy.weak else ""
     return weak + (
-        f"flagged: p-value at most {calibration.level:.3g} ({promised(calibration)}, for images like the "
+        f"flagged: p-value at most {calibration.level:.3g} ({format_guarantee(calibration)}, for images like the "
         f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
     )

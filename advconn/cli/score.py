@@ -27,7 +27,7 @@ from advconn.cli.options import (
 )
 from advconn.cli.output import note, print_error, progress_bar
 from advconn.errors import DataError
-from advconn.files import require_vacant
+from advconn.files import require_empty
 
 if TYPE_CHECKING:
     from advconn.data.collection import Collection
@@ -110,9 +110,9 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
       advconn score --detector detector/ --out verdicts.parquet --resume --jobs 8 images/
       advconn score --explain photo.png
     """
-    from advconn.cli.score_run import Run, about
+    from advconn.cli.score_run import ScoreRun, describe_detector
     from advconn.parallel import Runner, cluster
-    from advconn.scoring.batch import Steps
+    from advconn.scoring.batch import BatchScorer
     from advconn.scoring.journal import Journal
     from advconn.scoring.records import as_json
 
@@ -131,7 +131,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
         collections, refused = _opened(images, detector.connectivity.classifier.channels, given)
     if given["threshold"]:
         detector.set_params(**given["threshold"])
-    header = about(detector, folder)
+    header = describe_detector(detector, folder)
     if given["header"]:
         click.echo(as_json({"header": header}))
     journal = None
@@ -139,12 +139,12 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
         options = {name: given[name] for name in ("reading", "frames", "full", "features")}
         what = {"images": [*map(str, images)], "count": sum(map(len, collections))}
         journal = Journal(target, header | options | what, resume=given["resume"])
-    run = Run(detector, given["style"], given["features"], journal)
+    run = ScoreRun(detector, given["style"], given["features"], journal)
     try:
         with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
             runner = Runner(given["jobs"], given["backend"], progress=progress)
             full = given["full"] or given["explain"]
-            run.all(Steps(detector, collections, refused, full=full, runner=runner))
+            run.all(BatchScorer(detector, collections, refused, full=full, runner=runner))
     except BaseException:
         run.stopped()
         raise
@@ -165,14 +165,14 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
 
 def _listed(images: Sequence[Path], sources: Sequence[Path]) -> tuple[Path, ...]:
     """The images named on the command line, and those of lists: of --from, of '-', of a .txt or a .csv."""
-    from advconn.cli.lists import LISTS, listed
+    from advconn.cli.lists import LISTS, read_lists
 
     out: list[Path] = []
     for path in images:
         is_list = str(path) == "-" or (path.suffix.lower() in LISTS and path.is_file())
-        out += listed(path) if is_list else [path]
+        out += read_lists(path) if is_list else [path]
     for path in sources:
-        out += listed(path)
+        out += read_lists(path)
     if not out:
         raise click.UsageError("Missing argument 'IMAGE...': files, folders, arrays, or --from a list")
     return tuple(out)
@@ -189,7 +189,7 @@ def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None
         if writer_for(out) is None:
             if out.suffix.lower() in OTHER_FILES:
                 raise click.UsageError(f"--out {out}: expected a folder's name, or a file .jsonl, .csv or .parquet")
-            require_vacant(out)
+            require_empty(out)
         elif given["explain"]:
             raise click.UsageError("--explain makes a page: give --out a folder, or leave it out for one image")
         elif out.exists():
@@ -212,7 +212,7 @@ def _opened(
     images: Sequence[Path], channels: int, given: dict[str, Any]
 ) -> tuple[list[Collection], list[tuple[str, DataError]]]:
     """The collections behind these paths for a classifier of so many channels, and paths that are none, with why."""
-    from advconn.data.collection import Collection, joined
+    from advconn.data.collection import Collection, merge_collections
 
     collections, refused = [], []
     for path in images:
@@ -223,7 +223,7 @@ def _opened(
     named = {path.absolute() for path in images}
     for collection in collections:  # an archive in a folder is judged where it is named itself
         collection.failed = [e for e in collection.failed if e.name is None or Path(e.name).absolute() not in named]
-    return joined(collections), refused
+    return merge_collections(collections), refused
 
 
 def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:

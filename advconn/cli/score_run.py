@@ -11,13 +11,13 @@ import click
 import numpy as np
 
 from advconn import bundle
-from advconn.cli.output import flagged_where, note, print_error, put
+from advconn.cli.output import flagged_where, note, print_error, print_table
 from advconn.cli.sarif import as_sarif
 from advconn.detector.drift import Watch
 from advconn.errors import DataError
-from advconn.files import replacing, writing
-from advconn.scoring.batch import Said, Steps
-from advconn.scoring.html import FIGURES, LISTED, PICTURES, Case, Counts, page, write
+from advconn.files import atomic_file, atomic_folder
+from advconn.scoring.batch import BatchScorer, ScoredImage
+from advconn.scoring.html import FIGURES, LISTED, PICTURES, Counts, PageEntry, page, write
 from advconn.scoring.journal import Journal
 from advconn.scoring.records import as_json, as_table
 from advconn.scoring.writers import writer_for
@@ -33,7 +33,7 @@ WHOLE, LONGEST = 50, 1000  # images that a table shows all of; flagged ones that
 MOST_FAILURES = 100  # lines on what could not be judged
 
 
-class Run:
+class ScoreRun:
     """What a run has said so far.
 
     style: 'text', 'json' or 'sarif'. features: keep them in the records. journal: where records are kept, if they are.
@@ -48,7 +48,7 @@ class Run:
         self.resized = self.twice = False
         self.judged = self.flagged = self.failed = self.others = 0
 
-    def resume(self, steps: Steps) -> None:
+    def resume(self, steps: BatchScorer) -> None:
         """Count what was judged before, where it was these images.
 
         Raises:
@@ -62,7 +62,7 @@ class Run:
         self.table.clear()
         note(f"{self.journal.path}: {self.judged + self.failed} images were judged before: going on with the next")
 
-    def take(self, said: Sequence[Said], steps: int) -> None:
+    def take(self, said: Sequence[ScoredImage], steps: int) -> None:
         """What a step said; it is the last of so many."""
         for verdict in said:
             if not self.features:
@@ -85,7 +85,7 @@ class Run:
             if self.style == "json":
                 click.echo(as_json(verdict.record))
 
-    def all(self, steps: Steps) -> None:
+    def all(self, steps: BatchScorer) -> None:
         """Take what every step says that was not taken before."""
         self.resume(steps)
         done = 0 if self.journal is None else self.journal.done
@@ -130,7 +130,7 @@ class Run:
             return
         size = self.detector.connectivity.classifier.preprocessing.size
         view = f"{size[1]}x{size[0]}" if size is not None and shipped else ""
-        put(as_table(self.table, flagged_where(self.detector), view), 140)
+        print_table(as_table(self.table, flagged_where(self.detector), view), 140)
 
     def write(
         self, journal: Journal, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool
@@ -142,22 +142,22 @@ class Run:
 
         writer = None if single else writer_for(out)
         if writer is not None:
-            with replacing(out) as partial:
+            with atomic_file(out) as partial:
                 writer(kept(), partial)
             note(f"{out}: {self.judged + self.failed} images")
             return
         cases = self._cases(journal, collections, explain)
         html = page(cases, flagged_where(self.detector), Counts(self.judged + self.failed, self.flagged, self.failed))
         if single:
-            with replacing(out) as partial:
+            with atomic_file(out) as partial:
                 partial.write_text(html, encoding="utf-8")
             note(f"{out}: what the image showed")
             return
-        with writing(out) as partial:
+        with atomic_folder(out) as partial:
             write(kept, html, partial)
         note(f"{out}: results.jsonl, results.csv and report.html of {self.judged + self.failed} images")
 
-    def _cases(self, journal: Journal, collections: Sequence[Collection], explain: bool) -> list[Case]:
+    def _cases(self, journal: Journal, collections: Sequence[Collection], explain: bool) -> list[PageEntry]:
         """What the page tells of: flagged images first; their pictures are read again, those of the first alone."""
         chosen = heapq.nsmallest(LISTED, journal.entries(), key=lambda kept: _rank(kept[2]))
         pictures = {
@@ -172,7 +172,7 @@ class Run:
             if image is not None and (explain or record["adversarial"]) and drawn < FIGURES:
                 drawn += 1
                 told = self.detector.explain(image[None])
-            cases.append(Case(record, image, told))
+            cases.append(PageEntry(record, image, told))
         return cases
 
     def _picture(
@@ -220,7 +220,7 @@ def _rank(record: dict[str, Any]) -> tuple[int, float]:
     return kind, record.get("p_value", 1.0)
 
 
-def about(detector: Detector, folder: Path) -> dict[str, Any]:
+def describe_detector(detector: Detector, folder: Path) -> dict[str, Any]:
     """A detector in a folder, and how it flags."""
     from importlib.metadata import version
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import Asked, detector_of
+from advconn.cli.loading import ModelOptions, detector_of
 from advconn.cli.options import detector_option, device_option, model_options
 from advconn.cli.output import note
 from advconn.errors import DataError, ModelError
@@ -67,7 +67,7 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 @device_option
 def serve(
     detector: Path | None,
-    asked: Asked,
+    asked: ModelOptions,
     upstream: str | None,
     upstream_model: str | None,
     upstream_timeout: float,
@@ -161,7 +161,7 @@ def serve(
 
 def _detector(
     detector: Path | None,
-    asked: Asked,
+    asked: ModelOptions,
     upstream: str | None,
     upstream_model: str | None,
     timeout: float,
@@ -175,6 +175,6 @@ def _detector(
     if not upstream.startswith(("http://", "https://")):
         raise click.UsageError(f"--upstream: expected http://HOST:PORT, got {upstream!r}")
     address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
-    there = Asked(address, headers=asked.headers)
+    there = ModelOptions(address, headers=asked.headers)
     there.options["timeout"] = timeout
     return detector_of(detector, there, device)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import Asked, classifier_of, default_subject, detector_of, read
+from advconn.cli.loading import ModelOptions, classifier_of, default_subject, detector_of, read
 from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
 from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError
-from advconn.files import require_vacant
+from advconn.files import require_empty
 
 if TYPE_CHECKING:
     from advconn.studies import Study, Subject
@@ -53,9 +53,11 @@ def study(
     from advconn.studies import studies
 
     if out is not None:
-        require_vacant(out)
+        require_empty(out)
     with progress_bar() as progress:
-        subject = _subject([Asked(*named, **inputs) for named in _named(models, weights)], data, device, seed, progress)
+        subject = _subject(
+            [ModelOptions(*named, **inputs) for named in _named(models, weights)], data, device, seed, progress
+        )
         result = studies()[name](subject, fast=fast)
     click.echo(result.text)
     if out is not None:
@@ -70,7 +72,7 @@ def _named(models: tuple[str, ...], weights: tuple[Path, ...]) -> list[tuple[str
     return list(zip(models or (None,), weights or (None,) * max(1, len(models)), strict=True))
 
 
-def _subject(asked: list[Asked], data: Path | None, device: str, seed: int, progress: Any) -> Subject:
+def _subject(asked: list[ModelOptions], data: Path | None, device: str, seed: int, progress: Any) -> Subject:
     from advconn.data.collection import Collection
     from advconn.studies import Subject
 
@@ -85,7 +87,7 @@ def _subject(asked: list[Asked], data: Path | None, device: str, seed: int, prog
     collection = Collection(data)
     if asked[0].model is None:
         note("no --model given: the shipped 32x32 CIFAR-10 classifier is used")
-        classifiers = [detector_of(None, Asked(None), device).connectivity.classifier]
+        classifiers = [detector_of(None, ModelOptions(None), device).connectivity.classifier]
     else:
         classifiers = [classifier_of(each, collection, device) for each in asked]
     pixels, labels, _ = read(collection, classifiers[0], "auto", 0.01, True)
@@ -105,7 +107,7 @@ def _save(name: str, fast: bool, subject: Subject, result: Study, out: Path) -> 
     import json
     import platform
 
-    from advconn.files import writing
+    from advconn.files import atomic_folder
     from advconn.paths.plots import png
 
     about = {
@@ -119,7 +121,7 @@ def _save(name: str, fast: bool, subject: Subject, result: Study, out: Path) -> 
         "machine": platform.processor() or platform.machine(),
         "versions": {n: _version(n) for n in ("advconn", "torch", "torchattacks", "numpy")},
     }
-    with writing(out) as partial:
+    with atomic_folder(out) as partial:
         record = about | {"figures": _plain(result.figures)}
         (partial / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         (partial / "figure.png").write_bytes(png(result.draw()))

@@ -17,8 +17,8 @@ import numpy as np
 
 from advconn.data import pictures
 from advconn.data.layout import layout
-from advconn.errors import DataError, line_of
-from advconn.files import no_allocation
+from advconn.errors import DataError, first_line
+from advconn.files import refuse_bytearrays
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (
@@ -168,7 +168,7 @@ def _refusing(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # zlib, lzma, struct, tokenize, memory, recursion: all mean the file is unusable
         kind = path.suffix.lower()
-        raise DataError(f"{path}: not a readable {kind} of arrays: {line_of(error, 160)}") from error
+        raise DataError(f"{path}: not a readable {kind} of arrays: {first_line(error, 160)}") from error
 
 
 class _Held:
@@ -343,7 +343,7 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
 
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size / 1e9:.1f} GB; expected {LARGEST / 1e9:.1f} or fewer: split it")
-    no_allocation(path)
+    refuse_bytearrays(path)
     held = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(held, (tuple, list)) and all(isinstance(v, torch.Tensor) for v in held):
         pair = len(held) == 2 and held[1].ndim <= 2 < held[0].ndim

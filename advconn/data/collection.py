@@ -21,13 +21,13 @@ from torch import Tensor
 
 from advconn.data import arrays
 from advconn.data.arrays import Archive
-from advconn.data.containers import Packed, is_packed, packed
+from advconn.data.containers import Packed, is_packed, open_packed
 from advconn.data.formats import HEAD, is_left_behind, is_named_picture, looks_like_picture, looks_unread
-from advconn.data.pictures import View, content, frames_of, opens, size_of, sized, views
-from advconn.data.prefetch import ahead
+from advconn.data.pictures import View, can_open, content, frames_of, resize_array, size_of, views
+from advconn.data.prefetch import prefetch
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
-from advconn.files import files_under, kind_of
+from advconn.files import files_under, stat_mode
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Unread:
+class ReadFailure:
     """An image that cannot be read, and why."""
 
     item: Item
@@ -128,7 +128,7 @@ class Collection:
         path: a picture, a folder or an array file.
         channels: of the classifier's images, by which the layout of an array is told; without them nothing is read,
             and sizes alone are told.
-        reading: how pictures are read, see pictures.readings.
+        reading: how pictures are read, see pictures.decode_variants.
         frames: of animations, 'first' or 'all'; None refuses them.
 
     Raises:
@@ -144,7 +144,7 @@ class Collection:
         self.skipped: list[str] = []
         self.other_arrays: list[str] = []
         self.failed: list[DataError] = []
-        kind = kind_of(self.path)
+        kind = stat_mode(self.path)
         if stat.S_ISDIR(kind):
             self.items = self._folder()
         elif not stat.S_ISREG(kind):
@@ -174,7 +174,7 @@ class Collection:
 
     def _unpacked(self) -> Items:
         """Every picture in a zip or tar archive, or in a table."""
-        held = self._packed = packed(self.path)
+        held = self._packed = open_packed(self.path)
         self.skipped = [f"{self.path}[{name}]" for name in held.skipped]
         self.failed = [DataError(f"{self.path}[{name}]: {why}", f"{self.path}[{name}]") for name, why in held.failed]
         return self._files(partial(_member, held), len(held.names))
@@ -309,12 +309,12 @@ class Collection:
             DataError: as told.
         """
         for archive in self._archives.values():
-            sized(np.broadcast_to(archive.dtype.type(0), (1, *archive.size)), preprocessing, str(self.path))
+            resize_array(np.broadcast_to(archive.dtype.type(0), (1, *archive.size)), preprocessing, str(self.path))
 
     def _array_row(self, item: Item, preprocessing: Preprocessing) -> list[Row] | DataError:
         try:
             array = self._archives[item.array].read(item.row or 0)
-            return [Row(item, sized(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array")]
+            return [Row(item, resize_array(array, preprocessing, item.name), (array.shape[2], array.shape[1]), "array")]
         except DataError as error:
             return error
 
@@ -352,7 +352,7 @@ class Collection:
             bad: told of an image that cannot be read, which is left out then; without it that raises DataError.
         """
         suited = self if channels is None else self.for_channels(channels)
-        for parts in ahead(suited._parts(preprocessing, batch_size)):
+        for parts in prefetch(suited._parts(preprocessing, batch_size)):
             for part in parts:
                 if isinstance(part, Batch):
                     yield part
@@ -361,16 +361,16 @@ class Collection:
                 else:
                     bad(part.item, part.error)
 
-    def _parts(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Batch | Unread]]:
+    def _parts(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Batch | ReadFailure]]:
         try:
             self.suits(preprocessing)
         except DataError as error:
-            yield [Unread(Item(str(self.path), self.path), error)]
+            yield [ReadFailure(Item(str(self.path), self.path), error)]
             return
         for i in range(0, len(self.items), batch_size):
             yield self.some(self.items[i : i + batch_size], preprocessing)
 
-    def some(self, items: Sequence[Item], preprocessing: Preprocessing) -> list[Batch | Unread]:
+    def some(self, items: Sequence[Item], preprocessing: Preprocessing) -> list[Batch | ReadFailure]:
         """These images as one batch, or as one of each size, and what cannot be read.
 
         Args:
@@ -379,7 +379,9 @@ class Collection:
         """
         pairs = list(zip(items, self._tried(items, preprocessing), strict=True))
         rows = (row for _, some in pairs if not isinstance(some, DataError) for row in some)
-        parts: list[Batch | Unread] = [Unread(item, some) for item, some in pairs if isinstance(some, DataError)]
+        parts: list[Batch | ReadFailure] = [
+            ReadFailure(item, some) for item, some in pairs if isinstance(some, DataError)
+        ]
         return parts + [_batch(list(alike)) for _, alike in itertools.groupby(rows, lambda row: row.pixels.shape)]
 
     def without_items(self) -> Collection:
@@ -389,7 +391,7 @@ class Collection:
         return lean
 
 
-def joined(collections: Sequence[Collection]) -> list[Collection]:
+def merge_collections(collections: Sequence[Collection]) -> list[Collection]:
     """The same images in the same order, with neighbours that are files or folders as one, so that batches are full."""
     out: list[Collection] = []
     for collection in collections:
@@ -411,7 +413,7 @@ def read_picture(data: bytes, name: str, preprocessing: Preprocessing, channels:
         name: of the image.
         preprocessing: of the classifier.
         channels: that it takes.
-        reading: see pictures.readings.
+        reading: see pictures.decode_variants.
 
     Raises:
         DataError: it cannot be read.
@@ -432,7 +434,7 @@ def batch_of(found: tuple[list[list[View] | DataError], int], name: str) -> Batc
     return _batch([Row(item, way.pixels, way.given, way.reading, others) for way in ways])
 
 
-def joined_batch(batches: Sequence[Batch]) -> Batch:
+def merge_batches(batches: Sequence[Batch]) -> Batch:
     """Batches of images of one size as one, whose items are told apart also where they have the same name."""
     items = [replace(item, row=i) for i, batch in enumerate(batches) for item in batch.items]
     return Batch(
@@ -470,7 +472,7 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
 def _opens(path: Path) -> bool:
     """Whether some format opens a file; one that cannot be read is none that a system left."""
     try:
-        return opens(content(path))
+        return can_open(content(path))
     except DataError:
         return True
 

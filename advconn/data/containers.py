@@ -18,8 +18,8 @@ from threading import Lock
 from typing import Any
 
 from advconn.data.formats import HEAD, is_left_behind, looks_like_picture, looks_unread
-from advconn.data.pictures import LARGEST_FILE, opens
-from advconn.errors import DataError, line_of
+from advconn.data.pictures import LARGEST_FILE, can_open
+from advconn.errors import DataError, first_line
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6
@@ -70,7 +70,7 @@ def is_packed(path: Path) -> bool:
     return path.name.lower().endswith(PACKED)
 
 
-def packed(path: Path) -> Packed:
+def open_packed(path: Path) -> Packed:
     """What a packed file holds.
 
     Raises:
@@ -91,7 +91,7 @@ def _told(path: Path, work: Callable[[], Any]) -> Any:
             f"{path}: Parquet needs pyarrow: pip install 'advconn[parquet]', or '.[parquet]' in a checkout"
         ) from None
     except Exception as error:  # zipfile, tarfile, zlib and pyarrow have many types
-        raise DataError(f"{path}: cannot be read: {line_of(error, 160)}") from error
+        raise DataError(f"{path}: cannot be read: {first_line(error, 160)}") from error
 
 
 def _stamp(path: Path) -> Stamp:
@@ -124,7 +124,7 @@ def _sorted_out(
     """Which members are pictures, which are not, and which cannot be read."""
     kinds = [_kind(member) for member in members]
     for i, kind in enumerate(kinds):
-        if kind == "left behind" and opens(read(i)):
+        if kind == "left behind" and can_open(read(i)):
             kinds[i] = "other"
     keys = {m.name.rpartition(".")[0] for m, kind in zip(members, kinds, strict=True) if kind == "picture"}
     skipped, failed = [], []
@@ -200,7 +200,7 @@ class _Zip:
             with self.archive.open(info) as stream:
                 return _Member(info.filename, stream.read(HEAD))
         except Exception as error:  # encrypted, damaged, or packed in a way that is not known
-            return _Member(info.filename, b"", f"cannot be read: {line_of(error, 100)}")
+            return _Member(info.filename, b"", f"cannot be read: {first_line(error, 100)}")
 
     def read(self, member: int) -> bytes:
         info = self.infos[member]

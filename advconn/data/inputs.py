@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advconn.data.collection import Collection, read_picture
 from advconn.data.layout import layout
-from advconn.data.pictures import fitted, pixels_of, readings, sized
+from advconn.data.pictures import decode_variants, resize_and_crop, resize_array, to_chw
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, FitError
 
@@ -27,13 +27,13 @@ def as_tensor(images: Any) -> Tensor:
     """
     if isinstance(images, Tensor):
         return images
-    array = native(images)
+    array = to_native_array(images)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
     return torch.from_numpy(array)
 
 
-def native(values: Any) -> np.ndarray:
+def to_native_array(values: Any) -> np.ndarray:
     """As an array that torch takes: contiguous, writable, in this machine's byte order."""
     array = np.asarray(values)
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -47,7 +47,7 @@ def as_labels(labels: Any, count: int) -> Tensor:
         DataError: another number of them, or none of these.
     """
     try:
-        values = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(native(labels))
+        values = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(to_native_array(labels))
     except (TypeError, ValueError) as error:
         raise DataError(f"labels: expected {count} integers, got {type(labels).__name__}: {error}") from error
     given = tuple(values.shape)
@@ -59,12 +59,12 @@ def as_labels(labels: Any, count: int) -> Tensor:
     return values.to(torch.int64)
 
 
-def labels_of(labels: Any, rows: np.ndarray) -> Tensor | None:
+def select_labels(labels: Any, rows: np.ndarray) -> Tensor | None:
     """Of labels as `as_labels` takes them those where `rows` (n,) is true; None of none."""
     return None if labels is None else as_labels(labels, len(rows))[torch.from_numpy(rows)]
 
 
-def as_kinds(y: Any, count: int) -> np.ndarray:
+def parse_y(y: Any, count: int) -> np.ndarray:
     """Which images are clean (0) and which attacked (1, or a number for each kind of attack), (n,); None: all clean.
 
     Raises:
@@ -105,7 +105,7 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         given: any of these.
         preprocessing: of the classifier.
         channels: of the images.
-        reading: of files, see pictures.readings.
+        reading: of files, see pictures.decode_variants.
 
     Raises:
         DataError: anything else, or what cannot be read.
@@ -133,11 +133,11 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
             raise DataError(f"a file object gave {type(data).__name__}; expected bytes: open it with 'rb'")
         return read_picture(data, "the picture", preprocessing, channels, reading).images
     if isinstance(given, Image.Image):
-        ((_, made),) = readings(given, "the picture", channels, reading)
-        return torch.from_numpy(pixels_of(fitted(made, preprocessing, "the picture"), channels))[None]
+        ((_, made),) = decode_variants(given, "the picture", channels, reading)
+        return torch.from_numpy(to_chw(resize_and_crop(made, preprocessing, "the picture"), channels))[None]
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
     images = layout(array.shape, channels, "the array").images(array)
     plain = [np.ascontiguousarray(image, dtype=np.uint8 if image.dtype == np.uint8 else np.float32) for image in images]
-    return torch.from_numpy(np.stack([sized(image, preprocessing, "the array") for image in plain]))
+    return torch.from_numpy(np.stack([resize_array(image, preprocessing, "the array") for image in plain]))

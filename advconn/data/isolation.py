@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from advconn.errors import DataError, line_of
+from advconn.errors import DataError, first_line
 
 SECONDS = 10.0  # that one call may take
 BYTES = 3 * 2**29  # of memory that one call may take: 1.5 GiB
@@ -97,7 +97,7 @@ class _Worker:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise DataError(f"a process to decode in cannot be started: {line_of(error)}") from error
+            raise DataError(f"a process to decode in cannot be started: {first_line(error)}") from error
         self.calls, self.answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
 
     def ask(self, asked: Any, seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -175,7 +175,7 @@ def answer_calls() -> None:
         except MemoryError:
             head = {"error": "needs too much memory to decode; expected an ordinary one"}
         except Exception as error:  # the caller sees one line
-            head = {"error": str(error) if isinstance(error, DataError) else line_of(error)}
+            head = {"error": str(error) if isinstance(error, DataError) else first_line(error)}
         arrays = [np.ascontiguousarray(array) for array in arrays]
         head["arrays"] = [(array.dtype.str, array.shape) for array in arrays]
         text = json.dumps(head).encode()

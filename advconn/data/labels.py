@@ -17,12 +17,12 @@ LEVEL = 0.05
 FLAWLESS = 100  # images without a mistake that an honest classifier seldom shows
 
 
-def some_of(count: int) -> Tensor:
+def sample_rows(count: int) -> Tensor:
     """Rows (m,) of at most LOOKED_AT images, evenly over all."""
     return torch.arange(count, dtype=torch.int64, device="cpu")[:: -(-count // LOOKED_AT) or 1]
 
 
-def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
+def label_candidates(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: int) -> dict[str, Tensor]:
     """Labels (n,) by each way that fits: 'name', 'index' and 'sorted' (folders in the order of their text).
 
     Args:
@@ -47,7 +47,7 @@ def ways(items: Sequence[Item], class_names: Sequence[str] | None, num_classes: 
     return {how: values for how, values in by_way.items() if values is not None}
 
 
-def chosen(
+def resolve_labels(
     items: Sequence[Item],
     class_names: Sequence[str] | None,
     num_classes: int,
@@ -74,7 +74,7 @@ def chosen(
     """
     if how == "none":
         return None
-    by_way = ways(items, class_names, num_classes)
+    by_way = label_candidates(items, class_names, num_classes)
     if how != "auto":
         if how not in by_way:
             raise DataError(
@@ -120,7 +120,7 @@ def above_chance(right: int, count: int, classes: int) -> bool:
     return count < ENOUGH or float(binom.sf(right - 1, count, 1 / classes)) < LEVEL
 
 
-def trained_on(right: int, count: int, accuracy: float | None = None) -> str | None:
+def memorisation_warning(right: int, count: int, accuracy: float | None = None) -> str | None:
     """One line where so many right answers of a classifier look as if it had been trained on the images, else None.
 
     Args:
@@ -146,7 +146,7 @@ def trained_on(right: int, count: int, accuracy: float | None = None) -> str | N
     )
 
 
-def checked(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bool = False) -> str:
+def check_accuracy(predicted: Tensor, truth: Tensor | None, classes: int, *, accept: bool = False) -> str:
     """One line on what the classifier makes of clean images.
 
     Args:

@@ -22,7 +22,7 @@ from advconn.data import isolation
 from advconn.data.formats import FORMATS, HEAD, looks_unread, registered
 from advconn.data.hidden import hidden_pictures, metadata_bytes
 from advconn.data.preprocessing import Preprocessing
-from advconn.errors import DataError, line_of
+from advconn.errors import DataError, first_line
 
 SMALLEST = 8
 LARGEST = 2**26  # pixels: 67 million
@@ -65,8 +65,12 @@ class View:
 class Wanted:
     """How the pictures of a file are wanted.
 
-    preprocessing: of the classifier. channels: that it takes, 1 or 3. reading: see `readings`. frames: of several the
-    'first', or those from a number to another of so many in all; None refuses several. formats: that are taken.
+    Attributes:
+        preprocessing: of the classifier.
+        channels: that it takes, 1 or 3.
+        reading: see `decode_variants`.
+        frames: of several the 'first', or those from a number to another of so many in all; None refuses several.
+        formats: that are taken.
     """
 
     preprocessing: Preprocessing
@@ -98,7 +102,7 @@ def views(
         name: what error messages name.
         preprocessing: of the classifier.
         channels: that it takes, 1 or 3.
-        reading: see `readings`.
+        reading: see `decode_variants`.
         frames: of several the 'first', or those from a number to another of so many in all; None refuses several.
         formats: that are taken.
 
@@ -118,7 +122,7 @@ def views_near(data: bytes, name: str, wanted: Wanted) -> tuple[list[list[View] 
         name: what error messages name.
         wanted: which pictures, and how.
     """
-    found = _near("decoded", data, name, wanted)
+    found = _near("decode", data, name, wanted)
     return None if found is None else _views(*found)
 
 
@@ -130,7 +134,7 @@ def views_far(data: bytes, name: str, wanted: Wanted) -> tuple[list[list[View] |
         name: what error messages name.
         wanted: which pictures, and how.
     """
-    return _views(*_far("decoded", data, name, wanted))
+    return _views(*_far("decode", data, name, wanted))
 
 
 def _views(found: Any, arrays: list[np.ndarray]) -> tuple[list[list[View] | DataError], int]:
@@ -160,7 +164,7 @@ def frames_of(data: bytes, name: str) -> int:
 
 
 def _described(data: bytes, name: str) -> Any:
-    return (_near("described", data, name) or _far("described", data, name))[0]
+    return (_near("describe", data, name) or _far("describe", data, name))[0]
 
 
 def _near(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]] | None:
@@ -192,7 +196,7 @@ def _is_near(data: bytes) -> bool:
     return data.startswith((b"\x89PNG\r\n", b"GIF8")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def decoded(data: bytes, name: str, wanted: Wanted, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
+def decode(data: bytes, name: str, wanted: Wanted, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
     """What `views` gives, as text and numbers beside arrays: of each frame its views, or an error's text.
 
     Args:
@@ -244,9 +248,9 @@ def _frame_views(
                     others += hidden_pictures(image, data) if image.format == "TIFF" else 0
                 _require_one_map(image)
                 image.load()
-                ways = readings(image, name, channels, wanted.reading)
-                fit = ((way, made.size, fitted(made, wanted.preprocessing, name)) for way, made in ways)
-                out.append([View(way, pixels_of(made, channels), given) for way, given, made in fit])
+                ways = decode_variants(image, name, channels, wanted.reading)
+                fit = ((way, made.size, resize_and_crop(made, wanted.preprocessing, name)) for way, made in ways)
+                out.append([View(way, to_chw(made, channels), given) for way, given, made in fit])
         except DataError as error:
             out.append(str(error))
     return out, others
@@ -265,13 +269,13 @@ def _distinct(ways: Sequence[View]) -> list[View]:
     return out
 
 
-def described(data: bytes, name: str, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
+def describe(data: bytes, name: str, *, near: bool = False) -> tuple[Any, list[np.ndarray]]:
     """(width, height) of a file's picture, and how many are judged where all are.
 
     Args:
         data: of the file.
         name: what error messages name.
-        near: see `decoded`.
+        near: see `decode`.
     """
     with _refusing(name), _identified(data, name, FORMATS, near) as images:
         image = images[0]
@@ -291,7 +295,7 @@ def _refusing(name: str) -> Iterator[None]:
     except (DataError, _Far):
         raise
     except Exception as error:  # Pillow's decoders raise many types
-        raise DataError(f"{name}: cannot be read as an image: {line_of(error, 160)}") from error
+        raise DataError(f"{name}: cannot be read as an image: {first_line(error, 160)}") from error
 
 
 @contextmanager
@@ -354,10 +358,10 @@ def content(path: Path) -> bytes:
             raise DataError(f"{path}: {status.st_size / 1e6:.0f} MB; expected {LARGEST_FILE / 1e6:.0f} or fewer")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or line_of(error)}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def opens(data: bytes) -> bool:
+def can_open(data: bytes) -> bool:
     """Whether some format opens a file's bytes."""
     try:
         size_of(data, "x")
@@ -413,7 +417,7 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise DataError(f"{name}: {w * h / 1e6:.0f} megapixels; expected {LARGEST / 1e6:.0f} or fewer: resize it first")
 
 
-def readings(image: Image.Image, name: str, channels: int, reading: str) -> Iterator[tuple[str, Image.Image]]:
+def decode_variants(image: Image.Image, name: str, channels: int, reading: str) -> Iterator[tuple[str, Image.Image]]:
     """A picture with 1 or 3 channels in the ways that it is read, each when it is asked for.
 
     'plain' is what most loaders hand to a classifier, `Image.open(f).convert("RGB")`: no turn, transparency ignored, 16
@@ -471,7 +475,7 @@ def _upright(image: Image.Image, name: str, channels: int, turn: Image.Transpose
     return image if turn is None else image.transpose(turn)
 
 
-def fitted(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, name: str) -> Image.Image:
     """An image of exactly the input size as it is; another resized and cropped as the classifier's library does it.
 
     To the pixel as torchvision ('center', 'squash') and timm ('border') do it, but by Pillow, which they call too.
@@ -520,12 +524,12 @@ def _centred(image: Image.Image, size: tuple[int, int], mean: tuple[float, ...] 
     return out
 
 
-def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
+def to_chw(image: Image.Image, channels: int) -> np.ndarray:
     """A picture as an array (channels, h, w) uint8."""
     return np.ascontiguousarray(np.asarray(image).reshape(image.size[1], image.size[0], channels).transpose(2, 0, 1))
 
 
-def sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
+def resize_array(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndarray:
     """An array at the classifier's size. Floats are never resized: that would round what they hold.
 
     Args:
@@ -546,6 +550,6 @@ def sized(array: np.ndarray, preprocessing: Preprocessing, name: str) -> np.ndar
             replace(preprocessing, mean=None if preprocessing.mean is None else (m,))
             for m in preprocessing.mean or [0.0] * len(array)
         ]
-        return np.concatenate([sized(band[None], how, name) for band, how in zip(array, alone, strict=True)])
+        return np.concatenate([resize_array(band[None], how, name) for band, how in zip(array, alone, strict=True)])
     made = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    return pixels_of(fitted(made, preprocessing, name), len(array))
+    return to_chw(resize_and_crop(made, preprocessing, name), len(array))

@@ -13,7 +13,7 @@ _END = object()
 WAIT = 0.1  # seconds after which the thread looks whether anybody still asks
 
 
-def ahead(values: Iterable[T], count: int = 2) -> Iterator[T]:
+def prefetch(values: Iterable[T], count: int = 2) -> Iterator[T]:
     """The same values in the same order, of which up to `count` are ready before they are asked for.
 
     What `values` raises is raised here, in its turn. The thread ends with the last value, or when nobody asks any more.

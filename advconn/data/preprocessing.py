@@ -65,18 +65,18 @@ def preprocessing_of(
             if not all(map(math.isfinite, numbers)) or (label == "std" and min(numbers) <= 0):
                 raise ModelError(f"{label} {numbers}: expected finite numbers{', above 0' * (label == 'std')}")
             plain[label] = numbers
-    sides = None if size is None else sides_of(size)
+    sides = None if size is None else to_height_width(size)
     method = str(getattr(interpolation, "value", interpolation)).lower()
     if method.partition("-")[0] not in INTERPOLATIONS:
         raise ModelError(f"interpolation {interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
     if crop not in CROPS:
         raise ModelError(f"crop {crop!r}: expected one of {', '.join(CROPS)}")
     return Preprocessing(
-        sides, None if resize is None else whole("resize", resize), method, plain["mean"], plain["std"], crop
+        sides, None if resize is None else positive_int("resize", resize), method, plain["mean"], plain["std"], crop
     )
 
 
-def sides_of(size: Any) -> tuple[int, int]:
+def to_height_width(size: Any) -> tuple[int, int]:
     """(height, width) from a pair or one side, in any kind of sequence.
 
     Raises:
@@ -85,10 +85,10 @@ def sides_of(size: Any) -> tuple[int, int]:
     given = list(size) if isinstance(size, Sequence) or hasattr(size, "tolist") else [size, size]
     if len(given) not in (1, 2):
         raise ModelError(f"size {tuple(given)}: expected (height, width) or one side")
-    return whole("size", given[0]), whole("size", given[-1])
+    return positive_int("size", given[0]), positive_int("size", given[-1])
 
 
-def whole(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any) -> int:
     """A whole number above 0.
 
     Raises:
@@ -103,7 +103,7 @@ def whole(name: str, value: Any) -> int:
     return number
 
 
-def names_of(given: Sequence[str] | Mapping[Any, str] | None, classes: int) -> tuple[str, ...] | None:
+def parse_class_names(given: Sequence[str] | Mapping[Any, str] | None, classes: int) -> tuple[str, ...] | None:
     """Class names in the order of the classes, from a sequence or a dict from index to name."""
     if given is None:
         return None

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from advconn.detector.explanation import Explanation
     from advconn.detector.fitting import fit
     from advconn.detector.guard import Guard, Verdict
-    from advconn.detector.recalibration import recalibrated
+    from advconn.detector.recalibration import recalibrate
     from advconn.detector.result import Judgement
 
-__all__ = ["Calibration", "Detector", "Explanation", "Guard", "Judgement", "Verdict", "Watch", "fit", "recalibrated"]
+__all__ = ["Calibration", "Detector", "Explanation", "Guard", "Judgement", "Verdict", "Watch", "fit", "recalibrate"]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -31,6 +31,6 @@ __getattr__, __dir__ = attach(
         "Verdict": "guard",
         "Watch": "drift",
         "fit": "fitting",
-        "recalibrated": "recalibration",
+        "recalibrate": "recalibration",
     },
 )

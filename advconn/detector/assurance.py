@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from advconn.detector.detector import Detector
 from advconn.detector.trial import Trial
 from advconn.errors import AttackError, FitError
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 MAX_SECONDS = 900.0  # that one remedy is thought to take, at most
 
@@ -28,14 +28,14 @@ class Remedy:
     fit: Callable[[], Detector]
 
 
-def assured(
+def refine_until_effective(
     detector: Detector,
     trial: Trial,
     remedies: Sequence[Remedy],
     *,
     accept_weak: bool,
     note: Callable[[str], None],
-    progress: Progress = silent,
+    progress: Progress = ignore_progress,
 ) -> Detector:
     """The detector, or that of a remedy where it catches too little; its `fitted_.efficacy` holds what was measured.
 

@@ -61,7 +61,7 @@ class Calibration:
         sizes = {len(values) for values in given.values()}
         if len(sizes) != 1:
             raise FitError("calibration needs the same images under every condition")
-        enough(sizes.pop(), self.fpr, self.confidence)
+        check_calibration_size(sizes.pop(), self.fpr, self.confidence)
         if not all(np.isfinite(values).all() for values in given.values()):
             raise FitError("the clean images have scores that are not finite")
         object.__setattr__(self, "tables", {name: np.asarray(values, np.float64) for name, values in given.items()})
@@ -104,7 +104,7 @@ class Calibration:
         for label in np.unique(np.concatenate(list(self.predicted.values()))).tolist():
             parts = {name: values[self.predicted[name] == label] for name, values in self.tables.items()}
             n = min(map(len, parts.values()))
-            if n >= needed(self.fpr, self.confidence):
+            if n >= min_calibration_size(self.fpr, self.confidence):
                 # as many of each condition: those with the highest scores, which can only raise p and the threshold
                 out[int(label)] = Calibration(
                     {name: np.sort(values)[-n:] for name, values in parts.items()}, self.fpr, self.confidence
@@ -229,7 +229,7 @@ def _allowed(n: int, fpr: float, confidence: float | None) -> int:
     return int((betainc(counts, n + 1 - counts, fpr) >= confidence - 1e-12).sum())
 
 
-def needed(fpr: float, confidence: float | None = None) -> int:
+def min_calibration_size(fpr: float, confidence: float | None = None) -> int:
     """How many clean images a rate needs at least.
 
     Raises:
@@ -243,7 +243,7 @@ def needed(fpr: float, confidence: float | None = None) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - fpr) - 1e-9)
 
 
-def enough(count: int, fpr: float, confidence: float | None = None) -> None:
+def check_calibration_size(count: int, fpr: float, confidence: float | None = None) -> None:
     """Check that so many clean images can calibrate a false-alarm rate.
 
     Args:
@@ -254,7 +254,7 @@ def enough(count: int, fpr: float, confidence: float | None = None) -> None:
     Raises:
         FitError: too few images, or a rate or a confidence that is none.
     """
-    least = needed(fpr, confidence)
+    least = min_calibration_size(fpr, confidence)
     if count < least:
         sure = "" if confidence is None else f" with {confidence:.0%} confidence"
         raise FitError(

@@ -12,28 +12,44 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, made_for, parse_all
+from advconn.attacks.attack import Attack, compatible_attacks, parse_all
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import Maker
-from advconn.cascade.cascade import STAGES, Cascade, Found, Stage, against, connectivities_of, scored, shares_of
-from advconn.cascade.early_exit import Missed, ordered
-from advconn.cascade.heads import default_head, unfitted
-from advconn.cascade.pretrained import Pretrained, floor_of
+from advconn.cascade.augmentation import AttackAugmenter
+from advconn.cascade.cascade import (
+    STAGES,
+    Cascade,
+    CascadeOutput,
+    Stage,
+    companion_log_odds,
+    continue_rates,
+    head_log_odds,
+    stage_extractors,
+)
+from advconn.cascade.early_exit import EarlyExitMisses, cascade_score
+from advconn.cascade.heads import clone_unfitted, default_head
+from advconn.cascade.pretrained import PretrainedHeads, floor_of
 from advconn.cascade.scaling import BoundedScaler
-from advconn.cascade.training import Taught, and_evasive, attacked_rows, spoilt, taught, teach
+from advconn.cascade.training import (
+    TrainingSet,
+    build_training_set,
+    corrupted_features,
+    train_cascade,
+    training_set_of,
+    with_adaptive,
+)
 from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, PROMISED, usable
-from advconn.data.inputs import as_bytes, as_kinds, as_tensor, image_hashes, labels_of
-from advconn.detector.calibration import Calibration, enough, needed
+from advconn.data.inputs import as_bytes, as_tensor, image_hashes, parse_y, select_labels
+from advconn.detector.calibration import Calibration, check_calibration_size, min_calibration_size
 from advconn.detector.efficacy import Efficacy
-from advconn.detector.explanation import Explanation, Typical, explanation, reason
+from advconn.detector.explanation import CleanBaseline, Explanation, explain_image, reason_of
 from advconn.detector.groups import Groups, learn_groups
 from advconn.detector.result import Judgement, judgement_of
 from advconn.errors import DataError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.inference import counting
+from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import precision_of
-from advconn.parallel import Progress, Runner, silent
+from advconn.parallel import Progress, Runner, ignore_progress
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
 GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads
@@ -42,7 +58,7 @@ TURNS = 2  # in which heads are taught on what evades them
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitSummary:
     """What a fit was made from.
 
     Attributes:
@@ -62,7 +78,7 @@ class Fitted:
     calibrate: int
     attacks: dict[str, tuple[int, int]]
     image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
-    missed: Missed | None = None
+    missed: EarlyExitMisses | None = None
     pretrained: bool = False
     precision: str = "float32"
     efficacy: Efficacy | None = None
@@ -108,7 +124,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         array([0, 0, 0, 0])
     """
 
-    fitted_: Fitted
+    fitted_: FitSummary
     cascade_: Cascade
     calibration_: Calibration
     typical_: np.ndarray
@@ -129,7 +145,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         conditions: Sequence[str] = PROMISED,
         confidence: float | None = None,
         by_class: bool = False,
-        pretrained: Pretrained | None = None,
+        pretrained: PretrainedHeads | None = None,
         refine: int = 0,
         evasive: int = 0,
     ) -> None:
@@ -184,42 +200,51 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         images = as_tensor(X)
         if y is not None and labels is not None:
             raise FitError("with y, give no labels: they say which images to attack, and none is attacked then")
-        kinds = as_kinds(y, len(images))
+        kinds = parse_y(y, len(images))
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
-        enough(int(kept.sum()), self.fpr)
+        check_calibration_size(int(kept.sum()), self.fpr)
         train = ~np.isin(names, names[kept])
-        connectivities = connectivities_of(self.connectivity, self.stages)
+        connectivities = stage_extractors(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
         runner = Runner() if runner is None else runner
-        maker = Maker(connectivities, self.per_attack, benign, self.seed, surrogate, runner)
+        maker = AttackAugmenter(connectivities, self.per_attack, benign, self.seed, surrogate, runner)
         usual = tuple(self.attacks) == MIXTURE
-        mixture = parse_all(made_for(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
+        mixture = parse_all(compatible_attacks(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
-            refine_rows = attacked_rows(images[train], labels_of(labels, train), mixture if self.refine else (), few)
-            self.take(self.pretrained, refine_rows.sound())
+            refine_rows = build_training_set(
+                images[train], select_labels(labels, train), mixture if self.refine else (), few
+            )
+            self.use_pretrained_heads(self.pretrained, refine_rows.drop_non_finite())
             return self._calibrated(images, kept, train, runner.progress)
         if y is None:
-            rows = attacked_rows(images[train], labels_of(labels, train), mixture, maker)
+            rows = build_training_set(images[train], select_labels(labels, train), mixture, maker)
         else:
-            rows = taught(maker.features(images[train], "walk"), kinds[train], names[train])
+            rows = training_set_of(maker.features(images[train], "walk"), kinds[train], names[train])
         clean = kinds[train] == 0
         plain = as_bytes(images[train][torch.from_numpy(clean)])
-        rows = rows.and_benign(*spoilt(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed))
-        self.teach(rows.sound())
+        rows = rows.with_corrupted(
+            *corrupted_features(plain, rows.groups[: len(clean)][clean], self.benign, maker, self.seed)
+        )
+        self.fit_cascade(rows.drop_non_finite())
         if y is None and self.evasive:
-            self._harden(rows, images[train], labels_of(labels, train), mixture, maker)
+            self._harden(rows, images[train], select_labels(labels, train), mixture, maker)
         return self._calibrated(images, kept, train & (kinds == 0), runner.progress)
 
     def _harden(
-        self, rows: Taught, images: Tensor, labels: Tensor | None, mixture: Sequence[Attack], maker: Maker
+        self,
+        rows: TrainingSet,
+        images: Tensor,
+        labels: Tensor | None,
+        mixture: Sequence[Attack],
+        maker: AttackAugmenter,
     ) -> None:
         """Teach the heads on what evades them, in turns."""
         sizes = sorted({float(a.settings["eps"]) for a in mixture if a.family == "linf" and "eps" in a.settings})
         for turn in range(TURNS):
-            rows = and_evasive(rows, self.cascade_, images, labels, sizes, self.evasive, turn, maker)
-            self.teach(rows.sound())
+            rows = with_adaptive(rows, self.cascade_, images, labels, sizes, self.evasive, turn, maker)
+            self.fit_cascade(rows.drop_non_finite())
 
     def _calibrated(self, images: Tensor, kept: np.ndarray, clean: np.ndarray, progress: Progress) -> Detector:
         """With groups of pictures from the clean images that it was fitted on, and thresholds from those kept."""
@@ -229,17 +254,17 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_ = replace(self.fitted_, image_hashes=image_hashes(images))
         return self
 
-    def group_pictures(self, images: Tensor, progress: Progress = silent) -> None:
+    def group_pictures(self, images: Tensor, progress: Progress = ignore_progress) -> None:
         """Learn groups of pictures in which clean scores are alike, from images (n, c, h, w) not calibrated on."""
         self.groups_ = None
         parts = []
         for _, (scores, _, features) in self._under_conditions(images, progress, "group"):
-            parts.append((ordered(scores, self.cascade_.exits)[0], features))
+            parts.append((cascade_score(scores, self.cascade_.exits)[0], features))
         if parts and len(images):
             scores, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             self.groups_ = learn_groups(features, tuple(map(str, self.names_)), scores, self.seed)
 
-    def take(self, heads: Pretrained, rows: Taught) -> Detector:
+    def use_pretrained_heads(self, heads: PretrainedHeads, rows: TrainingSet) -> Detector:
         """Take heads taught on other networks, standardised by clean rows, moved by attacked ones; then calibrate.
 
         Raises:
@@ -248,7 +273,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         connectivities, shares = self._planned()
         clean, hits = rows.only(rows.plain).features, rows.only(rows.kinds > 0)
         cascade = heads.cascade(connectivities, clean, shares, hits.features if len(hits.kinds) else ())
-        fitted = Fitted(int(rows.plain.sum()), 0, rows.attacks, pretrained=True)
+        fitted = FitSummary(int(rows.plain.sum()), 0, rows.attacks, pretrained=True)
         self.set_cascade(cascade, np.median(clean[-1], axis=0), fitted)
         return self
 
@@ -276,12 +301,12 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         tables = (features,) if isinstance(features, np.ndarray) else tuple(features)
         held = (clean,) if isinstance(clean, np.ndarray) else tuple(clean)
-        enough(len(held[0]), self.fpr)
-        self.teach(taught(tables, kinds, groups, attacks=attacks or {}))
+        check_calibration_size(len(held[0]), self.fpr)
+        self.fit_cascade(training_set_of(tables, kinds, groups, attacks=attacks or {}))
         self.set_calibration({CLEAN: np.stack([self.cascade_.scored(k, table) for k, table in enumerate(held)], 1)})
         return self
 
-    def teach(self, rows: Taught) -> Detector:
+    def fit_cascade(self, rows: TrainingSet) -> Detector:
         """Fit a head for each stage, and where images leave; `calibrate_on` or `set_calibration` makes it whole.
 
         Raises:
@@ -297,23 +322,23 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 first.floor = floor_of(tuple(map(str, connectivities[stage].get_feature_names_out())))
             return head
 
-        cascade, missed = teach(connectivities, rows, new_head, shares, self.fpr, self.seed)
+        cascade, missed = train_cascade(connectivities, rows, new_head, shares, self.fpr, self.seed)
         cascade = replace(cascade, gate=self._gate(cascade, rows))
         typical = np.median(rows.features[-1][rows.plain], axis=0)
-        self.set_cascade(cascade, typical, Fitted(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
+        self.set_cascade(cascade, typical, FitSummary(int(rows.plain.sum()), 0, rows.attacks, missed=missed))
         return self
 
     def _planned(self) -> tuple[tuple[Connectivity, ...], tuple[float, ...]]:
         """What each stage walks, and the share of clean images that goes on from it."""
         asked = self.connectivity, self.stages
-        return connectivities_of(*asked), shares_of(*asked)
+        return stage_extractors(*asked), continue_rates(*asked)
 
-    def _gate(self, cascade: Cascade, rows: Taught) -> float | None:
+    def _gate(self, cascade: Cascade, rows: TrainingSet) -> float | None:
         """What makes the companion's log-odds and the last head's equal where as many clean images lie above each."""
         if "companion" not in self.connectivity.active_families:
             return None
         clean, share = rows.features[-1][rows.plain], 1 - GATE * self.fpr
-        both = against(cascade.names[-1], clean), scored(cascade.heads[-1], clean)
+        both = companion_log_odds(cascade.names[-1], clean), head_log_odds(cascade.heads[-1], clean)
         return float(np.quantile(both[0], share) - np.quantile(both[1], share))
 
     @classmethod
@@ -322,7 +347,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         connectivity: Connectivity,
         cascade: Cascade,
         typical: np.ndarray,
-        fitted: Fitted,
+        fitted: FitSummary,
         scores: Mapping[str, np.ndarray],
         predicted: Mapping[str, np.ndarray] | None,
         pictures: tuple[Groups, Mapping[str, np.ndarray]] | None = None,
@@ -340,14 +365,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             pictures: groups of pictures, and that of each calibration image by condition; None without groups.
             parameters: the others that it was constructed with.
         """
-        head = None if fitted.pretrained else unfitted(cascade.heads[-1])
+        head = None if fitted.pretrained else clone_unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)
         detector.set_cascade(cascade, typical, fitted)
         detector.groups_, groups = (None, None) if pictures is None else pictures
         detector.set_calibration(scores, predicted, groups)
         return detector
 
-    def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: Fitted) -> None:
+    def set_cascade(self, cascade: Cascade, typical: np.ndarray, fitted: FitSummary) -> None:
         """Take what was fitted before.
 
         Args:
@@ -367,7 +392,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
 
-    def calibrate_on(self, images: Tensor, progress: Progress = silent) -> None:
+    def calibrate_on(self, images: Tensor, progress: Progress = ignore_progress) -> None:
         """Take the threshold from clean images (n, c, h, w) in no other use, under every condition.
 
         CLEAN is always one of them.
@@ -429,13 +454,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _calibration(self, most: int | None) -> Calibration:
         names = [name for name in self.clean_ if name in self.conditions] or list(self.clean_)
-        scores = {name: ordered(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
+        scores = {name: cascade_score(self.clean_[name], self.cascade_.exits, most)[0] for name in names}
         whole = np.logical_and.reduce([np.isfinite(v) for v in scores.values()])
         classes = {k: self.predicted_[k][whole] for k in scores} if self.by_class and self.predicted_ else None
         if self.by_class and classes is None:
             raise FitError("this detector's calibration keeps no predicted classes: calibrate it again")
         n, sure = int(whole.sum()), self.confidence
-        if sure is not None and n < needed(self.fpr, sure):
+        if sure is not None and n < min_calibration_size(self.fpr, sure):
             sure = None  # on average only: the card and `fit` say so
         groups = None if self.group_ is None else {k: self.group_[k][whole] for k in scores}
         return Calibration({k: v[whole] for k, v in scores.items()}, self.fpr, sure, classes, groups)
@@ -477,9 +502,9 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         calibration = self.calibration()
         if confidence or self.calibration_.confidence is not None:
-            enough(len(calibration.scores), self.fpr, self.confidence)
+            check_calibration_size(len(calibration.scores), self.fpr, self.confidence)
         if self.by_class and not calibration.by_class:
-            least = needed(self.fpr, calibration.confidence)
+            least = min_calibration_size(self.fpr, calibration.confidence)
             raise FitError(f"no class has {least} calibration images, which a threshold of its own needs")
         return calibration
 
@@ -488,8 +513,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise FitError("the detector has not been fitted: call fit, or load a bundle")
 
     def _walked_blocks(
-        self, images: Tensor, progress: Progress = silent, told: str = "score", **how: Any
-    ) -> Iterator[Found]:
+        self, images: Tensor, progress: Progress = ignore_progress, told: str = "score", **how: Any
+    ) -> Iterator[CascadeOutput]:
         """What the cascade finds for images (n, c, h, w), a block of them at a time."""
         done = 0
         for block in self.cascade_.blocks(images):
@@ -515,7 +540,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         images = as_tensor(X)
         if not len(images):
             raise DataError("no images to judge")
-        with counting() as cost:
+        with count_passes() as cost:
             blocks = list(
                 self._walked_blocks(images, full=full, most=max_stage, thresholds=calibration.every_threshold)
             )
@@ -523,14 +548,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return judgement_of(self.cascade_, calibration, blocks, cost, max_stage, groups)
 
     @property
-    def _typical(self) -> Typical:
-        return Typical(self.cascade_, self.typical_)
+    def _typical(self) -> CleanBaseline:
+        return CleanBaseline(self.cascade_, self.typical_)
 
     def reasons(self, judgement: Judgement) -> list[str]:
         """For each image of a judgement what it showed, in words, see reasons.reason."""
-        return [reason(self._typical, judgement, i) for i in range(len(judgement.score))]
+        return [reason_of(self._typical, judgement, i) for i in range(len(judgement.score))]
 
-    def families(self, judgement: Judgement) -> dict[str, np.ndarray]:
+    def family_effects(self, judgement: Judgement) -> dict[str, np.ndarray]:
         """By how much each image's log-odds (n,) fall if a family's features are a typical clean image's."""
         groups = {name: (f"{name}.",) for name in dict.fromkeys(str(n).split(".")[0] for n in self.names_)}
         return self._typical.effects(judgement, np.arange(len(judgement.score)), groups)
@@ -549,14 +574,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(batch) != 1:
             raise DataError(f"expected one image to explain, got {len(batch)}")
         checked = self.connectivity.classifier.check(batch)
-        return explanation(self._typical, self.judge(checked, full=True), 0, checked[0])
+        return explain_image(self._typical, self.judge(checked, full=True), 0, checked[0])
 
     def read(self, images: Any, reading: str = "plain") -> Tensor:
         """Images (n, c, h, w) as `judge` takes them, by the classifier's own preprocessing.
 
         Args:
             images: a path (a file, a folder, an array file), a PIL picture, an array or tensor, or a sequence of these.
-            reading: of files, see pictures.readings.
+            reading: of files, see pictures.decode_variants.
 
         Raises:
             DataError: what cannot be read.
@@ -566,15 +591,17 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classifier = self.connectivity.classifier
         return read_all(images, classifier.preprocessing, classifier.channels, reading)
 
-    def scores(self, X: Any, progress: Progress = silent) -> np.ndarray:
+    def scores(self, X: Any, progress: Progress = ignore_progress) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""
         return self._ordered(X, progress)[0]
 
-    def _ordered(self, X: Any, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _ordered(
+        self, X: Any, progress: Progress = ignore_progress
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Scores (n,), predicted classes (n,) and groups (n,)."""
         self._fitted()
         scores, predicted, features = self._measured(as_tensor(X), progress, "score")
-        return ordered(scores, self.cascade_.exits)[0], predicted, self._group(features)
+        return cascade_score(scores, self.cascade_.exits)[0], predicted, self._group(features)
 
     def _measured(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores (n, stages), predicted classes (n,) and features (n, d) of the last stage's columns."""
@@ -614,7 +641,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._fitted()
         out = []
         for block in self._walked_blocks(as_tensor(X)):
-            _, stage = ordered(block.scores, self.cascade_.exits)
+            _, stage = cascade_score(block.scores, self.cascade_.exits)
             attacked = np.ones(len(stage))
             for k in range(len(self.cascade_.heads)):
                 columns = block.features[:, self.cascade_.places[k]]

@@ -16,7 +16,7 @@ from advconn.features.families import Trace
 from advconn.models.classifier import Classifier
 from advconn.paths.bypass import DELTA
 from advconn.paths.path import Path, profile, straight
-from advconn.paths.plots import displayed, plain
+from advconn.paths.plots import to_ascii, to_display
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ _GROUPS = {  # what is told of columns whose names start with these, and the one
 
 
 @dataclass(frozen=True)
-class Typical:
+class CleanBaseline:
     """What a verdict is compared with: a cascade, and a typical clean image's features (d,) at its last stage."""
 
     cascade: Cascade
@@ -92,7 +92,7 @@ class Typical:
         return out
 
 
-def reason(typical: Typical, judgement: Judgement, i: int) -> str:
+def reason_of(typical: CleanBaseline, judgement: Judgement, i: int) -> str:
     """What image i showed, in words.
 
     What its copies say, what else weighs most, and, if paths were walked, the barrier to its class and the way round.
@@ -123,7 +123,7 @@ def reason(typical: Typical, judgement: Judgement, i: int) -> str:
     return "; ".join(parts) or "the classifier's answer alone"
 
 
-def _loudest(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
+def _loudest(typical: CleanBaseline, judgement: Judgement, i: int, label: str) -> list[str]:
     """What raises the score most, but for the votes and the barrier."""
     by_group = typical.effects(judgement, np.array([i]), {prefixes: prefixes for prefixes in _GROUPS})
     effects = {prefixes: float(values[0]) for prefixes, values in by_group.items()}
@@ -135,7 +135,7 @@ def _loudest(typical: Typical, judgement: Judgement, i: int, label: str) -> list
     return []
 
 
-def _barrier(typical: Typical, judgement: Judgement, i: int, label: str) -> list[str]:
+def _barrier(typical: CleanBaseline, judgement: Judgement, i: int, label: str) -> list[str]:
     height = float(judgement.barrier[i])
     if np.isnan(height):
         return []
@@ -215,9 +215,9 @@ class Explanation:
         axes = np.atleast_1d(figure.subplots(1, len(shares), width_ratios=shares))
         titles = (f"judged as {self.prediction}", f"reference: {self.prediction}")
         for ax, picture, title in zip(axes, pictures, titles, strict=False):
-            ax.imshow(displayed(picture), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(to_display(picture), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
-            ax.set_title(plain(title), fontsize=9)
+            ax.set_title(to_ascii(title), fontsize=9)
         if votes:
             self._bars(axes[len(pictures)])
         self._curves(axes[-1])
@@ -226,7 +226,7 @@ class Explanation:
     def _bars(self, ax: Any) -> None:
         names = list(self.votes)[:6][::-1]
         colours = ["C0" if name == self.prediction else "C3" for name in names]
-        ax.barh([plain(name) for name in names], [self.votes[name] for name in names], color=colours)
+        ax.barh([to_ascii(name) for name in names], [self.votes[name] for name in names], color=colours)
         ax.set_title("its copies say", fontsize=9)
         ax.set_xlabel("copies", fontsize=8)
         ax.tick_params(labelsize=8)
@@ -250,7 +250,7 @@ class Explanation:
         ax.legend(fontsize=8, framealpha=0.5)
 
 
-def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -> Explanation:
+def explain_image(typical: CleanBaseline, judgement: Judgement, i: int, image: Tensor) -> Explanation:
     """What an image showed that went through every stage.
 
     Args:
@@ -273,7 +273,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
         bool(judgement.adversarial[i]),
         float(judgement.p_value[i]),
         int(judgement.stage[i]),
-        reason(typical, judgement, i),
+        reason_of(typical, judgement, i),
         votes,
         float(judgement.barrier[i]) if has_barrier else None,
         usual if has_barrier and np.isfinite(usual) else None,
@@ -289,7 +289,7 @@ def explanation(typical: Typical, judgement: Judgement, i: int, image: Tensor) -
     )
 
 
-def _usual_line(typical: Typical) -> np.ndarray:
+def _usual_line(typical: CleanBaseline) -> np.ndarray:
     """Positions and cross-entropy (m, 2) of a typical clean image, at its start and where its path is read."""
     samples = typical.cascade.connectivities[-1].samples
     rise = [0.0, *(typical.value(f"own.curve.{i}") for i in range(1, samples - 1))]
@@ -299,7 +299,7 @@ def _usual_line(typical: Typical) -> np.ndarray:
 
 
 def _drawn(
-    typical: Typical, where: tuple[Trace, int], image: Tensor
+    typical: CleanBaseline, where: tuple[Trace, int], image: Tensor
 ) -> tuple[Tensor | None, np.ndarray | None, np.ndarray | None]:
     """The reference (c, h, w), and the cross-entropy (s,) on the straight line to it and on the way round."""
     trace, row = where

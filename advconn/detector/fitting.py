@@ -15,22 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from advconn.attacks.attack import parse_all
-from advconn.attacks.strength import mixture_for, shared
+from advconn.attacks.strength import choose_mixture, images_per_attack
 from advconn.cascade import pretrained
 from advconn.cascade.augmentation import features_of
-from advconn.cascade.cascade import STAGES, Stage, connectivities_of
+from advconn.cascade.cascade import STAGES, Stage, stage_extractors
 from advconn.data.conditions import BENIGN, PROMISED
 from advconn.data.inputs import as_tensor, image_hashes
-from advconn.detector.assurance import Remedy, assured
-from advconn.detector.calibration import enough, needed
+from advconn.detector.assurance import Remedy, refine_until_effective
+from advconn.detector.calibration import check_calibration_size, min_calibration_size
 from advconn.detector.detector import GROUPED, HELD_OUT, Detector
-from advconn.detector.preparation import FOR_REFERENCES, Clean, harmless, prepared, sound, with_references
+from advconn.detector.preparation import (
+    FOR_REFERENCES,
+    CleanSet,
+    add_references,
+    drop_non_finite,
+    label_preserving,
+    prepare_images,
+)
 from advconn.detector.trial import MAX_ATTACKED, Trial
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
-from advconn.parallel import Runner, silent
+from advconn.parallel import Runner, ignore_progress
 
 FEW = 20  # attacked images that a head cannot learn much from
 
@@ -88,9 +95,9 @@ def fit(
     References are chosen among a fifth of the images, which are in no other use, or synthesised. Where the images leave
     a class without a reference, own and rival paths are left out, and `note` is told.
 
-    The finished detector is tried on one attack (trial.Trial). Where it catches less than half, a quick fit attacks
-    REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more than
-    assurance.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
+    The finished detector is tried on one attack (detector.trial.Trial). Where it catches less than half, a quick fit
+    attacks REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more than
+    detector.assurance.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
 
     Args:
         classifier: what is to be guarded.
@@ -122,7 +129,7 @@ def fit(
         connectivity: options of Connectivity.
         options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
             `conditions` those that leave it its predictions. Every image is attacked by about seven of the attacks
-            (suiting.shared), unless `per_attack` says otherwise.
+            (attacks.strength.images_per_attack), unless `per_attack` says otherwise.
 
     Raises:
         FitError: too few images for the false-alarm rate, no attack succeeded, options that a quick fit has no use
@@ -144,8 +151,8 @@ def fit(
     quick = _quick(
         options | {"surrogate": surrogate, "companion": companion, "connectivity": connectivity}, quick, refine
     )
-    clean = prepared(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
-    references, chosen, rest = with_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
+    clean = prepare_images(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
+    references, chosen, rest = add_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
     trial, rest = _trial(clean, references, chosen, rest, seed)
     other = _other(surrogate, classifier, "surrogate")
     beside = None if companion is None else _other(companion, classifier, "companion")
@@ -153,7 +160,7 @@ def fit(
         classifier, clean, references, chosen, rest, fpr, confidence, seed, connectivity or {}, beside, other,
         None if apart is None else as_tensor(apart), runner, note, options,
     )  # fmt: skip
-    detector = assured(
+    detector = refine_until_effective(
         task.fitted(quick, refine),
         trial,
         task.remedies(quick, refine),
@@ -179,7 +186,7 @@ class _Task:
     """
 
     classifier: Classifier
-    clean: Clean
+    clean: CleanSet
     references: References | None
     chosen: Tensor
     rest: Tensor
@@ -226,15 +233,15 @@ class _Task:
         if (refine or not quick) and options.get("attacks") is None:
             stand = clean.predicted if clean.truth is None else clean.truth
             some = clean.images[self.rest], stand[self.rest]
-            options["attacks"] = mixture_for(classifier, *some, self.surrogate, self.note, self.seed)
+            options["attacks"] = choose_mixture(classifier, *some, self.surrogate, self.note, self.seed)
         if not quick and options.get("per_attack") is None:
             whole = self.apart is not None
             train = len(self.rest) if whole else round((1 - options.get("calibrate", HELD_OUT)) * len(self.rest))
-            options["per_attack"] = shared(train, len(options["attacks"]))
+            options["per_attack"] = images_per_attack(train, len(options["attacks"]))
         some_images = clean.images[self.chosen] if len(self.chosen) else clean.images[self.rest]
         for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
             if options.get(option) is None:
-                options[option] = harmless(classifier, some_images, wanted, self.note, self.seed)
+                options[option] = label_preserving(classifier, some_images, wanted, self.note, self.seed)
         return Detector(Connectivity(classifier, self.references, **own), fpr=self.fpr, seed=self.seed, **options)
 
     def remedies(self, quick: bool, refine: int) -> tuple[Remedy, ...]:
@@ -254,7 +261,7 @@ class _Task:
 
 
 def _trial(
-    clean: Clean, references: References | None, chosen: Tensor, rest: Tensor, seed: int
+    clean: CleanSet, references: References | None, chosen: Tensor, rest: Tensor, seed: int
 ) -> tuple[Trial, Tensor]:
     """Images that the finished detector is tried on, and the rows that are left for other uses.
 
@@ -285,8 +292,8 @@ def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
     return bool(refine) or not told & {*OF_ATTACKS, "connectivity", "stages", "benign"}
 
 
-def _quick_options(classifier: Classifier, clean: Clean, left: int, refine: int) -> dict[str, Any]:
-    stages = all_at_once(classifier) if min(clean.images.shape[2:]) < FINE else STAGES
+def _quick_options(classifier: Classifier, clean: CleanSet, left: int, refine: int) -> dict[str, Any]:
+    stages = single_copy_stage(classifier) if min(clean.images.shape[2:]) < FINE else STAGES
     train = min(max(min(left // 2, QUICK_TRAIN), left // 4), left - 1) if left > 1 else left
     share = min(max(1 - train / max(left, 1), 0.1), 0.9)
     return {"calibrate": share, "stages": stages, "pretrained": pretrained.load(), "refine": refine}
@@ -301,13 +308,13 @@ def _promise(detector: Detector, confidence: float | str | None, held: int) -> N
     if confidence == "none":
         detector.confidence = None
     elif confidence is not None:
-        enough(held, detector.fpr, float(confidence))
+        check_calibration_size(held, detector.fpr, float(confidence))
         detector.confidence = float(confidence)
 
 
 def _tell(detector: Detector, note: Callable[[str], None]) -> None:
     """Say what the user should know of a fit."""
-    tell_promise(detector, note)
+    warn_weak_guarantee(detector, note)
     _tell_exits(detector, note)
     if detector.evasive and not any(name.startswith("evasive") for name in detector.fitted_.attacks):
         note("no image could be made that evades the heads, so none was learned from")
@@ -316,19 +323,19 @@ def _tell(detector: Detector, note: Callable[[str], None]) -> None:
         note(f"there are {hits} attacked images to learn from ({tried} were tried): few, or the attacks are weak")
 
 
-def tell_promise(detector: Detector, note: Callable[[str], None]) -> None:
+def warn_weak_guarantee(detector: Detector, note: Callable[[str], None]) -> None:
     """Say where the promise is weaker than it would be with more images."""
     calibration, wanted = detector.calibration_, detector.confidence
     if wanted is not None and calibration.confidence is None:
         note(
             f"{len(calibration.scores)} images to calibrate on: the false-alarm rate {calibration.fpr:g} holds on "
-            f"average only ({needed(calibration.fpr, wanted)} are needed for {wanted:.0%} confidence)"
+            f"average only ({min_calibration_size(calibration.fpr, wanted)} are needed for {wanted:.0%} confidence)"
         )
 
 
-def all_at_once(classifier: Classifier) -> tuple[Stage, ...]:
+def single_copy_stage(classifier: Classifier) -> tuple[Stage, ...]:
     """STAGES with all copies in the first."""
-    whole = connectivities_of(Connectivity(classifier), STAGES[:-1])[-1]
+    whole = stage_extractors(Connectivity(classifier), STAGES[:-1])[-1]
     return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share, pixels=True), STAGES[-1]
 
 
@@ -339,11 +346,11 @@ def _served(detector: Detector, note: Callable[[str], None]) -> None:
         FitError: none is left.
     """
     heads, stages = detector.pretrained, tuple(detector.stages or ())
-    connectivities = connectivities_of(detector.connectivity, detector.stages)
+    connectivities = stage_extractors(detector.connectivity, detector.stages)
     served = 0 if heads is None or not stages else len(heads.serving(connectivities))
     if not served:
         raise FitError(pretrained.UNTAUGHT)
-    while len(connectivities_of(detector.connectivity, stages)) > served:
+    while len(stage_extractors(detector.connectivity, stages)) > served:
         stages = stages[:-1]
     if len(stages) < len(detector.stages or ()) and detector.connectivity.references is not None:
         note("paths to references are left out: no head was taught for what this classifier shows of them")
@@ -422,7 +429,7 @@ def _with_apart(
     if shared.any():
         note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
         apart = apart[torch.from_numpy(~shared)]
-    apart, _, _ = sound(classifier, apart, None, note)
+    apart, _, _ = drop_non_finite(classifier, apart, None, note)
     if used.dtype != apart.dtype:
         used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
     kept = np.repeat([False, True], [len(used), len(apart)])
@@ -439,7 +446,7 @@ def estimate(detector: Detector, count: int) -> float:
     """About how many seconds a fit on so many images takes on this machine."""
     classifier = detector.connectivity.classifier
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
-    tried = min(detector.per_attack, shared(train, len(detector.attacks)))
+    tried = min(detector.per_attack, images_per_attack(train, len(detector.attacks)))
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
     quick = detector.pretrained is not None
     grouped = min(train, GROUPED) * len(detector.conditions) * (detector.confidence is None)
@@ -456,8 +463,8 @@ def estimate(detector: Detector, count: int) -> float:
     probe = torch.rand(8, classifier.channels, *(classifier.preprocessing.size or (32, 32)), dtype=torch.float32,
                        device="cpu").to(classifier.device)  # fmt: skip
     forward_time = _seconds(lambda: classifier.logits(probe)) / len(probe)
-    stages = connectivities_of(detector.connectivity, detector.stages)
-    walk_time = _seconds(lambda: features_of(stages, probe, "", silent)) / len(probe)
+    stages = stage_extractors(detector.connectivity, detector.stages)
+    walk_time = _seconds(lambda: features_of(stages, probe, "", ignore_progress)) / len(probe)
     return walk_time * walks * 1.6 + forward_time * (forwards + 4 * gradients)  # own and rival paths are walked too
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.data.inputs import as_bytes, as_labels, as_tensor, image_hashes
-from advconn.data.labels import checked, trained_on
+from advconn.data.labels import check_accuracy, memorisation_warning
 from advconn.errors import FitError
 from advconn.features.references import References, choose, synthesise
 from advconn.models.classifier import Classifier
@@ -23,7 +23,7 @@ HARMLESS = 0.8  # share of predictions that a benign condition must leave as the
 FOR_REFERENCES = 0.2  # share of the images among which references are chosen
 
 
-def harmless(
+def label_preserving(
     classifier: Classifier, images: Tensor, names: Sequence[str], note: Callable[[str], None], seed: int = 0
 ) -> tuple[str, ...]:
     """Those of the benign conditions under which four of five of at most 256 images keep their predicted class.
@@ -49,14 +49,14 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Clean:
+class CleanSet:
     """Clean images of a fit.
 
     Attributes:
         images: (n, c, h, w).
         truth: true classes (n,), or None where they are not known.
         predicted: classes (n,) that the classifier gives them.
-        temperature: at which the classifier is as confident on them as any other, see margins.temperature_of.
+        temperature: at which the classifier is as confident on them as any other, see models.margin.temperature_of.
     """
 
     images: Tensor
@@ -65,9 +65,9 @@ class Clean:
     temperature: float
 
 
-def prepared(
+def prepare_images(
     classifier: Classifier, images: Any, labels: Any, *, accept: bool, accuracy: float | None, note: Note
-) -> Clean:
+) -> CleanSet:
     """What users give, without the images for which the classifier gives NaN.
 
     Args:
@@ -75,7 +75,7 @@ def prepared(
         images: (n, c, h, w), uint8 or in [0, 1], as tensor or array.
         labels: true classes (n,), or None.
         accept: whether to go on with a classifier that is no better than chance.
-        accuracy: see data.labels.trained_on.
+        accuracy: see data.labels.memorisation_warning.
         note: told what is odd about the images.
 
     Raises:
@@ -88,18 +88,18 @@ def prepared(
         raise FitError(
             f"a label is {int(truth.max())}, and the classifier has {classifier.num_classes} classes: labels go from 0"
         )
-    images, truth, logits = sound(classifier, images, truth, note)
+    images, truth, logits = drop_non_finite(classifier, images, truth, note)
     predicted = logits.argmax(1)
-    checked(predicted, truth, classifier.num_classes, accept=accept)
-    memorised = None if truth is None else trained_on(int((predicted == truth).sum()), len(truth), accuracy)
+    check_accuracy(predicted, truth, classifier.num_classes, accept=accept)
+    memorised = None if truth is None else memorisation_warning(int((predicted == truth).sum()), len(truth), accuracy)
     if memorised:
         note(memorised)
     _twice(images, note)
-    return Clean(images, truth, predicted, temperature_of(logits))
+    return CleanSet(images, truth, predicted, temperature_of(logits))
 
 
-def with_references(
-    classifier: Classifier, clean: Clean, *, synthesised: bool, seed: int, note: Note
+def add_references(
+    classifier: Classifier, clean: CleanSet, *, synthesised: bool, seed: int, note: Note
 ) -> tuple[References | None, Tensor, Tensor]:
     """References, the rows that they were chosen among, and the rows that are left for other uses.
 
@@ -157,7 +157,7 @@ def _every_class(order: Tensor, chosen: int, predicted: Tensor, truth: Tensor | 
     return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
-def sound(
+def drop_non_finite(
     classifier: Classifier, images: Tensor, truth: Tensor | None, note: Callable[[str], None]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The images for which the classifier gives finite logits, labels, logits (n, k).

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 
 from advconn.data.inputs import as_labels, as_tensor, image_hashes
-from advconn.detector.calibration import enough
+from advconn.detector.calibration import check_calibration_size
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
-from advconn.detector.fitting import tell_promise, warn
-from advconn.detector.preparation import sound
-from advconn.detector.trial import MIN_ATTACKED, effective, efficacy
+from advconn.detector.fitting import warn, warn_weak_guarantee
+from advconn.detector.preparation import drop_non_finite
+from advconn.detector.trial import MIN_ATTACKED, is_effective, measure_efficacy
 from advconn.errors import FitError
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before
 ATTACKED = 40  # images, at most
 
 
-def recalibrated(
+def recalibrate(
     detector: Detector,
     images: Any,
     labels: Any = None,
@@ -35,7 +35,7 @@ def recalibrated(
     conditions: Sequence[str] | None = None,
     least: float = 0.9,
     note: Callable[[str], None] = warn,
-    progress: Progress = silent,
+    progress: Progress = ignore_progress,
 ) -> tuple[Detector, Efficacy]:
     """A detector with a threshold from new clean images, if its scores still mean something.
 
@@ -63,9 +63,9 @@ def recalibrated(
     if not fresh.all():
         note(f"{int((~fresh).sum())} of {len(images)} images are left out: the detector was fitted on them")
     images, truth = images[fresh], None if truth is None else truth[fresh]
-    images, truth, _ = sound(classifier, images, truth, note)
+    images, truth, _ = drop_non_finite(classifier, images, truth, note)
     rate = detector.fpr if fpr is None else fpr
-    enough(len(images), rate)
+    check_calibration_size(len(images), rate)
     new = copy.copy(detector)
     new.fpr = rate
     if confidence is not UNTOLD:
@@ -74,15 +74,15 @@ def recalibrated(
         new.conditions = tuple(conditions)
     new.calibrate_on(images, progress)
     if confidence is not UNTOLD and confidence is not None:
-        enough(len(new.calibration_.scores), rate, confidence)
-    tell_promise(new, note)
-    attack, hits = effective(new, images[:ATTACKED], None if truth is None else truth[:ATTACKED])
+        check_calibration_size(len(new.calibration_.scores), rate, confidence)
+    warn_weak_guarantee(new, note)
+    attack, hits = is_effective(new, images[:ATTACKED], None if truth is None else truth[:ATTACKED])
     if len(hits.images) < MIN_ATTACKED:
         raise FitError(
             f"{attack} changed {len(hits.images)} predictions of {hits.tried}: too few to see whether the scores still "
             f"hold (expected {MIN_ATTACKED} or more; give more images)"
         )
-    order = efficacy(new, attack, hits, progress)
+    order = measure_efficacy(new, attack, hits, progress)
     quick = detector.fitted_.pretrained and not detector.refine  # nothing is known of how well it told attacks before
     if order.auroc < (min(least, CHANCE) if quick else least):
         raise FitError(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.cascade.cascade import Cascade, Found
-from advconn.cascade.early_exit import ordered
+from advconn.cascade.cascade import Cascade, CascadeOutput
+from advconn.cascade.early_exit import cascade_score
 from advconn.detector.calibration import Calibration
 from advconn.features.families import Trace
-from advconn.inference import Cost
+from advconn.inference import PassCount
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Judgement:
         secondary_barriers: (n, levels) how many barriers stand after each level of bypass; NaN likewise.
         bends: (n,) points moved to go round them; NaN likewise.
         features: (n, d) of the last stage's columns, NaN where not walked.
-        forwards: (n,) forward passes spent on each image, see stages.Found.
+        forwards: (n,) forward passes spent on each image, see cascade.CascadeOutput.
         gradients: (n,) gradients spent on each image.
         total_cost: of all images together.
         errors: (n,) None, or why an image could not be judged: the classifier gives NaN for it or for a copy of it.
@@ -55,7 +55,7 @@ class Judgement:
     features: np.ndarray = field(repr=False)
     forwards: np.ndarray
     gradients: np.ndarray
-    total_cost: Cost
+    total_cost: PassCount
     errors: tuple[str | None, ...] = ()
     traces: tuple[tuple[Trace, int], ...] = field(default=(), repr=False)
     flat: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
@@ -69,8 +69,8 @@ class Judgement:
 def judgement_of(
     cascade: Cascade,
     calibration: Calibration,
-    found: Sequence[Found],
-    cost: Cost,
+    found: Sequence[CascadeOutput],
+    cost: PassCount,
     most: int | None,
     groups: np.ndarray | None = None,
 ) -> Judgement:
@@ -86,7 +86,7 @@ def judgement_of(
     """
     logits = torch.cat([block.query for block in found])
     scores, features = (np.concatenate([getattr(b, name) for b in found]) for name in ("scores", "features"))
-    score, stage = ordered(scores, cascade.exits, most)
+    score, stage = cascade_score(scores, cascade.exits, most)
     predicted = logits.argmax(1).cpu().numpy()
     traces = tuple(trace for block in found for trace in _deepest(block))
     votes, consensus = _votes(traces, predicted)
@@ -123,7 +123,7 @@ def judgement_of(
     )
 
 
-def _deepest(block: Found) -> list[tuple[Trace, int]]:
+def _deepest(block: CascadeOutput) -> list[tuple[Trace, int]]:
     """For each image of a block the trace of the last stage it went through, and its row there."""
     out: list[tuple[Trace, int]] = [(block.traces[0][1], i) for i in range(len(block.stage))]
     for rows, trace in block.traces:

@@ -8,17 +8,17 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
-from advconn.attacks.attack import Attack, Hits, parse_all
+from advconn.attacks.attack import Attack, SuccessfulAttacks, parse_all
 from advconn.attacks.catalog import as_fraction
-from advconn.cascade.augmentation import Maker
-from advconn.cascade.early_exit import ordered
+from advconn.cascade.augmentation import AttackAugmenter
+from advconn.cascade.early_exit import cascade_score
 from advconn.data.conditions import CLEAN
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
 from advconn.features.connectivity import Connectivity
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 MAX_ATTACKED = 40  # images
 MAX_PRICED = 24  # images that the price of a condition is measured on
@@ -44,7 +44,7 @@ class Trial:
     seconds: float
     seed: int = 0
 
-    def measure(self, detector: Detector, progress: Progress = silent) -> Efficacy | None:
+    def measure(self, detector: Detector, progress: Progress = ignore_progress) -> Efficacy | None:
         """How well a detector catches the attack; None where too few images can be attacked in the time.
 
         Args:
@@ -56,19 +56,21 @@ class Trial:
         if count < MIN_ATTACKED:
             return None
         truth = None if self.truth is None else self.truth[:count]
-        attack, hits = effective(detector, self.images[:count], truth, self.seed)
+        attack, hits = is_effective(detector, self.images[:count], truth, self.seed)
         if len(hits.rows) < MIN_ATTACKED:
             return None
-        found = efficacy(detector, attack, hits, progress)
+        found = measure_efficacy(detector, attack, hits, progress)
         if len(detector.calibration_.conditions) == 1:
             return found
         if classifier.differentiable:
             near = Attack.parse(f"pgd-stop:eps={as_fraction(attack.settings['eps'])},steps=20")
             few = None if truth is None else truth[:MAX_PRICED]
-            hits = Maker((Connectivity(classifier),), per_attack=MAX_PRICED, seed=self.seed).attacked(
+            hits = AttackAugmenter((Connectivity(classifier),), per_attack=MAX_PRICED, seed=self.seed).attacked(
                 self.images[: min(count, MAX_PRICED)], few, near, seed=self.seed
             )
-        return replace(found, prices=prices(detector, hits.images)) if len(hits.rows) >= MIN_ATTACKED else found
+        return (
+            replace(found, prices=condition_prices(detector, hits.images)) if len(hits.rows) >= MIN_ATTACKED else found
+        )
 
     def _affordable(self, classifier: Classifier) -> int:
         """How many images can be attacked and judged in the time."""
@@ -82,7 +84,9 @@ class Trial:
         return int(self.seconds / (forward * FORWARDS[classifier.differentiable]))
 
 
-def effective(detector: Detector, images: Tensor, truth: Tensor | None, seed: int = 0) -> tuple[Attack, Hits]:
+def is_effective(
+    detector: Detector, images: Tensor, truth: Tensor | None, seed: int = 0
+) -> tuple[Attack, SuccessfulAttacks]:
     """An attack that changes nearly all predictions, and the images that it made.
 
     The first attack of its kind that the detector was fitted on, if there is one; else the weakest of STRENGTHS that
@@ -98,7 +102,7 @@ def effective(detector: Detector, images: Tensor, truth: Tensor | None, seed: in
     name, steps = ("pgd", "steps=10") if classifier.differentiable else ("square", "n_queries=300")
     fitted = [a for a in parse_all(list(detector.attacks)) if a.name == name] if detector.fitted_.attacks else []
     attacks = fitted[:1] or [Attack.parse(f"{name}:eps={as_fraction(eps)},{steps}") for eps in STRENGTHS]
-    maker = Maker((Connectivity(classifier),), per_attack=len(images), seed=seed)
+    maker = AttackAugmenter((Connectivity(classifier),), per_attack=len(images), seed=seed)
     for attack in attacks:
         hits = maker.attacked(images, truth, attack, seed=seed)
         if len(hits.rows) >= SUCCESS * hits.tried:
@@ -106,7 +110,9 @@ def effective(detector: Detector, images: Tensor, truth: Tensor | None, seed: in
     return attack, hits
 
 
-def efficacy(detector: Detector, attack: Attack, hits: Hits, progress: Progress = silent) -> Efficacy:
+def measure_efficacy(
+    detector: Detector, attack: Attack, hits: SuccessfulAttacks, progress: Progress = ignore_progress
+) -> Efficacy:
     """How well a detector tells attacked images from the clean ones that it was calibrated on.
 
     Args:
@@ -115,14 +121,14 @@ def efficacy(detector: Detector, attack: Attack, hits: Hits, progress: Progress 
         hits: the images.
         progress: told (stage, done, total).
     """
-    clean = ordered(detector.clean_[CLEAN], detector.cascade_.exits)[0]
+    clean = cascade_score(detector.clean_[CLEAN], detector.cascade_.exits)[0]
     judgement = detector.judge(hits.images)
     progress("score", len(hits.images), len(hits.images))
     caught = float(judgement.adversarial.mean())
     return Efficacy(str(attack), len(hits.images), auroc(clean[np.isfinite(clean)], judgement.score), caught)
 
 
-def prices(detector: Detector, attacked: Tensor) -> dict[str, float]:
+def condition_prices(detector: Detector, attacked: Tensor) -> dict[str, float]:
     """What share more of attacked images the detector would flag without each condition of its guarantee.
 
     Args:

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from advconn.data.inputs import as_tensor
 from advconn.errors import DataError
-from advconn.features.families import FEATURES, Trace, table
+from advconn.features.families import FEATURES, Trace, feature_table
 from advconn.features.noise import grain
 from advconn.features.pixels import nearness, pixels
 from advconn.features.references import References
-from advconn.features.transforms import COPIES, named
-from advconn.inference import at_once
+from advconn.features.transforms import COPIES, transform_named
+from advconn.inference import batch_limit
 from advconn.models.classifier import Classifier
-from advconn.models.margin import MarginLandscape, margin, margin_at
+from advconn.models.margin import MarginLandscape, margin, margin_of_loss
 from advconn.paths.bypass import DELTA, SLACK, Detour, bypass
-from advconn.paths.path import Profile, positions, straight
+from advconn.paths.path import Profile, path_positions, straight
 from advconn.paths.space import PIXEL, Space
 
 BARE = frozenset({"query", "self", "grain", "pixels", "companion"})  # families that need no references
@@ -48,10 +48,10 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         levels: of bypass, for the family 'complexity'.
         steps: of every bypass.
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
-        batch_size: images walked from at once, on a GPU margins.ON_A_GPU times as many; memory grows with it alone.
+        batch_size: images walked from at once, on a GPU inference.ON_A_GPU times as many; memory grows with it alone.
         companion: a second network of the same classes, trained against attacks, that the images are shown to too.
         temperature: what the classifier's logits are divided by before features are read and barriers are gone round,
-            above 0 (Guo et al. 2017); margins.temperature_of brings networks of any confidence to one scale.
+            above 0 (Guo et al. 2017); models.margin.temperature_of brings networks of any confidence to one scale.
 
     Example:
         >>> classifier = Classifier(torch.nn.Flatten().eval(), size=4)
@@ -136,7 +136,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def transform(self, X: Any) -> np.ndarray:
         """Features (n, d) of images (n, c, h, w): a float tensor or array in [0, 1], or uint8."""
-        rows = [table(trace)[0] for trace in self.traces(X)]
+        rows = [feature_table(trace)[0] for trace in self.traces(X)]
         return torch.cat(rows).double().cpu().numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -144,7 +144,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         near = (32, 32) if self.references is None else self.references.images.shape[2:]
         size = self.classifier.preprocessing.size or near
         grey = torch.full((1, self.classifier.channels, *size), 0.5, dtype=torch.float32, device="cpu")
-        return np.asarray(table(self.trace(grey))[1], dtype=object)
+        return np.asarray(feature_table(self.trace(grey))[1], dtype=object)
 
     def traces(self, X: Any, start: Trace | None = None) -> Iterator[Trace]:
         """The traces of images, `batch_size` at a time; no gradient leads back to the images. `start`: see `trace`."""
@@ -156,7 +156,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def together(self, images: Tensor) -> int:
         """How many of the images (n, c, h, w) are walked from at once."""
-        return at_once(self.classifier.device, self.batch_size, LARGEST, images[:1].numel())
+        return batch_limit(self.classifier.device, self.batch_size, LARGEST, images[:1].numel())
 
     def trace(self, images: Tensor, start: Trace | None = None) -> Trace:
         """Walk from images (n, c, h, w) to their modes and keep the logits met; differentiable where images are.
@@ -206,7 +206,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                     by_name |= dict(zip(names, logits.view(len(stops), len(images), -1), strict=True))
                 names, stops = [], []
             if name in new or name in half:
-                copy = named(str(name))(images)
+                copy = transform_named(str(name))(images)
                 if name in new:
                     names, stops = [*names, str(name)], [*stops, copy]
                 if name in half:
@@ -244,7 +244,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         n, m = chosen.shape
         starts = images[:, None].expand(-1, m, -1, -1, -1).flatten(0, 1)
         path = straight(starts, anchors[chosen.flatten()])
-        t = positions(self.samples, images)
+        t = path_positions(self.samples, images)
         points = path.at(t[1:-1]).flatten(0, 1)
         inner = self.classifier.logits(points) if m else query[:0]
         first, last = query[:, None, None].expand(-1, m, 1, -1), ends[chosen][:, :, None]
@@ -300,7 +300,7 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _detour(self, start: Tensor, end: Tensor, label: Tensor, scan: Profile) -> Detour:
         """Bypass of barriers whose cross-entropy exceeds the larger end's by more than DELTA."""
         ends = F.softplus(torch.maximum(scan.energies[:, 0], scan.energies[:, -1]))
-        ceiling = margin_at(ends.double() + DELTA).to(start.dtype)
+        ceiling = margin_of_loss(ends.double() + DELTA).to(start.dtype)
         settings: dict[str, Any] = {"levels": self.levels, "steps": self.steps, "samples": self.samples}
         return bypass(self.landscape(label), start, end, ceiling, target=ceiling - SLACK, scan=scan, **settings)
 

@@ -106,7 +106,7 @@ class Trace:
         return replace(self, **kept, detour=None)
 
 
-def joined(traces: Sequence[Trace]) -> Trace:
+def concat_traces(traces: Sequence[Trace]) -> Trace:
     """Traces of consecutive batches as one."""
     return replace(_joined(list(traces)), t=traces[0].t)
 
@@ -317,10 +317,10 @@ FEATURES: Mapping[str, Callable[[Trace], Columns]] = MappingProxyType(
 
 def columns_of(trace: Trace) -> np.ndarray:
     """The features (n, d) of a trace, in float64."""
-    return table(trace)[0].double().cpu().numpy()
+    return feature_table(trace)[0].double().cpu().numpy()
 
 
-def table(trace: Trace) -> tuple[Tensor, list[str]]:
+def feature_table(trace: Trace) -> tuple[Tensor, list[str]]:
     """The columns (n, d) of a trace's families and their names, 'family.name'."""
     trace = trace.tempered()
     read = [family for family in FEATURES if not trace.families or family in trace.families]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.errors import DataError
-from advconn.inference import with_gradients
+from advconn.inference import gradients_enabled
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin, temperature_of
 
@@ -168,7 +168,7 @@ def synthesise(
         return References(torch.cat([p.images for p in parts]), torch.cat([p.logits for p in parts]), "synthesised")
     labels = wanted.repeat_interleave(per_class).to(classifier.device)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    with with_gradients():
+    with gradients_enabled():
         canvas = _canvas((len(labels), classifier.channels, h, w), fourier, free, generator, classifier.device)
         best, lowest = _painted(classifier, labels, canvas, reach, tv, stop, steps, rate, generator)
     lost = labels[lowest >= 0].unique().tolist()

@@ -216,7 +216,7 @@ COPIES: Mapping[str, Copy] = MappingProxyType(
 )
 
 
-def named(name: str) -> Copy:
+def transform_named(name: str) -> Copy:
     """The copy of this name.
 
     Raises:

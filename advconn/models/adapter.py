@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.errors import ModelError, line_of
+from advconn.errors import ModelError, first_line
 
 
-def folded(
+def fuse_batch_norm(
     module: nn.Module, ask: Callable[[nn.Module], Tensor], layout: torch.memory_format = torch.channels_last
 ) -> nn.Module | None:
     """A copy in which every batch norm that only ever follows one convolution is part of it; None if it cannot be.
@@ -78,7 +78,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def unwrapped(module: Any) -> Any:
+def unwrap(module: Any) -> Any:
     """The module inside torch.compile, DataParallel and DistributedDataParallel; the module of an ExportedProgram."""
     if type(module).__name__ == "ExportedProgram":
         return module.module()
@@ -91,14 +91,14 @@ def unwrapped(module: Any) -> Any:
         module = inner
 
 
-def training(module: nn.Module) -> bool:
+def is_training(module: nn.Module) -> bool:
     """Whether a part is in training mode. An exported program is what it was when it was exported."""
-    if exported(module):
+    if is_exported(module):
         return False
     return any(getattr(part, "training", False) for part in module.modules())
 
 
-def exported(module: nn.Module) -> bool:
+def is_exported(module: nn.Module) -> bool:
     """Whether this is the module of a torch.export program, whose eval() can only raise."""
     return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
 
@@ -234,7 +234,7 @@ class Adapter:
             return
         plain = self.module
         if self.dtype in (torch.float32, torch.float64):
-            self.module = folded(plain, lambda network: self._ask(network, probe), layout) or plain
+            self.module = fuse_batch_norm(plain, lambda network: self._ask(network, probe), layout) or plain
 
     def _hold(self, device: torch.device, probe: Tensor, error: Exception) -> None:
         self.held = True
@@ -242,7 +242,7 @@ class Adapter:
         home = next((p.device for p in self.module.parameters()), device)
         if home != device:
             raise ModelError(
-                f"the model cannot be copied ({line_of(error)}), so it stays on {home}: move it to {device} first"
+                f"the model cannot be copied ({first_line(error)}), so it stays on {home}: move it to {device} first"
             )
         self.state = self._state()
 
@@ -269,7 +269,7 @@ class Adapter:
                 "input='pixel_values', the keyword or key that it takes them by"
             )
         raise ModelError(
-            f"the model does not take images of {shape}: {line_of(first or RuntimeError('no answer'))} ({way})"
+            f"the model does not take images of {shape}: {first_line(first or RuntimeError('no answer'))} ({way})"
         ) from first
 
     def _call(self, module: nn.Module, batch: Tensor) -> Any:
@@ -332,7 +332,7 @@ class Adapter:
     def _state(self) -> tuple[Any, ...]:
         """What must stay the same of a module that is used as it is."""
         values = chain(self.module.parameters(), self.module.buffers())
-        return (training(self.module), *((id(v), 0 if v.is_inference() else v._version) for v in values))
+        return (is_training(self.module), *((id(v), 0 if v.is_inference() else v._version) for v in values))
 
 
 def _raised(logits: Tensor) -> Tensor:
@@ -346,7 +346,7 @@ def _raised(logits: Tensor) -> Tensor:
 def _fixed_batch(module: nn.Module) -> int:
     """The batch size that a program was exported with, or that a module names itself; 0 where it takes any."""
     named = getattr(module, "fixed_batch", 0)
-    if named or not exported(module):
+    if named or not is_exported(module):
         return int(named) if isinstance(named, int) else 0
     nodes: Any = module.graph.nodes  # type: ignore[union-attr]
     value = next((n.meta.get("val") for n in nodes if n.op == "placeholder"), None)

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from advconn.data.pictures import fitted, pixels_of
+from advconn.data.pictures import resize_and_crop, to_chw
 from advconn.data.preprocessing import preprocessing_of
-from advconn.errors import ModelError, line_of
+from advconn.errors import ModelError, first_line
 
 
 class _Stage(nn.Module):
@@ -216,7 +216,7 @@ def hugging_face(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         processor = AutoImageProcessor.from_pretrained(folder, **local)
     except Exception as error:  # transformers raises many types on folders it cannot read
         way = f"; it is a timm model: timm:NAME --weights {folder / 'model.safetensors'} may load it" * bare
-        raise ModelError(f"hf:{folder}: cannot be loaded: {line_of(error)}{way}") from error
+        raise ModelError(f"hf:{folder}: cannot be loaded: {first_line(error)}{way}") from error
     lost = [*about.get("missing_keys", ()), *about.get("mismatched_keys", ())]
     if lost:
         raise ModelError(f"hf:{folder}: its weights lack {lost[0]}: is it a network without its classification head?")
@@ -253,8 +253,8 @@ def _compare(processor: Any, settings: dict[str, Any], name: str) -> None:
         try:
             theirs = np.asarray(processor(picture, return_tensors="pt")["pixel_values"])[0]
         except Exception as error:  # their code
-            raise ModelError(f"{name}: its image processor fails on a picture: {line_of(error, 100)}") from error
-        ours = pixels_of(fitted(picture, wanted, name), 3) / 255
+            raise ModelError(f"{name}: its image processor fails on a picture: {first_line(error, 100)}") from error
+        ours = to_chw(resize_and_crop(picture, wanted, name), 3) / 255
         std = np.asarray(wanted.std or (1.0,) * 3)[:, None, None]
         ours = (ours - np.asarray(wanted.mean or (0.0,) * 3)[:, None, None]) / std
         same = theirs.shape == ours.shape

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.errors import ModelError, Unanswered, line_of
+from advconn.errors import ModelError, Unanswered, first_line
 
 LARGEST_ANSWER = 2**26  # bytes
 MOST_LISTS = 2**14  # in an answer: one an image, and some
@@ -33,7 +33,7 @@ _TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "UINT8": n
 _ONNX = {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8"}
 
 
-class Function(nn.Module):
+class CallableModule(nn.Module):
     """A function of float32 images (n, c, h, w) in [0, 1], as an array or else as a tensor, as a module."""
 
     fingerprint = "function"  # nothing is known of it: a detector's folder tells it by its answers
@@ -46,7 +46,7 @@ class Function(nn.Module):
         self._array: bool | None = None  # what it takes, once that is known
         self.eval()
 
-    def __deepcopy__(self, memo: object) -> Function:
+    def __deepcopy__(self, memo: object) -> CallableModule:
         return self
 
     def forward(self, images: Tensor) -> Any:
@@ -67,15 +67,15 @@ class Function(nn.Module):
                     self._array = False
                 except Exception as second:
                     raise ModelError(
-                        f"the function takes neither an array ({line_of(error, 100)}) nor a tensor "
-                        f"({line_of(second, 100)}) of shape {tuple(images.shape)}"
+                        f"the function takes neither an array ({first_line(error, 100)}) nor a tensor "
+                        f"({first_line(second, 100)}) of shape {tuple(images.shape)}"
                     ) from second
         else:
             answer = call(images.numpy().copy() if self._array else images)
         return np.asarray(answer) if isinstance(answer, list) and answer and not hasattr(answer[0], "shape") else answer
 
 
-class Described(Function):
+class ArrayModule(CallableModule):
     """A network whose input is described as (n, c, h, w) or (n, h, w, c), of a type, perhaps of one batch size only.
 
     Args:
@@ -129,7 +129,7 @@ def _channels_last(second: int | None, fourth: int | None) -> bool:
     return fourth is not None and fourth <= MOST_CHANNELS and (second is None or second > MOST_CHANNELS)
 
 
-def chosen(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
+def choose_output(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
     """The logits among named outputs: 'logits', or the one there is with a row an image."""
     if "logits" in outputs:
         return outputs["logits"]
@@ -140,7 +140,7 @@ def chosen(outputs: dict[str, np.ndarray], where: str) -> np.ndarray:
     return next(iter(fits.values()))
 
 
-class Onnx(Described):
+class Onnx(ArrayModule):
     """An ONNX file."""
 
     def __init__(self, file: Path | str) -> None:
@@ -159,7 +159,7 @@ class Onnx(Described):
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own types, which cannot be imported by name
-            raise ModelError(f"{path}: not a readable ONNX file: {line_of(error)}") from error
+            raise ModelError(f"{path}: not a readable ONNX file: {first_line(error)}") from error
         inputs = [
             i for i in session.get_inputs() if i.name not in {o.name for o in session.get_overridable_initializers()}
         ]
@@ -180,10 +180,10 @@ class Onnx(Described):
         """What it answers for images (n, c, h, w)."""
         answers = self.session.run(self.outputs, {self.name: self.given(images)})
         arrays = {n: v for n, v in zip(self.outputs, answers, strict=True) if isinstance(v, np.ndarray)}
-        return arrays if self.named else chosen(arrays, str(self.path))
+        return arrays if self.named else choose_output(arrays, str(self.path))
 
 
-class Endpoint(Described):
+class Endpoint(ArrayModule):
     """A model behind the Open Inference Protocol's REST interface, version 2.
 
     Args:
@@ -261,7 +261,7 @@ class Endpoint(Described):
             raise ModelError(
                 f"{self.address}: an answer that is none of the Open Inference Protocol: {error}"
             ) from error
-        return arrays if self.named else chosen(arrays, self.address)
+        return arrays if self.named else choose_output(arrays, self.address)
 
 
 def _array(output: dict[str, Any]) -> np.ndarray:
@@ -328,7 +328,7 @@ def _exchanged(request: urllib.request.Request, timeout: float, most: int) -> by
             if not done:
                 done.append(ModelError(f"the server answers {error.code}"))
         except FAILED as error:
-            done.append(Unanswered(f"no answer: {line_of(error)}"))
+            done.append(Unanswered(f"no answer: {first_line(error)}"))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -361,7 +361,7 @@ def _request(
     except ModelError as error:
         raise type(error)(f"{address}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{address}: an answer that is no JSON: {line_of(error)}") from error
+        raise ModelError(f"{address}: an answer that is no JSON: {first_line(error)}") from error
     if not isinstance(reply, dict):
         raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
     return reply, len(text)

@@ -56,7 +56,7 @@ def classes_of(forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.M
             "the model answers the same images differently when asked twice: turn off what is random in it, such as "
             "F.dropout without training=self.training"
         )
-    loose = max(slack, 0.1 * scale if quantised(network) else 0)  # dynamic scales are those of the batch
+    loose = max(slack, 0.1 * scale if is_quantised(network) else 0)  # dynamic scales are those of the batch
     if alone.shape[1] != logits.shape[1] or float((logits[:1] - alone).abs().max()) > loose:
         raise ModelError(
             "the model's answer for an image changes with the other images of the batch: is a batch norm without "
@@ -65,7 +65,7 @@ def classes_of(forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.M
     return logits.shape[1]
 
 
-def quantised(network: nn.Module) -> bool:
+def is_quantised(network: nn.Module) -> bool:
     """Whether some layers work in integers."""
     kinds = (type(part).__module__ for part in network.modules())
     scripted = isinstance(network, torch.jit.ScriptModule) and "quantized::" in str(network.inlined_graph)

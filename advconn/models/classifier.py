@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advconn.data.preprocessing import names_of, preprocessing_of, sides_of, whole
-from advconn.errors import DataError, ModelError, line_of
-from advconn.inference import in_batches, with_gradients
-from advconn.models.adapter import Adapter, AsModule, Output, training, unwrapped
-from advconn.models.checks import classes_of, probe_images, quantised, scale_of
+from advconn.data.preprocessing import parse_class_names, positive_int, preprocessing_of, to_height_width
+from advconn.errors import DataError, ModelError, first_line
+from advconn.inference import batched_forward, gradients_enabled
+from advconn.models.adapter import Adapter, AsModule, Output, is_training, unwrap
+from advconn.models.checks import classes_of, is_quantised, probe_images, scale_of
 from advconn.models.fingerprint import fingerprint
 from advconn.models.margin import MarginLandscape
 
@@ -85,17 +85,17 @@ class Classifier:
         output: Output | None = None,
         input: str | None = None,
     ) -> None:
-        module = unwrapped(module)
+        module = unwrap(module)
         if not isinstance(module, nn.Module):
             raise ModelError(
                 f"expected a torch.nn.Module, got {type(module).__name__}: Classifier.from_callable takes a function, "
                 "from_onnx a file, from_endpoint a served model"
             )
-        if training(module):
+        if is_training(module):
             raise ModelError("the model is in training mode, where verdicts change at every call: call model.eval()")
         if output is not None and hasattr(module, "name_outputs"):
             module.name_outputs()  # type: ignore[operator]
-        self.channels, self.name = whole("channels", channels), name
+        self.channels, self.name = positive_int("channels", channels), name
         self.preprocessing = preprocessing_of(size, resize, interpolation, mean, std, crop, self.channels)
         self.fingerprint = fingerprint(module)
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
@@ -114,7 +114,7 @@ class Classifier:
             self.adapter.scale = self._scale(output)
         if num_classes is not None and num_classes != self.num_classes:
             raise ModelError(f"the model has {self.num_classes} classes, expected {num_classes}")
-        self.class_names = names_of(class_names, self.num_classes)
+        self.class_names = parse_class_names(class_names, self.num_classes)
 
     def _adapted(self, module: nn.Module, output: Output | None, key: str | None) -> Adapter:
         """The module, given images as it takes them: channels last is fastest, and not every view goes with it."""
@@ -164,9 +164,9 @@ class Classifier:
             num_classes: k.
             options: as for Classifier; `size` and `channels` above all.
         """
-        from advconn.models.black_box import Function
+        from advconn.models.black_box import CallableModule
 
-        return cls(Function(f), num_classes=num_classes, **options)
+        return cls(CallableModule(f), num_classes=num_classes, **options)
 
     @classmethod
     def from_onnx(cls, file: Path | str, **options: Any) -> Classifier:
@@ -208,8 +208,8 @@ class Classifier:
 
         shape = None
         if options.get("size") is not None:
-            height, width = sides_of(options["size"])
-            shape = [-1, whole("channels", options.get("channels") or 3), height, width]
+            height, width = to_height_width(options["size"])
+            shape = [-1, positive_int("channels", options.get("channels") or 3), height, width]
         network = Endpoint(url, model, version, timeout, shape, headers)
         return cls(network, **(network.options() | {"name": network.address} | options))
 
@@ -223,7 +223,7 @@ class Classifier:
         """Whether it gives a gradient with respect to images. It is tried once, when first asked for."""
         if self._differentiable is None:
             try:
-                with with_gradients():
+                with gradients_enabled():
                     leaf = self._probe.detach().clone().requires_grad_()
                     logits = self._forward(leaf)
                     weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)
@@ -244,7 +244,7 @@ class Classifier:
     @property
     def quantised(self) -> bool:
         """Whether some of its layers work in integers, so that its answers are coarse."""
-        return quantised(self.network)
+        return is_quantised(self.network)
 
     def __sklearn_clone__(self) -> Classifier:
         return self
@@ -335,7 +335,7 @@ class Classifier:
                 "this classifier gives no gradient (it is a function, a file, a served or quantised model, or its "
                 "forward is detached): use attacks that need none, such as square, or a surrogate"
             )
-        return in_batches(self._forward, images, self.batch_size)
+        return batched_forward(self._forward, images, self.batch_size)
 
     def predict(self, images: Tensor) -> Tensor:
         """The class (n,) given to each of images (n, c, h, w), as they are given to `check`; on the CPU."""
@@ -384,7 +384,9 @@ def _device(named: torch.device | str) -> torch.device:
     try:
         return torch.empty(0, dtype=torch.float32, device=named).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {named}: there is none here ({line_of(error, 100)}); expected cpu, or cuda") from None
+        raise ModelError(
+            f"device {named}: there is none here ({first_line(error, 100)}); expected cpu, or cuda"
+        ) from None
 
 
 def untrained(classifier: Classifier, seed: int = 0) -> Classifier:

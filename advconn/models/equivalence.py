@@ -28,19 +28,19 @@ def precision_of(classifier: Classifier) -> str:
     return "tf32" if tf32 and dtype == "float32" else dtype
 
 
-def plain_module(classifier: Classifier) -> bool:
+def is_plain_module(classifier: Classifier) -> bool:
     """Whether its fingerprint says everything: a module of Python code with weights of its own."""
     scripted = isinstance(classifier.network, (torch.jit.ScriptModule, torch.fx.GraphModule))
     return not scripted and len(classifier.fingerprint) == 64 and not classifier.quantised
 
 
-def answers(classifier: Classifier, references: Tensor | None) -> np.ndarray:
+def probe_logits(classifier: Classifier, references: Tensor | None) -> np.ndarray:
     """Logits of images that are the same every time, of the references' size, by which another form of it is known."""
-    images = probe_images(4, classifier.channels, *size_of(classifier, references))
+    images = probe_images(4, classifier.channels, *input_size(classifier, references))
     return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
 
 
-def alike(
+def same_outputs(
     classifier: Classifier,
     card: dict[str, Any],
     tensors: dict[str, np.ndarray],
@@ -56,12 +56,12 @@ def alike(
         tensors: of the detector's folder, with the other's answers.
         references: images of the detector, and the other's logits of them; or None.
     """
-    kind = card["kind"] == "module" and plain_module(classifier)
+    kind = card["kind"] == "module" and is_plain_module(classifier)
     exact = kind and card["dtype"] == dtype_of(classifier)  # the same module, perhaps inside another
     pairs = []
     if "answers" in tensors:
         expected = tensors["answers"]
-        size = size_of(classifier, None if references is None else references[0])
+        size = input_size(classifier, None if references is None else references[0])
         pairs.append((probe_images(len(expected), classifier.channels, *size), expected))
     if references is not None:
         pairs.append((references[0][:32], references[1][:32].numpy()))
@@ -77,7 +77,7 @@ def alike(
     return bool(pairs)
 
 
-def size_of(classifier: Classifier, references: Tensor | None) -> tuple[int, int]:
+def input_size(classifier: Classifier, references: Tensor | None) -> tuple[int, int]:
     """(height, width) of a classifier's images; that of `references` (n, c, h, w) where it takes any."""
     near = (32, 32) if references is None else tuple(references.shape[2:])
     return classifier.preprocessing.size or near  # type: ignore[return-value]

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from advconn.errors import ModelError
 from advconn.models import architectures
 from advconn.models.classifier import Classifier
-from advconn.models.state_dict import State, aligned, fill, misfit, read_weights
-from advconn.models.user_code import made_by
+from advconn.models.state_dict import State, find_mismatch, load_into, read_weights, strip_prefix
+from advconn.models.user_code import build_from_factory
 
 ARCHITECTURES = ("advconn", "timm", "torchvision")
 SPEC = (
@@ -77,11 +77,11 @@ def load(
         classifier = Classifier(module.eval(), device=device, name=spec, **({"size": size} | settings | options))
         classifier.state = state
         return classifier
-    made = made_by(origin, name)
+    made = build_from_factory(origin, name)
     if isinstance(made, Classifier):
         return _as_given(made, spec, state, device, options)
     if state is not None:
-        fill(made, state, spec)
+        load_into(made, state, spec)
     return _any_channels(made.eval() if state is not None else made, {"size": size} | options, device, spec)
 
 
@@ -141,7 +141,7 @@ def _any_channels(module: nn.Module, options: dict[str, Any], device: str | None
     raise error or ModelError(f"{spec}: takes no images")
 
 
-def architecture(spec: str) -> tuple[str, str] | None:
+def parse_architecture_spec(spec: str) -> tuple[str, str] | None:
     """(library, name) if the specification names an architecture that a bundle may rebuild, else None."""
     origin, _, name = spec.rpartition(":")
     return (origin, name) if origin in ARCHITECTURES else None
@@ -158,18 +158,18 @@ def _architecture(
         raise ModelError(f"{name!r} is no {origin} architecture")
     build, settings = architectures.BUILDERS[origin](name, state, size, note)
     settings = _resized(settings, size)
-    state = aligned(state, _weightless(lambda: build(2).state_dict()))
+    state = strip_prefix(state, _weightless(lambda: build(2).state_dict()))
     heads = _weightless(lambda: architectures.heads_of(build))
     head = next((h for h in reversed(heads) if h in state and state[h].ndim), None)
     if head is None or not state[head].shape[0]:
         raise ModelError(f"the weights do not fit {origin}:{name}: {(heads or ['a last layer'])[-1]} is missing")
     classes = int(state[head].shape[0])
-    wrong = misfit(state, _weightless(lambda: build(classes).state_dict()))
+    wrong = find_mismatch(state, _weightless(lambda: build(classes).state_dict()))
     if wrong:
         raise ModelError(f"the weights do not fit {origin}:{name}: {wrong}")
     with _plainly("cpu"):
         module = build(classes)
-    fill(module, state, f"{origin}:{name}")
+    load_into(module, state, f"{origin}:{name}")
     return module, settings, state
 
 

@@ -31,7 +31,7 @@ def temperature_of(logits: Tensor) -> float:
     return lead / LEAD if 0 < lead < float("inf") else 1.0
 
 
-def margin_at(delta: Tensor | float) -> Tensor:
+def margin_of_loss(delta: Tensor | float) -> Tensor:
     """Margin at which the cross-entropy is `delta`: ln(e^delta - 1), the inverse of softplus."""
     value = delta if isinstance(delta, Tensor) else torch.tensor(delta, dtype=torch.float32, device="cpu")
     return value + torch.log(-torch.expm1(-value))

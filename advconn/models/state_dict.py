@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.errors import ModelError, line_of
-from advconn.files import no_allocation
+from advconn.errors import ModelError, first_line
+from advconn.files import refuse_bytearrays
 
 State = dict[str, Tensor]
 # Where training scripts put the weights in what they save; of several the first is taken.
@@ -39,7 +39,7 @@ def read_weights(path: Path, note: Callable[[str], None] = lambda text: None) ->
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        no_allocation(path)
+        refuse_bytearrays(path)
         with torch.serialization.safe_globals(_harmless()):
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and header errors come in many types: all mean the file is unusable
@@ -67,7 +67,7 @@ def _reason(path: Path, error: Exception) -> str:
         )
     if "Weights only load failed" in text:
         return "it holds more than weights: save the state dict alone, torch.save(model.state_dict(), FILE)"
-    return line_of(error, 120)
+    return first_line(error, 120)
 
 
 def _state(held: Any, path: Path, note: Callable[[str], None]) -> State:
@@ -92,7 +92,7 @@ def _tensors(values: Mapping[Any, Any]) -> bool:
     return bool(values) and sum(isinstance(v, Tensor) for v in values.values()) > len(values) / 2
 
 
-def aligned(state: State, expected: Iterable[str]) -> State:
+def strip_prefix(state: State, expected: Iterable[str]) -> State:
     """The entries under the names expected, whatever prefix they all have (module., model., _orig_mod., a trainer's).
 
     Unchanged where no prefix gives every name.
@@ -109,7 +109,7 @@ def aligned(state: State, expected: Iterable[str]) -> State:
     return state
 
 
-def misfit(state: State, expected: Mapping[str, Tensor]) -> str | None:
+def find_mismatch(state: State, expected: Mapping[str, Tensor]) -> str | None:
     """What does not fit between a state dict and a module's own, in one line; None where all does."""
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
@@ -123,7 +123,7 @@ def misfit(state: State, expected: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def fill(module: nn.Module, state: State, spec: str) -> None:
+def load_into(module: nn.Module, state: State, spec: str) -> None:
     """Load a state dict into a module.
 
     Args:
@@ -135,11 +135,11 @@ def fill(module: nn.Module, state: State, spec: str) -> None:
         ModelError: it does not fit.
     """
     own = module.state_dict()
-    entries = aligned(state, own)
-    wrong = misfit(entries, {k: v for k, v in own.items() if isinstance(v, Tensor)})
+    entries = strip_prefix(state, own)
+    wrong = find_mismatch(entries, {k: v for k, v in own.items() if isinstance(v, Tensor)})
     if wrong:
         raise ModelError(f"the weights do not fit {spec}: {wrong}")
     try:
         module.load_state_dict(entries)
     except RuntimeError as error:
-        raise ModelError(f"the weights do not fit {spec}: {line_of(error, 160)}") from error
+        raise ModelError(f"the weights do not fit {spec}: {first_line(error, 160)}") from error

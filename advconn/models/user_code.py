@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from advconn.errors import ModelError, line_of
+from advconn.errors import ModelError, first_line
 from advconn.models.classifier import Classifier
 
 
-def made_by(origin: str, name: str) -> nn.Module | Classifier:
+def build_from_factory(origin: str, name: str) -> nn.Module | Classifier:
     """What the factory of this name in a file or module gives, in evaluation mode.
 
     Args:
@@ -46,7 +46,7 @@ def _built(origin: str, name: str) -> nn.Module | Classifier:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
-        raise ModelError(f"{origin}:{name} failed with {type(error).__name__}: {line_of(error)}") from error
+        raise ModelError(f"{origin}:{name} failed with {type(error).__name__}: {first_line(error)}") from error
     if isinstance(module, Classifier):
         return module
     if not isinstance(module, nn.Module) and type(module).__name__ != "ExportedProgram":
@@ -61,7 +61,7 @@ def _built(origin: str, name: str) -> nn.Module | Classifier:
     return module
 
 
-def named_in_file(spec: str) -> Any:
+def load_attribute(spec: str) -> Any:
     """What FILE.py:NAME names.
 
     Raises:
@@ -74,7 +74,7 @@ def named_in_file(spec: str) -> Any:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything, or leave
-        raise ModelError(f"{spec}: failed with {type(error).__name__}: {line_of(error)}") from error
+        raise ModelError(f"{spec}: failed with {type(error).__name__}: {first_line(error)}") from error
     if not callable(member):
         raise ModelError(f"{origin} has no callable {name!r}")
     return member

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from advconn.lazy import attach
 
 if TYPE_CHECKING:
-    from advconn.paths.band import Band, relax
+    from advconn.paths.band import Band, relax_band
     from advconn.paths.bypass import Detour
     from advconn.paths.connection import Connection, connect
     from advconn.paths.decoder import Decoder
@@ -28,7 +28,7 @@ __all__ = [
     "Space",
     "connect",
     "profile",
-    "relax",
+    "relax_band",
     "straight",
 ]
 __getattr__, __dir__ = attach(
@@ -43,7 +43,7 @@ __getattr__, __dir__ = attach(
         "Space": "space",
         "connect": "connection",
         "profile": "path",
-        "relax": "band",
+        "relax_band": "band",
         "straight": "path",
     },
 )

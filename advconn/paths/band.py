@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.paths.path import Landscape, Path, at_rows, of_rows, profile, slope
+from advconn.paths.path import Landscape, Path, at_rows, energy_and_gradient, of_rows, profile
 
 METHODS = ("string", "neb")
 MEMORY, SPREAD = 0.8, 0.95  # Adam's two decay rates
@@ -47,7 +47,7 @@ class Band:
     gradients: Tensor
 
 
-def relax(
+def relax_band(
     landscape: Landscape,
     path: Path,
     *,
@@ -88,14 +88,14 @@ def relax(
 
     Example:
         >>> import torch
-        >>> from advconn.paths.band import relax
+        >>> from advconn.paths.band import relax_band
         >>> from advconn.paths import profile, straight
         >>> def hill(points):
         ...     return torch.exp(-points.square().sum(2))
         >>> line = straight(torch.tensor([[-2.0, 0.1]]), torch.tensor([[2.0, 0.1]]))
         >>> profile(line, hill).barrier
         tensor([0.9900])
-        >>> relax(hill, line).barrier < 0.1
+        >>> relax_band(hill, line).barrier < 0.1
         tensor([True])
     """
     if method not in METHODS:
@@ -158,14 +158,14 @@ def _slopes(landscape: Landscape, points: Tensor, rows: Tensor, floor: Tensor) -
     n, k = points.shape[:2]
     if bool(floor.isinf().all()):
         flat = rows.repeat_interleave(k)
-        energy, slopes = slope(landscape, points.flatten(0, 1), flat)
+        energy, slopes = energy_and_gradient(landscape, points.flatten(0, 1), flat)
         return energy.view(n, k), slopes.view_as(points), torch.full_like(floor, k)
     with torch.no_grad():
         energies = at_rows(landscape, points, rows)
     slopes, moving = torch.zeros_like(points), energies > floor[:, None]
     row, column = moving.nonzero(as_tuple=True)
     if len(row):
-        slopes[row, column] = slope(landscape, points[row, column], rows[row])[1]
+        slopes[row, column] = energy_and_gradient(landscape, points[row, column], rows[row])[1]
     return energies, slopes, moving.sum(1).to(floor)
 
 

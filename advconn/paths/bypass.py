@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.paths.path import Landscape, Path, Profile, of_rows, profile, slope, straight
+from advconn.paths.path import Landscape, Path, Profile, energy_and_gradient, of_rows, profile, straight
 
 DELTA = 1e-3  # cross-entropy above which a barrier stands (Vrabel et al. 2025)
 SLACK = 0.5  # how far under the ceiling a point is brought, so that rounding cannot leave it there
@@ -53,7 +53,7 @@ class Detour:
 
 
 @dataclass(frozen=True)
-class Step:
+class BypassStep:
     """Where the bypass of n segments ended.
 
     Attributes:
@@ -77,9 +77,9 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def sidestep(
+def bypass_segment(
     landscape: Landscape, start: Tensor, end: Tensor, highest: Tensor, target: Tensor, rows: Tensor, steps: int
-) -> Step:
+) -> BypassStep:
     """Move points orthogonally to their segments until their energy is at most `target`.
 
     The lowest point seen is returned. Rows that are done, or stuck (no slope in the hyperplane), leave the batch.
@@ -104,7 +104,7 @@ def sidestep(
     for step in range(steps + 1):
         if not len(live):
             break
-        energy, steep = slope(landscape, point[live], rows[live])
+        energy, steep = energy_and_gradient(landscape, point[live], rows[live])
         gradients[live] += 1
         better = energy < lowest[live]
         lowest[live] = torch.where(better, energy, lowest[live])
@@ -124,7 +124,7 @@ def sidestep(
         u, origin = unit[live], highest[live]
         shift = moved - origin
         point[live] = origin + shift - _column(_dot(shift, u), u) * u
-    return Step(best, (best - highest).flatten(1).norm(dim=1) / length, stuck, gradients)
+    return BypassStep(best, (best - highest).flatten(1).norm(dim=1) / length, stuck, gradients)
 
 
 def bypass(
@@ -192,7 +192,7 @@ def bypass(
         a, c = path.start[stands], path.end[stands]
         where = scan.place[stands].clamp(1 / (count - 1), 1 - 1 / (count - 1))
         highest = torch.lerp(a, c, _column(where, a))
-        moved = sidestep(landscape, a, c, highest, target[row], row, steps)
+        moved = bypass_segment(landscape, a, c, highest, target[row], row, steps)
         _bend(knots, row, left, span, moved.points)
         bent[row, left + span // 2] = True
         displacement.scatter_reduce_(0, row, moved.displacement, "amax")

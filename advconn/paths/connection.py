@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.models.margin import margin_at
-from advconn.paths.band import relax
+from advconn.models.margin import margin_of_loss
+from advconn.paths.band import relax_band
 from advconn.paths.bypass import DELTA, SLACK, bypass
 from advconn.paths.path import Path, Profile, profile, straight
 from advconn.paths.space import Space
@@ -106,7 +106,7 @@ def connect(
     line = losses(path, landscape, samples)
     ends = torch.maximum(line.energies[:, 0], line.energies[:, -1])
     ceiling = torch.where(ends <= delta, torch.full_like(ends, delta), ends + delta)
-    margins = margin_at(ceiling.double()).to(ceiling.dtype)
+    margins = margin_of_loss(ceiling.double()).to(ceiling.dtype)
     gradients = torch.zeros_like(ceiling)
     barriers = torch.zeros(len(labels), levels + 1, dtype=torch.long, device=labels.device)
     hard = (line.barrier > ceiling).nonzero()[:, 0]
@@ -119,7 +119,7 @@ def connect(
             curve, gradients[hard], barriers[hard] = detour.path, detour.gradients, detour.barriers
         else:
             lines = Path(path.knots[hard])
-            band = relax(
+            band = relax_band(
                 rest, lines, pivots=pivots, steps=steps, rate=rate, ceiling=margins[hard], target=target, check=5
             )
             curve, gradients[hard] = band.path, band.gradients

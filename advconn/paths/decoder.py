@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advconn.errors import DataError, PathError
-from advconn.files import replacing
-from advconn.inference import with_gradients
-from advconn.parallel import Progress, silent
+from advconn.files import atomic_file
+from advconn.inference import gradients_enabled
+from advconn.parallel import Progress, ignore_progress
 from advconn.paths.space import Space
 
 WIDTH = 64
@@ -77,7 +77,7 @@ class Decoder:
 
         about = _belongs(self.space) | {"loss": json.dumps(self.loss)}
         state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
-        with replacing(file) as partial:
+        with atomic_file(file) as partial:
             save_file(state, partial, metadata=about)
 
 
@@ -117,7 +117,7 @@ def train(
     rate: float = 1e-3,
     held_out: float = 0.1,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress = ignore_progress,
 ) -> Decoder:
     """Train a decoder of a latent space.
 
@@ -145,7 +145,7 @@ def train(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     order = torch.randperm(len(pixels), generator=generator, dtype=torch.int64, device="cpu")
     kept, training = order.tensor_split([max(1, round(held_out * len(order)))])
-    with with_gradients(), torch.random.fork_rng():
+    with gradients_enabled(), torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(space.shape, _image(space)).to(pixels.device)
         optimizer = torch.optim.Adam(net.parameters(), rate)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.inference import with_gradients
+from advconn.inference import gradients_enabled
 
 Landscape = Callable[[Tensor], Tensor]
 
@@ -108,7 +108,7 @@ def straight(start: Tensor, end: Tensor) -> Path:
     return Path(torch.stack([start, end], 1))
 
 
-def positions(samples: int, like: Tensor) -> Tensor:
+def path_positions(samples: int, like: Tensor) -> Tensor:
     """`samples` >= 2 evenly spaced positions, both ends included, on the device and in the dtype of `like`."""
     return torch.linspace(0, 1, samples, device=like.device, dtype=like.dtype)
 
@@ -132,7 +132,7 @@ def profile(path: Path, landscape: Landscape, samples: int = 17) -> Profile:
         >>> found.barrier.item(), found.place.item()
         (1.0, 0.5)
     """
-    t = positions(samples, path.knots)
+    t = path_positions(samples, path.knots)
     together = max(1, LARGEST // (samples * path.knots[0, 0].numel())) if len(path.knots) else 1
     if len(path.knots) <= together:
         return Profile(t, landscape(path.at(t)))
@@ -160,7 +160,7 @@ def of_rows(landscape: Landscape, rows: Tensor) -> Landscape:
     return pick(rows) if pick else landscape
 
 
-def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def energy_and_gradient(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Energies (n,) and their gradients (n, *shape) at points; no other gradient is made.
 
     Args:
@@ -168,7 +168,7 @@ def slope(landscape: Landscape, points: Tensor, rows: Tensor) -> tuple[Tensor, T
         points: (n, *shape).
         rows: (n,) the row of the landscape that each belongs to.
     """
-    with with_gradients():
+    with gradients_enabled():
         leaf = points.detach().clone().unsqueeze(1).requires_grad_()
         energy = at_rows(landscape, leaf, rows)
         (gradient,) = torch.autograd.grad(energy.sum(), leaf)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.errors import shown
+from advconn.errors import printable
 from advconn.paths.connection import Connection
 from advconn.paths.path import Path, straight
 
@@ -95,7 +95,7 @@ def picture(ax: Axes, image: Tensor | None) -> None:
     """An image (c, h, w) in [0, 1]."""
     ax.set_axis_off()
     if image is not None:
-        ax.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(to_display(image), cmap="gray", vmin=0, vmax=1)
     else:
         ax.text(0.5, 0.5, "latent", ha="center", va="center", fontsize=8, color="0.5", transform=ax.transAxes)
 
@@ -111,7 +111,7 @@ def bars(ax: Axes, shares: Tensor, target: int, names: Sequence[str]) -> None:
     """
     ax.bar(range(len(shares)), shares.numpy(), color=[TARGET if i == target else OTHER for i in range(len(shares))])
     ax.set(ylim=(0, 1), xticks=range(len(names)))
-    ax.set_xticklabels([plain(name[:10]) for name in names], fontsize=6, rotation=90)
+    ax.set_xticklabels([to_ascii(name[:10]) for name in names], fontsize=6, rotation=90)
     ax.tick_params(axis="y", labelsize=6)
 
 
@@ -149,7 +149,7 @@ def peaks(energy: np.ndarray, ceiling: float) -> list[int]:
     return [int(i) + 1 for i in np.flatnonzero(highest)]
 
 
-def detour(result: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:
+def bypass_point(result: Connection, row: int, samples: int = 65) -> tuple[Tensor, Tensor]:
     """B and B' - B (*shape): B' is the found path's point that stands over the straight path's highest, B its foot.
 
     Args:
@@ -168,9 +168,9 @@ def detour(result: Connection, row: int, samples: int = 65) -> tuple[Tensor, Ten
     return foot.cpu(), (points[nearest] - foot).cpu()
 
 
-def relative(result: Connection, row: int) -> float:
+def relative_displacement(result: Connection, row: int) -> float:
     """Largest value of B' - B over the largest value at B."""
-    foot, change = detour(result, row)
+    foot, change = bypass_point(result, row)
     return float(change.abs().max() / foot.abs().max().clamp_min(1e-12))
 
 
@@ -183,13 +183,13 @@ def pattern(figure: Figure, ax: Axes, result: Connection, row: int) -> None:
         result: connected pairs.
         row: which of them.
     """
-    _, change = detour(result, row)
+    _, change = bypass_point(result, row)
     values = change.mean(0).numpy() if change.ndim == 3 else change.reshape(1, -1).numpy()
     most = max(float(np.abs(values).max()), 1e-12)
     shown = ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="equal" if change.ndim == 3 else "auto")
     figure.colorbar(shown, ax=ax, shrink=0.8)
     ax.set_axis_off()
-    ax.set_title(f"B' - B, channel mean; largest value {relative(result, row):.1%} of B's", fontsize=9)
+    ax.set_title(f"B' - B, channel mean; largest value {relative_displacement(result, row):.1%} of B's", fontsize=9)
 
 
 def png(figure: Figure) -> bytes:
@@ -215,12 +215,12 @@ def page(title: str, figures: Sequence[Figure], facts: Sequence[tuple[str, Any]]
     )
 
 
-def displayed(image: Tensor) -> np.ndarray:
+def to_display(image: Tensor) -> np.ndarray:
     """An image (c, h, w) as (h, w) or (h, w, 3): of more channels the first three, of two the first."""
     few = image[:3] if len(image) >= 3 else image[:1]
     return np.asarray(few.permute(1, 2, 0).squeeze(2).numpy() if len(few) == 1 else few.permute(1, 2, 0).numpy())
 
 
-def plain(text: str) -> str:
+def to_ascii(text: str) -> str:
     """A text that matplotlib draws as it is, and takes no part of for a formula."""
-    return shown(text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from advconn.errors import PathError
-from advconn.inference import in_batches
+from advconn.inference import batched_forward
 from advconn.models.classifier import Classifier
 from advconn.models.margin import MarginLandscape
 
@@ -36,7 +36,7 @@ class Space:
 
     def __init__(self, classifier: Classifier, layer: str = PIXEL) -> None:
         self.classifier, self.layer = classifier, layer
-        self._parts = None if layer == PIXEL else cut(classifier.network, layer)
+        self._parts = None if layer == PIXEL else split_network(classifier.network, layer)
 
     def __repr__(self) -> str:
         return f"Space({self.layer})"
@@ -53,7 +53,7 @@ class Space:
                 raise PathError(f"{self.layer!r} gives a {type(output).__name__}: expected a tensor to walk between")
             return output.float()
 
-        return in_batches(forward, images, self.classifier.batch_size)
+        return batched_forward(forward, images, self.classifier.batch_size)
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (n, k) of points (n, *shape); differentiable with respect to them where they ask for it."""
@@ -61,7 +61,9 @@ class Space:
             return self.classifier.logits(points)
         tail = self._parts[1]
         read, dtype = self.classifier.adapter.read, self.classifier.adapter.dtype
-        return in_batches(lambda chunk: read(tail(chunk.to(dtype)), len(chunk)), points, self.classifier.batch_size)
+        return batched_forward(
+            lambda chunk: read(tail(chunk.to(dtype)), len(chunk)), points, self.classifier.batch_size
+        )
 
     def landscape(self, labels: Tensor) -> MarginLandscape:
         """The margin against `labels` (n,), one a row."""
@@ -81,7 +83,7 @@ def layers(classifier: Classifier) -> list[str]:
     for name, _ in classifier.network.named_modules():
         if name:
             try:
-                cut(classifier.network, name)
+                split_network(classifier.network, name)
             except PathError:
                 continue
             out.append(name)
@@ -99,7 +101,7 @@ class _Whole(Tracer):
         return module_qualified_name == self.layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+def split_network(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     """The network up to and with a layer (or, of 'NAME:input', up to it), and the rest: rest(front(x)) is network(x).
 
     Raises:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advconn.data.collection import Batch, Collection, Item, Unread
-from advconn.data.prefetch import ahead
+from advconn.data.collection import Batch, Collection, Item, ReadFailure
+from advconn.data.prefetch import prefetch
 from advconn.data.preprocessing import Preprocessing
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.parallel import Runner
-from advconn.scoring.records import records
+from advconn.scoring.records import score_batch
 
 Place = tuple[int, int]  # which collection, and which of its images
 Mark = tuple[int, ...]
@@ -23,7 +23,7 @@ NOWHERE: Place = (-1, 0)
 
 
 @dataclass(frozen=True)
-class Said:
+class ScoredImage:
     """The record of an image, where it stands, whether it came at another size, and the mark of its file."""
 
     place: Place
@@ -41,7 +41,7 @@ class Step:
     items: tuple[Item, ...]
 
 
-class Steps:
+class BatchScorer:
     """All images of collections, in order, in steps of so many that go through the detector together.
 
     What could not be opened is a step of its own before them, and what a folder could not show one after them.
@@ -74,7 +74,7 @@ class Steps:
             number, first = step.place
             yield [((number, first + i), mark_of(item), item.name) for i, item in enumerate(step.items)]
 
-    def run(self, after: int = 0) -> Iterator[list[Said]]:
+    def run(self, after: int = 0) -> Iterator[list[ScoredImage]]:
         """What each step said; the first `after` are left out."""
         marks: deque[list[Mark]] = deque()  # taken before a file is read: one that changes meanwhile differs from it
 
@@ -84,8 +84,10 @@ class Steps:
                 yield step
 
         if self.runner.alone:
-            read = ahead((step, _parts(step, self.look)) for step in steps())
-            found: Iterator[list[Said]] = (judged(self.detector, step, parts, self.full) for step, parts in read)
+            read = prefetch((step, _parts(step, self.look)) for step in steps())
+            found: Iterator[list[ScoredImage]] = (
+                judge_step(self.detector, step, parts, self.full) for step, parts in read
+            )
         else:
             found = self.runner.spread(_step, ((self.detector, step, self.look, self.full) for step in steps()))
         for said in found:
@@ -123,17 +125,17 @@ def _failure(name: str, error: DataError) -> Step:
     return Step(error, NOWHERE, (Item(name, Path(name)),))
 
 
-def _parts(step: Step, preprocessing: Preprocessing) -> list[Batch | Unread]:
+def _parts(step: Step, preprocessing: Preprocessing) -> list[Batch | ReadFailure]:
     if isinstance(step.where, DataError):
-        return [Unread(step.items[0], step.where)]
+        return [ReadFailure(step.items[0], step.where)]
     return step.where.some(step.items, preprocessing)
 
 
-def _step(detector: Detector, step: Step, preprocessing: Preprocessing, full: bool) -> list[Said]:
-    return judged(detector, step, _parts(step, preprocessing), full)
+def _step(detector: Detector, step: Step, preprocessing: Preprocessing, full: bool) -> list[ScoredImage]:
+    return judge_step(detector, step, _parts(step, preprocessing), full)
 
 
-def judged(detector: Detector, step: Step, parts: Sequence[Batch | Unread], full: bool) -> list[Said]:
+def judge_step(detector: Detector, step: Step, parts: Sequence[Batch | ReadFailure], full: bool) -> list[ScoredImage]:
     """What a detector says of the images of a step, in their order.
 
     Args:
@@ -147,14 +149,14 @@ def judged(detector: Detector, step: Step, parts: Sequence[Batch | Unread], full
         places.setdefault(item, deque()).append((step.place[0], step.place[1] + i))
     out = []
     for part in parts:
-        if isinstance(part, Unread):
+        if isinstance(part, ReadFailure):
             place = places[part.item].popleft()
-            out.append(Said(place, {"image": part.item.name, "error": str(part.error)}))
+            out.append(ScoredImage(place, {"image": part.item.name, "error": str(part.error)}))
             continue
         resized = part.resized
-        for record, rows in records(detector, part, full):
+        for record, rows in score_batch(detector, part, full):
             if "error" in record:
                 record = {"image": record["image"], "error": f"{record['image']}: {record['error']}"}
             place = places[part.items[rows[0]]].popleft()
-            out.append(Said(place, record, any(resized[i] for i in rows)))
+            out.append(ScoredImage(place, record, any(resized[i] for i in rows)))
     return sorted(out, key=lambda said: said.place)

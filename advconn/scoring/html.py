@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from advconn.detector.explanation import Explanation
-from advconn.errors import shown
-from advconn.paths.plots import displayed
+from advconn.errors import printable
+from advconn.paths.plots import to_display
 from advconn.scoring.writers import Record, as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first
@@ -23,7 +23,7 @@ FIGURES = 100  # images whose path is drawn
 
 
 @dataclass(frozen=True)
-class Case:
+class PageEntry:
     """A record of report.rows, the image (c, h, w) as it was judged, and what explains it, as far as they are kept."""
 
     record: dict[str, Any]
@@ -58,7 +58,7 @@ def template_source() -> str:
     return (Path(__file__).parent / "templates" / "score.html").read_text(encoding="utf-8")
 
 
-def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str:
+def page(cases: Sequence[PageEntry], about: str, counts: Counts | None = None) -> str:
     """A self-contained HTML page: flagged images first, then by p-value.
 
     Args:
@@ -85,32 +85,32 @@ def page(cases: Sequence[Case], about: str, counts: Counts | None = None) -> str
     )
 
 
-def _entry(case: Case) -> dict[str, Any]:
+def _entry(case: PageEntry) -> dict[str, Any]:
     """What the template shows of a case."""
     r, told = case.record, case.explanation
     if "error" in r:
         return {
             "kind": "failed",
             "p": 1.0,
-            "name": shown(r["image"]),
+            "name": printable(r["image"]),
             "label": "",
             "barrier": "",
-            "why": shown(r["error"]),
+            "why": printable(r["error"]),
         }
     votes = []
     if told is not None and told.votes:
         most = max(told.votes.values())
         for name, count in list(told.votes.items())[:6]:
-            votes.append((shown(name), count, round(100 * count / most), name == told.prediction))
+            votes.append((printable(name), count, round(100 * count / most), name == told.prediction))
     return {
         "kind": "flagged" if r["adversarial"] else "clean",
         "p": round(r["p_value"], 5),
-        "name": shown(r["image"]),
-        "label": shown(r["class_name"]),
-        "consensus": shown(r["consensus_name"]),
+        "name": printable(r["image"]),
+        "label": printable(r["class_name"]),
+        "consensus": printable(r["consensus_name"]),
         "barrier": "" if r["barrier"] is None else r["barrier"],
         "stage": r["stage"],
-        "why": shown(r["why"]),
+        "why": printable(r["why"]),
         "votes": votes,
         "levels": ", ".join(map(str, told.secondary_barriers)) if told is not None else "",
         "picture": None if case.image is None else _png(case.image),
@@ -122,7 +122,7 @@ def _png(image: Tensor) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray((displayed(image) * 255).round().astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray((to_display(image) * 255).round().astype(np.uint8)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advconn.errors import DataError
-from advconn.files import telling
+from advconn.files import wrap_os_errors
 
 KIND = "advconn score"
 SUFFIX = ".unfinished"
@@ -41,7 +41,7 @@ class Journal:
         out = out.absolute() if out.name else out.resolve()
         self.path, self.done, self.resumed = out.with_name(out.name + SUFFIX), 0, False
         line = (json.dumps({"run": KIND, "about": dict(about)}) + "\n").encode()
-        with telling(out):
+        with wrap_os_errors(out):
             if self.path.exists():
                 if not resume:
                     raise DataError(f"{self.path}: keeps a run that was stopped: go on with --resume, or remove it")
@@ -98,7 +98,7 @@ class Journal:
     def add(self, entries: Iterable[Entry], done: int) -> None:
         """What a step gave, an entry an image; `done` steps are finished with it."""
         lines = [json.dumps([*entry, _digest(entry)]) for entry in entries]
-        with telling(self.path):
+        with wrap_os_errors(self.path):
             self.file.write(("\n".join([*lines, json.dumps({"done": done})]) + "\n").encode())
             self.file.flush()
         self.done = done
@@ -109,7 +109,7 @@ class Journal:
         Raises:
             DataError: a line that is none of a journal's.
         """
-        with telling(self.path), self.path.open("rb") as file:
+        with wrap_os_errors(self.path), self.path.open("rb") as file:
             file.readline()
             for line in file:
                 entry = _parsed(line)

@@ -15,13 +15,13 @@ from advconn.data.collection import Batch
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.detector.result import Judgement
-from advconn.errors import Unanswered, line_of, shown
+from advconn.errors import Unanswered, first_line, printable
 
 VERDICTS = ("clean", "ADVERSARIAL")
 FAR = 1.5  # a picture so many times larger than what is judged is another one than people see
 
 
-def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
+def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
     """One record an image; its keys are those that README lists.
 
     Args:
@@ -33,7 +33,7 @@ def rows(detector: Detector, names: Iterable[str], judgement: Judgement, seconds
     names = list(names)
     predictions = judgement.predicted.tolist()
     called = detector.connectivity.classifier.label_names
-    whys, families = detector.reasons(judgement), detector.families(judgement)
+    whys, families = detector.reasons(judgement), detector.family_effects(judgement)
     columns = {f: [str(n).startswith(f"{f}.") for n in detector.names_] for f in families}
     met = {f: np.isfinite(judgement.features[:, mask]).any(1) for f, mask in columns.items()}
     out: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def combined(
+def combine_readings(
     p_values: Sequence[float], flags: Sequence[bool], readings: Sequence[str], calibration: Calibration
 ) -> tuple[int, float, bool]:
     """Which reading of a picture speaks, with which p-value, and whether the picture is flagged.
@@ -103,21 +103,21 @@ def combined(
     return first, held[first], bool(flagged)
 
 
-def merged(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
-    """One record of an image from those of its readings, see `combined`."""
+def merge_records(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
+    """One record of an image from those of its readings, see `combine_readings`."""
     broken = next((r for r in records if "error" in r), None)
     if broken is not None:
         return broken
     readings = [r["reading"] for r in records]
     p_values, flags = [r["p_value"] for r in records], [r["adversarial"] for r in records]
-    first, p_value, flagged = combined(p_values, flags, readings, calibration)
+    first, p_value, flagged = combine_readings(p_values, flags, readings, calibration)
     out = records[first] | {"readings": readings, "p_value": p_value, "adversarial": flagged}
     if len(records) > 1:
         out["cost"] = {key: sum(r["cost"][key] for r in records) for key in out["cost"]}
     return out
 
 
-def records(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
+def score_batch(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """The record of each image of a batch, and its rows in it.
 
     Args:
@@ -141,21 +141,21 @@ def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]
                 out += _records(detector, batch, group, full)
             except Exception as error:  # the same
                 name = batch.items[group[0]].name
-                out.append({"image": name, "error": f"the classifier fails on it: {line_of(error)}"})
+                out.append({"image": name, "error": f"the classifier fails on it: {first_line(error)}"})
         return out
 
 
 def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool) -> list[dict[str, Any]]:
     started, index = perf_counter(), list(chosen)
     judgement = detector.judge(batch.images[index], full=full)
-    image_records = rows(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
+    image_records = to_records(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
     height, width = batch.images.shape[2:]
     for record, i in zip(image_records, index, strict=True):
         record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
         record["other_pictures"] = batch.others[i]
     groups = _grouped(batch, index)
     positions = {i: n for n, i in enumerate(index)}
-    return [merged([image_records[positions[i]] for i in group], detector.calibration_) for group in groups]
+    return [merge_records([image_records[positions[i]] for i in group], detector.calibration_) for group in groups]
 
 
 def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
@@ -195,11 +195,11 @@ def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> T
         view_note = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
         spoke = f" ({r['reading']})" if len(r.get("readings", ())) > 1 else ""
         table.add_row(
-            escape(shown(r["image"])),
-            escape(shown(r["class_name"])),
+            escape(printable(r["image"])),
+            escape(printable(r["class_name"])),
             VERDICTS[r["adversarial"]] + spoke + view_note,
             f"{r['p_value']:.4f}",
-            escape(shown(r["why"])),
+            escape(printable(r["why"])),
             style=style,
         )
     return table

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from advconn.errors import DataError, shown
-from advconn.files import writing
+from advconn.errors import DataError, printable
+from advconn.files import atomic_folder
 
 Record = Mapping[str, Any]
 COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README says what it holds
@@ -89,7 +89,7 @@ def _written(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
-    text = shown(value) if isinstance(value, str) else value
+    text = printable(value) if isinstance(value, str) else value
     return "'" + text if isinstance(text, str) and text.lstrip()[:1] in FORMULAS else text
 
 
@@ -115,7 +115,7 @@ def save_images(
     """
     plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
-    with writing(folder) as partial:
+    with atomic_folder(folder) as partial:
         for pixels, name in zip(array, names, strict=True):
             if not floats and pixels.shape[2] in (1, 3):  # no PNG file holds other channels
                 image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)

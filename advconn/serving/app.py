@@ -23,19 +23,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from advconn.data.collection import Batch, batch_of, joined_batch
+from advconn.data.collection import Batch, batch_of, merge_batches
 from advconn.data.formats import COMMON, FORMATS
 from advconn.data.pictures import Wanted, views_far, views_near
 from advconn.detector.drift import Watch
-from advconn.errors import AdvconnError, DataError, line_of, shown
+from advconn.errors import AdvconnError, DataError, first_line, printable
 from advconn.models.black_box import Endpoint
-from advconn.scoring.html import Case, page, template_source
-from advconn.scoring.records import records
-from advconn.serving.batching import Batcher, Full
+from advconn.scoring.html import PageEntry, page, template_source
+from advconn.scoring.records import score_batch
+from advconn.serving.batching import Batcher, QueueFull
 from advconn.serving.browser import Guarded, PlainJSON, policy
 from advconn.serving.judge import Judge, per_picture, predict
-from advconn.serving.metrics import Judged, Metrics
-from advconn.serving.protocol import HEADER, NEAR_JSON, Asked, answer, asked, described
+from advconn.serving.metrics import Metrics, VerdictRow
+from advconn.serving.protocol import HEADER, NEAR_JSON, InferRequest, build_response, model_metadata, parse_request
 from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
 
 Note = Callable[[str], None]
@@ -69,7 +69,7 @@ class Server:
         hosts: names that clients may give as Host; None allows any.
         show_flagged: tell every client which files were flagged last.
         every_format: also of pictures that Python code decodes.
-        reading: of pictures, see pictures.readings.
+        reading: of pictures, see pictures.decode_variants.
         note: told what its operator should know.
     """
 
@@ -204,7 +204,7 @@ class Server:
         """What it takes and gives."""
         classifier = self.classifier
         return PlainJSON(
-            described(self.name, classifier.channels, classifier.preprocessing.size, classifier.num_classes)
+            model_metadata(self.name, classifier.channels, classifier.preprocessing.size, classifier.num_classes)
         )
 
     async def infer(self, request: Request) -> Response:
@@ -215,7 +215,9 @@ class Server:
             raise DataError(f"{HEADER}: expected a number of bytes")
         async with self.bodies.of(request) as body:  # which counts until its pictures are read
             pool = self.near if len(body) <= NEAR_JSON else self.far
-            said = await self._run(pool, asked, body, None if length is None else int(length), self.limits.images)
+            said = await self._run(
+                pool, parse_request, body, None if length is None else int(length), self.limits.images
+            )
             body.clear()
             images, unread, readings = await self._images(said)
         self._fits(images)
@@ -232,12 +234,12 @@ class Server:
             said_so = f"{len(flagged) - len(errors)} of {len(images)} images flagged, {len(errors)} could not be judged"
             told = {"error": said_so, "id": said.id, "flagged": flagged, "errors": errors}
             return PlainJSON(told | {"p_value": [p_values[i] for i in flagged]}, 422)
-        content, head = answer(verdicts, said, self.name)
+        content, head = build_response(verdicts, said, self.name)
         if head is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
 
-    async def _images(self, said: Asked) -> tuple[torch.Tensor, dict[int, str], list[tuple[str, ...]]]:
+    async def _images(self, said: InferRequest) -> tuple[torch.Tensor, dict[int, str], list[tuple[str, ...]]]:
         """The images of a request, why some could not be read, and the readings of each, which are rows of images.
 
         What could not be read stands as NaN, so that it is flagged.
@@ -278,7 +280,7 @@ class Server:
         verdicts = per_picture(rows, readings, self.judge.detector.calibration_)
         names = self.classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
         columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
-        self._count([None if row[-1] else Judged(*row[:-1]) for row in zip(names, *columns, strict=True)])
+        self._count([None if row[-1] else VerdictRow(*row[:-1]) for row in zip(names, *columns, strict=True)])
         return verdicts
 
     def _tell(self, request: Request, flagged: Sequence[tuple[str, float, str]]) -> None:
@@ -291,7 +293,7 @@ class Server:
         more = f" and {len(flagged) - TOLD} more" if len(flagged) > TOLD else ""
         self.note(f"{client} {request.url.path}: flagged {', '.join(said)}{more}")
 
-    def _count(self, verdicts: list[Judged | None]) -> None:
+    def _count(self, verdicts: list[VerdictRow | None]) -> None:
         if self.metrics.judged(verdicts):
             self.note(self.metrics.watch.sentence())
 
@@ -311,10 +313,10 @@ class Server:
                 raise DataError(f"{len(pictures)} files; a page is of one")
             read = [await self._read(*picture, self.reading, until) for picture in pictures]
             pictures.clear()
-            cases: list[Case] = []
+            cases: list[PageEntry] = []
             for some in _together(read, self.limits.batch):
                 if isinstance(some, Unjudged):
-                    cases.append(Case({"image": some.name, "error": str(some), "other_pictures": 0}))
+                    cases.append(PageEntry({"image": some.name, "error": str(some), "other_pictures": 0}))
                 else:  # some at a time: other requests have their turn
                     cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
         said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
@@ -323,7 +325,7 @@ class Server:
         self._tell(request, [(r["image"], r.get("p_value", 0.0), r.get("error", "")) for r in flagged])
         if not wanted:  # the page is of a file that was judged before: it counts once
             keys = ("class_name", "score", "p_value", "adversarial", "stage")
-            self._count([None if "error" in r else Judged(*(r[key] for key in keys)) for r in said])
+            self._count([None if "error" in r else VerdictRow(*(r[key] for key in keys)) for r in said])
         if blocked:
             self.metrics.refused.labels("422").inc()
         status = 422 if blocked else 200
@@ -346,24 +348,24 @@ class Server:
         except DataError as error:
             return Unjudged(str(error).removesuffix(": give --frames first or --frames all"), name)
 
-    def _scored(self, batch: Batch, wanted: bool) -> list[Case]:
+    def _scored(self, batch: Batch, wanted: bool) -> list[PageEntry]:
         """What the detector says of pictures."""
         out = []
-        for record, rows in records(self.judge.detector, batch, full=wanted):
+        for record, rows in score_batch(self.judge.detector, batch, full=wanted):
             row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
             out.append(self._case(record, batch.images[row], wanted))
         return out
 
-    def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> Case:
+    def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> PageEntry:
         if "error" in record:
             self.note(f"{record['image']}: {record['error']}")
-            return Case({"image": record["image"], "error": UNCLEAR, "other_pictures": 0})
+            return PageEntry({"image": record["image"], "error": UNCLEAR, "other_pictures": 0})
         checked = self.classifier.check(image[None])
         told = self.judge.detector.explain(checked) if wanted else None
         kept = {k: v for k, v in record.items() if k != "features"}
         if record["adversarial"] and not wanted and self.show_flagged:
             self.last.appendleft({k: kept[k] for k in ("image", "class_name", "consensus_name", "p_value", "why")})
-        return Case(kept, checked[0].cpu(), told)
+        return PageEntry(kept, checked[0].cpu(), told)
 
     async def flagged(self, request: Request) -> Response:
         """The last files that were flagged; none unless the server was started to show them."""
@@ -391,19 +393,19 @@ class Server:
         """There is no such address: what there is."""
         self.metrics.refused.labels("404").inc()
         there = f"the model here is {self.name!r} (/v2/models/{self.name}/infer); POST /score takes files of pictures"
-        return PlainJSON({"error": f"{shown(request.url.path)[:100]}: nothing is here: {there}"}, 404)
+        return PlainJSON({"error": f"{printable(request.url.path)[:100]}: nothing is here: {there}"}, 404)
 
     async def unforeseen(self, request: Request, error: Exception) -> Response:
         """An error that nobody thought of: it is logged and counted, and the client is told nothing of it."""
         self.metrics.refused.labels("500").inc()
         where = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({Path(where[0].filename).name}:{where[0].lineno})" if where else ""
-        self.note(f"an error inside advconn, please report it: {type(error).__name__}: {line_of(error)}{place}")
+        self.note(f"an error inside advconn, please report it: {type(error).__name__}: {first_line(error)}{place}")
         return PlainJSON({"error": "the server failed: its log says why"}, 500)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """One line of what was wrong: 400 if it was the request, 503 if too much waits, 502 if the classifier fails."""
-        status = 503 if isinstance(error, Full) else 400 if isinstance(error, DataError) else 502
+        status = 503 if isinstance(error, QueueFull) else 400 if isinstance(error, DataError) else 502
         said = str(error)
         if status == 502:  # which may name what is behind the server
             self.note(said)
@@ -430,4 +432,4 @@ def _together(read: Sequence[Batch | Unjudged], most: int) -> Iterator[Batch | U
             continue
         batches = [one for one in some if isinstance(one, Batch)]
         for i in range(0, len(batches), most):
-            yield joined_batch(batches[i : i + most])
+            yield merge_batches(batches[i : i + most])

@@ -19,7 +19,7 @@ Verdicts = dict[str, Any]
 T = TypeVar("T")
 
 
-class Full(AdvconnError):
+class QueueFull(AdvconnError):
     """So many images wait that no more are taken."""
 
 
@@ -96,9 +96,9 @@ class Batcher:
     @contextmanager
     def _waits(self, count: int) -> Iterator[None]:
         if not self._open:
-            raise Full("the server is stopping")
+            raise QueueFull("the server is stopping")
         if self.waiting + count > max(self.most, count):
-            raise Full(f"{self.waiting} images wait already: try again later")
+            raise QueueFull(f"{self.waiting} images wait already: try again later")
         self.waiting += count
         try:
             yield

@@ -16,9 +16,9 @@ from advconn.data.layout import layout
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.detector.result import Judgement
-from advconn.errors import AdvconnError, DataError, line_of
+from advconn.errors import AdvconnError, DataError, first_line
 from advconn.models.classifier import Classifier
-from advconn.scoring.records import combined
+from advconn.scoring.records import combine_readings
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
 
@@ -116,7 +116,7 @@ class Judge:
                 (image,) = read_all(row, classifier.preprocessing, classifier.channels)
                 read.append(image.float() / 255 if image.dtype == torch.uint8 else image)
             except Exception as error:  # whatever NumPy and Pillow make of a row
-                read.append(line_of(error))
+                read.append(first_line(error))
         sizes = {image.shape for image in read if isinstance(image, Tensor)}
         if len(sizes) > 1:
             raise DataError("images of several sizes, and the classifier's input size is not known")
@@ -210,7 +210,7 @@ def per_picture(rows: dict[str, Any], readings: Sequence[tuple[str, ...]], calib
             continue
         own = {name: values[starts[i] : starts[i + 1]] for name, values in rows.items()}
         p_values, flags = own["advconn_p_value"].tolist(), own["advconn_flag"].tolist()
-        first, p_value, flagged = combined(p_values, flags, ways, calibration)
+        first, p_value, flagged = combine_readings(p_values, flags, ways, calibration)
         failed = np.flatnonzero(own["advconn_error"] != "")
         first = int(failed[0]) if len(failed) else first
         for name in OUTPUTS:

@@ -9,14 +9,14 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from advconn.detector.drift import Watch
-from advconn.errors import shown
+from advconn.errors import printable
 
 P_VALUES = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Judged(NamedTuple):
+class VerdictRow(NamedTuple):
     """A verdict: the predicted class's name, score, p-value, whether it is flagged, and the stage it left at."""
 
     predicted: str
@@ -50,13 +50,13 @@ class Metrics:
         for _ in range(count):
             self.seconds.observe(seconds / count)
 
-    def judged(self, verdicts: Sequence[Judged | None]) -> bool:
+    def judged(self, verdicts: Sequence[VerdictRow | None]) -> bool:
         """Count verdicts, None where there is none; whether the watch speaks now."""
         judged = [verdict for verdict in verdicts if verdict is not None]
         self.errors.inc(len(verdicts) - len(judged))
         for verdict in judged:
             self.p_value.observe(verdict.p_value)
-            predicted = shown(verdict.predicted)
+            predicted = printable(verdict.predicted)
             self.images.labels(predicted).inc()
             self.stage.labels(str(verdict.stage)).inc()
             if verdict.flag:

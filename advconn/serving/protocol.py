@@ -32,7 +32,7 @@ _NAMES = {np.dtype(v): k for k, v in TYPES.items()}
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferRequest:
     """A request: images (n, ...) as they were sent, its id, the outputs wanted (None: all), and which as bytes.
 
     pictures: files of images, where these were sent instead.
@@ -46,7 +46,7 @@ class Asked:
     pictures: tuple[bytes, ...] = ()
 
 
-def asked(body: bytes | bytearray, header_length: int | None, most: int) -> Asked:
+def parse_request(body: bytes | bytearray, header_length: int | None, most: int) -> InferRequest:
     """The request in a body, of which the first `header_length` bytes are JSON if it has binary parts.
 
     JSON of more than NEAR_JSON bytes is read by a worker: the interpreter's lock would stop everything else.
@@ -66,21 +66,22 @@ def asked(body: bytes | bytearray, header_length: int | None, most: int) -> Aske
     if text.count(b"[") + text.count(b"{") > MOST_LISTS:
         raise DataError(f"the request nests more than {MOST_LISTS} lists: send flat data, or binary tensors")
     about, arrays = (
-        parsed(text, blob, most)
+        parse_body(text, blob, most)
         if len(text) <= NEAR_JSON
-        else isolation.call("serving.protocol:parsed", text, blob, most)
+        else isolation.call("serving.protocol:parse_body", text, blob, most)
     )
     name, outputs, all_binary, files = about
     binary = dict(outputs)
     images = np.zeros(0, np.uint8) if files else arrays[0]
     pictures = tuple(array.tobytes() for array in arrays) if files else ()
-    return Asked(images, name, tuple(binary) or None, binary, all_binary, pictures)
+    return InferRequest(images, name, tuple(binary) or None, binary, all_binary, pictures)
 
 
-def parsed(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
+def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarray]]:
     """What a request's JSON says, and its images, or the bytes of each file of a picture.
 
-    Said are its id, the outputs and whether each is binary, whether all are, and whether it holds files; see `asked`.
+    The first value holds its id, the outputs and whether each is binary, whether all are, and whether it holds files.
+    See `parse_request` for the arguments.
     """
     try:
         said = json.loads(text)
@@ -217,7 +218,7 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
         return values.astype(dtype).reshape(shape)
 
 
-def answer(outputs: Mapping[str, np.ndarray], said: Asked, model: str) -> tuple[bytes, int | None]:
+def build_response(outputs: Mapping[str, np.ndarray], said: InferRequest, model: str) -> tuple[bytes, int | None]:
     """The body of an answer, and how many bytes of it are JSON if there are binary parts.
 
     Raises:
@@ -260,7 +261,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def described(model: str, channels: int, size: tuple[int, int] | None, classes: int) -> dict[str, Any]:
+def model_metadata(model: str, channels: int, size: tuple[int, int] | None, classes: int) -> dict[str, Any]:
     """What the protocol tells of a model."""
     height, width = size or (-1, -1)
     kinds = {

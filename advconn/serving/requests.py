@@ -12,7 +12,7 @@ from email.parser import BytesHeaderParser
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from advconn.errors import DataError, shown
+from advconn.errors import DataError, printable
 
 DIGITS = 18  # of a length in a header
 SMALL_BODY = 2**16  # bytes of every body that count towards no common limit: small requests always get through
@@ -161,4 +161,4 @@ def _file(part: bytes) -> tuple[str, bytes]:
         raise DataError("a part of the form is encoded; expected files as they are")
     if headers.get_content_maintype() == "multipart":
         raise DataError("a part of the form has parts of its own; expected files alone")
-    return shown(re.split(r"[\\/]", plain)[-1] or "image")[:LONGEST_NAME], content
+    return printable(re.split(r"[\\/]", plain)[-1] or "image")[:LONGEST_NAME], content

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack
 from advconn.data.conditions import noise_of_size
-from advconn.inference import with_gradients
-from advconn.metrics import auroc, interval
+from advconn.inference import gradients_enabled
+from advconn.metrics import auroc, auroc_bootstrap_interval
 from advconn.models.classifier import Classifier
 from advconn.paths.connection import losses
 from advconn.paths.path import straight
@@ -45,7 +45,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
         rows[kind] = {"barrier": spread(measured["barrier"][kind]), "gap": spread(measured["gap"][kind])}
     for name, values in measured.items():
         for kind, row in rows.items():
-            low, high = interval(values[REAL], values[kind], seed=subject.seed)
+            low, high = auroc_bootstrap_interval(values[REAL], values[kind], seed=subject.seed)
             row[name] |= {"auroc": auroc(values[REAL], values[kind]), "auroc_low": low, "auroc_high": high}
     figures = {"classifier": str(subject.classifier), "kinds": rows, "paper": {"auroc of the barrier": PAPER}}
     return Study(figures, text(figures), lambda: draw(measured))
@@ -91,7 +91,7 @@ def unbounded(
 
     At least `least` steps, no bound on the change but that the image stays in [0, 1].
     """
-    with with_gradients():
+    with gradients_enabled():
         leaf = images.clone().requires_grad_()
         optimizer = torch.optim.Adam([leaf], rate)
         for step in range(steps):

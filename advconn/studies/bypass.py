@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from advconn.attacks.attack import Attack
 from advconn.metrics import auroc
 from advconn.paths.connection import Connection, connect
-from advconn.paths.plots import relative
+from advconn.paths.plots import relative_displacement
 from advconn.paths.space import Space
 from advconn.studies.barriers import ATTACKS, REAL
 from advconn.studies.common import Pairs, Pool, Study, Subject, pool, same_class, spread, to_class
@@ -57,7 +57,7 @@ def summary(connection: Connection) -> dict[str, Any]:
     if counts is None:
         return {}
     first = counts[:, 0] > 0
-    sizes = [relative(connection, int(i)) for i in first.nonzero()[:, 0]]
+    sizes = [relative_displacement(connection, int(i)) for i in first.nonzero()[:, 0]]
     secondary = counts[:, 1:].sum(1).numpy()
     return {
         "pairs": len(counts),

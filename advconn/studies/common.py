@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advconn.errors import DataError, PathError
 from advconn.models.classifier import Classifier
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ class Subject:
     others: Sequence[Classifier] = ()
     attacks: dict[str, str] = field(default_factory=dict)
     seed: int = 0
-    progress: Progress = silent
+    progress: Progress = ignore_progress
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def blocks(classifier: Classifier) -> dict[str, str]:
     Raises:
         PathError: the network cannot be cut.
     """
-    from advconn.paths.space import cut, layers
+    from advconn.paths.space import layers, split_network
 
     names = layers(classifier)
     modules = dict(classifier.network.named_modules())
@@ -145,7 +145,7 @@ def blocks(classifier: Classifier) -> dict[str, str]:
 
     leaves = [name for name in names if not list(modules[name].children())]
     if not leaves:
-        cut(classifier.network, next(name for name in modules if name))
+        split_network(classifier.network, next(name for name in modules if name))
         raise PathError("the network can be cut at none of its layers")
     last = [name for name in leaves if weight(name)][-1]
     return {"first block": next(filter(small, names), leaves[0]), "last layer": f"{last}:input"}

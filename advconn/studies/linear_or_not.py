@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.parallel import Progress, silent
+from advconn.parallel import Progress, ignore_progress
 from advconn.paths.connection import OUTCOMES, SCAN, connect
 from advconn.paths.path import Path, Profile, straight
 from advconn.paths.space import PIXEL, Space
@@ -41,7 +41,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
     }
     pixel = Space(subject.classifier)
     figures["all pairs"] = all_pairs(subject, pooled, pixel, 12 if fast else 60, samples)
-    figures["misclassified"] = misclassified(pooled, pixel, 25 if fast else 100, samples)
+    figures["misclassified"] = misclassified_pairs(pooled, pixel, 25 if fast else 100, samples)
     figures["other networks"] = {}
     for i, other in enumerate(subject.others, 2):
         other_subject = replace(subject, classifier=other)
@@ -72,7 +72,7 @@ def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
 
 
 def outcomes(
-    space: Space, pairs: Pairs, delta: float | None, samples: int, chunk: int = 64, progress: Progress = silent
+    space: Space, pairs: Pairs, delta: float | None, samples: int, chunk: int = 64, progress: Progress = ignore_progress
 ) -> list[str]:
     """For every pair, `chunk` at a time: does a line connect it, else a band, else one relaxed for LONG steps?
 
@@ -143,7 +143,7 @@ def all_pairs(subject: Subject, pooled: Pool, space: Space, each: int, samples: 
     }
 
 
-def misclassified(pooled: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
+def misclassified_pairs(pooled: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
     """Images that get a wrong class, each to an image of that class: connected there as right ones are?"""
     wrong = (~pooled.right).nonzero()[:most, 0]
     if not len(wrong):

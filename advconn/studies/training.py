@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from advconn.errors import DataError
 from advconn.features.references import synthesise
-from advconn.inference import with_gradients
+from advconn.inference import gradients_enabled
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.paths.connection import connect
@@ -32,7 +32,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
     order = torch.randperm(len(images), generator=generator, dtype=torch.int64, device="cpu")
     kept, train_rows = order[:cut], order[cut:]
     rows: list[dict[str, Any]] = []
-    with with_gradients(), torch.random.fork_rng():
+    with gradients_enabled(), torch.random.fork_rng():
         torch.manual_seed(subject.seed)
         net = compact(subject.classifier.num_classes, images.shape[1], (16, 32, 64) if fast else (24, 64, 128, 256))
         for module in net.modules():

@@ -33,7 +33,7 @@ def run(subject: Subject, fast: bool = False) -> Study:
     for seed in range(seeds):
         classifier = resnet18(side, subject.seed + seed, subject.classifier.device)
         try:
-            connections.append(joined(classifier, classes, delta, subject.seed + seed))
+            connections.append(concat_results(classifier, classes, delta, subject.seed + seed))
         except DataError:
             lost += 1
         subject.progress("untrained networks", seed + 1, seeds)
@@ -53,7 +53,7 @@ def resnet18(side: int, seed: int, device: torch.device) -> Classifier:
     return Classifier(module, size=(side, side), device=device)
 
 
-def joined(classifier: Classifier, classes: int, delta: float, seed: int) -> Connection:
+def concat_results(classifier: Classifier, classes: int, delta: float, seed: int) -> Connection:
     """Two inputs of each of the first classes, synthesised freely in pixels, and connected by two rounds of bypass."""
     wanted = torch.arange(classes, dtype=torch.int64, device="cpu")
     made = synthesise(

@@ -33,7 +33,7 @@ pytest.importorskip("uvicorn")
 from starlette.testclient import TestClient
 
 from advconn.serving.app import Server
-from advconn.serving.protocol import asked, parsed
+from advconn.serving.protocol import parse_body, parse_request
 from advconn.serving.requests import Limits, files_in
 
 CLEAN = (load_digits().images[1000:1020] * 255 / 16).round().astype(np.uint8)
@@ -242,18 +242,18 @@ def test_json_is_bounded_by_what_the_shape_needs():
     """Nested lists are refused unread; texts, booleans and giants are no numbers; endless shapes are told."""
     deep = b'{"inputs":[{"datatype":"FP32","shape":[1,1,8,8],"data":[' + b"[[[[]]]]," * 200_000 + b"0]}]}"
     with pytest.raises(DataError, match="nests more than"):
-        asked(deep, None, 8)
+        parse_request(deep, None, 8)
     started = time.perf_counter()
     for data in (["1e3"] * 64, [True] * 64, [10**400] * 64, [[1]] * 64 + [2], ["x" * 40_000] + [""] * 15_000):
         given = {"datatype": "FP32", "shape": [1, 1, 8, 8], "data": data}
         with pytest.raises(DataError, match=r"no table of numbers|too large"):
-            parsed(json.dumps({"inputs": [given]}).encode(), b"", 8)
+            parse_body(json.dumps({"inputs": [given]}).encode(), b"", 8)
     assert time.perf_counter() - started < 1
     nines = "9" * 4000
     with pytest.raises(DataError, match="shape"):
-        parsed(f'{{"inputs":[{{"datatype":"FP32","shape":[1,{nines},{nines},3],"data":[1]}}]}}'.encode(), b"", 8)
+        parse_body(f'{{"inputs":[{{"datatype":"FP32","shape":[1,{nines},{nines},3],"data":[1]}}]}}'.encode(), b"", 8)
     wide = {"datatype": "FP32", "shape": [40, 1, 80, 80], "data": [0.25] * 256_000}
-    found = asked(json.dumps({"id": "x", "inputs": [wide]}).encode(), None, 64)  # read by a worker
+    found = parse_request(json.dumps({"id": "x", "inputs": [wide]}).encode(), None, 64)  # read by a worker
     assert (found.images.shape, found.id, float(found.images.mean())) == ((40, 1, 80, 80), "x", 0.25)
 
 

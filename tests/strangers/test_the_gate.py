@@ -204,7 +204,7 @@ def test_a_picture_that_takes_too_long_is_refused():
     """The worker is ended, and the next call has another."""
     slow = saved(Image.effect_noise((3000, 3000), 50).convert("RGB"), "JPEG2000")
     with pytest.raises(isolation.Limited, match="takes more than"):
-        isolation.call("data.pictures:decoded", slow, "x", pictures.Wanted(LOOK, 1, "plain"), seconds=0.05)
+        isolation.call("data.pictures:decode", slow, "x", pictures.Wanted(LOOK, 1, "plain"), seconds=0.05)
     found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, 1, "plain")
     assert np.array_equal(found[0][0].pixels[0], CLEAN[3])
 
@@ -377,7 +377,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     from safetensors.numpy import load_file, save
 
     from advconn.bundle import card as cards
-    from advconn.cascade.early_exit import ordered
+    from advconn.cascade.early_exit import cascade_score
 
     base = bundle.default("digits")
     shutil.copytree(base, tmp_path / "digits")
@@ -386,7 +386,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     (tmp_path / "digits" / "detector.safetensors").write_bytes(save(tensors))
     card = json.loads((base / "card.json").read_text())
     card["files"]["detector.safetensors"] = cards.sha256(tmp_path / "digits" / "detector.safetensors")
-    card["calibration"]["threshold"] = float(ordered(tensors["calibration.clean"], tuple(card["exits"]))[0][0])
+    card["calibration"]["threshold"] = float(cascade_score(tensors["calibration.clean"], tuple(card["exits"]))[0][0])
     card["card"] = cards.digest(card)
     (tmp_path / "digits" / "card.json").write_text(json.dumps(card))
     Image.fromarray(NOISE[0]).save(tmp_path / "bad.png")
@@ -423,9 +423,9 @@ def test_names_that_a_writer_cannot_hold_cost_no_results(tmp_path):
 
 
 def test_class_names_that_look_like_formulas_are_drawn(tmp_path):
-    from advconn.paths.plots import plain
+    from advconn.paths.plots import to_ascii
 
-    assert plain("$5 \\off$") == r"\$5 \off\$"
+    assert to_ascii("$5 \\off$") == r"\$5 \off\$"
     detector = bundle.load(bundle.default("digits"))
     detector.connectivity.classifier.class_names = tuple(f"${i} \\off$" for i in range(10))
     detector.explain(torch.from_numpy(NOISE[:1])[:, None]).figure().savefig(tmp_path / "a.png")
@@ -454,7 +454,7 @@ def test_sigterm_shows_what_was_judged(tmp_path):
 
 def test_lists_and_packed_pictures(tmp_path, monkeypatch):
     """From a file, a table, standard input; zip, tar with labels, Parquet: every picture in them is judged."""
-    from advconn.cli.lists import listed
+    from advconn.cli.lists import read_lists
 
     for name, array in (("a", CLEAN[3]), ("b", NOISE[0])):
         Image.fromarray(array).save(tmp_path / f"{name}.png")
@@ -465,7 +465,7 @@ def test_lists_and_packed_pictures(tmp_path, monkeypatch):
         assert (status, len(records)) == (1, 2)
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(b"a.png\n")}))
     monkeypatch.chdir(tmp_path)
-    assert listed(Path("-")) == [Path("a.png")]
+    assert read_lists(Path("-")) == [Path("a.png")]
     (tmp_path / "none.csv").write_text("label\n3\n")
     assert "no column of paths" in one_line(run(*DIGITS, tmp_path / "none.csv"))
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as pack:
@@ -585,22 +585,22 @@ def test_tables_name_their_other_columns_and_are_read_a_few_rows_at_a_time(tmp_p
 
 def test_names_in_lists_are_taken_as_they_are(tmp_path):
     """Spaces and other line ends belong to them; a table has one column of paths."""
-    from advconn.cli.lists import listed
+    from advconn.cli.lists import read_lists
 
     for name in ("d.png", "d.png ", "c.png\u2028c.png"):
         (tmp_path / name).write_bytes(png(NOISE[0] if name != "d.png" else CLEAN[3]))
     (tmp_path / "l.txt").write_text("d.png \nc.png\u2028c.png\n")
-    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png ", "c.png\u2028c.png"]
+    assert [path.name for path in read_lists(tmp_path / "l.txt")] == ["d.png ", "c.png\u2028c.png"]
     (tmp_path / "l.txt").write_bytes(b"d.png\0d.png \0")
-    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png", "d.png "]
+    assert [path.name for path in read_lists(tmp_path / "l.txt")] == ["d.png", "d.png "]
     (tmp_path / "l.txt").write_bytes("d.png\r\n".encode("utf-16"))
-    assert [path.name for path in listed(tmp_path / "l.txt")] == ["d.png"]
+    assert [path.name for path in read_lists(tmp_path / "l.txt")] == ["d.png"]
     for text in ("path,path\na,b\n", "image,path\na,b\n", 'path\na\n""\n', 'path\n"a\n'):
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(DataError):
-            listed(tmp_path / "l.csv")
+            read_lists(tmp_path / "l.csv")
     (tmp_path / "l.csv").write_text("label;path\r\n1;d.png\r\n")
-    assert [path.name for path in listed(tmp_path / "l.csv")] == ["d.png"]
+    assert [path.name for path in read_lists(tmp_path / "l.csv")] == ["d.png"]
 
 
 def test_a_mark_of_a_system_on_a_picture_leaves_it_a_picture(tmp_path):

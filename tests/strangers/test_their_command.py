@@ -229,7 +229,7 @@ def test_crop_modes_are_timms(crop, resize, tmp_path):
     pytest.importorskip("timm")
     from timm.data.transforms_factory import transforms_imagenet_eval
 
-    from advconn.data.pictures import fitted as brought
+    from advconn.data.pictures import resize_and_crop as brought
     from advconn.data.preprocessing import Preprocessing
 
     mean = (0.485, 0.456, 0.406)
@@ -448,17 +448,17 @@ def test_a_full_disk_is_one_line(tmp_path):
     from safetensors import SafetensorError
 
     from advconn.errors import DataError
-    from advconn.files import writing
+    from advconn.files import atomic_folder
 
     for error in (OSError(28, "No space left on device"), SafetensorError("Error while serializing: I/O error")):
-        with pytest.raises(DataError, match="cannot be written"), writing(tmp_path / "out"):
+        with pytest.raises(DataError, match="cannot be written"), atomic_folder(tmp_path / "out"):
             raise error
         assert list(tmp_path.iterdir()) == []
 
 
 def test_no_home_and_no_cache(tmp_path, monkeypatch):
     """Work goes on without one; the environment's own folders are looked at first."""
-    from advconn.parallel import Store, cache_folder
+    from advconn.parallel import DiskCache, cache_folder
 
     monkeypatch.setenv("ADVCONN_CACHE", str(tmp_path / "c"))
     assert cache_folder() == tmp_path / "c"
@@ -474,7 +474,7 @@ def test_no_home_and_no_cache(tmp_path, monkeypatch):
     assert cache_folder() is None
     told = []
     (tmp_path / "file").write_text("x")
-    store = Store(tmp_path / "file", told.append)
+    store = DiskCache(tmp_path / "file", told.append)
     assert store.folder is None
     assert "going on without" in told[0]
     assert store.get("k", 1, lambda: 7) == 7
@@ -482,9 +482,9 @@ def test_no_home_and_no_cache(tmp_path, monkeypatch):
 
 def test_a_damaged_cache_entry_is_a_miss(tmp_path):
     """Truncated, emptied, a bit flipped: made again, and right again."""
-    from advconn.parallel import Store
+    from advconn.parallel import DiskCache
 
-    store = Store(tmp_path)
+    store = DiskCache(tmp_path)
     calls = []
 
     def make():
@@ -505,10 +505,10 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
-    from advconn.cascade.augmentation import Maker
-    from advconn.parallel import Runner, Store
+    from advconn.cascade.augmentation import AttackAugmenter
+    from advconn.parallel import DiskCache, Runner
 
-    made, attacked = [], Maker.attacked
+    made, attacked = [], AttackAugmenter.attacked
 
     def counting(self, images, labels, attack, **options):
         if len(made) == 1 and options.pop("stop", None):
@@ -516,17 +516,17 @@ def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
         made.append(str(attack))
         return attacked(self, images, labels, attack, **options)
 
-    Maker.attacked = counting
+    AttackAugmenter.attacked = counting
     try:
         c = Classifier(trained(), size=16)
-        first = fit(c, runner=Runner(store=Store(tmp_path)))
+        first = fit(c, runner=Runner(store=DiskCache(tmp_path)))
         assert made[: len(FAST)] == list(FAST)
         tried = made[len(FAST) :]  # what the finished detector is tried on
         made.clear()
-        again = fit(c, runner=Runner(store=Store(tmp_path)))
+        again = fit(c, runner=Runner(store=DiskCache(tmp_path)))
         assert made == tried
     finally:
-        Maker.attacked = attacked
+        AttackAugmenter.attacked = attacked
     x = images(n=5, seed=3)[0]
     np.testing.assert_array_equal(first.score_samples(x), again.score_samples(x))
     spread = fit(c, runner=Runner(jobs=2))

@@ -565,7 +565,7 @@ def test_labels_that_do_not_fit_are_refused():
 
 def test_a_classifier_that_was_trained_on_a_little_is_refused_and_calibrated(tmp_path):
     """The line names the command; afterwards its false alarms are near the rate."""
-    from advconn.detector.recalibration import recalibrated
+    from advconn.detector.recalibration import recalibrate
 
     advconn.save(fitted(), tmp_path / "d")
     moved = trained()
@@ -577,14 +577,14 @@ def test_a_classifier_that_was_trained_on_a_little_is_refused_and_calibrated(tmp
     with pytest.raises(AdvconnError, match=r"other weights.*advconn calibrate"):
         advconn.load(tmp_path / "d", model=new)
     x, y = images(n=200, seed=4)
-    again, order = recalibrated(advconn.load(tmp_path / "d", model=new, same_weights=False), x, y, fpr=0.05)
+    again, order = recalibrate(advconn.load(tmp_path / "d", model=new, same_weights=False), x, y, fpr=0.05)
     assert order.auroc > 0.9
     assert len(again.calibration_.scores) == 200
     loaded = advconn.load(advconn.save(again, tmp_path / "new"), model=new)
     assert loaded.predict(images(n=200, seed=5)[0]).mean() < 0.12
     other = Classifier(Net().eval(), size=16)
     with pytest.raises(AdvconnError, match=r"no longer tell|changed|no reference"):
-        recalibrated(advconn.load(tmp_path / "d", model=other, same_weights=False), x, y)
+        recalibrate(advconn.load(tmp_path / "d", model=other, same_weights=False), x, y)
 
 
 def attack_classes():
@@ -646,7 +646,7 @@ def test_no_class_lacks_a_reference_by_chance():
 def test_strengths_that_suit_the_classifier_are_found(auto):
     """A network that 8/255 hardly moves: `fit` says so and makes stronger attacks; MIXTURE stays elsewhere."""
     from advconn.attacks.catalog import MIXTURE
-    from advconn.attacks.strength import mixture_for, suited
+    from advconn.attacks.strength import attacks_at_breaking_strength, choose_mixture
 
     x, y = images(n=80)
     robust = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)).eval()
@@ -660,13 +660,13 @@ def test_strengths_that_suit_the_classifier_are_found(auto):
     c = Classifier(robust, size=16)
     told = []
     if auto:
-        found = suited(c, x, y)
+        found = attacks_at_breaking_strength(c, x, y)
         eps = float(found[0].split("=")[1].split("/")[0]) / 255
         strong = Attack.parse(found[0]).run(c, c.check(x), y)
         right = c.logits(c.check(x)).argmax(1) == y
         assert eps > 8 / 255
         assert float((c.logits(strong).argmax(1) != y)[right].float().mean()) >= 0.9
     else:
-        found = mixture_for(c, x, y, None, told.append)
+        found = choose_mixture(c, x, y, None, told.append)
         assert found != MIXTURE
         assert "changes only" in told[0]

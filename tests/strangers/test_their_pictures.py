@@ -339,7 +339,7 @@ def test_scoring_needs_no_labels_and_one_picture_is_enough(known, tmp_path):
 def test_class_folders_are_read_as_the_classifier_agrees_best(tmp_path):
     """Twelve folders 0 to 11 in the order of their text (ImageFolder), by index, by name; --labels settles it."""
     from advconn import Classifier
-    from advconn.data.labels import chosen
+    from advconn.data.labels import resolve_labels
 
     x, y = images(n=48, k=12)
     folder(tmp_path / "numbers", x, y)
@@ -350,22 +350,22 @@ def test_class_folders_are_read_as_the_classifier_agrees_best(tmp_path):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 12)).eval()
     c = Classifier(net, size=16)
     told = []
-    assert torch.equal(chosen(items, c.class_names, c.num_classes, as_text, note=told.append), as_text)
+    assert torch.equal(resolve_labels(items, c.class_names, c.num_classes, as_text, note=told.append), as_text)
     assert "labels are read by sorted" in told[0]
-    assert torch.equal(chosen(items, c.class_names, c.num_classes, by_index, note=told.append), by_index)
-    assert torch.equal(chosen(items, c.class_names, c.num_classes, by_index, "sorted"), as_text)
-    assert chosen(items, c.class_names, c.num_classes, by_index, "none") is None
+    assert torch.equal(resolve_labels(items, c.class_names, c.num_classes, by_index, note=told.append), by_index)
+    assert torch.equal(resolve_labels(items, c.class_names, c.num_classes, by_index, "sorted"), as_text)
+    assert resolve_labels(items, c.class_names, c.num_classes, by_index, "none") is None
     with pytest.raises(DataError, match=r"--labels name.*index, sorted"):
-        chosen(items, c.class_names, c.num_classes, by_index, "name")
+        resolve_labels(items, c.class_names, c.num_classes, by_index, "name")
     named = Classifier(net, size=16, class_names=[str(11 - i) for i in range(12)])
     assert torch.equal(
-        chosen(items, named.class_names, named.num_classes, 11 - by_index, note=told.append), 11 - by_index
+        resolve_labels(items, named.class_names, named.num_classes, 11 - by_index, note=told.append), 11 - by_index
     )
     told.clear()
     wide = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 400)).eval(), size=16)
     guessed = torch.where(torch.arange(len(items)) % 10 == 0, as_text, as_text + 100)
     words = [Item(f"{i}", item.path, None, f"n{item.label}") for i, item in enumerate(items)]
-    assert chosen(words, wide.class_names, wide.num_classes, guessed, note=told.append) is None
+    assert resolve_labels(words, wide.class_names, wide.num_classes, guessed, note=told.append) is None
     assert "by name or index" in told.pop()
 
 

@@ -23,7 +23,7 @@ from advconn.data.pictures import views
 from advconn.data.preprocessing import Preprocessing
 from advconn.detector.calibration import Calibration
 from advconn.errors import AdvconnWarning, DataError, FitError
-from advconn.scoring.records import combined
+from advconn.scoring.records import combine_readings
 
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
 LOOK = Preprocessing(size=(8, 8))
@@ -70,10 +70,10 @@ def test_a_strip_that_a_path_shows_otherwise_than_bytes_is_refused(tmp_path):
 def test_a_tag_that_adds_a_reading_does_not_weaken_the_plain_one():
     """The upright one speaks with twice its p."""
     calibration = Calibration(np.arange(99.0), fpr=0.05)
-    assert combined([0.04, 0.9], [True, False], ["plain", "upright"], calibration) == (0, 0.04, True)
-    assert combined([0.9, 0.04], [False, True], ["plain", "upright"], calibration) == (1, 0.08, False)
-    assert combined([0.9, 0.02], [False, True], ["plain", "upright"], calibration) == (1, 0.04, True)
-    assert combined([0.9, 0.04], [False, True], ["plain", "plain as WEBP"], calibration) == (1, 0.04, True)
+    assert combine_readings([0.04, 0.9], [True, False], ["plain", "upright"], calibration) == (0, 0.04, True)
+    assert combine_readings([0.9, 0.04], [False, True], ["plain", "upright"], calibration) == (1, 0.08, False)
+    assert combine_readings([0.9, 0.02], [False, True], ["plain", "upright"], calibration) == (1, 0.04, True)
+    assert combine_readings([0.9, 0.04], [False, True], ["plain", "plain as WEBP"], calibration) == (1, 0.04, True)
 
 
 def animated_png(controls):
@@ -203,13 +203,13 @@ def test_tables_that_name_much_in_few_bytes(tmp_path):
 
 
 def test_files_sent_as_binary_are_read_in_one_pass():
-    from advconn.serving.protocol import asked
+    from advconn.serving.protocol import parse_request
 
     about = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 4 * 10**6}}
     head = json.dumps({"inputs": [about]}).encode()
     started = time.perf_counter()
     with pytest.raises(DataError, match="more than 1 files"):
-        asked(head + bytes(4 * 10**6), len(head), 256)
+        parse_request(head + bytes(4 * 10**6), len(head), 256)
     assert time.perf_counter() - started < 1
 
 

@@ -278,10 +278,10 @@ def test_a_judge_travels_with_its_folders_whole_name(tmp_path, monkeypatch):
 
 
 def test_words_are_no_kinds_of_image():
-    from advconn.data.inputs import as_kinds
+    from advconn.data.inputs import parse_y
 
     with pytest.raises(FitError, match="y == 'attacked' gives them"):
-        as_kinds(["clean", "attacked"], 2)
+        parse_y(["clean", "attacked"], 2)
 
 
 def test_parts_of_a_data_set_are_no_classes(tmp_path):
@@ -385,25 +385,25 @@ def test_a_phones_photograph_is_judged(tmp_path):
 
 def test_bands_are_resized_one_by_one_and_shown():
     """A fourth is no transparency; figures and pages show what they can."""
-    from advconn.data.pictures import sized
-    from advconn.paths.plots import displayed
+    from advconn.data.pictures import resize_array
+    from advconn.paths.plots import to_display
 
     bands = np.stack([np.full((64, 64), v, np.uint8) for v in (120, 60, 30)] + [np.indices((64, 64)).sum(0) % 2 * 2])
-    found = sized(bands.astype(np.uint8), Preprocessing(size=(32, 32)), "x")
+    found = resize_array(bands.astype(np.uint8), Preprocessing(size=(32, 32)), "x")
     assert [int(band.mean()) for band in found] == [120, 60, 30, 1]
     for channels, shape in ((1, (8, 8)), (2, (8, 8)), (3, (8, 8, 3)), (4, (8, 8, 3)), (12, (8, 8, 3))):
-        assert displayed(torch.zeros(channels, 8, 8)).shape == shape
+        assert to_display(torch.zeros(channels, 8, 8)).shape == shape
 
 
 def test_the_layout_of_a_described_input():
     """Four and twelve channels behind the sides; small pictures of three channels before them."""
-    from advconn.models.black_box import Described
+    from advconn.models.black_box import ArrayModule
 
     for shape, last, size in (
         ([1, 32, 32, 4], True, (32, 32)), ([-1, 64, 64, 12], True, (64, 64)), ([1, 3, 8, 8], False, (8, 8)),
         ([1, 8, 8, 3], True, (8, 8)), ([1, 4, 32, 32], False, (32, 32)), ([1, 1, 28, 28], False, (28, 28)),
     ):  # fmt: skip
-        made = Described("FP32", shape, "x")
+        made = ArrayModule("FP32", shape, "x")
         assert (made.last, made.size) == (last, size), shape
 
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate
-from advconn.cascade.cascade import log_odds, scored
-from advconn.cascade.differentiable import linear_odds, of_stages
-from advconn.cascade.heads import default_head, unfitted
+from advconn.cascade.cascade import head_log_odds, log_odds
+from advconn.cascade.differentiable import differentiable_score, linear_odds
+from advconn.cascade.heads import clone_unfitted, default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.errors import AttackError
 from advconn.features.connectivity import BARE, Connectivity
-from advconn.features.families import table
+from advconn.features.families import feature_table
 from advconn.models.margin import margin
 
 
-def differentiable(
+def differentiable_score_of(
     detector: Detector, columns: Callable[[], np.ndarray] | None = None, threshold: float | None = None
 ) -> Score:
     """The detector's score as a differentiable function of images (n, c, h, w) in [0, 1].
@@ -38,7 +38,9 @@ def differentiable(
         AttackError: another head, and no columns to imitate it on, or none of them flagged, or all.
     """
     if len(detector.cascade_.connectivities) > 1:
-        return of_stages(detector.cascade_, detector.calibration_.threshold if threshold is None else threshold)
+        return differentiable_score(
+            detector.cascade_, detector.calibration_.threshold if threshold is None else threshold
+        )
     connectivity = detector.connectivity
     odds = linear_odds(detector.head_, connectivity.classifier.device)
     if odds is None:
@@ -46,18 +48,18 @@ def differentiable(
             raise AttackError("this head has no gradient: give columns on which a linear one can imitate it")
         own_threshold = detector.calibration_.threshold
         features = columns()
-        flagged = scored(detector.head_, features) > own_threshold
+        flagged = head_log_odds(detector.head_, features) > own_threshold
         if flagged.all() or not flagged.any():
             raise AttackError("this head has no gradient, and its verdicts on the columns are all alike")
         imitated = linear_odds(default_head().fit(features, flagged.astype(int)), connectivity.classifier.device)
         if imitated is None:
             raise AttackError("the default head is not linear")
-        return lambda images: imitated(table(connectivity.trace(images))[0]) + own_threshold
+        return lambda images: imitated(feature_table(connectivity.trace(images))[0]) + own_threshold
     follow = odds
-    return lambda images: follow(table(connectivity.trace(images))[0])
+    return lambda images: follow(feature_table(connectivity.trace(images))[0])
 
 
-class Advconn(Candidate):
+class AdvconnRefitted(Candidate):
     """The features of its copies, and a head fitted on the same images as the baselines'.
 
     Without stages, or where every stage walks to references, all that its connectivity walks.
@@ -82,7 +84,7 @@ class Advconn(Candidate):
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Fit a head as the detector's is."""
-        self.head = unfitted(self.detector.head_).fit(columns, kinds)
+        self.head = clone_unfitted(self.detector.head_).fit(columns, kinds)
         return self
 
     def score(self, columns: np.ndarray) -> np.ndarray:
@@ -94,7 +96,7 @@ class Advconn(Candidate):
         return _depends(self.connectivity)
 
 
-class Given(Candidate):
+class AdvconnAsGiven(Candidate):
     """The detector as it is: nothing is fitted here, and its own frozen threshold holds."""
 
     name, source = "advconn (as given)", "this package, the detector given, at its own threshold"
@@ -127,7 +129,7 @@ class Given(Candidate):
 
     def follow(self, threshold: float, images: Tensor) -> Score:
         """See following.differentiable; a head without a gradient is imitated on `images`."""
-        return differentiable(self.detector, lambda: self.detector.connectivity.transform(images), threshold)
+        return differentiable_score_of(self.detector, lambda: self.detector.connectivity.transform(images), threshold)
 
     def profile(self, image: Tensor) -> dict[str, list[list[float]]]:
         """Margins along an image's paths, by family, at each sample; of copies, the ends."""

@@ -16,7 +16,7 @@ from advconn.errors import DataError
 from advconn.models.classifier import Classifier
 
 
-class Layers:
+class LayerActivations:
     """Activations at some of a classifier's layers, averaged over space: the last hidden one, and others before it."""
 
     def __init__(self, classifier: Classifier, count: int = 4) -> None:
@@ -62,14 +62,14 @@ def _pooled(values: Tensor) -> Tensor:
     return flat.float().clone()
 
 
-class OnFeatures(Candidate):
+class ActivationDetector(Candidate):
     """A baseline on activations; it keeps those of the clean training images."""
 
     layers: ClassVar[int] = 1
 
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         super().__init__(classifier, clean, second)
-        self._features = Layers(classifier, self.layers)
+        self._features = LayerActivations(classifier, self.layers)
 
     def prepare(self) -> None:
         """The activations of the clean images."""
@@ -77,7 +77,7 @@ class OnFeatures(Candidate):
         self.reference_features = self._features(images)
 
 
-class Mahalanobis(OnFeatures):
+class Mahalanobis(ActivationDetector):
     """Distance to the nearest class mean in the last hidden layer, under one covariance."""
 
     name, source = "mahalanobis", "Lee et al., NeurIPS 2018 (pytorch-ood)"
@@ -96,7 +96,7 @@ class Mahalanobis(OnFeatures):
         return as_numpy(self._model.predict_features(self._features(images)[-1])[:, None])
 
 
-class Neighbours(OnFeatures):
+class KNN(ActivationDetector):
     """Distance to the k-th nearest clean image in the normalised last hidden layer."""
 
     name, source = "knn", "Sun et al., ICML 2022"
@@ -107,7 +107,7 @@ class Neighbours(OnFeatures):
         return as_numpy(distance.kthvalue(min(10, distance.shape[1]), dim=1).values[:, None])
 
 
-class MultiLID(OnFeatures, Learned):
+class MultiLID(ActivationDetector, Learned):
     """Log-ratios of the distances to the nearest clean images at every layer, not averaged.
 
     Fitted apart from those images: an attacked copy whose original is among its neighbours is told by that alone.
@@ -139,7 +139,7 @@ class LID(MultiLID):
         return as_numpy(torch.stack([-1 / r.clamp(max=-1e-6) for r in ratios], 1))
 
 
-class LayerRegression(OnFeatures):
+class LayerRegression(ActivationDetector):
     """How badly the last hidden layer is predicted from earlier ones by a network fitted on clean images."""
 
     name, source = "layer-regression", "Mumcu & Yilmaz 2024 (MLP on pooled activations)"

@@ -10,11 +10,11 @@ from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
 from advconn.cascade.differentiable import linear_odds
 from advconn.errors import DataError
-from advconn.features.families import Trace, table
+from advconn.features.families import Trace, feature_table
 from advconn.models.margin import margin
 
 
-class SecondModel(Candidate):
+class SecondClassifier(Candidate):
     """How little a second model believes in the class that the first one predicts."""
 
     name, source = "second-model", "PID, 2025"
@@ -91,4 +91,4 @@ def _own_margin(logits: Tensor) -> Tensor:
 
 def logits_columns(logits: Tensor) -> Tensor:
     """Margin, energy, entropy, gap between the first two, and the (up to ten) highest logits: (n, d)."""
-    return torch.cat([table(Trace(logits))[0], logits.topk(min(10, logits.shape[1]), dim=1).values], 1)
+    return torch.cat([feature_table(Trace(logits))[0], logits.topk(min(10, logits.shape[1]), dim=1).values], 1)

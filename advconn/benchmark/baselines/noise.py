@@ -12,7 +12,7 @@ from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 
 
-class NoisyOdds(Candidate):
+class NoiseLogOdds(Candidate):
     """How far noise moves the log-odds of any class against the predicted one, standardised by the clean class pair."""
 
     name, source = "noise-log-odds", "Roth et al., ICML 2019 (one noise level, 10 draws)"

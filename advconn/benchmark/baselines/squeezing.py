@@ -41,7 +41,7 @@ def non_local_means(images: Tensor, reach: int = 6, strength: float = 4 / 255) -
     return total / weights
 
 
-class Squeezing(Candidate):
+class FeatureSqueezing(Candidate):
     """Largest L1 distance between the softmax of the query and of squeezed copies: 5 bits, median, non-local means."""
 
     name, source = "feature-squeezing", "Xu et al., NDSS 2018 (5 bits, 2 x 2 median, non-local means 13-3-4)"
@@ -69,7 +69,7 @@ class Squeezing(Candidate):
         return lambda images: self.distances(images)[:, 0]
 
 
-class FlipShift(Squeezing):
+class FlipShift(FeatureSqueezing):
     """Mean L1 distance of the softmax between the query and its mirrored and shifted copies."""
 
     name, source = "flip-shift", "Tian et al., AAAI 2018 (transformations' consistency)"

@@ -13,7 +13,7 @@ import numpy as np
 
 from advconn.benchmark.results import Report, Row
 from advconn.errors import DataError
-from advconn.files import writing
+from advconn.files import atomic_folder
 
 LISTS = ("rows", "alarms", "attacks", "expenses", "evasions", "left", "controls")
 EXTRAS = ("scores", "split", "images")
@@ -31,7 +31,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
     from advconn.benchmark.report.html import html
     from advconn.benchmark.report.plots import figures, svg
 
-    with writing(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "results.json").write_text(json.dumps(as_record(report), indent=1) + "\n")
         with (partial / "results.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Row)])
@@ -63,17 +63,17 @@ def arrays(report: Report, name: str) -> dict[str, np.ndarray]:
 def as_record(report: Report) -> dict[str, Any]:
     """As JSON holds it: nan as null, lists of objects of one kind."""
     contents = {"settings": dict(report.settings)} | {name: getattr(report, name) for name in LISTS}
-    return {name: plain(value) for name, value in contents.items()}
+    return {name: to_plain(value) for name, value in contents.items()}
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """For JSON: nan as null, tuples and frozen values as lists and objects."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return to_plain(asdict(value))
     if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -12,7 +12,7 @@ import numpy as np
 
 from advconn.benchmark.adaptive import BEST
 from advconn.benchmark.report import plots
-from advconn.benchmark.results import OURS, Report, Shown, rank, sentence, worst
+from advconn.benchmark.results import OURS, ErrorExample, Report, rank, sentence, worst_auroc
 
 CAPTIONS = {
     "roc": "ROC curves: advconn and the best baseline of each attack",
@@ -74,8 +74,8 @@ def _summary(report: Report, name: str) -> dict[str, Any]:
     costs = [e for e in report.expenses if e.detector == name]
     return {
         "name": name,
-        "seen": worst(r for r in mine if r.in_training),
-        "unseen": worst(r for r in mine if not r.in_training),
+        "seen": worst_auroc(r for r in mine if r.in_training),
+        "unseen": worst_auroc(r for r in mine if not r.in_training),
         "first": mine[0],
         "restored": float(np.nanmean([r.restored for r in mine])) if any(r.restored >= 0 for r in mine) else np.nan,
         "clean": costs[0],
@@ -83,7 +83,7 @@ def _summary(report: Report, name: str) -> dict[str, Any]:
     }
 
 
-def _picture(shown: Shown) -> dict[str, Any]:
+def _picture(shown: ErrorExample) -> dict[str, Any]:
     figure = plots.profile(shown.paths)
     return {
         "what": shown.what,

@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from advconn.benchmark.adaptive import BEST
-from advconn.benchmark.results import OURS, Alarm, Report, sentence
+from advconn.benchmark.results import OURS, FalsePositiveRow, Report, sentence
 from advconn.errors import DataError
 
 
@@ -50,7 +50,7 @@ def _detectors(report: Report) -> Table:
     return table
 
 
-def _alarms(alarms: Sequence[Alarm]) -> Table:
+def _alarms(alarms: Sequence[FalsePositiveRow]) -> Table:
     """Share of clean images flagged, by detector and condition; halves and classes are in the report."""
     by_pair = {(a.detector, a.condition): a for a in alarms if a.images == "all"}
     conditions = list(dict.fromkeys(condition for _, condition in by_pair))
@@ -77,7 +77,7 @@ SPECIAL = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"}
 Records = Sequence[Mapping[str, Any]]
 
 
-def printed(kind: str, records: Mapping[str, Records], *, spread: bool = False) -> str:
+def print_tables(kind: str, records: Mapping[str, Records], *, spread: bool = False) -> str:
     """A table of the runs, in one of KINDS: 'AUROC / caught' by detector and attack; as CSV one number a cell.
 
     Args:
