@@ -447,3 +447,16 @@ def test_what_is_planted_is_there_and_a_weak_attack_misses_it(classifier, digits
         found.append(int((planted.logits(made.images, rows).argmax(1) == 1).sum()))
     assert found[1] == count
     assert found[0] <= found[1]
+
+
+def test_the_papers_barrier_costs_what_its_paths_take(shipped, images):
+    """Three references at seven inner samples each, and the image itself; nothing for the names of features."""
+    from advconn.benchmark.baselines.barrier import PaperBarrier
+    from advconn.inference import count_passes
+
+    model = shipped.connectivity.classifier
+    made = PaperBarrier(model, images.images[:400])
+    made.prepare()
+    with count_passes() as cost:
+        made.measure(model.check(images.images[400:410]))
+    assert cost.forwards == 10 * 22

@@ -197,7 +197,7 @@ def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> 
     sets |= {ImageSetKey("test", name): hits.images for name, hits in attacked.tested.items()}
     few = bench.part("test")[: (settings.limit or 1000) // 4]
     first = attacked.first
-    l2 = 1.0 if first is None else bench.size("", "", False, first).l2
+    l2 = 1.0 if first is None else bench.mean_l2(first)
     kinds = {f"noise of L2 {l2:.2f}": noise_of_size(l2)}
     kinds |= {name: CONDITIONS[name] for name in usable(settings.conditions, few.shape[1])}
     return sets | {ImageSetKey("test", condition=name): change(few, settings.seed) for name, change in kinds.items()}

@@ -197,6 +197,11 @@ class BenchmarkData:
         attacked = self.classifier.check(images[hit]).cpu().float()
         return SuccessfulAttacks(attacked, rows[hit], len(rows))
 
+    def mean_l2(self, hits: SuccessfulAttacks) -> float:
+        """Mean L2 norm of what an attack changed; NaN of no success."""
+        change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
+        return float(change.norm(dim=1).mean()) if len(hits.rows) else math.nan
+
     def size(self, name: str, family: str, in_training: bool, hits: SuccessfulAttacks) -> AttackSize:
         """How an attack went; in_training: whether it is in the mixture."""
         change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
@@ -209,7 +214,7 @@ class BenchmarkData:
             hits.tried,
             len(hits.rows),
             len(hits.rows) / hits.tried if hits.tried else math.nan,
-            math.nan if few else float(change.norm(dim=1).mean()),
+            self.mean_l2(hits),
             math.nan if few else 255 * float(change.abs().amax(1).mean()),
             math.nan if few else float(torch.cat(shares).mean()),
         )

@@ -8,23 +8,24 @@ from torch import Tensor
 from advconn.benchmark.candidate import Candidate
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
-from advconn.features.references import References, choose
+from advconn.features.references import choose
 
 
 class PaperBarrier(Candidate):
     """Mean height of the cross-entropy barrier on straight paths to references of the predicted class."""
 
     name, source = "paper-barrier", "Vrabel et al., ICLR 2025"
-    references: References
+    connectivity: Connectivity
+    column: int
 
     def prepare(self) -> None:
         """Choose three references of every class among the clean images."""
-        self.references = choose(self.classifier, self.classifier.check(self.clean), None, 3)
-        if self.references.missing:
+        references = choose(self.classifier, self.classifier.check(self.clean), None, 3)
+        if references.missing:
             raise DataError("paper-barrier: a class has no reference among the training images")
+        self.connectivity = Connectivity(self.classifier, references, families=("own",), samples=9)
+        self.column = list(self.connectivity.get_feature_names_out()).index("own.barrier.mean")
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The mean barrier over three references, nine samples each."""
-        connectivity = Connectivity(self.classifier, self.references, families=("own",), samples=9)
-        names = list(connectivity.get_feature_names_out())
-        return np.asarray(connectivity.transform(images)[:, [names.index("own.barrier.mean")]])
+        return np.asarray(self.connectivity.transform(images)[:, [self.column]])
