@@ -46,7 +46,15 @@ def evade_images(
     """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
 
     Args:
-        key: what the detector depends on, for a cache. aimed: the detector, what is followed, the score aimed under.
+        images: clean ones (n, c, h, w), uint8 or in [0, 1].
+        labels: true classes (n,).
+        eps: largest change of every value (Linf), in [0, 1].
+        way: one of attacks.adaptive.WAYS.
+        steps: from one start, at most.
+        restarts: random starts.
+        seed: of the starts.
+        key: what the detector depends on, for a cache.
+        aimed: the detector, the differentiable score that the attack follows, and the score that it aims under.
     """
     detector, score, aim = aimed
     model = detector.candidate.classifier
@@ -67,7 +75,15 @@ def evasion_rows(
     taught: Mapping[str, SuccessfulAttacks],
     effort: AdaptiveBudget,
 ) -> list[AdaptiveRow]:
-    """Every candidate that can be followed, at every largest change, in every way."""
+    """Every candidate that can be followed, at every largest change, in every way.
+
+    Args:
+        bench: whose test images are attacked, those that are classified right.
+        frozen: fitted candidates; one that is not differentiable is passed over.
+        taught: the training images that the mixture attacked, by attack; a head that has no gradient is imitated on
+            these and on clean ones.
+        effort: how many images are attacked, and how hard.
+    """
     rows = bench.parts.test[torch.from_numpy(bench.right("test"))][: effort.limit]
     sample = _sample(bench.part("train"), *(hits.images for hits in taught.values()))
     out: list[AdaptiveRow] = []
@@ -83,7 +99,15 @@ def planted_found(
 ) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
     """Near how many of checked images (n, c, h, w) others were planted, m, and which (m,) each way finds.
 
-    key, aimed: see `evade_images`.
+    Args:
+        images: clean ones (n, c, h, w), uint8 or in [0, 1].
+        eps: largest change of every value (Linf), in [0, 1].
+        ways: some of attacks.adaptive.WAYS.
+        steps: from one start, at most.
+        restarts: random starts.
+        seed: of the planted images and of the starts.
+        key: what the detector depends on, for a cache.
+        aimed: the detector, the differentiable score that the attack follows, and the score that it aims under.
     """
     detector, score, aim = aimed
     model = detector.candidate.classifier

@@ -73,7 +73,14 @@ def plant(
 ) -> PlantedExamples | None:
     """Plant images within `eps` (Linf) of checked ones (n, c, h, w), as far as the detector accepts any.
 
-    accepts: (m,) whether images (m, c, h, w) are not flagged. None where nothing can be planted.
+    None where nothing can be planted.
+
+    Args:
+        classifier: gives the last hidden features that the linear classifiers are fitted on.
+        accepts: tells of images (m, c, h, w) which (m,) are not flagged.
+        images: checked ones (n, c, h, w).
+        eps: largest change of every value (Linf), in [0, 1].
+        seed: of the points that are tried.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -27,7 +27,14 @@ class AttackProtocol(Protocol):
     name: str
 
     def run(self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """Attacked copies (n, c, h, w) in [0, 1] of images (n, c, h, w) with labels (n,)."""
+        """Attacked copies (n, c, h, w) in [0, 1] of images (n, c, h, w) with labels (n,).
+
+        Args:
+            classifier: what is attacked.
+            images: clean ones (n, c, h, w) in [0, 1].
+            labels: their classes (n,).
+            seed: of all that is drawn.
+        """
         ...
 
 
@@ -47,6 +54,12 @@ class NamedAttack:
 
     def run(self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
         """Attacked copies (n, c, h, w) of images (n, c, h, w) with labels (n,).
+
+        Args:
+            classifier: what is attacked.
+            images: clean ones (n, c, h, w) in [0, 1].
+            labels: their classes (n,).
+            seed: of all that is drawn.
 
         Raises:
             AttackError: of an attack that is not advconn's, where it fails or gives other than such copies.
@@ -114,7 +127,14 @@ class LibraryAttack:
     options: Mapping[str, Any]
 
     def run(self, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """Attacked copies (n, c, h, w)."""
+        """Attacked copies (n, c, h, w).
+
+        Args:
+            classifier: what is attacked.
+            images: clean ones (n, c, h, w) in [0, 1].
+            labels: their classes (n,).
+            seed: of all that is drawn.
+        """
         devices = [images.device] if images.device.type == "cuda" else []
         with seed_everything(seed, devices), torch.enable_grad():
             return LIBRARIES[self.library](self.attack, classifier, images.clone(), labels, self.options)

@@ -20,7 +20,14 @@ SAMPLES = 9
 
 
 def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tensor) -> np.ndarray:
-    """Barrier (n,): the largest cross-entropy of `labels` (n,) on the straight path, its ends included."""
+    """Barrier (n,): the largest cross-entropy of `labels` (n,) on the straight path, its ends included.
+
+    Args:
+        classifier: whose cross-entropy is looked at.
+        starts: first ends (n, c, h, w), checked.
+        ends: second ends (n, c, h, w), checked.
+        labels: a class (n,) for each path.
+    """
     t = path_positions(SAMPLES, starts)
     points = straight(starts, ends).at(t)
     values = F.softplus(classifier.landscape(labels)(points))
@@ -35,8 +42,12 @@ def controls(
     The barrier is one for the start's predicted class: a path that ends in another class has a high one.
 
     Args:
-        images: clean ones (n, c, h, w). attacks: attacked ones (m, c, h, w), and their true classes (m,).
+        images: clean ones (n, c, h, w), uint8 or in [0, 1].
+        attacks: attacked ones (m, c, h, w), uint8 or in [0, 1].
+        classes: true classes (m,) of the attacked ones.
+        seed: of the pairs, of the untrained network and of the bootstrap.
         key: what the rows depend on besides, for a cache.
+        classifier: the trained one; an untrained copy is set beside it.
     """
     clean, attacked = (classifier.check(torch.from_numpy(values)) for values in (images, attacks))
     truth = torch.from_numpy(classes)

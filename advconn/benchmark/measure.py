@@ -65,7 +65,16 @@ class FeatureTables:
 
 
 def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> FeatureTable:
-    """A candidate's columns of images (uint8, or floats in [0, 1])."""
+    """A candidate's columns of images (uint8, or floats in [0, 1]).
+
+    Args:
+        images: (n, c, h, w), uint8 or in [0, 1].
+        key: the candidate's, for a cache.
+        candidate: what measures them.
+
+    Raises:
+        FitError: `measure` fails, or gives NaN or other than one row an image.
+    """
     checked = candidate.classifier.check(torch.from_numpy(images))
     started = time.perf_counter()
     with count_passes() as cost, wrap_user_errors(f"{candidate.name}: measure", FitError):
@@ -79,14 +88,27 @@ def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> Featur
 
 
 def is_cached(candidate: Candidate, sets: Mapping[ImageSetKey, Tensor], runner: Runner) -> bool:
-    """Whether everything that `measure` asks of a candidate is kept from an earlier run."""
+    """Whether everything that `measure` asks of a candidate is kept from an earlier run.
+
+    Args:
+        candidate: what would measure.
+        sets: images (n, c, h, w) by what they are, uint8 or in [0, 1].
+        runner: whose store is looked into.
+    """
     return all(runner.kept(measure_images, call, "candidate") for _, call in _calls(candidate, candidate.key(), sets))
 
 
 def measure(
     candidates: Sequence[Candidate], sets: Mapping[ImageSetKey, Tensor], runner: Runner
 ) -> dict[str, FeatureTables]:
-    """What each candidate measures, by its name; those that measure the same are asked once."""
+    """What each candidate measures, by its name; those that measure the same are asked once.
+
+    Args:
+        candidates: no two of one name.
+        sets: images (n, c, h, w) by what they are, uint8 or in [0, 1]. A candidate that is not fitted measures none of
+            the training part.
+        runner: what spreads the work and keeps its results.
+    """
     keys = {candidate.name: candidate.key() for candidate in candidates}
     calls, places = [], []
     for key, candidate in {keys[c.name]: c for c in candidates}.items():
@@ -172,10 +194,15 @@ def fit_and_threshold(
 ) -> FittedDetector:
     """Fit on the training part what has something to learn, and set the threshold on the calibration part.
 
-    taught: the attacks that are fitted on.
+    Args:
+        candidate: stays as it is; a copy is fitted.
+        measured: its columns of the images in all three parts.
+        taught: the attacked training images that are fitted on, by attack.
+        bench: whose training part the columns are of.
+        fpr: false-alarm rate of the threshold, in (0, 1).
 
     Raises:
-        FitError: none of them succeeded.
+        FitError: none of these attacks succeeded, or the candidate's own `fit` or `score` fails.
     """
     own = copy.copy(candidate)  # fitting one leaves the others as they are
     if own.fits:

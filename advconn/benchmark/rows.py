@@ -26,7 +26,14 @@ def missed_examples(
     attacks: Sequence[NamedAttack],
     tested: Mapping[str, SuccessfulAttacks],
 ) -> list[ErrorExample]:
-    """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them."""
+    """Attacked images under the threshold, the lowest scores first, at most twice COUNT of them.
+
+    Args:
+        bench: whose images were attacked.
+        detector: whose scores are looked at.
+        attacks: those tested.
+        tested: what each made of the test part, by its name.
+    """
     lowest: list[tuple[float, str, int]] = []
     for attack in attacks:
         scores = detector.score(detector.measured.attacked("test", attack.name)) - detector.calibration.threshold
@@ -74,7 +81,15 @@ LEAST = 10  # clean images of a predicted class that a rate is told of
 def row(
     detector: FittedDetector, attack: NamedAttack, hits: SuccessfulAttacks, bench: BenchmarkData, in_training: bool
 ) -> Row:
-    """A detector against an attack on the test part."""
+    """A detector against an attack on the test part.
+
+    Args:
+        detector: with its columns of clean and attacked test images.
+        attack: what made the attacked ones.
+        hits: what it made of the test part.
+        bench: whose labels are the truth.
+        in_training: whether attacks of its family were trained on.
+    """
     clean, attacked = detector.measured.clean("test"), detector.measured.attacked("test", attack.name)
     before, after = detector.score(clean), detector.score(attacked)
     low, high = auroc_bootstrap_interval(before, after, seed=bench.seed)
@@ -106,7 +121,13 @@ def row(
 
 
 def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttack) -> LeaveOneOutRow:
-    """A detector that was fitted without a family, against an attack of it."""
+    """A detector that was fitted without a family, against an attack of it.
+
+    Args:
+        detector: fitted without the family.
+        family: the one left out.
+        attack: one of that family.
+    """
     before, after = (
         detector.score(detector.measured.clean("test")),
         detector.score(detector.measured.attacked("test", attack.name)),
@@ -145,7 +166,13 @@ def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> Fal
 
 
 def cost_rows(detector: FittedDetector, attacks: Sequence[NamedAttack], bare: float) -> list[CostRow]:
-    """What clean images cost, and those of the attack that cost most; bare: milliseconds of one plain forward."""
+    """What clean images cost, and those of the attack that cost most; bare: milliseconds of one plain forward.
+
+    Args:
+        detector: with the cost of its columns.
+        attacks: those tested.
+        bare: milliseconds that the classifier alone takes for one image.
+    """
     clean = _expense(detector, "clean", detector.measured.clean("test"), bare)
     attacked = [
         _expense(detector, attack.name, detector.measured.attacked("test", attack.name), bare)

@@ -97,11 +97,17 @@ def run(
     """Compare a detector with others on the same images, each at one frozen threshold.
 
     Args:
+        data: clean images.
+        detector: a fitted one; images that it was fitted on are left out.
+        settings: what is attacked, compared and counted.
+        runner: what spreads the work and keeps its results.
         second: another classifier of the same classes, for candidates that need one.
         ready: attacked images that somebody made of `data`.
+        note: told, a line each, what is left out and which attacks often fail.
 
     Raises:
-        FitError: too few images. DataError: attacked images of none of these.
+        FitError: too few images.
+        DataError: attacked images of none of these.
     """
     bench = make_splits(data, detector, settings, runner, ready, note)
     attacked = attack(bench, settings, note)
@@ -143,7 +149,16 @@ def run(
 def make_splits(
     data: Data, detector: Detector, settings: Settings, runner: Runner, ready: Sequence[PrecomputedAttack], note: Note
 ) -> BenchmarkData:
-    """The images that the detector was not fitted on, in their parts; ready-made ones follow their originals."""
+    """The images that the detector was not fitted on, in their parts; ready-made ones follow their originals.
+
+    Args:
+        data: clean images.
+        detector: a fitted one, whose classifier is attacked.
+        settings: the limit, the false-alarm rate and the seed of the parts.
+        runner: what spreads the work and keeps its results.
+        ready: attacked images that somebody made of `data`; those of a left-out image are left out.
+        note: told, a line each, how many images are left out.
+    """
     images, indices = unseen(data, detector, note)
     place = torch.full((len(data),), -1, dtype=torch.int64, device="cpu")
     place[indices] = torch.arange(len(indices), dtype=torch.int64, device="cpu")
@@ -158,7 +173,13 @@ def make_splits(
 
 
 def unseen(data: Data, detector: Detector, note: Note) -> tuple[Data, Tensor]:
-    """The images that the detector was not fitted on, every one once, and their rows (n,) in `data`."""
+    """The images that the detector was not fitted on, every one once, and their rows (n,) in `data`.
+
+    Args:
+        data: clean images.
+        detector: a fitted one.
+        note: told, a line each, how many images are left out.
+    """
     hashes = image_hashes(data.images)
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
@@ -173,7 +194,16 @@ def unseen(data: Data, detector: Detector, note: Note) -> tuple[Data, Tensor]:
 
 
 def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
-    """The mixture on the training part, the attacks asked for on the test part."""
+    """The mixture on the training part, the attacks asked for on the test part.
+
+    Args:
+        bench: the images in their parts, and ready-made attacked ones.
+        settings: the mixture, the attacks asked for, and how many images each is run on.
+        note: told, a line each, which attacks succeed on fewer than 90 % of their images.
+
+    Raises:
+        DataError: ready-made images are called like an attack.
+    """
     mixture, asked = to_attacks(settings.mixture), to_attacks(settings.attacks)
     taught = bench.attack("train", mixture, settings.per_attack)
     left = [a for a in mixture if settings.leave_one_out and a.name not in {b.name for b in asked}]
@@ -191,7 +221,13 @@ def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
 
 
 def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> dict[ImageSetKey, Tensor]:
-    """Everything that candidates are asked of."""
+    """Everything that candidates are asked of.
+
+    Args:
+        bench: the clean images in their parts.
+        attacked: what was made of them.
+        settings: the benign conditions, how many images are put under them, and the seed of these.
+    """
     sets = {ImageSetKey(part): bench.part(part) for part in ("train", "calibrate", "test")}
     sets |= {ImageSetKey("train", name): hits.images for name, hits in attacked.taught.items()}
     sets |= {ImageSetKey("test", name): hits.images for name, hits in attacked.tested.items()}
@@ -211,7 +247,19 @@ def prepare(
     sets: Mapping[ImageSetKey, Tensor],
     note: Note,
 ) -> list[Candidate]:
-    """Every candidate that can be had, ready to measure what is not kept from an earlier run."""
+    """Every candidate that can be had, ready to measure what is not kept from an earlier run.
+
+    Args:
+        detector: the one that is compared with others.
+        bench: the clean images in their parts.
+        settings: the baselines asked for.
+        second: another classifier of the same classes, where one is given.
+        sets: the images (n, c, h, w) that will be measured, by what they are.
+        note: told, a line each, which candidates are left out, and why.
+
+    Raises:
+        DataError: two detectors of one name.
+    """
     train = bench.part("train")
     made: list[Candidate] = [AdvconnAsGiven(detector, train), AdvconnRefitted(detector, train)]
     for asked in settings.baselines:
@@ -240,7 +288,15 @@ def leave_one_family_out(
     candidates: Sequence[Candidate], measured: Mapping[str, FeatureTables], attacked: Attacked, bench: BenchmarkData,
     settings: Settings,
 ) -> list[LeaveOneOutRow]:  # fmt: skip
-    """Every candidate that learns from attacks, fitted without each family, on attacks of that family."""
+    """Every candidate that learns from attacks, fitted without each family, on attacks of that family.
+
+    Args:
+        candidates: those compared; one that does not learn is passed over.
+        measured: their columns, by name.
+        attacked: what was made of the training and the test part.
+        bench: the clean images in their parts.
+        settings: the false-alarm rate of the thresholds.
+    """
     families = {a.name: a.family for a in attacked.mixture}
     tested = (*attacked.attacks, *(a for a in attacked.mixture if a.name not in {b.name for b in attacked.attacks}))
     out = []
@@ -257,7 +313,13 @@ def leave_one_family_out(
 
 
 def barriers(bench: BenchmarkData, hits: SuccessfulAttacks | None, count: int = 100) -> list[Control]:
-    """What barriers there are between images that no one attacked, beside attacked ones."""
+    """What barriers there are between images that no one attacked, beside attacked ones.
+
+    Args:
+        bench: whose clean test images are connected.
+        hits: images that an attack made; None gives no rows.
+        count: clean images, and attacked ones, at most.
+    """
     if hits is None:
         return []
     truth = bench.labels[hits.rows[:count]]
@@ -269,7 +331,15 @@ def barriers(bench: BenchmarkData, hits: SuccessfulAttacks | None, count: int = 
 def run_metadata(
     data: Data, bench: BenchmarkData, settings: Settings, attacked: Attacked, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
-    """What the figures rest on: settings, data, parts, versions, machine."""
+    """What the figures rest on: settings, data, parts, versions, machine.
+
+    Args:
+        data: whose name is told.
+        bench: the images and their parts, and the classifier.
+        settings: told as they are.
+        attacked: the attacks that were tested.
+        candidates: each with its source.
+    """
     plain = {k: v for k, v in vars(settings).items() if k not in ("attacks", "baselines", "effort")}
     return {
         "data": data.name,

@@ -37,10 +37,15 @@ class Split:
 def split(count: int, limit: int | None, fpr: float, seed: int, wanted: Tensor | None = None) -> Split:
     """Parts of `count` images; with a limit, at most a quarter more of each, and enough for the rate.
 
-    wanted: rows that are to test, as far as they are no more than the part holds.
+    Args:
+        count: images in all.
+        limit: images that each attack is run on, at most; None keeps all images.
+        fpr: false-alarm rate that the calibration part has to be enough for, in (0, 1).
+        seed: of the shuffle.
+        wanted: rows (m,) that are to test, as far as they are no more than the part holds.
 
     Raises:
-        FitError: too few images.
+        FitError: too few images to calibrate or to test on.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     if wanted is not None:
@@ -78,14 +83,26 @@ def attack_images(
 ) -> SuccessfulAttacks:
     """Successful copies of uint8 images with labels, see attacks.successful.
 
-    key, network: what they depend on besides, of the attack and of the classifier, for a cache.
+    Args:
+        images: clean ones (n, c, h, w) uint8.
+        labels: their classes (n,).
+        key: what the copies depend on besides, of the attack, for a cache.
+        seed: of all that is drawn.
+        network: what they depend on besides, of the classifier, for a cache.
+        subject: the classifier and the attack.
     """
     classifier, attack = subject
     return attack_correct_images(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
 
 
 def predict_images(images: np.ndarray, network: str, classifier: Classifier) -> np.ndarray:
-    """The class (n,) of each of uint8 images; network: see attack_images."""
+    """The class (n,) of each of uint8 images; network: see attack_images.
+
+    Args:
+        images: (n, c, h, w) uint8.
+        network: what the classes depend on besides, for a cache.
+        classifier: what predicts.
+    """
     return np.asarray(classifier.predict(torch.from_numpy(images)).numpy())
 
 
@@ -145,6 +162,12 @@ class BenchmarkData:
     def attack(self, name: str, attacks: Sequence[NamedAttack], limit: int | None) -> dict[str, SuccessfulAttacks]:
         """Successful copies of at most `limit` images of a part that are classified right, by each attack's name.
 
+        Args:
+            name: of the part: 'train', 'calibrate' or 'test'.
+            attacks: with a limit each draws images of its own from the training part, and all take the same of another
+                part.
+            limit: images that each attack is run on, at most; None takes all.
+
         Raises:
             FitError: none is classified right.
         """
@@ -203,7 +226,14 @@ class BenchmarkData:
         return float(change.norm(dim=1).mean()) if len(hits.rows) else math.nan
 
     def size(self, name: str, family: str, in_training: bool, hits: SuccessfulAttacks) -> AttackSize:
-        """How an attack went; in_training: whether it is in the mixture."""
+        """How an attack went; in_training: whether it is in the mixture.
+
+        Args:
+            name: the attack's.
+            family: the attack's.
+            in_training: whether the mixture holds the attack.
+            hits: the copies that succeeded, with their rows in the bench's images.
+        """
         change = (hits.images - self.images[hits.rows].float() / 255).flatten(1)
         shares = [self.classifier.logits(self.classifier.check(x)).softmax(1).amax(1) for x in hits.images.split(256)]
         few = not len(hits.rows)

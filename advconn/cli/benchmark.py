@@ -126,7 +126,17 @@ def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Dat
 def precomputed_attack(
     path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]
 ) -> PrecomputedAttack:
-    """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array."""
+    """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array.
+
+    Args:
+        path: of a folder, a file or an array of attacked images.
+        originals: the clean images, in order.
+        classifier: gives the size and the channels that the images are brought to.
+        given: the command's options: `how` opens the path, and `data` is the path of the clean images.
+
+    Raises:
+        DataError: no attacked image has an original, or the rows of two arrays do not go together.
+    """
     import torch
 
     from advconn.benchmark.splits import PrecomputedAttack
@@ -193,7 +203,13 @@ def default_attacks(detector: Detector, told: Callable[[str], None]) -> tuple[st
 
 
 def resolved_attacks(attacks: Sequence[str], images: Data, asked: bool) -> tuple[str, ...]:
-    """Full specifications: a bare name, or one that was not asked for, stands for strengths that suit the images."""
+    """Full specifications: a bare name, or one that was not asked for, stands for strengths that suit the images.
+
+    Args:
+        attacks: specifications.
+        images: whose `attacks` are specifications of suitable strength, by name.
+        asked: whether the user named the attacks.
+    """
     out = []
     for spec in attacks:
         name = spec.partition(":")[0]

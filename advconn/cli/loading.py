@@ -114,7 +114,13 @@ def class_names(file: Path) -> Any:
 
 
 def classifier_of(asked: ModelOptions, collection: Collection, device: str) -> Classifier:
-    """The classifier named on the command line; one that takes images of any size is given those of the images."""
+    """The classifier named on the command line; one that takes images of any size is given those of the images.
+
+    Args:
+        asked: what the command line says of it.
+        collection: the images, whose size is taken where nothing else states one.
+        device: 'auto', 'cpu', 'cuda', or one of several such as 'cuda:0'.
+    """
     classifier = asked.load(device, collection)
     if classifier.preprocessing.size is None:
         classifier = asked.load(device, None, size=collection.size())
@@ -122,7 +128,14 @@ def classifier_of(asked: ModelOptions, collection: Collection, device: str) -> C
 
 
 def detector_of(detector: Path | None, asked: ModelOptions, device: str, *, same_weights: bool = True) -> Detector:
-    """The detector named on the command line; the shipped one where none is. `same_weights`: see bundle.load."""
+    """The detector named on the command line; the shipped one where none is. `same_weights`: see bundle.load.
+
+    Args:
+        detector: its folder, or None.
+        asked: what the command line says of the classifier and of the companion.
+        device: 'auto', 'cpu', 'cuda', or one of several such as 'cuda:0'.
+        same_weights: whether the classifier must have the weights that the detector was fitted for.
+    """
     import warnings
 
     from advconn.errors import AdvconnWarning
@@ -227,6 +240,15 @@ def read(
     """All images at the classifier's size, or so many picked at random, their labels where known, and what they are.
 
     Says on stderr how well the classifier and the labels go together.
+
+    Args:
+        collection: the images.
+        classifier: what they are shown to.
+        labels: how labels are read: 'auto', 'name', 'index', 'sorted' or 'none'.
+        max_bad: share of the files that may be unreadable, in [0, 1].
+        accept: whether to go on with a classifier that is no better than chance.
+        limit: images that are picked, at most; None takes all.
+        seed: of the pick.
 
     Raises:
         DataError: too many unreadable files, or a classifier no better than chance.

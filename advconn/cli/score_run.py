@@ -135,7 +135,15 @@ class ScoreRun:
     def write(
         self, journal: Journal, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool
     ) -> None:
-        """What the journal becomes: a folder, a file of one kind, or with `single` the page by itself."""
+        """What the journal becomes: a folder, a file of one kind, or with `single` the page by itself.
+
+        Args:
+            journal: the records of the run.
+            out: the folder or the file that is written.
+            collections: the images, whose pictures are read again for the page.
+            explain: whether the page also explains images that are not flagged.
+            single: whether `out` gets the page alone.
+        """
 
         def kept() -> Iterator[dict[str, Any]]:
             return (record for _, _, record in journal.entries())

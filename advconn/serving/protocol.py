@@ -81,7 +81,14 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
     """What a request's JSON says, and its images, or the bytes of each file of a picture.
 
     The first value holds its id, the outputs and whether each is binary, whether all are, and whether it holds files.
-    See `parse_request` for the arguments.
+
+    Args:
+        text: the request's JSON.
+        blob: the bytes behind it; empty where the request has no binary part.
+        most: images in a request, at most.
+
+    Raises:
+        DataError: no JSON, or not one input of images.
     """
     try:
         said = json.loads(text)
@@ -221,6 +228,11 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
 def build_response(outputs: Mapping[str, np.ndarray], said: InferRequest, model: str) -> tuple[bytes, int | None]:
     """The body of an answer, and how many bytes of it are JSON if there are binary parts.
 
+    Args:
+        outputs: all there are, by name, each with a row an image.
+        said: the request.
+        model: the detector's name.
+
     Raises:
         DataError: an output is wanted that there is none of.
     """
@@ -262,7 +274,14 @@ def _finite(value: Any) -> Any:
 
 
 def model_metadata(model: str, channels: int, size: tuple[int, int] | None, classes: int) -> dict[str, Any]:
-    """What the protocol tells of a model."""
+    """What the protocol tells of a model.
+
+    Args:
+        model: the detector's name.
+        channels: of the images.
+        size: (height, width) of the images in pixels; None where any size is taken.
+        classes: how many the classifier tells apart.
+    """
     height, width = size or (-1, -1)
     kinds = {
         "logits": ("FP32", [-1, classes]),

@@ -52,7 +52,13 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 
 def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
-    """Pairs by kind: an image of each kind with a real one of the class that it is given."""
+    """Pairs by kind: an image of each kind with a real one of the class that it is given.
+
+    Args:
+        subject: the classifier, the seed, and the attacks' specifications.
+        pooled: checked images and their classes, which the pairs are made of.
+        count: pairs of each kind, at most.
+    """
     classifier, seed = subject.classifier, subject.seed
     out = {REAL: same_class(pooled, count, seed)}
     clean = pooled.right.nonzero()[:count, 0]
@@ -90,6 +96,16 @@ def unbounded(
     """Their attack: Adam on the image towards the wanted class (n,), until its cross-entropy is under `stop` (n,).
 
     At least `least` steps, no bound on the change but that the image stays in [0, 1].
+
+    Args:
+        classifier: what is attacked.
+        images: clean ones (n, c, h, w), checked.
+        wanted: classes (n,) to reach.
+        stop: cross-entropies (n,) under which an image is changed no more.
+        rate: learning rate of Adam.
+        steps: at most so many.
+        least: at least so many.
+        progress: told (stage, done, total); None tells nobody.
     """
     with gradients_enabled():
         leaf = images.clone().requires_grad_()

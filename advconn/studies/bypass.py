@@ -38,7 +38,13 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 
 def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
-    """Real pairs of a class, and attacked images with real ones of the class they are given."""
+    """Real pairs of a class, and attacked images with real ones of the class they are given.
+
+    Args:
+        subject: the classifier, the seed, and the attacks' specifications.
+        pooled: checked images and their classes, which the pairs are made of.
+        count: pairs of each kind, at most.
+    """
     out = {REAL: same_class(pooled, count, subject.seed)}
     clean = pooled.right.nonzero()[:count, 0]
     images, labels = pooled.images[clean], pooled.labels[clean]

@@ -91,7 +91,16 @@ def pool(subject: Subject, most: int) -> Pool:
 
 
 def same_class(pooled: Pool, count: int, seed: int = 0) -> Pairs:
-    """At most `count` pairs of two images of a class, classified right; classes in turn, no image in two pairs."""
+    """At most `count` pairs of two images of a class, classified right; classes in turn, no image in two pairs.
+
+    Args:
+        pooled: checked images and their classes, which the pairs are made of.
+        count: pairs, at most.
+        seed: of the draw.
+
+    Raises:
+        DataError: no class has two images that are classified right.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     queues: dict[int, list[int]] = {}
     for label in pooled.labels.unique().tolist():
@@ -111,7 +120,14 @@ def same_class(pooled: Pool, count: int, seed: int = 0) -> Pairs:
 
 
 def to_class(images: Tensor, wanted: Tensor, pooled: Pool, seed: int = 0) -> Pairs:
-    """Each image (n, c, h, w) with an image that is classified right and of the wanted class (n,), if there is one."""
+    """Each image (n, c, h, w) with an image that is classified right and of the wanted class (n,), if there is one.
+
+    Args:
+        images: first images of the pairs (n, c, h, w), checked.
+        wanted: classes (n,) of the second images.
+        pooled: what the second images are drawn from.
+        seed: of the draw.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     fits = pooled.right[None] & (pooled.labels[None] == wanted[:, None])
     kept = fits.any(1).nonzero()[:, 0]

@@ -53,7 +53,13 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 
 def spaces(subject: Subject, pairs: Pairs, samples: int) -> dict[str, Any]:
-    """How many pairs are connected in each of the three spaces of a subject's classifier, and how."""
+    """How many pairs are connected in each of the three spaces of a subject's classifier, and how.
+
+    Args:
+        subject: whose classifier is looked at, and whose `progress` is told.
+        pairs: what is connected.
+        samples: points of each path that are looked at.
+    """
     classifier = subject.classifier
     layers, table = {"pixel": PIXEL}, dict[str, Any]()
     try:
@@ -76,7 +82,13 @@ def outcomes(
 ) -> list[str]:
     """For every pair, `chunk` at a time: does a line connect it, else a band, else one relaxed for LONG steps?
 
-    delta: cross-entropy above which a barrier stands; None: one stands where the prediction is another.
+    Args:
+        space: where the paths live.
+        pairs: what is connected.
+        delta: cross-entropy above which a barrier stands; None: one stands where the prediction is another.
+        samples: points of each path that are looked at.
+        chunk: pairs at once.
+        progress: told (stage, done, total).
     """
     out: list[str] = []
     for rows in torch.arange(len(pairs), dtype=torch.int64, device="cpu").split(chunk) if len(pairs) else ():
@@ -118,7 +130,15 @@ def counts(outcomes: list[str]) -> dict[str, int]:
 
 
 def all_pairs(subject: Subject, pooled: Pool, space: Space, each: int, samples: int) -> dict[str, Any]:
-    """All pairs among `each` images of the commonest class: outcomes, and connected parts by lines and by any path."""
+    """All pairs among `each` images of the commonest class: outcomes, and connected parts by lines and by any path.
+
+    Args:
+        subject: whose `progress` is told.
+        pooled: images and their classes; only those classified right are taken.
+        space: where the paths live.
+        each: images, at most.
+        samples: points of each path that are looked at.
+    """
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -144,7 +164,14 @@ def all_pairs(subject: Subject, pooled: Pool, space: Space, each: int, samples: 
 
 
 def misclassified_pairs(pooled: Pool, space: Space, most: int, samples: int) -> dict[str, Any]:
-    """Images that get a wrong class, each to an image of that class: connected there as right ones are?"""
+    """Images that get a wrong class, each to an image of that class: connected there as right ones are?
+
+    Args:
+        pooled: images and their classes.
+        space: where the paths live.
+        most: misclassified images, at most.
+        samples: points of each path that are looked at.
+    """
     wrong = (~pooled.right).nonzero()[:most, 0]
     if not len(wrong):
         return {"pairs": 0, "outcomes": dict.fromkeys(OUTCOMES, 0)}

@@ -67,7 +67,14 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 
 def share(classifier: Classifier, shape: tuple[int, ...], draws: int, seed: int) -> list[float]:
-    """Share of uniformly random inputs that each class is given."""
+    """Share of uniformly random inputs that each class is given.
+
+    Args:
+        classifier: what classifies them.
+        shape: (c, h, w) of an input; its values are uniform in [0, 1).
+        draws: how many inputs.
+        seed: of the draw.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     counts = torch.zeros(classifier.num_classes, dtype=torch.float32, device="cpu")
     for start in range(0, draws, 500):
@@ -83,6 +90,13 @@ def component(classifier: Classifier, images: torch.Tensor, d: int, side: int, s
 
     The slice goes through d + 1 images: its axes are the differences to the first, made orthogonal, as long as the
     images are apart.
+
+    Args:
+        classifier: what gives the classes.
+        images: (n, c, h, w), checked; at least d + 1.
+        d: dimensions of the slice.
+        side: points of the grid along each dimension.
+        seed: of the choice of images.
     """
     from scipy.ndimage import label
 

@@ -64,7 +64,15 @@ def normal(images: torch.Tensor) -> torch.Tensor:
 def look(
     net: torch.nn.Module, subject: Subject, images: torch.Tensor, labels: torch.Tensor, steps: int
 ) -> dict[str, Any]:
-    """Accuracy, and barriers on the line and after two rounds of bypass between two synthesised inputs of a class."""
+    """Accuracy, and barriers on the line and after two rounds of bypass between two synthesised inputs of a class.
+
+    Args:
+        net: the network in training; it is put into evaluation mode.
+        subject: whose seed is used.
+        images: (n, c, h, w) in [0, 1], which the accuracy is measured on.
+        labels: true classes (n,).
+        steps: of the synthesis, at most.
+    """
     c, h, w = images.shape[1:]
     classifier = Classifier(net.eval(), size=(h, w), channels=c)
     right = classifier.logits(normal(images)).argmax(1) == labels

@@ -44,7 +44,13 @@ def run(subject: Subject, fast: bool = False) -> Study:
 
 
 def resnet18(side: int, seed: int, device: torch.device) -> Classifier:
-    """Torchvision's ResNet-18 for ten classes with parameters as they are drawn, in evaluation mode."""
+    """Torchvision's ResNet-18 for ten classes with parameters as they are drawn, in evaluation mode.
+
+    Args:
+        side: height and width of the input, in pixels.
+        seed: of the parameters.
+        device: where the classifier runs.
+    """
     from torchvision.models import resnet18 as architecture
 
     with torch.random.fork_rng(), torch.inference_mode(False):
@@ -54,7 +60,14 @@ def resnet18(side: int, seed: int, device: torch.device) -> Classifier:
 
 
 def concat_results(classifier: Classifier, classes: int, delta: float, seed: int) -> Connection:
-    """Two inputs of each of the first classes, synthesised freely in pixels, and connected by two rounds of bypass."""
+    """Two inputs of each of the first classes, synthesised freely in pixels, and connected by two rounds of bypass.
+
+    Args:
+        classifier: whose inputs are synthesised.
+        classes: how many classes, from the first on.
+        delta: cross-entropy above which a barrier stands; the synthesis stops under half of it.
+        seed: of the synthesis.
+    """
     wanted = torch.arange(classes, dtype=torch.int64, device="cpu")
     made = synthesise(
         classifier, 2, classes=wanted, free=True, jitter=0, stop=delta / 2, steps=4096, rate=0.05, seed=seed

@@ -34,6 +34,13 @@ def differentiable_score_of(
     fitted to its verdicts on what `columns` gives (n, d), of clean and attacked images, and followed instead: its even
     odds stand where the detector's threshold does, and nothing else of it is the detector's score.
 
+    Args:
+        detector: a fitted one.
+        columns: gives the features (n, d) of clean and attacked images, on which a head that has no gradient is
+            imitated; not needed for a linear head, nor for several stages.
+        threshold: score above which an image is flagged, read only where the detector has several stages; None takes
+            its own.
+
     Raises:
         AttackError: another head, and no columns to imitate it on, or none of them flagged, or all.
     """

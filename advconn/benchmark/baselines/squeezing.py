@@ -27,6 +27,11 @@ def non_local_means(images: Tensor, reach: int = 6, strength: float = 4 / 255) -
     """Every pixel the mean of those around it, by how alike their 3 x 3 patches are (Buades et al. 2005).
 
     Looked for in a window of 2 * reach + 1; 13, 3 and 4 are Xu et al.'s for CIFAR-10 and ImageNet.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+        reach: pixels that the window extends to each side; cut to the size of the image less one.
+        strength: root mean square difference of two patches, in [0, 1], at which the weight falls to 1 / e.
     """
     h, w = images.shape[2:]
     reach = min(reach, h - 1, w - 1)

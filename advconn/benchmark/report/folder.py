@@ -22,8 +22,12 @@ EXTRAS = ("scores", "split", "images")
 def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
     """Write a report to a folder, which appears only whole.
 
-    extras: 'scores' (each detector's, less its threshold, of clean test images and of every attack's), 'split' (rows
-    of the images in each part), 'images' (those of every attack that succeeded, and the rows they were made from).
+    Args:
+        report: what is written.
+        folder: a new one, or an empty one.
+        extras: some of EXTRAS: 'scores' (each detector's, less its threshold, of clean test images and of every
+            attack's), 'split' (rows of the images in each part), 'images' (those of every attack that succeeded, and
+            the rows they were made from).
 
     Raises:
         DataError: the folder is not empty, or cannot be written.

@@ -81,7 +81,9 @@ def print_tables(kind: str, records: Mapping[str, Records], *, spread: bool = Fa
     """A table of the runs, in one of KINDS: 'AUROC / caught' by detector and attack; as CSV one number a cell.
 
     Args:
-        records: results.json's by the run's name. spread: they are repeats of one run: their mean and deviation.
+        kind: 'md', 'latex' or 'csv'.
+        records: results.json's by the run's name.
+        spread: whether they are repeats of one run, whose mean and standard deviation are told.
 
     Raises:
         DataError: runs on other images.
