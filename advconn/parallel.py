@@ -69,7 +69,7 @@ class DiskCache:
             os.unlink(name)
             self.folder = Path(folder)
         except OSError as error:
-            note(f"{folder}: no place to keep finished work ({error.strerror}); going on without")
+            note(f"{folder}: cannot write the cache folder ({error.strerror}); continuing without a cache")
 
     def path(self, kind: str, key: Any) -> Path | None:
         """Where the entry of a key lies."""

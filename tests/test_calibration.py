@@ -62,7 +62,7 @@ def test_with_confidence_the_realised_rate_holds_in_95_of_100_draws():
 def test_confidence_needs_59_images_for_5_percent():
     """1 - .95^59 = .951, and 1 - .95^58 = .949."""
     assert min_calibration_size(0.05, 0.95) == 59
-    with pytest.raises(FitError, match="95% confidence: at least 59"):
+    with pytest.raises(FitError, match="95% confidence needs at least 59"):
         Calibration(np.arange(58.0), 0.05, 0.95)
     assert Calibration(np.arange(59.0), 0.05, 0.95).threshold == 58.0
 

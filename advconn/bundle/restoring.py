@@ -282,7 +282,9 @@ def _held(folder: Path, card: dict[str, Any], which: str, device: str | None) ->
     if name in shipped.NETWORKS:
         return shipped.NETWORKS[name](device)
     if parse_architecture_spec(name) is None or weights not in card["files"]:
-        raise BundleError(f"{folder}: names {name!r}, which no bundle may; give the {which} ({how})")
+        raise BundleError(
+            f"{folder}: refers to {name!r}, which advconn does not load by itself; pass the {which} ({how})"
+        )
     about = {"device": device, "channels": entry["channels"], "class_names": entry["class_names"]}
     try:
         return models.load(name, folder / weights, **about, **tuples(entry["preprocessing"]))

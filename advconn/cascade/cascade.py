@@ -64,7 +64,7 @@ NEAR: dict[str, Any] = {"per_class": 1, "nearest": True, "levels": 2, "steps": 4
 def stage_extractors(
     connectivity: Connectivity, stages: Sequence[Stage] | None, bypass: bool | None = None
 ) -> tuple[Connectivity, ...]:
-    """What each stage connectivities, the stages before it included; without stages `connectivity` itself.
+    """The feature extractor of each stage, which includes the earlier stages; without stages `connectivity` itself.
 
     A stage that brings nothing new, for want of references or of its copies in `connectivity`, is left out.
 
@@ -89,7 +89,7 @@ def continue_rates(connectivity: Connectivity, stages: Sequence[Stage] | None) -
 def _planned(
     connectivity: Connectivity, stages: Sequence[Stage], bypass: bool | None
 ) -> list[tuple[Connectivity, float]]:
-    """What each stage connectivities, and the share of clean images that go on from it."""
+    """The feature extractor of each stage, and the share of clean images that continue after it."""
     if not stages:
         raise DataError("stages: expected one stage or more, or None for the whole walk at once")
     paths = connectivity.references is not None and {"own", "rival"} & set(connectivity.active_families)

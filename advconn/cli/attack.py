@@ -24,13 +24,15 @@ from advconn.files import require_empty
 
 
 @click.command()
-@click.option("--attack", "spec", required=True, metavar="NAME[:key=value,...]", help="Such as pgd:eps=8/255,steps=10.")
+@click.option(
+    "--attack", "spec", required=True, metavar="NAME[:key=value,...]", help="Attack, e.g. pgd:eps=8/255,steps=10."
+)
 @model_options
 @detector_option
 @data_option
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Where the attacked images go.")
-@click.option("--limit", type=click.IntRange(min=1), help="Attack at most so many images.")
-@click.option("--float", "floats", is_flag=True, help="Write floats, which bytes would round: images.npz alone.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="New folder for the attacked images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Attack at most N images.")
+@click.option("--float", "floats", is_flag=True, help="Write float images without rounding to bytes (images.npz only).")
 @list_attacks_option
 @reading_options
 @seed_option

@@ -252,33 +252,47 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     multiple=True,
     type=PATH,
     metavar="PATH",
-    help="Images that were attacked before, of those of --data, by name or row; repeat for more.",
+    help="Attacked copies of the --data images, matched by name or row; repeat for more.",
 )
 @detector_option
 @model_options
-@click.option("--data", type=PATH, metavar="PATH", help="Clean images; else CIFAR-10's test images, or digits.")
+@click.option("--data", type=PATH, metavar="PATH", help="Clean images [default: CIFAR-10's test images, or digits].")
 @click.option(
-    "--baseline", "baselines", multiple=True, metavar="NAME", help="Or FILE.py:CLASS; repeat for more; all if none."
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="NAME",
+    help="Baseline, or FILE.py:CLASS; repeat for more [default: all].",
 )
 @click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
 @click.option("--second-weights", type=PATH, help="Its state dict.")
 @click.option(
     "--limit",
     type=click.IntRange(min=10),
-    help="Attack at most so many test images by each; a quarter more clean ones are kept in every part.",
+    help="Attack at most N test images with each attack; each part keeps a quarter more clean images.",
 )
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
-@click.option("--adaptive", is_flag=True, help="Also the attack that knows the detector (slow).")
+@click.option("--adaptive", is_flag=True, help="Also run an adaptive attack, which knows the detector (slow).")
 @click.option("--leave-one-out", is_flag=True, help="Also train without each family of attacks in turn.")
-@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Runs, each of another seed.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of runs, each with another seed.",
+)
 @spread_options
-@click.option("--cache", type=PATH, help="Folder for finished work [default: ~/.cache/advconn].")
+@click.option("--cache", type=PATH, help="Cache folder for finished work [default: ~/.cache/advconn].")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv, report.html and figures.")
-@click.option("--save", "extras", metavar="LIST", callback=_extras, help="Into --out too: some of scores,split,images.")
-@click.option("--table", type=click.Choice(["md", "latex", "csv"]), help="Print AUROC / caught like this alone.")
+@click.option(
+    "--save", "extras", metavar="LIST", callback=_extras, help="Also write these into --out: scores,split,images."
+)
+@click.option(
+    "--table", type=click.Choice(["md", "latex", "csv"]), help="Print only AUROC / detection rate in this format."
+)
 @click.option(
     "--list-baselines", is_flag=True, is_eager=True, expose_value=False, callback=_list_baselines,
-    help="Show the detectors compared with, and exit.",
+    help="Show the baselines, and exit.",
 )  # fmt: skip
 @list_attacks_option
 @reading_options

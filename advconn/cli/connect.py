@@ -26,14 +26,23 @@ KINDS = (".html", ".png", ".json")
 @click.argument("second", type=PATH, metavar="B.png")
 @model_options
 @detector_option
-@click.option("--class", "wanted", metavar="C", help="Class to stay in, an index or a name; else A's prediction.")
-@click.option("--space", "layer", default="pixel", show_default=True, metavar="pixel|LAYER", help="Where to walk.")
+@click.option("--class", "wanted", metavar="C", help="Class to stay in, as index or name [default: A's prediction].")
+@click.option(
+    "--space",
+    "layer",
+    default="pixel",
+    show_default=True,
+    metavar="pixel|LAYER",
+    help="Space of the path: pixels, or the output of a layer.",
+)
 @click.option("--method", type=click.Choice(["line", "bypass", "band"]), default="band", show_default=True)
 @click.option(
-    "--delta", type=float, default=1e-3, show_default=True, help="Cross-entropy above which a barrier stands."
+    "--delta", type=float, default=1e-3, show_default=True, help="Cross-entropy above which a path has a barrier."
 )
-@click.option("--decoder", "decoder_file", type=PATH, metavar="FILE", help="To show a latent path: a decoder of LAYER.")
-@click.option("--data", type=PATH, metavar="PATH", help="Images to train that decoder on, if FILE is not there yet.")
+@click.option(
+    "--decoder", "decoder_file", type=PATH, metavar="FILE", help="Decoder file that shows a latent path as images."
+)
+@click.option("--data", type=PATH, metavar="PATH", help="Images to train the decoder on if its file does not exist.")
 @click.option("--out", type=PATH, metavar="FILE", help="A .html page, a .png picture or .json figures.")
 @device_option
 def connect(

@@ -79,7 +79,7 @@ def say_efficacy(detector: Detector) -> None:
 @click.command()
 @model_options
 @click.option("--data", multiple=True, required=True, type=PATH, metavar="PATH", help="Clean images; repeat for more.")
-@click.option("--calibrate", "apart", type=PATH, metavar="PATH", help="Other clean images, to calibrate on alone.")
+@click.option("--calibrate", "apart", type=PATH, metavar="PATH", help="Other clean images, used only for calibration.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The detector's folder.")
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate.")
 @confidence_option
@@ -88,13 +88,13 @@ def say_efficacy(detector: Detector) -> None:
     "--accuracy",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Of the classifier on images that it was not trained on: a warning tells where it gets more of these right.",
+    help="The classifier's held-out accuracy. Warns if it is suspiciously more accurate on these images.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Use at most so many images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most N images.")
 @click.option(
     "--accept-weak",
     is_flag=True,
-    help="Write the detector even if it catches less than half of the images of the attack that it is tried on.",
+    help="Write the detector even if it detects less than half of the attacked images it is tested on.",
 )
 @click.option(
     "--quick/--full",
@@ -119,7 +119,7 @@ def say_efficacy(detector: Detector) -> None:
     help="Attack to train on; repeat for more. `auto` finds strengths at which this classifier "
     "falls [default: a mixture up to 8/255, or auto where that is too weak].",
 )
-@click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most so many images by each attack.")
+@click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most N images with each attack.")
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
 @click.option("--surrogate-weights", type=PATH, help="Its state dict.")
 @click.option(
@@ -130,7 +130,7 @@ def say_efficacy(detector: Detector) -> None:
     help="Take references from the images (they are stored in the detector), or make them.",
 )
 @spread_options
-@click.option("--cache", type=PATH, help="Where finished attacks are kept [default: ~/.cache/advconn].")
+@click.option("--cache", type=PATH, help="Cache folder for finished attacks [default: ~/.cache/advconn].")
 @list_attacks_option
 @reading_options
 @seed_option

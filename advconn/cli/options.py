@@ -82,7 +82,7 @@ list_attacks_option = click.option(
     help="Show attacks by family, with their parameters, and exit.",
 )
 accept_option = click.option(
-    "--accept-accuracy", "accept", is_flag=True, help="Go on with a classifier that is no better than chance."
+    "--accept-accuracy", "accept", is_flag=True, help="Continue with a classifier that is no better than chance."
 )
 NONE = "none"
 
@@ -113,21 +113,21 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
         )
 
 
-fpr_option = click.option("--fpr", type=float, help="False-alarm rate; the detector's own unless told.")
+fpr_option = click.option("--fpr", type=float, help="False-alarm rate [default: the detector's].")
 confidence_option = click.option(
     "--confidence",
     type=_Confidence(),
-    help="Of the rate, such as 0.95; none: it holds on average [default: as fitted].",
+    help="Confidence of the guarantee, e.g. 0.95; none guarantees the rate on average only [default: as fitted].",
 )
 conditions_option = click.option(
     "--conditions",
     type=_Names(),
-    help="Benign changes under each of which the rate is to hold: clean,jpeg75,webp80,...",
+    help="Benign changes that the guarantee covers: clean,jpeg75,webp80,...",
 )
 by_class_option = click.option(
     "--by-class/--no-by-class",
     default=None,
-    help="A threshold for each predicted class that has enough calibration images.",
+    help="Own thresholds for predicted classes with enough calibration images.",
 )
 
 
@@ -154,8 +154,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 INPUTS = ("size", "channels", "resize", "interpolation", "mean", "std")
 _INPUTS = (
-    click.option("--size", type=_Side(), help="Input size, 224 or 480x640, if not what the --model says."),
-    click.option("--channels", type=click.IntRange(min=1), help="Channels it takes; 3, or 1 for grey."),
+    click.option("--size", type=_Side(), help="Input size, 224 or 480x640 [default: what the --model reveals]."),
+    click.option("--channels", type=click.IntRange(min=1), help="Input channels: 3, or 1 for grey."),
     click.option(
         "--resize",
         type=click.Choice(list(RESIZES)),
@@ -163,10 +163,12 @@ _INPUTS = (
         "does not say [default: crop].",
     ),
     click.option(
-        "--interpolation", type=click.Choice(list(INTERPOLATIONS)), help="How they are resized [default: bilinear]."
+        "--interpolation",
+        type=click.Choice(list(INTERPOLATIONS)),
+        help="Interpolation for resizing [default: bilinear].",
     ),
-    click.option("--mean", type=_Numbers(), help="Per channel, of images in [0, 1]; goes with --std."),
-    click.option("--std", type=_Numbers(), help="Per channel."),
+    click.option("--mean", type=_Numbers(), help="Per-channel mean for images in [0, 1]; requires --std."),
+    click.option("--std", type=_Numbers(), help="Per-channel standard deviation."),
 )
 _MODEL = (
     click.option("--model", metavar="SPEC", help=SPEC),
@@ -224,29 +226,31 @@ READING = click.option(
     type=click.Choice(["plain", "upright"]),
     default="plain",
     show_default=True,
-    help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white.",
+    help="How pictures are read: plain as most loaders do, or upright (EXIF turn, transparency on white).",
 )
 READING_AS_FITTED = click.option(
     "--reading",
     type=click.Choice(["plain", "upright"]),
-    help="Pictures as a plain loader reads them, or turned by EXIF with transparency on white [default: as fitted].",
+    help="How pictures are read: plain as most loaders do, or upright [default: as fitted].",
 )
 LABELS = click.option(
     "--labels",
     type=click.Choice(["auto", "index", "name", "sorted", "none"]),
     default="auto",
     show_default=True,
-    help="What class folders mean; auto: what the classifier agrees with best.",
+    help="What class folders mean; auto picks what agrees best with the classifier.",
 )
 MAX_BAD = click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="Share of files that may be unreadable; they are left out.",
+    help="Largest share of unreadable files, which are left out.",
 )
 frames_option = click.option(
-    "--frames", type=click.Choice(["first", "all"]), help="Of animated files; without it they are refused."
+    "--frames",
+    type=click.Choice(["first", "all"]),
+    help="Frames of animated files to read; without it such files are rejected.",
 )
 
 
@@ -270,12 +274,12 @@ def reading_as_fitted_options(function: F) -> F:
 
 def spread_options(function: F) -> F:
     """--jobs and --backend: where work is spread."""
-    jobs = click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+    jobs = click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes.")
     backend = click.option(
         "--backend",
         type=click.Choice(["loky", "ray", "dask"]),
         default="loky",
         show_default=True,
-        help="Processes of this machine, or a cluster's.",
+        help="Where the processes run: on this machine (loky), or on a cluster.",
     )
     return jobs(backend(function))

@@ -67,7 +67,7 @@ def threshold_options(function: F) -> F:
 @detector_option
 @model_options
 @click.option("--format", "style", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
-@click.option("--features", is_flag=True, help="Also every feature, in JSON.")
+@click.option("--features", is_flag=True, help="Add every feature to the JSON records.")
 @click.option("--header", is_flag=True, help="A first line of JSON with threshold, rate, detector and classifier.")
 @click.option(
     "--reading",
@@ -79,20 +79,22 @@ def threshold_options(function: F) -> F:
 @click.option(
     "--strict",
     is_flag=True,
-    help="Exit with 2 also where a file is no image, or holds further pictures that are not judged.",
+    help="Also exit with status 2 if a file is no image, or holds further pictures that were not judged.",
 )
-@click.option("--full", is_flag=True, help="Walk every stage for every image: barriers and votes of all of them.")
+@click.option(
+    "--full", is_flag=True, help="Run every stage for every image, so that all records have barriers and votes."
+)
 @click.option(
     "--out",
     type=PATH,
     metavar="PATH",
     help="A new folder for results.jsonl, results.csv and report.html, or a new file .jsonl, .csv or .parquet.",
 )
-@click.option("--resume", is_flag=True, help="Go on where a run with this --out was stopped.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run with this --out.")
 @click.option(
     "--explain",
     is_flag=True,
-    help="The page in detail for every image, not the flagged alone; without --out a page NAME.html for one image.",
+    help="Draw every image on the page, not only flagged ones; without --out write NAME.html for one image.",
 )
 @threshold_options
 @spread_options

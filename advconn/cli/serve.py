@@ -36,34 +36,54 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     type=click.FloatRange(0, min_open=True),
     default=10,
     show_default=True,
-    help="Seconds until an image that it does not answer for cannot be judged.",
+    help="Seconds to wait for the upstream; then the image counts as not judged.",
 )
 @click.option("--name", help="The model's name for clients [default: the detector folder's].")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for clients of other machines.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 admits other machines."
+)
 @click.option(
     "--allow-host",
     "allowed",
     multiple=True,
     metavar="NAME",
-    help="A further Host that requests may name. With a loopback --host only loopback names are answered.",
+    help="Further Host header to accept. With a loopback --host only loopback names are accepted.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 picks a free one."
+)
 @click.option(
     "--block",
     is_flag=True,
-    help="Answer 422 to a request with an image that is flagged, or that cannot be judged whole.",
+    help="Answer 422 if an image is flagged or cannot be judged completely.",
 )
-@click.option("--show-flagged", is_flag=True, help="GET /flagged tells everybody the last flagged files' names.")
-@click.option("--all-formats", is_flag=True, help="Also pictures of rare formats, which are decoded slowly.")
+@click.option("--show-flagged", is_flag=True, help="Let GET /flagged show the last flagged files to every client.")
+@click.option("--all-formats", is_flag=True, help="Also accept rare picture formats, which decode slowly.")
 @click.option(
     "--reading",
     type=click.Choice(["plain", "upright", "both"]),
-    help="Of pictures, as score has it [default: as fitted, else both].",
+    help="How pictures are read, see score --help [default: as fitted, else both].",
 )
-@click.option("--max-bytes", type=click.IntRange(1), default=2**26, show_default=True, help="Of a request.")
-@click.option("--max-images", type=click.IntRange(1), default=256, show_default=True, help="In a request.")
-@click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Images; past it, 503.")
-@click.option("--wait", type=click.FloatRange(0, 1000), default=5, show_default=True, help="Milliseconds, for others.")
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=2**26, show_default=True, help="Maximum request size in bytes."
+)
+@click.option(
+    "--max-images", type=click.IntRange(1), default=256, show_default=True, help="Maximum images per request."
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Maximum waiting images; beyond it, 503.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 1000),
+    default=5,
+    show_default=True,
+    help="Milliseconds to wait for more requests to batch.",
+)
 @device_option
 def serve(
     detector: Path | None,

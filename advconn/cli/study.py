@@ -22,11 +22,11 @@ NAMES = ("linear-or-not", "barriers", "bypass", "untrained", "training", "percol
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
-@click.option("--fast", is_flag=True, help="Minutes on two cores, instead of the papers' setting.")
+@click.option("--fast", is_flag=True, help="Run a short version (minutes on two cores) instead of the papers' setting.")
 @click.option("--model", "models", multiple=True, metavar="SPEC", help=f"{SPEC} Repeat for `architectures`.")
 @click.option("--weights", "weights", multiple=True, type=PATH, help="State dict; one for each --model, in order.")
 @input_options
-@click.option("--data", type=PATH, metavar="PATH", help="Images; else CIFAR-10's test images, or digits.")
+@click.option("--data", type=PATH, metavar="PATH", help="Images [default: CIFAR-10's test images, or digits].")
 @click.option("--out", type=PATH, metavar="DIR", help="For results.json, figure.png and text.md.")
 @seed_option
 @device_option

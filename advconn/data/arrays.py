@@ -303,11 +303,11 @@ def header_of(stream: Any) -> tuple[tuple[int, ...], int, np.dtype[Any], int, bo
     """(shape, bytes an item, dtype, bytes before the data, Fortran order) of a .npy."""
     first = stream.read(8)
     if first[:6] != b"\x93NUMPY" or first[6] not in (1, 2, 3):
-        raise ValueError("an array without NumPy's mark")
+        raise ValueError("not a .npy array")
     width = 2 if first[6] == 1 else 4
     length = int.from_bytes(stream.read(width), "little")
     if length > LARGEST_HEADER:
-        raise ValueError("an array with an endless header")
+        raise ValueError("a .npy header that is too long")
     about = ast.literal_eval(stream.read(length).decode("latin1"))
     dtype = np.dtype(about["descr"])
     shape = about["shape"]

@@ -258,5 +258,5 @@ def check_calibration_size(count: int, fpr: float, confidence: float | None = No
     if count < least:
         sure = "" if confidence is None else f" with {confidence:.0%} confidence"
         raise FitError(
-            f"{count} clean images calibrate no false-alarm rate of {fpr:g}{sure}: at least {least} are needed"
+            f"a false-alarm rate of {fpr:g}{sure} needs at least {least} clean calibration images; got {count}"
         )

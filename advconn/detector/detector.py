@@ -199,7 +199,9 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise FitError(f"Detector(Connectivity(classifier)) takes a Connectivity, got {given}")
         images = as_tensor(X)
         if y is not None and labels is not None:
-            raise FitError("with y, give no labels: they say which images to attack, and none is attacked then")
+            raise FitError(
+                "pass either y or labels, not both: labels choose the images to attack, and with y nothing is attacked"
+            )
         kinds = parse_y(y, len(images))
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)

@@ -111,7 +111,7 @@ def fit(
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else a part of `images` is kept for it.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack: no
-            gradient is needed then, and most of the images are calibrated on. Unless told, quick where no option says
+            gradient is needed then, and most of the images are calibrated on. Default: quick, unless an option says
             how attacks are made, images walked or heads fitted (OF_ATTACKS, connectivity, stages, benign).
         refine: of a quick fit, so many images are attacked after all, by the mixture or `attacks` in turn, and move the
             heads towards this classifier.

@@ -48,7 +48,7 @@ class Guard(nn.Module):
 
     Args:
         detector: fitted.
-        threshold: score above which an image is flagged; the detector's own unless told. p-values do not know of it.
+        threshold: score above which an image is flagged; default: the detector's. It does not change p-values.
         max_stage: no image goes farther, see Detector.judge: the most that an image can cost.
 
     Raises:

@@ -41,7 +41,8 @@ def label_preserving(
     kept = {n: float((classifier.predict(CONDITIONS[n](few, seed)) == before).float().mean()) for n in wanted}
     lost = [f"{name} ({share:.0%})" for name, share in kept.items() if share < HARMLESS]
     if lost:
-        note(f"no harmless changes for this classifier, which keeps few of its predictions: {', '.join(lost)}")
+        left_out = ", ".join(lost)
+        note(f"left out of the guarantee, because they change too many of this classifier's predictions: {left_out}")
     return tuple(name for name, share in kept.items() if share >= HARMLESS)
 
 

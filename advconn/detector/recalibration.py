@@ -46,9 +46,9 @@ def recalibrate(
         detector: a fitted one.
         images: clean ones (n, c, h, w), uint8 or in [0, 1].
         labels: true classes (n,), or None.
-        fpr: false-alarm rate asked for, in (0, 1); the detector's own unless told.
-        confidence: of the promise, see Detector; the detector's own unless told.
-        conditions: that the promise holds under, see Detector; the detector's own unless told.
+        fpr: false-alarm rate asked for, in (0, 1); default: the detector's.
+        confidence: of the guarantee, see Detector; default: the detector's.
+        conditions: that the guarantee covers, see Detector; default: the detector's.
         least: AUROC, in [0, 1].
         note: told what a user should know (else these are warnings).
         progress: told (stage, done, total).

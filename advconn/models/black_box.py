@@ -215,7 +215,7 @@ class Endpoint(ArrayModule):
         about = _request(address, None, timeout, sent)[0]
         inputs = about.get("inputs") or []
         if not isinstance(inputs, list):
-            raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
+            raise ModelError(f"{address}: not a response of the Open Inference Protocol")
         if not inputs and shape is not None:
             inputs = [{"name": "input", "datatype": "FP32", "shape": shape}]
         if len(inputs) != 1 or not isinstance(inputs[0], dict) or not isinstance(inputs[0].get("shape"), list):
@@ -258,9 +258,7 @@ class Endpoint(ArrayModule):
         try:
             arrays = {str(o["name"]): _array(o) for o in answer["outputs"] if o["datatype"] != "BYTES"}
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{self.address}: an answer that is none of the Open Inference Protocol: {error}"
-            ) from error
+            raise ModelError(f"{self.address}: not a response of the Open Inference Protocol: {error}") from error
         return arrays if self.named else choose_output(arrays, self.address)
 
 
@@ -363,5 +361,5 @@ def _request(
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{address}: an answer that is no JSON: {first_line(error)}") from error
     if not isinstance(reply, dict):
-        raise ModelError(f"{address}: an answer that is none of the Open Inference Protocol")
+        raise ModelError(f"{address}: not a response of the Open Inference Protocol")
     return reply, len(text)

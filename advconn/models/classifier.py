@@ -46,7 +46,7 @@ class Classifier:
         channels: of the images it takes.
         num_classes: checked against the module's output, if given.
         device: where it runs; the module's own unless told.
-        batch_size: largest batch handed to the module at once. Unless told, at most 2048 images and 2^25 values on a
+        batch_size: largest batch handed to the module at once. Default: at most 2048 images and 2^25 values on a
             GPU, and 32 images and 3 x 2^17 values on a CPU, where more do not fit the caches.
         name: the specification it was made from, kept in a bundle.
         output: takes the logits out of what the module answers, such as `lambda out: out["scores"]`.

@@ -94,7 +94,7 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"the request is no JSON that can be read{where}") from None
+        raise DataError(f"the request body is not valid JSON{where}") from None
     inputs = said.get("inputs") if isinstance(said, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         count = len(inputs) if isinstance(inputs, list) else "no"
@@ -210,17 +210,17 @@ def _array(given: Mapping[str, Any], blob: bytes, most: int) -> np.ndarray:
         raise DataError("the input has no data")
     found = _numbers(data)
     if found is None:
-        raise DataError("the input's data are no table of numbers")
+        raise DataError("the input's data are not numeric")
     if found != count:
         raise DataError(f"the input's data are {found} numbers; its shape asks for {count}")
     try:
         values = np.asarray(data, dtype=np.float64)  # null stands for NaN
     except (TypeError, ValueError, OverflowError):
-        raise DataError("the input's data are no table of numbers") from None
+        raise DataError("the input's data are not numeric") from None
     if values.size != count:
         raise DataError(f"the input's data are {values.size} numbers; its shape asks for {count}")
     if kind == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):
-        raise DataError("the input's data are no bytes: expected whole numbers from 0 to 255")
+        raise DataError("the input's data must be integers from 0 to 255")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told image by image
         return values.astype(dtype).reshape(shape)
 

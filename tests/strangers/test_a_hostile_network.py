@@ -246,7 +246,7 @@ def test_json_is_bounded_by_what_the_shape_needs():
     started = time.perf_counter()
     for data in (["1e3"] * 64, [True] * 64, [10**400] * 64, [[1]] * 64 + [2], ["x" * 40_000] + [""] * 15_000):
         given = {"datatype": "FP32", "shape": [1, 1, 8, 8], "data": data}
-        with pytest.raises(DataError, match=r"no table of numbers|too large"):
+        with pytest.raises(DataError, match=r"not numeric|too large"):
             parse_body(json.dumps({"inputs": [given]}).encode(), b"", 8)
     assert time.perf_counter() - started < 1
     nines = "9" * 4000

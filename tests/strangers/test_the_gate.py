@@ -298,7 +298,7 @@ def stopped(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     script = (
         "from advconn.cli import score_run; from advconn.cli import main\n"
-        "score_run.Run.write = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)\nmain()"
+        "score_run.ScoreRun.write = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)\nmain()"
     )
     line = [sys.executable, "-c", script, "score", "--detector", "digits", "--out", str(out), str(tmp_path / "in")]
     subprocess.run(line, env=environment, capture_output=True, check=False)

@@ -170,7 +170,7 @@ def test_endpoints_that_do_not_answer(url):
     """In one line that says what the server said."""
     for spec, text in (
         (f"{url}/v2/models/absent", "answers 404.*no such model"),
-        (f"{url}/v2/models/odd", "none of the Open Inference Protocol"),
+        (f"{url}/v2/models/odd", "not a response of the Open Inference Protocol"),
         ("http://127.0.0.1:9/v2/models/net", "no answer"),
         (f"{url}/models/net", "expected an address such as"),
     ):
