@@ -235,7 +235,7 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
             candidate.__class__ = Watched
         return fit_and_threshold(candidate, measured, taught, bench, fpr)
 
-    monkeypatch.setattr("advconn.benchmark.run.freeze", watched)
+    monkeypatch.setattr("advconn.benchmark.run.fit_and_threshold", watched)
     report = benchmark(small, shipped, settings(baselines=("energy", "lid")), Runner())
     train = report.settings["parts"]["train"]
     assert fitted["energy"][0] == fitted["energy"][2] == train
