@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from advconn.lazy import attach
+from advconn.lazy import accept_former_names, attach
 
 if TYPE_CHECKING:
     from advconn.bundle.loading import load
@@ -80,3 +80,5 @@ __getattr__, __dir__ = attach(
         "synthesise": "features.references",
     },
 )
+
+accept_former_names()

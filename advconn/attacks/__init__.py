@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 from advconn.lazy import attach
 
 if TYPE_CHECKING:
-    from advconn.attacks.attack import Attack
+    from advconn.attacks.attack import Attack, is_misclassified, parse_all, round_to_bytes
     from advconn.attacks.catalog import KINDS
 
-__all__ = ["KINDS", "Attack"]
-__getattr__, __dir__ = attach(__name__, {"Attack": "attack", "KINDS": "catalog"})
+__all__ = ["KINDS", "Attack", "is_misclassified", "parse_all", "round_to_bytes"]
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Attack": "attack",
+        "KINDS": "catalog",
+        "is_misclassified": "attack",
+        "parse_all": "attack",
+        "round_to_bytes": "attack",
+    },
+)
