@@ -80,7 +80,7 @@ def digits(first: int, count: int, side: tuple[int, int], channels: int) -> tupl
 def crops(count: int, side: tuple[int, int]) -> tuple[Tensor, None]:
     """Crops of scikit-learn's two photographs, uint8 (n, 3, h, w), whose classes nobody knows."""
     whole = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
-    parts = whole.unfold(2, side[0], 32).unfold(3, side[1], 64).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    parts = whole.unfold(2, side[0], 16).unfold(3, side[1], 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     return parts[torch.randperm(len(parts))[:count]].contiguous(), None
 
 
