@@ -408,8 +408,8 @@ def networks(record: dict) -> list[str]:
     head += ["clean flagged", "same flags", "scores", "below .95 / .80 because"]
     out = [f"## Ordinary networks end to end (`networks.py`, {record['folder']})", ""]
     out += [
-        "Default fits (above 100 pixels at a rate of .1), saved, loaded, scored by the library and by the command: what "
-        "is caught, flags, largest difference. Other jobs ran beside them: seconds are too many by up to three times.",
+        "Default fits (above 100 pixels at a rate of .1), saved, loaded, scored by the library and by the command: "
+        "what is caught, flags, largest difference. Other jobs ran beside them: seconds are too many by up to three times.",
         "",
     ]
     return out + lines(head, rows)
