@@ -51,6 +51,14 @@ FORMER = {  # modules of advconn by the names that they had before they stood in
     "zoo": "bundle.shipped",
 }
 
+FORMER_NAMES = {  # of functions in these modules, and in rooms
+    "ordered": "cascade_score",
+    "readings": "decode_variants",
+    "recalibrated": "recalibrate",
+    "succeeded": "is_misclassified",
+    "successful": "attack_correct_images",
+}
+
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package (PEP 562).
@@ -61,6 +69,7 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
     """
 
     def get(name: str) -> Any:
+        name = FORMER_NAMES.get(name, name)
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
@@ -87,7 +96,11 @@ class FormerModules(MetaPathFinder, Loader):
         home = f"advconn.{FORMER[spec.name.rpartition('.')[2]]}"
         warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
         module, known = ModuleType(spec.name), importlib.import_module(home)
-        vars(module)["__getattr__"] = lambda name: getattr(known, name)
+
+        def get(name: str) -> Any:
+            return getattr(known, FORMER_NAMES.get(name, name))
+
+        vars(module)["__getattr__"] = get
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -135,7 +135,7 @@ def test_a_bundle_never_names_code_to_run(folder, tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef build(): pass\n")
     for name in (f"{tmp_path}/evil.py:build", "os:getcwd"):
         rewrite(folder, lambda card, name=name: card["classifier"].update(name=name))
-        with pytest.raises(BundleError, match="no bundle may"):
+        with pytest.raises(BundleError, match="does not load by itself"):
             bundle.load(folder)
     assert not (tmp_path / "ran").exists()
 

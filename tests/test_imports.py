@@ -215,3 +215,9 @@ def test_modules_are_found_under_their_former_names():
         assert getattr(module, name) is getattr(known, name)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("advconn.nothing")
+    from advconn.exits import ordered
+
+    from advconn.attacks import is_misclassified, succeeded
+    from advconn.cascade.early_exit import cascade_score
+
+    assert (succeeded, ordered) == (is_misclassified, cascade_score)

@@ -476,7 +476,7 @@ def test_no_home_and_no_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     store = DiskCache(tmp_path / "file", told.append)
     assert store.folder is None
-    assert "going on without" in told[0]
+    assert "continuing without a cache" in told[0]
     assert store.get("k", 1, lambda: 7) == 7
 
 
