@@ -409,7 +409,7 @@ def networks(record: dict) -> list[str]:
     out = [f"## Ordinary networks end to end (`networks.py`, {record['folder']})", ""]
     out += [
         "Default fits (above 100 pixels at a rate of .1), saved, loaded, scored by the library and by the command: "
-        "what is caught, flags, largest difference. Other jobs ran beside them: their seconds are up to threefold.",
+        "what is caught, flags, largest difference. Other jobs ran beside them: times are up to three times too long.",
         "",
     ]
     return out + lines(head, rows)
