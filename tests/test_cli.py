@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 
 from advconn import bundle
 from advconn.bundle import shipped
@@ -398,3 +399,17 @@ def test_the_time_of_a_fit_is_told_by_what_is_done(monkeypatch, capsys):
     assert "of about 5 min: walk, 50 of 100" in lines[1]
     assert "of about 4 min: walk, 100 of 100" in lines[2]
     assert lines[3] == "80 s of about 3 min: group clean, 100 of 100 (phase 2 of 4)"
+
+
+def test_attack_says_which_copies_succeeded(tmp_path):
+    """In the array that its line names."""
+    images = (load_digits().images[1500:1506] * 255 / 16).round().astype(np.uint8)
+    np.savez(tmp_path / "clean.npz", images=images)
+    line = ("attack", "--attack", "fgsm:eps=60/255", "--detector", "digits", "--data", tmp_path / "clean.npz")
+    out = run(*line, "--out", tmp_path / "out")
+    assert "`succeeded` in images.npz" in out.output
+    made = np.load(tmp_path / "out" / "images.npz")
+    detector = bundle.load(bundle.default("digits"))
+    classifier = detector.connectivity.classifier
+    was, now = (classifier.predict(classifier.check(detector.read(x))) for x in (images, made["images"]))
+    assert made["succeeded"].tolist() == (was != now).tolist()

@@ -97,7 +97,7 @@ def attack(
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
         f"mean L2 {change.norm(dim=1).mean():.3f}, "
-        f"largest Linf {change.abs().max() * 255:.1f}/255; `is_misclassified` in images.npz says which"
+        f"largest Linf {change.abs().max() * 255:.1f}/255; `succeeded` in images.npz says which"
     )
     if hits < 0.9 * int(right.sum()):
         note("the attack failed on more than a tenth of them: it is weaker than it looks")
