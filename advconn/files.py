@@ -170,6 +170,20 @@ def files_under(root: Path, failed: Callable[[DataError], None]) -> Iterator[Pat
 LARGEST_PICKLE = 2**28  # bytes
 
 
+def require_zip_alone(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a zip archive behind something else, such as a picture or another archive, which other readers take.
+
+    Args:
+        archive: opened; `.npz` is one too.
+        path: of its file.
+
+    Raises:
+        DataError: more stands before it.
+    """
+    if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+        raise DataError(f"{path}: more stands before the zip archive, which other readers take: save it anew")
+
+
 def refuse_bytearrays(path: Path) -> None:
     """Refuse a torch file that asks for bytearrays: torch makes them as large as the file says.
 

@@ -413,3 +413,18 @@ def test_attack_says_which_copies_succeeded(tmp_path):
     classifier = detector.connectivity.classifier
     was, now = (classifier.predict(classifier.check(detector.read(x))) for x in (images, made["images"]))
     assert made["succeeded"].tolist() == (was != now).tolist()
+
+
+def test_a_quick_fit_reports_the_phases_that_it_tells():
+    """By their names, in their order."""
+    from advconn.detector.fitting import fit, phases_of
+    from advconn.parallel import Runner
+
+    images = (load_digits().images[1000:1300] * 255 / 16).round().astype(np.uint8)[:, None]
+    classifier = bundle.load(bundle.default("digits")).connectivity.classifier
+    reported = {}
+    detector = fit(
+        classifier, images, load_digits().target[1000:1300], accept_weak=True, note=lambda text: None,
+        runner=Runner(progress=lambda stage, done, total: reported.setdefault(stage)),
+    )  # fmt: skip
+    assert tuple(stage for stage in reported if stage in phases_of(detector)) == phases_of(detector)

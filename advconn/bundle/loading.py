@@ -98,13 +98,13 @@ def _trial(detector: Detector) -> None:
 def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
     """Say where no image can be flagged: a threshold beyond all scores, or at so many that are the largest there is."""
     calibration = detector.calibration_
-    furthest = cascade_score(np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS), detector.cascade_.exits)[0][
-        0
-    ]
-    if max(calibration.every_threshold) >= furthest:
+    sure = np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS)
+    (furthest,), _ = cascade_score(sure, detector.cascade_.exits)
+    highest = max(calibration.every_threshold)
+    if highest >= furthest:
         warnings.warn(
-            f"{folder}: has a threshold of {max(calibration.every_threshold):.6g}, which no image reaches, so that it "
-            "can flag nothing: fit it again, or do not trust where it comes from",
+            f"{folder}: has a threshold of {highest:.6g}, which no image reaches, so that it can flag nothing: fit it "
+            "again, or do not trust where it comes from",
             AdvconnWarning,
             stacklevel=3,
         )

@@ -17,6 +17,7 @@ from advconn.bundle.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
 from advconn.cascade import heads
 from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
+from advconn.data.inputs import as_bytes
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
 from advconn.files import atomic_folder
@@ -61,13 +62,12 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
         tensors |= {f"groups.{name}": values for name, values in tree.items()}
         tensors |= {f"group.{name}": labels for name, labels in (detector.group_ or {}).items()}
     tensors |= {"seen": detector.fitted_.image_hashes} if len(detector.fitted_.image_hashes) else {}
-    images = None if connectivity.references is None else connectivity.references.images
-    tensors |= {"answers": probe_logits(classifier, images)}
-    if connectivity.references is not None:
-        images = (connectivity.references.images * 255).round().byte()
+    references = connectivity.references
+    tensors |= {"answers": probe_logits(classifier, None if references is None else references.images)}
+    if references is not None:
         tensors |= {
-            "references": images.cpu().numpy(),
-            "reference_logits": connectivity.references.logits.cpu().numpy(),
+            "references": as_bytes(references.images).numpy(),
+            "reference_logits": references.logits.cpu().numpy(),
         }
     folder = Path(folder)
     with atomic_folder(folder) as partial:

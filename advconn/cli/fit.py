@@ -169,8 +169,8 @@ def fit(**given: Any) -> None:
     options = _options(given, classifier, images, truth)
     store = DiskCache(cache_folder(given["cache"]), note)
     others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
-    seconds = _expected(classifier, others["companion"], len(images), options, quick)
-    phases = _phases(options, images.shape[1]) if quick else ()
+    sure = {"confidence": given["confidence"] if isinstance(given["confidence"], float) else None}
+    seconds, phases = _expected(classifier, others["companion"], len(images), options | sure, quick)
     _tell(seconds, len(images), 1 if quick else given["jobs"], phases, store)
     kept = DiskCache(None) if quick else store
     with cluster(given["backend"], given["jobs"]), progress_bar(seconds, phases) as progress, _going_on(kept):
@@ -303,28 +303,20 @@ def _suited(classifier: Classifier, images: Tensor, truth: Tensor | None, seed: 
 
 def _expected(
     classifier: Classifier, companion: Classifier | None, count: int, options: dict[str, Any], quick: bool
-) -> float:
-    """Seconds that a fit is thought to take."""
+) -> tuple[float, tuple[str, ...]]:
+    """Seconds that a fit is expected to take, and of a quick one its phases."""
     from advconn.attacks.catalog import BLACK_BOX
     from advconn.cascade import pretrained
     from advconn.detector.detector import Detector
-    from advconn.detector.fitting import estimate
+    from advconn.detector.fitting import estimate, phases_of
     from advconn.features.connectivity import Connectivity
 
     if quick:
         options = options | {"pretrained": pretrained.load(), "calibrate": 0.75}
     elif not classifier.differentiable and "attacks" not in options:
         options = options | {"attacks": BLACK_BOX}
-    return estimate(Detector(Connectivity(classifier, companion=companion), **options), count)
-
-
-def _phases(options: dict[str, Any], channels: int) -> tuple[str, ...]:
-    """What a quick fit does, by the names under which it tells how far it is."""
-    from advconn.data.conditions import CLEAN, PROMISED, usable
-
-    conditions = usable(dict.fromkeys((CLEAN, *options.get("conditions", PROMISED))), channels)
-    grouped = conditions if options.get("confidence") in (None, "none") else ()
-    return ("walk", *(f"group {name}" for name in grouped), *(f"calibrate {name}" for name in conditions), "score")
+    detector = Detector(Connectivity(classifier, companion=companion), **options)
+    return estimate(detector, count), phases_of(detector) if quick else ()
 
 
 def _tell(seconds: float, count: int, jobs: int, phases: Sequence[str], store: DiskCache) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from advconn.data import pictures
 from advconn.data.layout import layout
 from advconn.errors import DataError, first_line
-from advconn.files import refuse_bytearrays
+from advconn.files import refuse_bytearrays, require_zip_alone
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth"}
 NAMES = (
@@ -246,8 +246,7 @@ class _Streamed:
 
 def _open_npz(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None, list[str], list[str]]:
     with zipfile.ZipFile(path) as archive:
-        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
-            raise DataError(f"{path}: more stands before its arrays, which other readers take: save it anew")
+        require_zip_alone(archive, path)
         headers: dict[str, Any] = {}
         files: list[str] = []
         members: dict[str, zipfile.ZipInfo] = {}

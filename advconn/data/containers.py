@@ -20,6 +20,7 @@ from typing import Any
 from advconn.data.formats import HEAD, is_left_behind, looks_like_picture, looks_unread
 from advconn.data.pictures import LARGEST_FILE, can_open
 from advconn.errors import DataError, first_line
+from advconn.files import require_zip_alone
 
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6
@@ -169,20 +170,6 @@ def _bounded(data: bytes, name: str) -> bytes:
 def _refuse_many(path: Path, count: int) -> None:
     if count > MOST_MEMBERS:
         raise DataError(f"{path}: {count} files in it; expected {MOST_MEMBERS} or fewer: split it")
-
-
-def require_zip_alone(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse a zip archive behind something else, such as a picture or another archive, which other readers take.
-
-    Args:
-        archive: opened.
-        path: of its file.
-
-    Raises:
-        DataError: more stands before it.
-    """
-    if min((info.header_offset for info in archive.infolist()), default=0) > 0:
-        raise DataError(f"{path}: more stands before the zip archive, which other readers take: save it anew")
 
 
 class _Zip:

@@ -199,16 +199,19 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def metadata_bytes(data: bytes) -> int:
-    """Bytes of a PNG, JPEG or WebP that are no pixels: text, profiles, EXIF data. Decoders unpack some of them."""
+    """Bytes of a PNG, JPEG or WebP that are no pixels: text, profiles, EXIF data, and the headers of these blocks.
+
+    Decoders unpack some of them, and look at each one by one.
+    """
     if data.startswith(b"\x89PNG\r\n"):
-        return sum(length for kind, length, _ in _png_chunks(data) if kind not in (b"IDAT", b"fdAT"))
+        return sum(12 + length for kind, length, _ in _png_chunks(data) if kind not in (b"IDAT", b"fdAT"))
     if data.startswith(b"\xff\xd8"):
-        return sum(length for marker, length, _ in _jpeg_segments(data) if marker >= 0xE0)
+        return sum(2 + length for marker, length, _ in _jpeg_segments(data) if marker >= 0xE0)
     if data[:4] == b"RIFF":
         total, at = 0, 12
         while at + 8 <= len(data):
             length = int.from_bytes(data[at + 4 : at + 8], "little")
-            total += length if data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF") else 0
+            total += 8 + length if data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF") else 0
             at += 8 + length + length % 2
         return total
     return 0

@@ -19,7 +19,7 @@ from advconn.attacks.strength import choose_mixture, images_per_attack
 from advconn.cascade import pretrained
 from advconn.cascade.augmentation import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
-from advconn.data.conditions import BENIGN, PROMISED
+from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.inputs import as_tensor, image_hashes
 from advconn.detector.assurance import Remedy, refine_until_effective
 from advconn.detector.calibration import check_calibration_size, min_calibration_size
@@ -466,6 +466,13 @@ def estimate(detector: Detector, count: int) -> float:
     stages = stage_extractors(detector.connectivity, detector.stages)
     walk_time = _seconds(lambda: features_of(stages, probe, "", ignore_progress)) / len(probe)
     return walk_time * walks * 1.6 + forward_time * (forwards + 4 * gradients)  # own and rival paths are walked too
+
+
+def phases_of(detector: Detector) -> tuple[str, ...]:
+    """What a quick fit of a detector does, in order, by the names under which it reports progress."""
+    conditions = usable(dict.fromkeys((CLEAN, *detector.conditions)), detector.connectivity.classifier.channels)
+    grouped = conditions if detector.confidence is None else ()
+    return ("walk", *(f"group {name}" for name in grouped), *(f"calibrate {name}" for name in conditions), "score")
 
 
 def _seconds(call: Callable[[], Any]) -> float:

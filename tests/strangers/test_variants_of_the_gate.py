@@ -129,8 +129,15 @@ def test_what_unpacks_to_much_is_no_matter_for_this_process():
     png, jpeg = saved(CLEAN[0]), saved(CLEAN[0], "JPEG")
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20)))
     many = png[:33] + profile * 300 + png[33:]
+    empty = png[:33] + chunk(b"teSt", b"") * 30_000 + png[33:]
     segment = b"\xff\xe1" + struct.pack(">H", 60_002) + b"Exif\0\0" + bytes(59_994)
-    for data, near in ((png, True), (jpeg, True), (many, False), (jpeg[:2] + segment * 5 + jpeg[2:], False)):
+    for data, near in (
+        (png, True),
+        (jpeg, True),
+        (many, False),
+        (empty, False),
+        (jpeg[:2] + segment * 5 + jpeg[2:], False),
+    ):
         assert pictures._is_near(data) == near
 
 
