@@ -98,7 +98,7 @@ class FormerModules(MetaPathFinder, Loader):
         module, known = ModuleType(spec.name), importlib.import_module(home)
 
         def get(name: str) -> Any:
-            return getattr(known, FORMER_NAMES.get(name, name))
+            return getattr(known, name if hasattr(known, name) else FORMER_NAMES.get(name, name))
 
         vars(module)["__getattr__"] = get
         return module

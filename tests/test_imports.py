@@ -146,6 +146,8 @@ def test_every_room_says_what_it_is_for():
     named = set(re.findall(r"`(\w+)/?`", plan))
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert {path.stem for path in PACKAGE.glob("[a-z]*.py")} | rooms <= named
+    doors = {name for line in plan.splitlines() for name in re.findall(r"`(\w+)/?`", line.partition(" | ")[0])}
+    assert doors == {room for room in ROOMS if room != "__main__"}
     for room in rooms:
         said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
         assert said is not None
