@@ -81,7 +81,7 @@ def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
     for folder in folders:
         path = bundle.folder_of(folder)
         detector = bundle.load(path, device=device)
-        model, other = detector.connectivity.classifier, detector.connectivity.companion
+        model, other = detector.classifier, detector.connectivity.companion
         if device != "cpu":
             model.batch_size = 2**14
         out.append(of_detector(path.name, detector))
@@ -144,7 +144,7 @@ def main() -> None:
 
     groups, started = parts(args.data), time.time()
     tested = subjects(args.detector, args.device, groups["calibrate"].images)
-    model = bundle.load(bundle.default(), device=args.device).connectivity.classifier
+    model = bundle.load(bundle.default(), device=args.device).classifier
     pool = groups["attack"].rows(slice(600, 600 + 2 * args.images))
     right = (model.predict(pool.images) == pool.labels).nonzero()[: args.images, 0]
     part, accuracy = pool.rows(right), len(right) / max(int(right.max()) + 1, 1)

@@ -155,7 +155,7 @@ def main() -> None:
     args = parser.parse_args()
 
     detector, groups = bundle.load(args.detector), parts(args.data)
-    calibration, model = detector.calibration_, detector.connectivity.classifier
+    calibration, model = detector.calibration_, detector.classifier
     images, labels = groups["clean"].images[: args.limit], groups["clean"].labels[: args.limit].numpy()
     clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in CONDITIONS}
     rates = [

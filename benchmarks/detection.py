@@ -111,7 +111,7 @@ class Images:
 
     def __init__(self, cache: Path, nets: Path, detector: Detector, groups: dict[str, Part]) -> None:
         self.cache, self.nets, self.detector, self.groups = cache, nets, detector, groups
-        self.model = detector.connectivity.classifier
+        self.model = detector.classifier
 
     def trace(self, name: str) -> Trace:
         """Of a part, or of the attacked images of a specification."""

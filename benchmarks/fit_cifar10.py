@@ -53,7 +53,7 @@ FITTED_ON = (*MIXTURE, *TRANSFERRED)
 
 def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> TrainingSet:
     """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
-    connectivities, model = stage_extractors(detector.connectivity, detector.stages), detector.connectivity.classifier
+    connectivities, model = stage_extractors(detector.connectivity, detector.stages), detector.classifier
 
     def features(name: str, images: Tensor) -> tuple[np.ndarray, ...]:
         return tables(whole(cache, detector.connectivity, name, images), connectivities)

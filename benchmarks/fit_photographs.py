@@ -36,7 +36,7 @@ ALONE = 20  # photographs judged one at a time, for time
 
 def figures_of(detector: Detector, test: Any, cache: Path, specs: list[str], tried: int) -> dict[str, Any]:
     """On photographs in no other use: false alarms, AUROC and share caught of every attack."""
-    model, level = detector.connectivity.classifier, detector.calibration_
+    model, level = detector.classifier, detector.calibration_
     clean = detector.judge(test.images)
     right = (torch.from_numpy(clean.predicted) == test.labels).numpy()
     out: dict[str, Any] = {

@@ -91,7 +91,7 @@ def read(path: Path, rng: Rng) -> None:
     """Every image behind a path; the first that is refused is raised."""
     refused: list[AdvconnError] = []
     collection = Collection(path, rng.choice((1, 3)), reading="both", frames=rng.choice(("all", "all", "first", None)))
-    preprocessing = Preprocessing(size=(16, 16))
+    preprocessing = Preprocessing(size=(16, 16), channels=collection.channels or 3)
     for batch in collection.batches(preprocessing, bad=lambda _, error: refused.append(error)):
         values = batch.images
         sound = len(values) and values.shape[2:] == (16, 16) and bool(((values >= 0) & (values <= 255)).all())
@@ -105,7 +105,7 @@ def read(path: Path, rng: Rng) -> None:
 def differ(path: Path) -> None:
     """Compare the pixels that are judged with those that a plain loader reads, in both orders of Pillow's formats."""
     try:
-        (ways,), _ = views(path.read_bytes(), "x", Preprocessing(), 3, "plain", "first")
+        (ways,), _ = views(path.read_bytes(), "x", Preprocessing(), "plain", "first")
     except DataError:
         return
     if isinstance(ways, DataError):
@@ -126,7 +126,7 @@ def judge(path: Path, rng: Rng) -> None:
         models.load("advconn:compact", path, size=(8, 8), channels=1).logits(torch.rand(1, 1, 8, 8))
         return
     detector = advconn.load(path)
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     judged = detector.judge(torch.rand(1, classifier.channels, *(classifier.preprocessing.size or (8, 8))))
     if judged.errors[0] is not None:
         raise AdvconnError(judged.errors[0])

@@ -43,7 +43,7 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> list[float]:
 
 def figures(detector: Detector, images: torch.Tensor) -> dict[str, object]:
     """Seconds for all images, in the precisions that the GPU offers, beside one bare forward of each."""
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     detector.judge(images[:WARM])
     taken = seconds(lambda: detector.judge(images))
     judged = detector.judge(images)

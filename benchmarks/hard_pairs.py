@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    classifier = bundle.load(bundle.default()).connectivity.classifier
+    classifier = bundle.load(bundle.default()).classifier
     space = Space(classifier)
     a, b, labels = pairs(classifier, args.data)
     line = connect(space, a, b, labels, method="line", samples=33).line.barrier

@@ -119,7 +119,7 @@ def variant(
 
 def attack(tested: Variant, images: Tensor, labels: Tensor, ways: list[str], steps: int) -> list[dict]:
     """SR at each eps: the best of all ways on every image, judged by the variant itself."""
-    model, threshold = tested.detector.connectivity.classifier, tested.detector.calibration_.threshold
+    model, threshold = tested.detector.classifier, tested.detector.calibration_.threshold
     loose = float(np.quantile(tested.detector.calibration_.scores, 0.5))
     rows = []
     for eps in EPS:
@@ -153,7 +153,7 @@ def attack(tested: Variant, images: Tensor, labels: Tensor, ways: list[str], ste
 
 def evasive(base: Variant, part: Part, count: int, steps: int) -> np.ndarray:
     """Columns of images of the fitting part that evade the shipped detector, for the mixture."""
-    model = base.detector.connectivity.classifier
+    model = base.detector.classifier
     images = model.check(part.images[:count])
     right = model.logits(images).argmax(1) == part.labels[:count]
     made = []
@@ -247,7 +247,7 @@ def main() -> None:
     about = {"seed": 0, "images": args.images, "steps": args.steps, "ways": args.ways, "restarts": 1}
     results = kept_results(args.out, about)
     for tested in variants(lab, args.robust, args.only, args.steps):
-        model, part = tested.detector.connectivity.classifier, lab.groups["attack"].rows(slice(600, 700))
+        model, part = tested.detector.classifier, lab.groups["attack"].rows(slice(600, 700))
         images = model.check(part.images)
         right = (model.logits(images).argmax(1) == part.labels).nonzero()[: args.images, 0]
         threshold = tested.detector.calibration_.threshold

@@ -148,7 +148,7 @@ def _flickr(folder: Path) -> tuple[Part, Part, Part]:
     with (folder / "labels.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
     files = [folder / f"{row['image']}.webp" for row in rows]
-    images = read_all([str(file) for file in files], model.preprocessing, 3)
+    images = read_all([str(file) for file in files], model.preprocessing)
     part = Part(as_bytes(images), torch.tensor([int(row["label"]) for row in rows]))
     return part.rows(slice(0, 120)), part.rows(slice(120, 270)), part.rows(slice(270, None))
 
@@ -170,7 +170,7 @@ class Subject:
 def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
     """One of PUBLIC, LARGE, TOY or small.py's."""
     if name in TOY:
-        shipped = bundle.load(bundle.default("digits")).connectivity.classifier
+        shipped = bundle.load(bundle.default("digits")).classifier
         model = shipped if name == "digits" else Classifier(mlp(), size=(8, 8), channels=1)
         part = Part(*digits()).rows(slice(TRAIN_END, None))
         return Subject(model, _shared(part, 300, 450), EIGHT, EIGHT_TEST, first=2)

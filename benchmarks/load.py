@@ -37,7 +37,7 @@ class Bare(Judge):
     """Only the classifier: what a server of it alone costs."""
 
     def judged(self, images: Tensor) -> dict[str, Any]:
-        model, n = self.detector.connectivity.classifier, len(images)
+        model, n = self.detector.classifier, len(images)
         with torch.no_grad():
             logits = model.logits(model.check(images)).cpu().numpy()
         none = {"advconn_score": np.zeros(n), "advconn_p_value": np.ones(n), "advconn_flag": np.zeros(n, bool)}

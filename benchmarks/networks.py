@@ -279,7 +279,7 @@ def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (
 
 def detection(detector: advconn.Detector, attack: Attack, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
     """AUROC and share caught of successful attacks on images that the classifier gets right; and clean ones flagged."""
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     clean = classifier.check(images)
     predicted = classifier.predict(clean).cpu()
     right = torch.ones(len(images), dtype=torch.bool) if truth is None else predicted == truth

@@ -153,7 +153,7 @@ def main() -> None:
         "gradients_per_image": gradients,
         "ratio_to_bare_passes": taken / (forwards * rates[False] + gradients * rates[True]),
         "milliseconds_one_clean_image": 1000 * seconds(lambda: detector.judge(some[:1])),
-        "shipped": copies(module, detector.connectivity.classifier, noise[:64], (16, 64), (MEAN, STD)),
+        "shipped": copies(module, detector.classifier, noise[:64], (16, 64), (MEAN, STD)),
     }
     net = resnet20()
     figures["resnet-20"] = copies(net, Classifier(net, size=32, mean=MEAN, std=STD), noise[:64], (16, 64), (MEAN, STD))

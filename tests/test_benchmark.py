@@ -59,7 +59,7 @@ def images():
 @pytest.fixture(scope="module")
 def attacked(shipped, images):
     """Successful copies of the first 150 of them, by name."""
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     clean, labels = model.check(images.images[:150]), images.labels[:150]
     out = {}
     for name in ("pgd", "cw", "fgsm"):
@@ -103,7 +103,7 @@ def test_a_baseline_finds_what_its_paper_says(name, shipped, images, attacked, c
     if name == "mahalanobis":
         pytest.importorskip("pytorch_ood")
     attack, bound = FINDS[name]
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     baseline = BASELINES[name](model, images.images[400:], classifier)
     baseline.prepare()
     clean = baseline.measure(model.check(images.images[150:275]))
@@ -117,7 +117,7 @@ def test_a_baseline_finds_what_its_paper_says(name, shipped, images, attacked, c
 
 def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     """One in twenty of it is above; a detector as given keeps its own."""
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     bench = BenchmarkData(model, images.images[:500], images.labels[:500], runner=Runner())
     hits = bench.attack("train", to_attacks(("pgd:eps=51/255",)), 100)
     sets = {ImageSetKey("train"): bench.part("train"), ImageSetKey("calibrate"): bench.part("calibrate")}
@@ -147,7 +147,7 @@ def test_finished_work_is_not_done_again(tmp_path):
 
 def test_the_differentiable_score_is_the_detectors_own(shipped, images):
     """The attack that knows it follows the real thing."""
-    clean = shipped.connectivity.classifier.check(images.images[:60])
+    clean = shipped.classifier.check(images.images[:60])
     leaf = clean.clone().requires_grad_()
     score = differentiable_score_of(shipped)(leaf)
     (slope,) = torch.autograd.grad(score.sum(), leaf)
@@ -173,7 +173,7 @@ def test_the_differentiable_score_of_one_stage_is_the_score_itself(images, shipp
 @pytest.mark.parametrize("way", WAYS)
 def test_the_attack_that_knows_breaks_a_threshold_that_defends_nothing(way, shipped, images):
     """Maximum softmax probability: misclassified with confidence, within eps, inside the box."""
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     clean, labels = model.check(images.images[:40]), images.labels[:40]
     right = model.logits(clean).argmax(1) == labels
     clean, labels = clean[right], labels[right]
@@ -190,12 +190,12 @@ def test_the_attack_that_knows_breaks_a_threshold_that_defends_nothing(way, ship
 def test_what_has_no_gradient_says_so(shipped, images):
     """kNN is no function that the attack can follow."""
     with pytest.raises(AttackError, match="no gradient"):
-        BASELINES["knn"](shipped.connectivity.classifier, images.images[400:]).follow(0.0, images.images[:2])
+        BASELINES["knn"](shipped.classifier, images.images[400:]).follow(0.0, images.images[:2])
 
 
 def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images, attacked):
     """What connectivity says of images that no one attacked; a network drawn anew has other parameters."""
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     clean = model.check(images.images[:100])
     rows = controls(clean.numpy(), attacked["cw"][:50].numpy(), images.labels[:50].numpy(), 0, "", model)
     at = {(r.network, r.pairs): r for r in rows}
@@ -454,7 +454,7 @@ def test_the_papers_barrier_costs_what_its_paths_take(shipped, images):
     from advconn.benchmark.baselines.barrier import PaperBarrier
     from advconn.inference import count_passes
 
-    model = shipped.connectivity.classifier
+    model = shipped.classifier
     made = PaperBarrier(model, images.images[:400])
     made.prepare()
     with count_passes() as cost:

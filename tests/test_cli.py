@@ -410,7 +410,7 @@ def test_attack_says_which_copies_succeeded(tmp_path):
     assert "`succeeded` in images.npz" in out.output
     made = np.load(tmp_path / "out" / "images.npz")
     detector = bundle.load(bundle.default("digits"))
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     was, now = (classifier.predict(classifier.check(detector.read(x))) for x in (images, made["images"]))
     assert made["succeeded"].tolist() == (was != now).tolist()
 
@@ -421,7 +421,7 @@ def test_a_quick_fit_reports_the_phases_that_it_tells():
     from advconn.parallel import Runner
 
     images = (load_digits().images[1000:1300] * 255 / 16).round().astype(np.uint8)[:, None]
-    classifier = bundle.load(bundle.default("digits")).connectivity.classifier
+    classifier = bundle.load(bundle.default("digits")).classifier
     reported = {}
     detector = fit(
         classifier, images, load_digits().target[1000:1300], accept_weak=True, note=lambda text: None,

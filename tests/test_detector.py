@@ -104,14 +104,14 @@ def test_it_works_in_cross_val_score_and_grid_search(classifier, clean, attacked
         detector, {"connectivity__halves": [(), ("mean3",)], "head__C": [0.1, 1.0]}, cv=folds, scoring="roc_auc"
     )
     grid.fit(images, kinds, groups=groups)
-    assert grid.best_estimator_.connectivity.classifier is classifier
+    assert grid.best_estimator_.classifier is classifier
     assert grid.best_score_ >= scores.mean() - 0.1
 
 
 def test_a_clone_is_unfitted_and_shares_the_network(detector, classifier):
     """As scikit-learn has it."""
     copy = clone(detector)
-    assert copy.connectivity.classifier is classifier
+    assert copy.classifier is classifier
     assert copy.get_params()["fpr"] == detector.fpr
     with pytest.raises(FitError, match="has not been fitted"):
         copy.predict(torch.zeros(1, 1, 8, 8))

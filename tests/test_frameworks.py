@@ -31,7 +31,7 @@ from mlserver.types import InferenceResponse
 
 class Digits(MLModel):
     async def load(self):
-        self.classifier = advconn.load(bundle.default("digits")).connectivity.classifier
+        self.classifier = advconn.load(bundle.default("digits")).classifier
         return True
 
     async def predict(self, payload):
@@ -53,7 +53,7 @@ from advconn.serving import Judge
 class Digits(Model):
     def __init__(self):
         super().__init__("digits")
-        self.classifier, self.ready = advconn.load(bundle.default("digits")).connectivity.classifier, True
+        self.classifier, self.ready = advconn.load(bundle.default("digits")).classifier, True
 
     async def predict(self, payload, headers=None, response_headers=None):
         logits = self.classifier.logits(torch.from_numpy(payload.inputs[0].as_numpy())).numpy()

@@ -180,7 +180,7 @@ def test_attacks_of_other_libraries(spec, shipped):
     """The same attack is the same images."""
     if not spec.startswith("torchattacks"):
         pytest.importorskip(spec.partition(":")[0])
-    model, data = shipped.connectivity.classifier, unseen_digits()
+    model, data = shipped.classifier, unseen_digits()
     clean, labels = model.check(data.images[:20]), data.labels[:20]
     ours = to_attack("fgsm:eps=51/255").run(model, clean, labels)
     assert float((to_attack(spec).run(model, clean, labels) - ours).abs().mean()) < 0.01
@@ -220,7 +220,7 @@ def test_images_that_were_attacked_elsewhere(folder):
     made = run(folder, folder / "digits.npz", "--detector", bundle.default("digits"), "--attack", "pgd:eps=51/255",
                "--out", folder / "pgd.npz", command="attack")  # fmt: skip
     data = np.load(folder / "digits.npz")
-    model = bundle.load(bundle.default("digits")).connectivity.classifier
+    model = bundle.load(bundle.default("digits")).classifier
     if made.exit_code:  # the command writes folders: make the array by hand
         clean = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
         hits = to_attack("pgd:eps=51/255").run(model, model.check(clean), torch.from_numpy(data["labels"]))
@@ -324,7 +324,7 @@ def test_baselines_are_listed():
 def test_what_other_libraries_draw_is_seeded(shipped):
     """ART draws with NumPy: the same seed is the same images, another is others."""
     pytest.importorskip("art")
-    model, data = shipped.connectivity.classifier, unseen_digits()
+    model, data = shipped.classifier, unseen_digits()
     clean, labels = model.check(data.images[:4]), data.labels[:4]
     made = to_attack(
         "art:ProjectedGradientDescent(eps=0.2, eps_step=0.01, max_iter=1, num_random_init=1, verbose=False)"
@@ -365,7 +365,7 @@ def test_objects_go_in_as_they_are(shipped):
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_key_holds_every_parameter(name, shipped, classifier):
     """Another value is another key; so are other images compared with, and another second classifier."""
-    model, images = shipped.connectivity.classifier, unseen_digits().images[:60]
+    model, images = shipped.classifier, unseen_digits().images[:60]
     made = BASELINES[name](model, images)
     plain = {k: v for k, v in made.parameters().items() if k != "name"}
     key = made.key()

@@ -153,6 +153,6 @@ def test_a_full_fit_attacks_every_image_by_a_part_of_the_mixture():
 def test_every_shipped_detector_can_be_calibrated_anew(name):
     """By an attack of its mixture, whatever else it was fitted on."""
     detector = bundle.load(bundle.default(name))
-    size = detector.connectivity.classifier.preprocessing.size
-    images = torch.rand(2, detector.connectivity.classifier.channels, *size)
+    size = detector.classifier.preprocessing.size
+    images = torch.rand(2, detector.classifier.channels, *size)
     assert is_effective(detector, images, None)[0].name == "pgd"

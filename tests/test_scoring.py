@@ -254,7 +254,7 @@ def test_of_a_million_images_little_more_than_the_names_is_held(tmp_path):
     last = found.items[-1]
     assert time.perf_counter() - started < 1
     assert (len(found), last.row, last.name) == (10**6, 999_999, f"{tmp_path / 'large.npy'}[999999]")
-    digits = bundle.load(bundle.default("digits")).connectivity.classifier
+    digits = bundle.load(bundle.default("digits")).classifier
     assert int(found.read([last], digits.preprocessing).images.max()) == 7
 
 
@@ -262,7 +262,7 @@ def test_an_attack_is_the_same_in_other_processes(digits):
     """Also one that draws at random."""
     from advconn.attacks.attack import Attack
 
-    model = digits.connectivity.classifier
+    model = digits.classifier
     images, labels = torch.from_numpy(PIXELS[:100])[:, None], torch.from_numpy(load_digits().target[:100])
     made = Attack.parse("pgd:eps=0.2,steps=5")
     alone, spread = (

@@ -376,7 +376,7 @@ def address(tmp_path_factory):
 def test_the_project_itself_is_a_client(address, shipped, pixels):
     """A classifier behind a served detector answers with the same logits."""
     found = Classifier.from_endpoint(address, "digits")
-    expected = shipped.connectivity.classifier
+    expected = shipped.classifier
     images = expected.check(torch.from_numpy(pixels))
     torch.testing.assert_close(found.logits(images), expected.logits(images), atol=1e-4, rtol=1e-4)
 

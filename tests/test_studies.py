@@ -25,7 +25,7 @@ from advconn.studies.percolation import component, threshold
 @pytest.fixture(scope="module")
 def subject():
     data = unseen_digits()
-    classifier = load(default("digits")).connectivity.classifier
+    classifier = load(default("digits")).classifier
     return Subject(classifier, data.images, data.labels, data.name, attacks=dict(data.attacks))
 
 

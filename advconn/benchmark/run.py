@@ -164,7 +164,7 @@ def make_splits(
     place[indices] = torch.arange(len(indices), dtype=torch.int64, device="cpu")
     moved = [replace(r, images=r.images[place[r.rows] >= 0], rows=place[r.rows][place[r.rows] >= 0]) for r in ready]
     bench = BenchmarkData(
-        detector.connectivity.classifier, images.images, images.labels, runner=runner, limit=settings.limit,
+        detector.classifier, images.images, images.labels, runner=runner, limit=settings.limit,
         fpr=settings.fpr, seed=settings.seed, ready=moved,
     )  # fmt: skip
     if settings.effort:

@@ -85,7 +85,7 @@ def load(
 
 def _trial(detector: Detector) -> None:
     """Judge a grey image and a noisy one, so that nothing fails at the first image."""
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     references = detector.connectivity.references
     size = input_size(classifier, None if references is None else references.images)
     noisy = probe_images(1, classifier.channels, *size)

@@ -53,7 +53,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     from safetensors.numpy import save_file
 
     detector._fitted()
-    connectivity, classifier = detector.connectivity, detector.connectivity.classifier
+    connectivity, classifier = detector.connectivity, detector.classifier
     tensors = {"typical": detector.typical_}
     tensors |= {f"calibration.{name}": scores for name, scores in detector.clean_.items()}
     tensors |= {f"predicted.{name}": labels for name, labels in (detector.predicted_ or {}).items()}
@@ -88,7 +88,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
 
 
 def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
-    connectivity, classifier, fitted = detector.connectivity, detector.connectivity.classifier, detector.fitted_
+    connectivity, classifier, fitted = detector.connectivity, detector.classifier, detector.fitted_
     return {
         "format": FORMAT,
         "versions": {"python": platform.python_version()}
@@ -137,7 +137,7 @@ def _network(classifier: Classifier) -> dict[str, Any]:
         "channels": classifier.channels,
         "dtype": dtype_of(classifier),
         "kind": "module" if is_plain_module(classifier) else "other",
-        "preprocessing": vars(classifier.preprocessing) | {},
+        "preprocessing": {k: v for k, v in vars(classifier.preprocessing).items() if k != "channels"},
     }
 
 

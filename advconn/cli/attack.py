@@ -75,7 +75,7 @@ def attack(
     if asked.model is not None and detector is None:
         classifier = classifier_of(asked, collection, device)
     else:
-        classifier = detector_of(detector, asked, device).connectivity.classifier
+        classifier = detector_of(detector, asked, device).classifier
     images, true_labels, items = read(collection, classifier, labels, max_bad, accept, limit=limit, seed=seed)
     clean = classifier.check(images)
     predicted = torch.cat([classifier.logits(x) for x in clean.split(64)]).argmax(1)

@@ -108,7 +108,7 @@ def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Dat
     collection = Collection(data, **given["how"])
     if asked.model is None or folder is not None:
         detector = detector_of(folder, asked, device)
-        pixels, labels, items = read(collection, detector.connectivity.classifier, **reading)
+        pixels, labels, items = read(collection, detector.classifier, **reading)
         return detector, Data(data.name, pixels, labels), items
     classifier = classifier_of(asked, collection, device)
     pixels, labels, items = read(collection, classifier, **reading)
@@ -196,7 +196,7 @@ def _called(item: Item, root: Path) -> str:
 
 def default_attacks(detector: Detector, told: Callable[[str], None]) -> tuple[str, ...]:
     """Every attack that the classifier can be attacked with."""
-    if detector.connectivity.classifier.num_classes >= 4:
+    if detector.classifier.num_classes >= 4:
         return EVERY
     told("autoattack is left out: it needs four classes or more")
     return tuple(name for name in EVERY if name != "autoattack")
@@ -336,7 +336,7 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     from advconn.parallel import DiskCache, Runner, cache_folder
 
     detector, images, items = subject_of(given, progress)
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     attacks = given["attacks"] or (() if given["attacked"] else default_attacks(detector, note))
     settings = Settings(
         attacks=resolved_attacks(attacks, images, bool(given["attacks"])),

@@ -69,7 +69,7 @@ def calibrate(
     old = detector_of(detector, asked, device, same_weights=False)
     how["reading"] = how["reading"] or old.fitted_.reading or "plain"
     collection = Collection(data, **how)
-    images, truth, _ = read(collection, old.connectivity.classifier, labels, max_bad, accept)
+    images, truth, _ = read(collection, old.classifier, labels, max_bad, accept)
     with progress_bar() as progress:
         asked_for: dict[str, Any] = (
             {} if confidence is None else {"confidence": None if confidence == NONE else confidence}

@@ -82,7 +82,7 @@ def connect(
     if asked.model is not None and detector is None:
         classifier = classifier_of(asked, collections[0], device)
     else:
-        classifier = detector_of(detector, asked, device).connectivity.classifier
+        classifier = detector_of(detector, asked, device).classifier
         if detector is None:
             note("no --model or --detector given: the shipped 32x32 CIFAR-10 classifier is asked")
     images = [_single(c, classifier) for c in collections]

@@ -130,7 +130,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     else:
         detector = detector_of(folder, given["asked"], given["device"])
         given["reading"] = given["reading"] or detector.fitted_.shown_reading
-        collections, refused = _opened(images, detector.connectivity.classifier.channels, given)
+        collections, refused = _opened(images, detector.classifier.channels, given)
     if given["threshold"]:
         detector.set_params(**given["threshold"])
     header = describe_detector(detector, folder)

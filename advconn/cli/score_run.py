@@ -128,7 +128,7 @@ class ScoreRun:
             click.echo(as_json(as_sarif(self.found)))
         if not self.table:
             return
-        size = self.detector.connectivity.classifier.preprocessing.size
+        size = self.detector.classifier.preprocessing.size
         view = f"{size[1]}x{size[0]}" if size is not None and shipped else ""
         print_table(as_table(self.table, flagged_where(self.detector), view), 140)
 
@@ -189,7 +189,7 @@ class ScoreRun:
         """The image (c, h, w) that a record is of, as it was judged; None where it is gone."""
         if "error" in record or place[0] < 0:
             return None
-        collection, classifier = collections[place[0]], self.detector.connectivity.classifier
+        collection, classifier = collections[place[0]], self.detector.classifier
         try:
             batch = collection.read([collection.items[place[1]]], classifier.preprocessing)
         except DataError:
@@ -234,7 +234,7 @@ def describe_detector(detector: Detector, folder: Path) -> dict[str, Any]:
 
     shipped = folder == bundle.default(folder.name)
 
-    classifier, calibration = detector.connectivity.classifier, detector.calibration_
+    classifier, calibration = detector.classifier, detector.calibration_
     efficacy = detector.fitted_.efficacy
     return {
         "advconn": version("advconn"),
@@ -254,7 +254,7 @@ def describe_detector(detector: Detector, folder: Path) -> dict[str, Any]:
 
 
 def _resize_note(detector: Detector) -> str:
-    h, w = detector.connectivity.classifier.preprocessing.size or (0, 0)
+    h, w = detector.classifier.preprocessing.size or (0, 0)
     return (
         f"images were brought to the classifier's {w}x{h}: what it sees is judged, and a perturbation made at another "
         "size may not survive the resize"

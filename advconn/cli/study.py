@@ -81,13 +81,13 @@ def _subject(asked: list[ModelOptions], data: Path | None, device: str, seed: in
             raise DataError("--data is needed with --model: images that the classifier takes")
         detector, images = default_subject(device)
         return Subject(
-            detector.connectivity.classifier, images.images, images.labels, images.name,
+            detector.classifier, images.images, images.labels, images.name,
             attacks=dict(images.attacks), seed=seed, progress=progress,
         )  # fmt: skip
     collection = Collection(data)
     if asked[0].model is None:
         note("no --model given: the shipped 32x32 CIFAR-10 classifier is used")
-        classifiers = [detector_of(None, ModelOptions(None), device).connectivity.classifier]
+        classifiers = [detector_of(None, ModelOptions(None), device).classifier]
     else:
         classifiers = [classifier_of(each, collection, device) for each in asked]
     pixels, labels, _ = read(collection, classifiers[0], "auto", 0.01, True)

@@ -126,8 +126,8 @@ class Collection:
 
     Args:
         path: a picture, a folder or an array file.
-        channels: of the classifier's images, by which the layout of an array is told; without them nothing is read,
-            and sizes alone are told.
+        channels: of the classifier's images: they decide how an array is laid out, and so how many images it holds.
+            None for a classifier that is not known yet.
         reading: how pictures are read, see pictures.decode_variants.
         frames: of animations, 'first' or 'all'; None refuses them.
 
@@ -320,13 +320,11 @@ class Collection:
 
     def _decoded(self, run: Sequence[Item], preprocessing: Preprocessing) -> list[list[Row] | DataError]:
         """The rows of items that are frames of one file, one after the other."""
-        if self.channels is None:
-            raise DataError(f"{self.path}: the classifier's channels are not known: Collection(path, channels)")
         first, name = run[0], run[0].name if len(run) == 1 else str(run[0].path)
         several = (first.frame, first.frame + len(run), first.frames)
         frames = several if self.frames == "all" else self.frames
         try:
-            found, others = views(self._content(first), name, preprocessing, self.channels, self.reading, frames)
+            found, others = views(self._content(first), name, preprocessing, self.reading, frames)
         except DataError as error:
             return [error] * len(run)
         return [
@@ -339,7 +337,6 @@ class Collection:
     def batches(
         self,
         preprocessing: Preprocessing,
-        channels: int | None = None,
         batch_size: int = 64,
         bad: Callable[[Item, DataError], None] | None = None,
     ) -> Iterator[Batch]:
@@ -347,11 +344,10 @@ class Collection:
 
         Args:
             preprocessing: the classifier's.
-            channels: that it takes, where the collection was opened without them.
             batch_size: images at a time, at most.
             bad: told of an image that cannot be read, which is left out then; without it that raises DataError.
         """
-        suited = self if channels is None else self.for_channels(channels)
+        suited = self.for_channels(preprocessing.channels)
         for parts in prefetch(suited._parts(preprocessing, batch_size)):
             for part in parts:
                 if isinstance(part, Batch):
@@ -405,20 +401,19 @@ def merge_collections(collections: Sequence[Collection]) -> list[Collection]:
     return out
 
 
-def read_picture(data: bytes, name: str, preprocessing: Preprocessing, channels: int, reading: str) -> Batch:
+def read_picture(data: bytes, name: str, preprocessing: Preprocessing, reading: str) -> Batch:
     """The picture in a file's bytes, in one row or in two.
 
     Args:
         data: of the file.
         name: of the image.
         preprocessing: of the classifier.
-        channels: that it takes.
         reading: see pictures.decode_variants.
 
     Raises:
         DataError: it cannot be read.
     """
-    return batch_of(views(data, name, preprocessing, channels, reading), name)
+    return batch_of(views(data, name, preprocessing, reading), name)
 
 
 def batch_of(found: tuple[list[list[View] | DataError], int], name: str) -> Batch:

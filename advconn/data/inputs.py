@@ -96,7 +96,7 @@ def as_bytes(images: Tensor) -> Tensor:
     return (images if images.dtype == torch.uint8 else (images * 255).round().byte()).cpu()
 
 
-def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: str = "plain") -> Tensor:
+def read_all(given: Any, preprocessing: Preprocessing, reading: str = "plain") -> Tensor:
     """Images (n, c, h, w) from a path, a file's bytes or file object, a PIL picture, an array or tensor, or a sequence.
 
     An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
@@ -104,14 +104,14 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
     Args:
         given: any of these.
         preprocessing: of the classifier.
-        channels: of the images.
         reading: of files, see pictures.decode_variants.
 
     Raises:
         DataError: anything else, or what cannot be read.
     """
+    channels = preprocessing.channels
     if isinstance(given, (list, tuple)):
-        parts = [read_all(item, preprocessing, channels, reading) for item in given]
+        parts = [read_all(item, preprocessing, reading) for item in given]
         if not parts:
             return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
         kinds = {p.dtype for p in parts}
@@ -131,7 +131,7 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int, reading: s
         data = given.read() if hasattr(given, "read") else bytes(given)
         if not isinstance(data, bytes):
             raise DataError(f"a file object gave {type(data).__name__}; expected bytes: open it with 'rb'")
-        return read_picture(data, "the picture", preprocessing, channels, reading).images
+        return read_picture(data, "the picture", preprocessing, reading).images
     if isinstance(given, Image.Image):
         ((_, made),) = decode_variants(given, "the picture", channels, reading)
         return torch.from_numpy(to_chw(resize_and_crop(made, preprocessing, "the picture"), channels))[None]

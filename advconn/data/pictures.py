@@ -66,15 +66,13 @@ class Wanted:
     """How the pictures of a file are wanted.
 
     Attributes:
-        preprocessing: of the classifier.
-        channels: that it takes, 1 or 3.
+        preprocessing: of the classifier, of 1 or 3 channels.
         reading: see `decode_variants`.
         frames: of several the 'first', or those from a number to another of so many in all; None refuses several.
         formats: that are taken.
     """
 
     preprocessing: Preprocessing
-    channels: int
     reading: str
     frames: str | tuple[int, int, int] | None = None
     formats: tuple[str, ...] = FORMATS
@@ -88,7 +86,6 @@ def views(
     data: bytes,
     name: str,
     preprocessing: Preprocessing,
-    channels: int,
     reading: str,
     frames: str | tuple[int, int, int] | None = None,
     formats: Sequence[str] = FORMATS,
@@ -100,8 +97,7 @@ def views(
     Args:
         data: of the file.
         name: what error messages name.
-        preprocessing: of the classifier.
-        channels: that it takes, 1 or 3.
+        preprocessing: of the classifier, of 1 or 3 channels.
         reading: see `decode_variants`.
         frames: of several the 'first', or those from a number to another of so many in all; None refuses several.
         formats: that are taken.
@@ -109,7 +105,7 @@ def views(
     Raises:
         DataError: no image, damaged, too small or large, or of several frames where `frames` is None.
     """
-    wanted = Wanted(preprocessing, channels, reading, frames, tuple(formats))
+    wanted = Wanted(preprocessing, reading, frames, tuple(formats))
     near = views_near(data, name, wanted)
     return views_far(data, name, wanted) if near is None else near
 
@@ -225,7 +221,7 @@ def _frame_views(
     image: Image.Image, data: bytes, name: str, wanted: Wanted, near: bool
 ) -> tuple[list[list[View] | str], int]:
     """Of each frame of an opened picture its views, or an error's text; and how many other pictures there are."""
-    frames, channels = wanted.frames, wanted.channels
+    frames, channels = wanted.frames, wanted.preprocessing.channels
     total = frames[2] if isinstance(frames, tuple) else 0
     pages = _pages(image, max(MOST_PAGES, total + 1))
     if isinstance(frames, tuple) and len(pages) != total:

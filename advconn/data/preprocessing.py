@@ -26,6 +26,7 @@ class Preprocessing:
         crop: 'center' (of the image whose shorter side is `resize`; where `size` is no square the image is stretched to
             it), 'squash' (stretched to `resize`, then cropped), 'cover' (as 'center', also for a `size` that is no
             square) or 'border' (its longer side is brought to `resize`, what is missing is filled with `mean`).
+        channels: of the images: 3, 1 for grey, or any number for arrays.
     """
 
     size: tuple[int, int] | None = None
@@ -34,6 +35,7 @@ class Preprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop: str = "center"
+    channels: int = 3
 
 
 def preprocessing_of(
@@ -72,7 +74,13 @@ def preprocessing_of(
     if crop not in CROPS:
         raise ModelError(f"crop {crop!r}: expected one of {', '.join(CROPS)}")
     return Preprocessing(
-        sides, None if resize is None else positive_int("resize", resize), method, plain["mean"], plain["std"], crop
+        sides,
+        None if resize is None else positive_int("resize", resize),
+        method,
+        plain["mean"],
+        plain["std"],
+        crop,
+        channels,
     )
 
 

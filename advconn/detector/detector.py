@@ -165,6 +165,11 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.refine = refine
         self.evasive = evasive
 
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that is guarded: that of `connectivity`."""
+        return self.connectivity.classifier
+
     def fit(
         self,
         X: Any,
@@ -212,7 +217,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         runner = Runner() if runner is None else runner
         maker = AttackAugmenter(connectivities, self.per_attack, benign, self.seed, surrogate, runner)
         usual = tuple(self.attacks) == MIXTURE
-        mixture = parse_all(compatible_attacks(self.connectivity.classifier, MIXTURE) if usual else self.attacks)
+        mixture = parse_all(compatible_attacks(self.classifier, MIXTURE) if usual else self.attacks)
         if y is None and self.pretrained is not None:
             few = replace(maker, per_attack=-(-self.refine // max(len(mixture), 1)))
             refine_rows = build_training_set(
@@ -408,7 +413,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if group is not None:
                 groups[name] = group
         self.set_calibration(scores, predicted, groups or None)
-        self.fitted_ = replace(self.fitted_, precision=precision_of(self.connectivity.classifier))
+        self.fitted_ = replace(self.fitted_, precision=precision_of(self.classifier))
 
     def _under_conditions(
         self, images: Tensor, progress: Progress, told: str
@@ -575,7 +580,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch = given[None] if given.ndim == 3 else given
         if len(batch) != 1:
             raise DataError(f"expected one image to explain, got {len(batch)}")
-        checked = self.connectivity.classifier.check(batch)
+        checked = self.classifier.check(batch)
         return explain_image(self._typical, self.judge(checked, full=True), 0, checked[0])
 
     def read(self, images: Any, reading: str = "plain") -> Tensor:
@@ -590,8 +595,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         from advconn.data.inputs import read_all
 
-        classifier = self.connectivity.classifier
-        return read_all(images, classifier.preprocessing, classifier.channels, reading)
+        return read_all(images, self.classifier.preprocessing, reading)
 
     def scores(self, X: Any, progress: Progress = ignore_progress) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""

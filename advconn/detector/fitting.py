@@ -139,7 +139,7 @@ def fit(
     Example:
         >>> from advconn import bundle, fit
         >>> from advconn.data import datasets
-        >>> classifier = bundle.load(bundle.default("digits")).connectivity.classifier
+        >>> classifier = bundle.load(bundle.default("digits")).classifier
         >>> images, labels = datasets.digits()
         >>> detector = fit(classifier, images[1000:1200], labels[1000:1200], conditions=("clean",))
         >>> detector.predict(images[1200:1204])
@@ -444,7 +444,7 @@ TRIED = 12_000  # forwards, of which a gradient counts as three, that trying the
 
 def estimate(detector: Detector, count: int) -> float:
     """About how many seconds a fit on so many images takes on this machine."""
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     train = round((1 - detector.calibrate) * count * (1 - FOR_REFERENCES))
     tried = min(detector.per_attack, images_per_attack(train, len(detector.attacks)))
     held = detector.calibrate * count * (1 - FOR_REFERENCES) * len(detector.conditions)
@@ -470,7 +470,7 @@ def estimate(detector: Detector, count: int) -> float:
 
 def phases_of(detector: Detector) -> tuple[str, ...]:
     """What a quick fit of a detector does, in order, by the names under which it reports progress."""
-    conditions = usable(dict.fromkeys((CLEAN, *detector.conditions)), detector.connectivity.classifier.channels)
+    conditions = usable(dict.fromkeys((CLEAN, *detector.conditions)), detector.classifier.channels)
     grouped = conditions if detector.confidence is None else ()
     return ("walk", *(f"group {name}" for name in grouped), *(f"calibrate {name}" for name in conditions), "score")
 

@@ -74,7 +74,7 @@ class Guard(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guard:
         """What `.to`, `.cuda`, `.half` and the like come down to: the classifier moves, and stays in its precision."""
-        classifier = self.detector.connectivity.classifier
+        classifier = self.detector.classifier
         probe = torch.zeros(1, dtype=torch.float32, device=classifier.device)
         classifier.to(fn(probe).device)
         return self
@@ -110,10 +110,7 @@ class Guard(nn.Module):
         stages = f"{count} stage{'s' * (count > 1)}" + f", at most {self.max_stage}" * (self.max_stage is not None)
         threshold = f"threshold={calibration.threshold:.3g}, fpr={calibration.fpr:g}"
         threshold = threshold if self.threshold is None else f"threshold={self.threshold:.3g} (given)"
-        return (
-            f"{self.detector.connectivity.classifier}, detector({stages}; {len(self.detector.names_)} features), "
-            f"{threshold}"
-        )
+        return f"{self.detector.classifier}, detector({stages}; {len(self.detector.names_)} features), {threshold}"
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Verdict:
@@ -138,7 +135,7 @@ class Guard(nn.Module):
         return Verdict(logits, score, p_value, flag)
 
     def _nothing(self, images: Tensor) -> Verdict:
-        classifier = self.detector.connectivity.classifier
+        classifier = self.detector.classifier
         classifier.check(images)
         options: dict[str, Any] = {"device": classifier.device}
         none = torch.zeros(0, dtype=torch.float64, **options)

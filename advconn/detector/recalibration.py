@@ -56,7 +56,7 @@ def recalibrate(
     Raises:
         FitError: too few images, or scores that no longer tell the attack from them.
     """
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     images = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(images))
     fresh = torch.from_numpy(~np.isin(image_hashes(images), detector.fitted_.image_hashes))

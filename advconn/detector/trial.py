@@ -51,7 +51,7 @@ class Trial:
             detector: a fitted one.
             progress: told (stage, done, total).
         """
-        classifier = detector.connectivity.classifier
+        classifier = detector.classifier
         count = min(len(self.images), MAX_ATTACKED, self._affordable(classifier))
         if count < MIN_ATTACKED:
             return None
@@ -98,7 +98,7 @@ def is_effective(
         truth: their classes (n,), or None: the predictions stand in.
         seed: of the attack.
     """
-    classifier = detector.connectivity.classifier
+    classifier = detector.classifier
     name, steps = ("pgd", "steps=10") if classifier.differentiable else ("square", "n_queries=300")
     fitted = [a for a in parse_all(list(detector.attacks)) if a.name == name] if detector.fitted_.attacks else []
     attacks = fitted[:1] or [Attack.parse(f"{name}:eps={as_fraction(eps)},{steps}") for eps in STRENGTHS]

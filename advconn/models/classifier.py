@@ -95,8 +95,10 @@ class Classifier:
             raise ModelError("the model is in training mode, where verdicts change at every call: call model.eval()")
         if output is not None and hasattr(module, "name_outputs"):
             module.name_outputs()  # type: ignore[operator]
-        self.channels, self.name = positive_int("channels", channels), name
-        self.preprocessing = preprocessing_of(size, resize, interpolation, mean, std, crop, self.channels)
+        self.name = name
+        self.preprocessing = preprocessing_of(
+            size, resize, interpolation, mean, std, crop, positive_int("channels", channels)
+        )
         self.fingerprint = fingerprint(module)
         self.state: dict[str, Tensor] | None = None  # set where the architecture can be named, so that it can be saved
         self._differentiable: bool | None = None
@@ -115,6 +117,11 @@ class Classifier:
         if num_classes is not None and num_classes != self.num_classes:
             raise ModelError(f"the model has {self.num_classes} classes, expected {num_classes}")
         self.class_names = parse_class_names(class_names, self.num_classes)
+
+    @property
+    def channels(self) -> int:
+        """Of the images it takes."""
+        return self.preprocessing.channels
 
     def _adapted(self, module: nn.Module, output: Output | None, key: str | None) -> Adapter:
         """The module, given images as it takes them: channels last is fastest, and not every view goes with it."""

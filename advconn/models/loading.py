@@ -114,7 +114,7 @@ def _as_given(
     """A Classifier that a factory returned: it knows its own size, channels and names."""
     if state is not None:
         raise ModelError(f"{spec} returned a Classifier, which has its weights already: leave --weights out")
-    own = vars(made.preprocessing) | {"channels": made.channels, "class_names": made.class_names}
+    own = vars(made.preprocessing) | {"class_names": made.class_names}
     for name, wanted in options.items():
         have = own.get(name)
         wanted = tuple(wanted) if isinstance(wanted, list) else wanted

@@ -63,7 +63,7 @@ class BatchScorer:
     ) -> None:
         self.detector, self.collections, self.refused, self.full = detector, collections, refused, full
         self.runner = Runner() if runner is None else runner.carrying(detector)
-        classifier = detector.connectivity.classifier
+        classifier = detector.classifier
         self.look = classifier.preprocessing
         h, w = classifier.preprocessing.size or (32, 32)
         self.size = detector.cascade_.block(classifier.channels * h * w)

@@ -32,7 +32,7 @@ def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, s
     """
     names = list(names)
     predictions = judgement.predicted.tolist()
-    called = detector.connectivity.classifier.label_names
+    called = detector.classifier.label_names
     whys, families = detector.reasons(judgement), detector.family_effects(judgement)
     columns = {f: [str(n).startswith(f"{f}.") for n in detector.names_] for f in families}
     met = {f: np.isfinite(judgement.features[:, mask]).any(1) for f, mask in columns.items()}

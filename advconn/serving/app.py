@@ -93,7 +93,7 @@ class Server:
         self.limits = limits = limits or Limits()
         self.bodies = Bodies(limits)
         self.metrics = Metrics(Watch(judge.detector.calibration_))
-        self.classifier = judge.detector.connectivity.classifier
+        self.classifier = judge.detector.classifier
         network = self.classifier.network
         self.upstream = network if isinstance(network, Endpoint) else None
         self.batcher = Batcher(
@@ -339,7 +339,7 @@ class Server:
         if asyncio.get_running_loop().time() > until:
             return Unjudged(f"{name}: the request took more than {REQUEST_SECONDS:g} s: send fewer files", name)
         classifier = self.classifier
-        wanted = Wanted(classifier.preprocessing, classifier.channels, reading, formats=self.formats)
+        wanted = Wanted(classifier.preprocessing, reading, formats=self.formats)
         try:
             found = await self._run(self.near, views_near, content, name, wanted)
             if found is None:

@@ -98,12 +98,12 @@ class Judge:
             DataError: neither layout fits the classifier's channels.
         """
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-        arrangement = layout(array.shape, self.detector.connectivity.classifier.channels, "the batch")
+        arrangement = layout(array.shape, self.detector.classifier.channels, "the batch")
         return as_tensor(np.ascontiguousarray(arrangement.images(array)))
 
     def _rows(self, given: list[Any]) -> dict[str, Any]:
         """The same of images one by one, which may be of several sizes, or missing: each has its own error."""
-        classifier = self.detector.connectivity.classifier
+        classifier = self.detector.classifier
         if not given:
             sides = classifier.preprocessing.size or (8, 8)
             return self.judged(torch.zeros(0, classifier.channels, *sides, dtype=torch.float32, device="cpu"))
@@ -113,7 +113,7 @@ class Judge:
                 row = row.get("bytes") if isinstance(row, dict) else row  # as Hugging Face's datasets hold a picture
                 if row is None:
                     raise DataError(f"row {i} holds no image")
-                (image,) = read_all(row, classifier.preprocessing, classifier.channels)
+                (image,) = read_all(row, classifier.preprocessing)
                 read.append(image.float() / 255 if image.dtype == torch.uint8 else image)
             except Exception as error:  # whatever NumPy and Pillow make of a row
                 read.append(first_line(error))
@@ -131,7 +131,7 @@ class Judge:
             images: to judge.
             unread: of each why it could not be read, if it could not.
         """
-        classifier = self.detector.connectivity.classifier
+        classifier = self.detector.classifier
         exact = not images.is_floating_point()  # bytes are all in range
         faults: list[str | None] = [None] * len(images) if exact else _faults(images)
         faults = [one or other for one, other in zip(unread or [None] * len(images), faults, strict=True)]

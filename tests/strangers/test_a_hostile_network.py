@@ -338,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def upstream(shipped):
-    server = Upstream(shipped.connectivity.classifier)
+    server = Upstream(shipped.classifier)
     yield server
     server.shutdown()
 

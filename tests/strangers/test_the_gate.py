@@ -32,7 +32,7 @@ from advconn.scoring.journal import SUFFIX
 
 CLEAN = (load_digits().images[1000:1200] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
-LOOK = Preprocessing(size=(8, 8))
+LOOK = Preprocessing(size=(8, 8), channels=1)
 DIGITS = ["score", "--detector", "digits", "--format", "json"]
 
 
@@ -116,7 +116,7 @@ def test_spliced_pictures_show_no_other_pixels_than_a_plain_loader_reads():
     for first, second in itertools.permutations(seeds, 2):
         for data in (seeds[first] + seeds[second], seeds[first][:18] + seeds[second][18:]):
             try:
-                (ways,), _ = views(data, "x", Preprocessing(), 3, "plain", "first")
+                (ways,), _ = views(data, "x", Preprocessing(), "plain", "first")
                 found = None if isinstance(ways, DataError) else [way.pixels.transpose(1, 2, 0) for way in ways]
             except DataError:
                 found = None
@@ -204,8 +204,8 @@ def test_a_picture_that_takes_too_long_is_refused():
     """The worker is ended, and the next call has another."""
     slow = saved(Image.effect_noise((3000, 3000), 50).convert("RGB"), "JPEG2000")
     with pytest.raises(isolation.Limited, match="takes more than"):
-        isolation.call("data.pictures:decode", slow, "x", pictures.Wanted(LOOK, 1, "plain"), seconds=0.05)
-    found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, 1, "plain")
+        isolation.call("data.pictures:decode", slow, "x", pictures.Wanted(LOOK, "plain"), seconds=0.05)
+    found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, "plain")
     assert np.array_equal(found[0][0].pixels[0], CLEAN[3])
 
 
@@ -427,7 +427,7 @@ def test_class_names_that_look_like_formulas_are_drawn(tmp_path):
 
     assert to_ascii("$5 \\off$") == r"\$5 \off\$"
     detector = bundle.load(bundle.default("digits"))
-    detector.connectivity.classifier.class_names = tuple(f"${i} \\off$" for i in range(10))
+    detector.classifier.class_names = tuple(f"${i} \\off$" for i in range(10))
     detector.explain(torch.from_numpy(NOISE[:1])[:, None]).figure().savefig(tmp_path / "a.png")
 
 

@@ -289,7 +289,7 @@ def test_the_same_network_inside_another_module_loads_the_detector(tmp_path):
     """Its answers are the same to rounding, whatever the names of its weights are."""
     advconn.save(fitted(), tmp_path / "d")
     found = Classifier(Answers(lambda z, x: {"logits": z, "x": x}).eval(), size=16)
-    assert found.fingerprint != fitted().connectivity.classifier.fingerprint
+    assert found.fingerprint != fitted().classifier.fingerprint
     np.testing.assert_allclose(
         advconn.load(tmp_path / "d", model=found).score_samples(X), fitted().score_samples(X), atol=1e-4
     )
@@ -504,7 +504,7 @@ def test_ordinary_values_of_arguments_are_taken(tmp_path):
     hot = nn.functional.one_hot(y)
     for labels in (y.tolist(), y.numpy(), y[:, None], hot, hot.numpy(), y.double()):
         again = advconn.fit(
-            d.connectivity.classifier,
+            d.classifier,
             arrays,
             labels,
             attacks=FAST[1:],

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def known(tmp_path_factory):
 
 def picture(path, channels=3, reading="upright"):
     """The still picture (h, w, c) or (h, w) in a file."""
-    (ways,), _ = views(content(path), str(path), Preprocessing(), channels, reading)
+    (ways,), _ = views(content(path), str(path), Preprocessing(channels=channels), reading)
     if isinstance(ways, DataError):
         raise ways
     (way,) = ways
@@ -46,7 +47,7 @@ def records(out):
 def attacked():
     """Attacked copies (n, 16, 16, 3) uint8 that are flagged as they are."""
     x, y = images(n=40, seed=9)
-    c = fitted().connectivity.classifier
+    c = fitted().classifier
     made = round_to_bytes(Attack.parse("pgd:eps=24/255,steps=10").run(c, c.check(x), y))
     made = made[torch.from_numpy(fitted().p_value(made) <= 0.05)][:6]
     assert len(made) == 6
@@ -264,7 +265,7 @@ def test_every_array_of_images_in_a_file_is_judged(known, tmp_path):
     torch.save(list(images(n=3)[0]), tmp_path / "list.pt")
     assert len(records(run("score", tmp_path / "list.pt", *known, "--format", "json"))) == 3
     with pytest.raises(DataError, match=r"images of 3 channels.*takes 1"):
-        list(Collection(tmp_path / "list.pt", 1).batches(LOOK))
+        list(Collection(tmp_path / "list.pt").batches(replace(LOOK, channels=1)))
 
 
 def test_floats_stay_floats(known, tmp_path):

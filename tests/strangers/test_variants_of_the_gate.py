@@ -26,7 +26,7 @@ from advconn.errors import AdvconnWarning, DataError, FitError
 from advconn.scoring.records import combine_readings
 
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
-LOOK = Preprocessing(size=(8, 8))
+LOOK = Preprocessing(size=(8, 8), channels=1)
 
 
 def saved(array, kind="PNG", **options):
@@ -37,7 +37,7 @@ def saved(array, kind="PNG", **options):
 
 def others(data):
     """How many pictures beside the judged ones a file is said to hold."""
-    return views(data, "x", LOOK, 1, "both", "first")[1]
+    return views(data, "x", LOOK, "both", "first")[1]
 
 
 def chunk(kind, content):
@@ -61,7 +61,7 @@ def test_a_strip_that_a_path_shows_otherwise_than_bytes_is_refused(tmp_path):
     path = tmp_path / "a.tif"
     for rows, refused in ((1, True), (8, False)):
         path.write_bytes(strip_tiff(CLEAN[0], rows))
-        (found,), _ = views(path.read_bytes(), "a.tif", LOOK, 1, "plain")
+        (found,), _ = views(path.read_bytes(), "a.tif", LOOK, "plain")
         assert isinstance(found, DataError) == refused
         if not refused:
             assert np.array_equal(found[0].pixels[0], np.asarray(Image.open(path)))

@@ -378,7 +378,7 @@ def test_a_phones_photograph_is_judged(tmp_path):
     from advconn.data.pictures import content, views
 
     Image.new("RGB", (8064, 6048), (90, 120, 60)).save(tmp_path / "a.jpg", quality=80)
-    ((way,),), _ = views(content(tmp_path / "a.jpg"), "a", Preprocessing(size=(32, 32)), 3, "both")
+    ((way,),), _ = views(content(tmp_path / "a.jpg"), "a", Preprocessing(size=(32, 32)), "both")
     assert way.given == (8064, 6048)
     assert way.pixels.shape == (3, 32, 32)
 

@@ -76,7 +76,7 @@ class AdvconnRefitted(Candidate):
     learns = True
 
     def __init__(self, detector: Detector, clean: Tensor) -> None:
-        super().__init__(detector.connectivity.classifier, clean)
+        super().__init__(detector.classifier, clean)
         self.detector = detector
         bare = [
             connectivity
@@ -110,7 +110,7 @@ class AdvconnAsGiven(Candidate):
     differentiable = True
 
     def __init__(self, detector: Detector, clean: Tensor) -> None:
-        super().__init__(detector.connectivity.classifier, clean)
+        super().__init__(detector.classifier, clean)
         self.detector = detector
 
     def measure(self, images: Tensor) -> np.ndarray:
