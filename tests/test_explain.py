@@ -123,20 +123,20 @@ def test_explain_gives_values_and_a_figure(detector, attacked, seen):
 
 def test_the_page_puts_flagged_images_first_and_runs_no_name(detector, attacked, seen, tmp_path):
     """A file name is text, also in the table that a spreadsheet opens."""
-    from advconn.scoring.records import to_records
+    from advconn.scoring.records import Failure, to_records
 
     names = ["<script>alert(1)</script>.png", "=1+1.png", *(f"{i}.png" for i in range(2, 6))]
     records = to_records(detector, [*names, *(f"{i}.png" for i in range(6, 40))], seen, 1.0)[:6]
     told = detector.explain(attacked[0])
     cases = [PageEntry(r, attacked[i].cpu(), told if i == 0 else None) for i, r in enumerate(records)]
-    cases.append(PageEntry({"image": "broken.png", "error": "not readable"}))
+    cases.append(PageEntry(Failure("broken.png", "broken.png: not readable")))
     html = page(cases, "flagged: p at most .05")
     kinds = re.findall(r'data-kind="(\w+)"', html)
     assert kinds == sorted(kinds, key=lambda k: k != "flagged")
     assert "<script>alert" not in html
     assert "not readable" in html
     assert "data:image/svg+xml;base64," in html
-    write(lambda: (case.record for case in cases), html, tmp_path)
+    write(lambda: (case.result for case in cases), html, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [*names, "broken.png"]
     assert '\n"\'=1+1.png",' in (tmp_path / "results.csv").read_text()
@@ -148,7 +148,7 @@ def test_a_browser_filters_and_sorts_the_page(detector, attacked, seen, tmp_path
     from advconn.scoring.records import to_records
 
     records = to_records(detector, [f"{i}.png" for i in range(40)], seen, 1.0)
-    flagged = sum(r["adversarial"] for r in records)
+    flagged = sum(r.adversarial for r in records)
     assert 0 < flagged < 40
     html = page([PageEntry(r, attacked[i].cpu()) for i, r in enumerate(records)], "about")
     asking = """<script>

@@ -50,7 +50,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"recalibration"},
     ),
     "bundle": ({"card"}, {"shipped"}, {"restoring", "saving"}, {"loading"}),
-    "scoring": ({"journal", "records", "writers"}, {"batch", "html"}),
+    "scoring": ({"records"}, {"journal", "writers"}, {"batch", "html"}),
     "serving": (
         {"batching", "browser", "connections", "judge", "metrics", "protocol", "requests"},
         {"app"},

@@ -28,6 +28,7 @@ from advconn.inference import tf32_disabled
 from advconn.parallel import Runner
 from advconn.scoring.batch import BatchScorer
 from advconn.scoring.journal import SUFFIX, Journal
+from advconn.scoring.records import Failure
 from advconn.scoring.writers import COLUMNS, as_csv, as_parquet
 
 judge = Detector.judge
@@ -56,6 +57,11 @@ def run(*args):
 
 def without_cost(records):
     return [{k: v for k, v in record.items() if k != "cost"} for record in records]
+
+
+def told(steps):
+    """The results of all steps as JSON objects."""
+    return [scored.result.to_dict() for step in steps for scored in step]
 
 
 def kept(path):
@@ -102,24 +108,24 @@ def test_a_step_is_judged_alike_alone_and_in_other_processes(digits, many, monke
     spread = [s for step in BatchScorer(digits, found, refused, runner=Runner(2)).run() for s in step]
     assert len(alone) == 60 + 1 + 40 + 1
     assert [s.place for s in alone] == [s.place for s in spread]
-    assert without_cost(s.record for s in alone) == without_cost(s.record for s in spread)
-    assert ["error" in s.record for s in alone].count(True) == 2
-    names = [s.record["image"] for s in alone]
+    assert without_cost(told([alone])) == without_cost(told([spread]))
+    assert [isinstance(s.result, Failure) for s in alone].count(True) == 2
+    names = [s.result.image for s in alone]
     assert names[0] == "nothing"
     assert names[-1].endswith("more.npy[39]")
     rest = [s for step in BatchScorer(digits, found, refused).run(after=3) for s in step]
-    assert without_cost(s.record for s in rest) == without_cost(s.record for s in alone[33:])
+    assert without_cost(told([rest])) == without_cost(told([alone[33:]]))
 
 
 def test_a_detector_that_cannot_be_sent_is_asked_here(digits, many):
     """A network with a lock in it stays in this process; the verdicts are the same."""
     found = [Collection(many / "more.npy", 1)]
-    expected = [s.record for step in BatchScorer(digits, found).run() for s in step]
+    expected = told(BatchScorer(digits, found).run())
     held = copy.copy(digits)
     held.lock = threading.Lock()
     steps = BatchScorer(held, found, runner=Runner(2))
     assert steps.runner.alone
-    assert without_cost(s.record for step in steps.run() for s in step) == without_cost(expected)
+    assert without_cost(told(steps.run())) == without_cost(expected)
 
 
 def test_torchs_precision_is_what_it_was_after_threads_changed_it():
@@ -143,7 +149,7 @@ def test_a_bad_image_does_not_break_up_the_others(digits, many, monkeypatch):
     (step,) = list(BatchScorer(digits, [Collection(many / "in", 1)]).run())
     assert judged == [60]
     assert [s.place for s in step] == [(0, i) for i in range(61)]
-    assert "error" in step[30].record
+    assert isinstance(step[30].result, Failure)
 
 
 def test_a_file_of_each_kind(many):
@@ -174,15 +180,15 @@ def test_without_pyarrow_parquet_is_refused_in_one_line(many, monkeypatch):
 def test_a_column_has_its_kind_where_nothing_is_known(tmp_path):
     """A file of failures alone is a table too."""
     pytest.importorskip("pyarrow")
-    as_parquet([{"image": "a.png", "error": "a.png: broken"}], tmp_path / "a.parquet")
-    as_csv([{"image": "=1+1.png", "error": "broken"}], tmp_path / "a.csv")
+    as_parquet([Failure("a.png", "a.png: broken")], tmp_path / "a.parquet")
+    as_csv([Failure("=1+1.png", "broken")], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith('"\'=1+1.png",')
 
 
 def test_a_journal_forgets_what_no_step_ended(tmp_path):
     """A torn line, and lines after the last step, are cut off; another run's is refused."""
     journal = Journal(tmp_path / "out", {"images": ["a"]}, resume=False)
-    said = [((0, i), (3, 4), {"image": f"{i}.png", "error": "broken"}) for i in range(3)]
+    said = [((0, i), (3, 4), Failure(f"{i}.png", "broken")) for i in range(3)]
     journal.add(said[:2], 1)
     journal.add(said[2:], 2)
     journal.close()
@@ -192,7 +198,7 @@ def test_a_journal_forgets_what_no_step_ended(tmp_path):
         file.write_bytes(whole[:cut] + b'[[0, 3], [], {"image": "a", "error": "b"}]\n' * (cut == len(whole)))
         again = Journal(tmp_path / "out", {"images": ["a"]}, resume=True)
         assert (again.done, again.resumed) == (done, True)
-        assert [r["image"] for _, _, r in again.entries()] == ["0.png", "1.png", "2.png"][: done + 1]
+        assert [r.image for _, _, r in again.entries()] == ["0.png", "1.png", "2.png"][: done + 1]
         again.close()
     with pytest.raises(DataError, match="images was"):
         Journal(tmp_path / "out", {"images": ["b"]}, resume=True)
@@ -279,7 +285,7 @@ def test_other_processes_may_stand_in_another_folder(digits, many, monkeypatch):
         assert len(list(BatchScorer(digits, [Collection(path, 1) for path in paths], runner=Runner(2)).run())) == 1
     monkeypatch.chdir(many / "in")
     here = [Collection(path, 1) for path in ("0", "../more.npy")]
-    said = [s.record for step in BatchScorer(digits, here, runner=Runner(2)).run() for s in step]
+    said = told(BatchScorer(digits, here, runner=Runner(2)).run())
     assert ["error" in record for record in said].count(True) == 1
     assert said[0]["image"] == "0/000.png"
     assert said[-1]["image"] == "../more.npy[39]"

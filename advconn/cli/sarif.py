@@ -8,14 +8,16 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from advconn.scoring.records import Failure, Result
+
 FLAGGED, FAILED = "adversarial", "not-judged"
 
 
-def as_sarif(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def as_sarif(results: Iterable[Result]) -> dict[str, Any]:
     """Flagged images as errors, images that could not be judged as warnings.
 
     Args:
-        records: of images, as report.rows gives them.
+        results: of images.
     """
     rules = {FLAGGED: "The image was adversarially perturbed.", FAILED: "The image could not be judged."}
     return {
@@ -30,16 +32,16 @@ def as_sarif(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
                         "rules": [{"id": name, "shortDescription": {"text": text}} for name, text in rules.items()],
                     }
                 },
-                "results": [_result(record) for record in records if "error" in record or record["adversarial"]],
+                "results": [_finding(r) for r in results if isinstance(r, Failure) or r.adversarial],
             }
         ],
     }
 
 
-def _result(record: dict[str, Any]) -> dict[str, Any]:
-    failed = "error" in record
-    said = record["error"] if failed else f"{record['class_name']}, p {record['p_value']:.4f}: {record['why']}"
-    address = quote(PurePath(record["image"]).as_posix().encode("utf-8", "surrogateescape"))
+def _finding(result: Result) -> dict[str, Any]:
+    failed = isinstance(result, Failure)
+    said = result.error if isinstance(result, Failure) else f"{result.class_name}, p {result.p_value:.4f}: {result.why}"
+    address = quote(PurePath(result.image).as_posix().encode("utf-8", "surrogateescape"))
     return {
         "ruleId": FAILED if failed else FLAGGED,
         "level": "warning" if failed else "error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import wraps
@@ -116,7 +117,6 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     from advconn.parallel import Runner, cluster
     from advconn.scoring.batch import BatchScorer
     from advconn.scoring.journal import Journal
-    from advconn.scoring.records import as_json
 
     images = _listed(images, given.pop("sources"))
     target, single = _written(images, given)
@@ -135,7 +135,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
         detector.set_params(**given["threshold"])
     header = describe_detector(detector, folder)
     if given["header"]:
-        click.echo(as_json({"header": header}))
+        click.echo(json.dumps({"header": header}))
     journal = None
     if target is not None:
         options = {name: given[name] for name in ("reading", "frames", "full", "features")}

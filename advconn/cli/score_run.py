@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from advconn.files import atomic_file, atomic_folder
 from advconn.scoring.batch import BatchScorer, ScoredImage
 from advconn.scoring.html import FIGURES, LISTED, PICTURES, Counts, PageEntry, page, write
 from advconn.scoring.journal import Journal
-from advconn.scoring.records import as_json, as_table
+from advconn.scoring.records import Failure, Record, Result, as_json, as_table
 from advconn.scoring.writers import writer_for
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ class ScoreRun:
     def __init__(self, detector: Detector, style: str, features: bool, journal: Journal | None) -> None:
         self.detector, self.style, self.features, self.journal = detector, style, features, journal
         self.watch = Watch(detector.calibration_)
-        self.table: list[dict[str, Any]] = []
-        self.found: list[dict[str, Any]] = []  # what SARIF tells of
+        self.table: list[Record] = []
+        self.found: list[Result] = []  # what SARIF tells of
         self.failures: list[str] = []
         self.resized = self.twice = False
         self.judged = self.flagged = self.failed = self.others = 0
@@ -57,20 +59,19 @@ class ScoreRun:
         if self.journal is None or not self.journal.resumed:
             return
         self.journal.require(steps.planned())
-        for _, _, record in self.journal.entries():
-            self._count(record)
+        for _, _, result in self.journal.entries():
+            self._count(result)
         self.table.clear()
         note(f"{self.journal.path}: {self.judged + self.failed} images were judged before: going on with the next")
 
     def take(self, said: Sequence[ScoredImage], steps: int) -> None:
         """What a step said; it is the last of so many."""
-        for verdict in said:
-            if not self.features:
-                verdict.record.pop("features", None)
-            if verdict.resized and not self.resized:
+        kept = [each if self.features else replace(each, result=each.result.without_features()) for each in said]
+        for each in kept:
+            if each.resized and not self.resized:
                 self.resized = True
                 note(_resize_note(self.detector))
-            if len(verdict.record.get("readings", ())) > 1 and not self.twice:
+            if isinstance(each.result, Record) and len(each.result.readings) > 1 and not self.twice:
                 self.twice = True
                 note(
                     "some files are read in two ways (EXIF turn, transparency, 16 bits): both were judged, the upright "
@@ -79,11 +80,11 @@ class ScoreRun:
                     "people see"
                 )
         if self.journal is not None:
-            self.journal.add(((verdict.place, verdict.mark, verdict.record) for verdict in said), steps)
-        for verdict in said:
-            self._count(verdict.record)
+            self.journal.add(((each.place, each.mark, each.result) for each in kept), steps)
+        for each in kept:
+            self._count(each.result)
             if self.style == "json":
-                click.echo(as_json(verdict.record))
+                click.echo(as_json(each.result))
 
     def all(self, steps: BatchScorer) -> None:
         """Take what every step says that was not taken before."""
@@ -102,30 +103,30 @@ class ScoreRun:
             if self.judged + self.failed:
                 note(f"{self.judged + self.failed} images are kept in {self.journal.path}: --resume goes on")
 
-    def _count(self, record: dict[str, Any]) -> None:
-        if self.style == "sarif" and ("error" in record or record["adversarial"]):
-            self.found.append({k: v for k, v in record.items() if k != "features"})
-        if "error" in record:
+    def _count(self, result: Result) -> None:
+        if self.style == "sarif" and (isinstance(result, Failure) or result.adversarial):
+            self.found.append(result.without_features())
+        if isinstance(result, Failure):
             self.failed += 1
             if len(self.failures) < MOST_FAILURES:
-                self.failures.append(record["error"])
+                self.failures.append(result.error)
             return
         self.judged += 1
-        self.flagged += record["adversarial"]
-        self.others += record.get("other_pictures", 0)
-        if self.watch.see(np.array([record["score"]])):
+        self.flagged += result.adversarial
+        self.others += result.other_pictures
+        if self.watch.see(np.array([result.score])):
             note(self.watch.sentence())
         if self.style != "text":
             return
         if self.judged == WHOLE + 1:  # of many images the table shows those that are flagged
-            self.table = [row for row in self.table if row["adversarial"]]
-        if (self.judged <= WHOLE or record["adversarial"]) and len(self.table) < LONGEST:
-            self.table.append({k: v for k, v in record.items() if k != "features"})
+            self.table = [row for row in self.table if row.adversarial]
+        if (self.judged <= WHOLE or result.adversarial) and len(self.table) < LONGEST:
+            self.table.append(result.without_features())
 
     def show(self, shipped: bool) -> None:
         """The table, if there is one: of all images, or of many those that are flagged."""
         if self.style == "sarif":
-            click.echo(as_json(as_sarif(self.found)))
+            click.echo(json.dumps(as_sarif(self.found)))
         if not self.table:
             return
         size = self.detector.classifier.preprocessing.size
@@ -145,8 +146,8 @@ class ScoreRun:
             single: whether `out` gets the page alone.
         """
 
-        def kept() -> Iterator[dict[str, Any]]:
-            return (record for _, _, record in journal.entries())
+        def kept() -> Iterator[Result]:
+            return (result for _, _, result in journal.entries())
 
         writer = None if single else writer_for(out)
         if writer is not None:
@@ -169,25 +170,24 @@ class ScoreRun:
         """What the page tells of: flagged images first; their pictures are read again, those of the first alone."""
         chosen = heapq.nsmallest(LISTED, journal.entries(), key=lambda kept: _rank(kept[2]))
         pictures = {
-            id(record): self._picture(collections, place, record)
-            for place, _, record in sorted(
+            id(result): self._picture(collections, place, result)
+            for place, _, result in sorted(
                 chosen[:PICTURES], key=lambda kept: tuple(kept[0])
             )  # in the order of the files
         }
         cases, drawn = [], 0
-        for _, _, record in chosen:
-            image, told = pictures.get(id(record)), None
-            if image is not None and (explain or record["adversarial"]) and drawn < FIGURES:
+        for _, _, result in chosen:
+            image, told = pictures.get(id(result)), None
+            adversarial = isinstance(result, Record) and result.adversarial
+            if image is not None and (explain or adversarial) and drawn < FIGURES:
                 drawn += 1
                 told = self.detector.explain(image[None])
-            cases.append(PageEntry(record, image, told))
+            cases.append(PageEntry(result, image, told))
         return cases
 
-    def _picture(
-        self, collections: Sequence[Collection], place: Sequence[int], record: dict[str, Any]
-    ) -> Tensor | None:
+    def _picture(self, collections: Sequence[Collection], place: Sequence[int], result: Result) -> Tensor | None:
         """The image (c, h, w) that a record is of, as it was judged; None where it is gone."""
-        if "error" in record or place[0] < 0:
+        if isinstance(result, Failure) or place[0] < 0:
             return None
         collection, classifier = collections[place[0]], self.detector.classifier
         try:
@@ -195,7 +195,7 @@ class ScoreRun:
         except DataError:
             return None
         for item, reading, image in zip(batch.items, batch.readings, batch.images, strict=True):
-            if (item.name, reading) == (record["image"], record["reading"]):
+            if (item.name, reading) == (result.image, result.reading):
                 return classifier.check(image[None])[0].cpu()
         return None
 
@@ -222,10 +222,9 @@ class ScoreRun:
             )
 
 
-def _rank(record: dict[str, Any]) -> tuple[int, float]:
+def _rank(result: Result) -> tuple[int, float]:
     """Flagged images first, those that could not be judged next, and each by p-value."""
-    kind = 1 if "error" in record else 0 if record["adversarial"] else 2
-    return kind, record.get("p_value", 1.0)
+    return (1, 1.0) if isinstance(result, Failure) else (0 if result.adversarial else 2, result.p_value)
 
 
 def describe_detector(detector: Detector, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -260,3 +260,29 @@ def check_calibration_size(count: int, fpr: float, confidence: float | None = No
         raise FitError(
             f"a false-alarm rate of {fpr:g}{sure} needs at least {least} clean calibration images; got {count}"
         )
+
+
+def combine_readings(
+    p_values: Sequence[float], flags: Sequence[bool], readings: Sequence[str], calibration: Calibration
+) -> tuple[int, float, bool]:
+    """Which reading of a picture speaks, with which p-value, and whether the picture is flagged.
+
+    A plain reading is what a loader hands to the classifier: it speaks as if it were alone, so that whoever sends a
+    file cannot weaken it by a tag that adds a reading. The upright one speaks with its p times the number of readings.
+    So of pictures with both at most 1.5 times the promised share is flagged. Few calibration images may allow no
+    doubled p under their level: then an upright reading that is beyond them all is flagged.
+
+    Args:
+        p_values: of each reading.
+        flags: whether each is flagged alone.
+        readings: 'plain', 'upright', or 'plain as FORMAT' of a file that several formats open.
+        calibration: of the detector.
+    """
+    count, ways = len(p_values), [reading.partition(" ")[0] for reading in readings]
+    held = [p if count == 1 or way == "plain" else min(1.0, count * p) for p, way in zip(p_values, ways, strict=True)]
+    first = min(range(count), key=lambda i: (held[i], p_values[i]))
+    flagged = False
+    for alone, p, flag, way in zip(p_values, held, flags, ways, strict=True):
+        beyond = alone <= 1 / (len(calibration.scores) + 1) and p <= calibration.fpr
+        flagged |= flag if count == 1 or way == "plain" else beyond or p <= calibration.level + 1e-12
+    return first, held[first], bool(flagged)

@@ -15,7 +15,7 @@ from advconn.data.preprocessing import Preprocessing
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
 from advconn.parallel import Runner
-from advconn.scoring.records import score_batch
+from advconn.scoring.records import Failure, Result, score_batch
 
 Place = tuple[int, int]  # which collection, and which of its images
 Mark = tuple[int, ...]
@@ -24,10 +24,10 @@ NOWHERE: Place = (-1, 0)
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """The record of an image, where it stands, whether it came at another size, and the mark of its file."""
+    """What is said of an image, where it stands, whether it came at another size, and the mark of its file."""
 
     place: Place
-    record: dict[str, Any]
+    result: Result
     resized: bool = False
     mark: Mark = ()
 
@@ -151,12 +151,10 @@ def judge_step(detector: Detector, step: Step, parts: Sequence[Batch | ReadFailu
     for part in parts:
         if isinstance(part, ReadFailure):
             place = places[part.item].popleft()
-            out.append(ScoredImage(place, {"image": part.item.name, "error": str(part.error)}))
+            out.append(ScoredImage(place, Failure(part.item.name, str(part.error))))
             continue
         resized = part.resized
-        for record, rows in score_batch(detector, part, full):
-            if "error" in record:
-                record = {"image": record["image"], "error": f"{record['image']}: {record['error']}"}
+        for result, rows in score_batch(detector, part, full):
             place = places[part.items[rows[0]]].popleft()
-            out.append(ScoredImage(place, record, any(resized[i] for i in rows)))
+            out.append(ScoredImage(place, result, any(resized[i] for i in rows)))
     return sorted(out, key=lambda said: said.place)

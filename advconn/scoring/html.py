@@ -15,7 +15,8 @@ from torch import Tensor
 from advconn.detector.explanation import Explanation
 from advconn.errors import printable
 from advconn.paths.plots import to_display
-from advconn.scoring.writers import Record, as_csv, as_jsonl
+from advconn.scoring.records import Failure, Record, Result
+from advconn.scoring.writers import as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first
 PICTURES = 1000  # of these, how many with their picture
@@ -24,9 +25,9 @@ FIGURES = 100  # images whose path is drawn
 
 @dataclass(frozen=True)
 class PageEntry:
-    """A record of report.rows, the image (c, h, w) as it was judged, and what explains it, as far as they are kept."""
+    """What is said of an image, the image (c, h, w) as it was judged, and what explains it, as far as they are kept."""
 
-    record: dict[str, Any]
+    result: Result
     image: Tensor | None = None
     explanation: Explanation | None = None
 
@@ -40,7 +41,7 @@ class Counts:
     failed: int
 
 
-def write(records: Callable[[], Iterable[Record]], page: str, folder: Path) -> None:
+def write(records: Callable[[], Iterable[Result]], page: str, folder: Path) -> None:
     """Write results.jsonl, results.csv and report.html.
 
     Args:
@@ -70,8 +71,10 @@ def page(cases: Sequence[PageEntry], about: str, counts: Counts | None = None) -
 
     template = Environment(autoescape=True).from_string(template_source())
     entries = sorted(map(_entry, cases), key=lambda e: (e["kind"] != "flagged", e["p"]))
-    bare = sum(case.image is None and "error" not in case.record for case in cases)
-    undrawn = sum(case.explanation is None and bool(case.record.get("adversarial")) for case in cases)
+    bare = sum(case.image is None and isinstance(case.result, Record) for case in cases)
+    undrawn = sum(
+        case.explanation is None and isinstance(case.result, Record) and case.result.adversarial for case in cases
+    )
     left_out = [f"{bare} images are listed without their picture"] * bool(bare)
     left_out += [f"{undrawn} flagged images without their path"] * bool(undrawn)
     if counts is None:
@@ -87,15 +90,15 @@ def page(cases: Sequence[PageEntry], about: str, counts: Counts | None = None) -
 
 def _entry(case: PageEntry) -> dict[str, Any]:
     """What the template shows of a case."""
-    r, told = case.record, case.explanation
-    if "error" in r:
+    r, told = case.result, case.explanation
+    if isinstance(r, Failure):
         return {
             "kind": "failed",
             "p": 1.0,
-            "name": printable(r["image"]),
+            "name": printable(r.image),
             "label": "",
             "barrier": "",
-            "why": printable(r["error"]),
+            "why": printable(r.error),
         }
     votes = []
     if told is not None and told.votes:
@@ -103,14 +106,14 @@ def _entry(case: PageEntry) -> dict[str, Any]:
         for name, count in list(told.votes.items())[:6]:
             votes.append((printable(name), count, round(100 * count / most), name == told.prediction))
     return {
-        "kind": "flagged" if r["adversarial"] else "clean",
-        "p": round(r["p_value"], 5),
-        "name": printable(r["image"]),
-        "label": printable(r["class_name"]),
-        "consensus": printable(r["consensus_name"]),
-        "barrier": "" if r["barrier"] is None else r["barrier"],
-        "stage": r["stage"],
-        "why": printable(r["why"]),
+        "kind": "flagged" if r.adversarial else "clean",
+        "p": round(r.p_value, 5),
+        "name": printable(r.image),
+        "label": printable(r.class_name),
+        "consensus": printable(r.consensus_name),
+        "barrier": "" if r.barrier is None else r.barrier,
+        "stage": r.stage,
+        "why": printable(r.why),
         "votes": votes,
         "levels": ", ".join(map(str, told.secondary_barriers)) if told is not None else "",
         "picture": None if case.image is None else _png(case.image),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,17 +12,18 @@ from typing import Any
 
 from advconn.errors import DataError
 from advconn.files import wrap_os_errors
+from advconn.scoring.records import Result, parse_result
 
 KIND = "advconn score"
 SUFFIX = ".unfinished"
 FOLLOWING = {"threshold", "level", "conditions", "by_class", "calibrated_on", "precision", "fingerprint"}  # from others
-Entry = tuple[Sequence[int], Sequence[int], dict[str, Any]]  # of an image: its place, its mark, and its record
+Entry = tuple[Sequence[int], Sequence[int], Result]  # of an image: its place, its mark, and what is said of it
 
 
 class Journal:
     """What a run has found so far, in the file beside what it is to become.
 
-    The first line says what the run is; every other is [place, mark, record, digest] of an image, and after each step
+    The first line says what the run is; every other is [place, mark, result, digest] of an image, and after each step
     {"done": steps}. The mark (size and time of its file) tells an image that was replaced. What a step wrote without
     coming to its end does not count, and is written again. The file is locked: two runs do not write it at once.
 
@@ -97,7 +97,8 @@ class Journal:
 
     def add(self, entries: Iterable[Entry], done: int) -> None:
         """What a step gave, an entry an image; `done` steps are finished with it."""
-        lines = [json.dumps([*entry, _digest(entry)]) for entry in entries]
+        rows = [(place, mark, result.to_dict()) for place, mark, result in entries]
+        lines = [json.dumps([*row, _digest(row)]) for row in rows]
         with wrap_os_errors(self.path):
             self.file.write(("\n".join([*lines, json.dumps({"done": done})]) + "\n").encode())
             self.file.flush()
@@ -113,15 +114,13 @@ class Journal:
             file.readline()
             for line in file:
                 entry = _parsed(line)
-                if (
-                    isinstance(entry, list)
-                    and len(entry) == 4
-                    and entry[3] == _digest(entry[:3])
-                    and _is_record(entry[2])
-                ):
-                    yield entry[0], entry[1], entry[2]
-                elif not (isinstance(entry, dict) and set(entry) == {"done"}):
+                if isinstance(entry, dict) and set(entry) == {"done"}:
+                    continue
+                sound = isinstance(entry, list) and len(entry) == 4 and entry[3] == _digest(entry[:3])
+                result = parse_result(entry[2]) if sound else None
+                if result is None:
                     raise self.damaged()
+                yield entry[0], entry[1], result
 
     def require(self, planned: Iterable[Iterable[tuple[Sequence[int], Sequence[int], str]]]) -> None:
         """Refuse a journal whose finished steps are not those of these images.
@@ -135,7 +134,7 @@ class Journal:
         kept = self.entries()
         for place, mark, name in itertools.chain.from_iterable(itertools.islice(planned, self.done)):
             entry = next(kept, None)
-            if entry is None or (entry[0], entry[1], entry[2]["image"]) != ([*place], [*mark], name):
+            if entry is None or (entry[0], entry[1], entry[2].image) != ([*place], [*mark], name):
                 raise self.damaged()
         if next(kept, None) is not None:
             raise self.damaged()
@@ -160,17 +159,6 @@ class Journal:
 def _digest(entry: Sequence[Any]) -> str:
     """By which a line that was damaged is told."""
     return hashlib.blake2b(json.dumps(list(entry)).encode(), digest_size=8).hexdigest()
-
-
-def _is_record(record: Any) -> bool:
-    """Whether this is what is said of an image: why it could not be judged, or a verdict."""
-    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-        return False
-    if "error" in record:
-        return isinstance(record["error"], str)
-    numbers = (record.get("score"), record.get("p_value"))
-    finite = all(isinstance(n, (int, float)) and not math.isnan(n) for n in numbers)
-    return finite and isinstance(record.get("adversarial"), bool)
 
 
 def _short(value: Any) -> str:

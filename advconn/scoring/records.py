@@ -1,9 +1,11 @@
-"""A judgement as lines of JSON, or as a table."""
+"""What is said of each image: its record, or why there is none; as JSON, or as a table."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from advconn.data.collection import Batch
-from advconn.detector.calibration import Calibration
+from advconn.detector.calibration import Calibration, combine_readings
 from advconn.detector.detector import Detector
 from advconn.detector.result import Judgement
 from advconn.errors import Unanswered, first_line, printable
@@ -21,8 +23,80 @@ VERDICTS = ("clean", "ADVERSARIAL")
 FAR = 1.5  # a picture so many times larger than what is judged is another one than people see
 
 
-def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[dict[str, Any]]:
-    """One record an image; its keys are those that README lists.
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is said of one image. README's table of the fields says what each of them is."""
+
+    image: str
+    prediction: int
+    class_name: str
+    score: float
+    p_value: float
+    adversarial: bool
+    why: str
+    stage: int
+    consensus: int
+    consensus_name: str
+    copies: int
+    agreeing: int
+    barrier: float | None
+    secondary_barriers: int | None
+    bends: float | None
+    families: dict[str, float | None]
+    features: dict[str, float] | None = None
+    cost: dict[str, float]
+    reading: str = ""
+    given: tuple[int, int] | None = None
+    judged: tuple[int, int] | None = None
+    other_pictures: int = 0
+    readings: tuple[str, ...] = ()
+
+    def without_features(self) -> Record:
+        """The same, without the values of all features, which are most of it."""
+        return self if self.features is None else replace(self, features=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object; without `features` where they are not kept."""
+        return {k: v for k, v in vars(self).items() if k != "features" or v is not None}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image could not be judged: `error` is one line, which begins with the image's name."""
+
+    image: str
+    error: str
+
+    def without_features(self) -> Failure:
+        """The same: it has none."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dict(vars(self))
+
+
+Result = Record | Failure
+
+
+def parse_result(value: Any) -> Result | None:
+    """What `to_dict` gave, read from JSON; None of anything else."""
+    if not isinstance(value, dict) or not isinstance(value.get("image"), str):
+        return None
+    if "error" in value:
+        return Failure(**value) if set(value) == {"image", "error"} and isinstance(value["error"], str) else None
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    try:
+        record = Record(**fields)
+    except TypeError:
+        return None
+    numbers = (record.score, record.p_value)
+    finite = all(isinstance(n, (int, float)) and not math.isnan(n) for n in numbers)
+    return record if finite and isinstance(record.adversarial, bool) else None
+
+
+def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[Result]:
+    """What a judgement says of each image.
 
     Args:
         detector: what judged them.
@@ -36,39 +110,39 @@ def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, s
     whys, families = detector.reasons(judgement), detector.family_effects(judgement)
     columns = {f: [str(n).startswith(f"{f}.") for n in detector.names_] for f in families}
     met = {f: np.isfinite(judgement.features[:, mask]).any(1) for f, mask in columns.items()}
-    out: list[dict[str, Any]] = []
+    out: list[Result] = []
     for i, name in enumerate(names):
         if judgement.errors[i] is not None:
-            out.append({"image": name, "error": judgement.errors[i]})
+            out.append(Failure(name, f"{name}: {judgement.errors[i]}"))
             continue
         consensus = int(judgement.consensus[i])
         features = zip(map(str, detector.names_), judgement.features[i].tolist(), strict=True)
         stand = judgement.secondary_barriers[i]
         out.append(
-            {
-                "image": name,
-                "prediction": predictions[i],
-                "class_name": called([predictions[i]])[0],
-                "score": float(judgement.score[i]),
-                "p_value": float(judgement.p_value[i]),
-                "adversarial": bool(judgement.adversarial[i]),
-                "why": whys[i],
-                "stage": int(judgement.stage[i]),
-                "consensus": consensus,
-                "consensus_name": called([consensus])[0],
-                "copies": len(judgement.votes[i]),
-                "agreeing": int((judgement.votes[i] == consensus).sum()),
-                "barrier": _number(judgement.barrier[i]),
-                "secondary_barriers": None if np.isnan(stand).any() or not len(stand) else int(stand.sum()),
-                "bends": _number(judgement.bends[i]),
-                "families": {family: float(v[i]) if met[family][i] else None for family, v in families.items()},
-                "features": {k: v for k, v in features if np.isfinite(v)},
-                "cost": {
+            Record(
+                image=name,
+                prediction=predictions[i],
+                class_name=called([predictions[i]])[0],
+                score=float(judgement.score[i]),
+                p_value=float(judgement.p_value[i]),
+                adversarial=bool(judgement.adversarial[i]),
+                why=whys[i],
+                stage=int(judgement.stage[i]),
+                consensus=consensus,
+                consensus_name=called([consensus])[0],
+                copies=len(judgement.votes[i]),
+                agreeing=int((judgement.votes[i] == consensus).sum()),
+                barrier=_number(judgement.barrier[i]),
+                secondary_barriers=None if np.isnan(stand).any() or not len(stand) else int(stand.sum()),
+                bends=_number(judgement.bends[i]),
+                families={family: float(v[i]) if met[family][i] else None for family, v in families.items()},
+                features={k: v for k, v in features if np.isfinite(v)},
+                cost={
                     "forwards": round(float(judgement.forwards[i]), 1),
                     "gradients": round(float(judgement.gradients[i]), 1),
                     "seconds": round(seconds / len(names), 4),
                 },
-            }
+            )
         )
     return out
 
@@ -77,48 +151,21 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def combine_readings(
-    p_values: Sequence[float], flags: Sequence[bool], readings: Sequence[str], calibration: Calibration
-) -> tuple[int, float, bool]:
-    """Which reading of a picture speaks, with which p-value, and whether the picture is flagged.
-
-    A plain reading is what a loader hands to the classifier: it speaks as if it were alone, so that whoever sends a
-    file cannot weaken it by a tag that adds a reading. The upright one speaks with its p times the number of readings.
-    So of pictures with both at most 1.5 times the promised share is flagged. Few calibration images may allow no
-    doubled p under their level: then an upright reading that is beyond them all is flagged.
-
-    Args:
-        p_values: of each reading.
-        flags: whether each is flagged alone.
-        readings: 'plain', 'upright', or 'plain as FORMAT' of a file that several formats open.
-        calibration: of the detector.
-    """
-    count, ways = len(p_values), [reading.partition(" ")[0] for reading in readings]
-    held = [p if count == 1 or way == "plain" else min(1.0, count * p) for p, way in zip(p_values, ways, strict=True)]
-    first = min(range(count), key=lambda i: (held[i], p_values[i]))
-    flagged = False
-    for alone, p, flag, way in zip(p_values, held, flags, ways, strict=True):
-        beyond = alone <= 1 / (len(calibration.scores) + 1) and p <= calibration.fpr
-        flagged |= flag if count == 1 or way == "plain" else beyond or p <= calibration.level + 1e-12
-    return first, held[first], bool(flagged)
-
-
-def merge_records(records: list[dict[str, Any]], calibration: Calibration) -> dict[str, Any]:
-    """One record of an image from those of its readings, see `combine_readings`."""
-    broken = next((r for r in records if "error" in r), None)
-    if broken is not None:
-        return broken
-    readings = [r["reading"] for r in records]
-    p_values, flags = [r["p_value"] for r in records], [r["adversarial"] for r in records]
+def merge_records(results: Sequence[Result], calibration: Calibration) -> Result:
+    """One result of an image from those of its readings, see `combine_readings`."""
+    records = [r for r in results if isinstance(r, Record)]
+    if len(records) < len(results):
+        return next(r for r in results if isinstance(r, Failure))
+    readings = [r.reading for r in records]
+    p_values, flags = [r.p_value for r in records], [r.adversarial for r in records]
     first, p_value, flagged = combine_readings(p_values, flags, readings, calibration)
-    out = records[first] | {"readings": readings, "p_value": p_value, "adversarial": flagged}
-    if len(records) > 1:
-        out["cost"] = {key: sum(r["cost"][key] for r in records) for key in out["cost"]}
-    return out
+    spoke = records[first]
+    cost = {key: sum(r.cost[key] for r in records) for key in spoke.cost} if len(records) > 1 else spoke.cost
+    return replace(spoke, readings=tuple(readings), p_value=p_value, adversarial=flagged, cost=cost)
 
 
-def score_batch(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """The record of each image of a batch, and its rows in it.
+def score_batch(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[Result, list[int]]]:
+    """What is said of each image of a batch, and its rows in it.
 
     Args:
         detector: what judges them.
@@ -128,34 +175,42 @@ def score_batch(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[
     yield from zip(_judged(detector, batch, full), _grouped(batch), strict=True)
 
 
-def _judged(detector: Detector, batch: Batch, full: bool) -> list[dict[str, Any]]:
-    """Records of a batch; one that fails as a whole is judged again one image at a time."""
+def _judged(detector: Detector, batch: Batch, full: bool) -> list[Result]:
+    """What is said of a batch; one that fails as a whole is judged again one image at a time."""
     try:
         return _records(detector, batch, range(len(batch.items)), full)
     except Unanswered as error:
-        return [{"image": batch.items[group[0]].name, "error": str(error)} for group in _grouped(batch)]
+        names = [batch.items[group[0]].name for group in _grouped(batch)]
+        return [Failure(name, f"{name}: {error}") for name in names]
     except Exception:  # the classifier's own code may raise anything at one of the images
-        out = []
+        out: list[Result] = []
         for group in _grouped(batch):
             try:
                 out += _records(detector, batch, group, full)
             except Exception as error:  # the same
                 name = batch.items[group[0]].name
-                out.append({"image": name, "error": f"the classifier fails on it: {first_line(error)}"})
+                out.append(Failure(name, f"{name}: the classifier fails on it: {first_line(error)}"))
         return out
 
 
-def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool) -> list[dict[str, Any]]:
+def _records(detector: Detector, batch: Batch, chosen: Iterable[int], full: bool) -> list[Result]:
     started, index = perf_counter(), list(chosen)
     judgement = detector.judge(batch.images[index], full=full)
-    image_records = to_records(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
+    found = to_records(detector, [batch.items[i].name for i in index], judgement, perf_counter() - started)
     height, width = batch.images.shape[2:]
-    for record, i in zip(image_records, index, strict=True):
-        record |= {"reading": batch.readings[i], "given": list(batch.given[i]), "judged": [width, height]}
-        record["other_pictures"] = batch.others[i]
-    groups = _grouped(batch, index)
-    positions = {i: n for n, i in enumerate(index)}
-    return [merge_records([image_records[positions[i]] for i in group], detector.calibration_) for group in groups]
+    rows = {
+        i: replace(
+            result,
+            reading=batch.readings[i],
+            given=batch.given[i],
+            judged=(width, height),
+            other_pictures=batch.others[i],
+        )
+        if isinstance(result, Record)
+        else result
+        for result, i in zip(found, index, strict=True)
+    }
+    return [merge_records([rows[i] for i in group], detector.calibration_) for group in _grouped(batch, index)]
 
 
 def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
@@ -173,12 +228,12 @@ def _grouped(batch: Batch, index: list[int] | None = None) -> list[list[int]]:
     return groups
 
 
-def as_json(row: dict[str, Any]) -> str:
+def as_json(result: Result) -> str:
     """One line."""
-    return json.dumps(row)
+    return json.dumps(result.to_dict())
 
 
-def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> Table:
+def as_table(records: Iterable[Record], about: str, view: str = "") -> Table:
     """A table for the terminal: prediction, verdict, p-value, and why.
 
     Args:
@@ -191,15 +246,14 @@ def as_table(records: Iterable[dict[str, Any]], about: str, view: str = "") -> T
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.add_column("why")
     for r in records:
-        style = "bold red" if r["adversarial"] else ""
-        view_note = f" (its {view} view)" if view and max(r["given"]) > FAR * max(r["judged"]) else ""
-        spoke = f" ({r['reading']})" if len(r.get("readings", ())) > 1 else ""
+        large = r.given is not None and r.judged is not None and max(r.given) > FAR * max(r.judged)
+        spoke = f" ({r.reading})" if len(r.readings) > 1 else ""
         table.add_row(
-            escape(printable(r["image"])),
-            escape(printable(r["class_name"])),
-            VERDICTS[r["adversarial"]] + spoke + view_note,
-            f"{r['p_value']:.4f}",
-            escape(printable(r["why"])),
-            style=style,
+            escape(printable(r.image)),
+            escape(printable(r.class_name)),
+            VERDICTS[r.adversarial] + spoke + (f" (its {view} view)" if view and large else ""),
+            f"{r.p_value:.4f}",
+            escape(printable(r.why)),
+            style="bold red" if r.adversarial else "",
         )
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from advconn.errors import DataError, printable
 from advconn.files import atomic_folder
+from advconn.scoring.records import Result, as_json
 
-Record = Mapping[str, Any]
 COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README says what it holds
     "image": "string", "prediction": "int64", "class_name": "string", "adversarial": "bool", "p_value": "double",
     "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64", "copies": "int64",
@@ -29,23 +28,23 @@ LONGEST_NAME = 200  # bytes of a file's name that is written
 TOGETHER = 10_000  # records of a Parquet file's row group
 
 
-def as_jsonl(records: Iterable[Record], file: Path) -> None:
+def as_jsonl(records: Iterable[Result], file: Path) -> None:
     """One JSON object a line, with every key."""
     with file.open("w", encoding="utf-8") as out:
         for record in records:
-            out.write(json.dumps(record) + "\n")
+            out.write(as_json(record) + "\n")
 
 
-def as_csv(records: Iterable[Record], file: Path) -> None:
+def as_csv(records: Iterable[Result], file: Path) -> None:
     """A heading and one row a record, as spreadsheets read it: a byte-order mark, no cell that is a formula."""
     with file.open("w", newline="", encoding="utf-8-sig") as out:
         writer = csv.DictWriter(out, list(COLUMNS), extrasaction="ignore", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         for record in records:
-            writer.writerow({k: _plain(v) for k, v in record.items()})
+            writer.writerow({k: _plain(v) for k, v in record.to_dict().items()})
 
 
-def as_parquet(records: Iterable[Record], file: Path) -> None:
+def as_parquet(records: Iterable[Result], file: Path) -> None:
     """COLUMNS, of their kinds, null where a record has none; needs pyarrow."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -54,18 +53,18 @@ def as_parquet(records: Iterable[Record], file: Path) -> None:
     with parquet.ParquetWriter(file, schema) as writer:
         rest = iter(records)
         while some := list(islice(rest, TOGETHER)):
-            rows = [{k: _written(r.get(k)) for k in COLUMNS} for r in some]
+            rows = [{k: _written(v) for k, v in r.to_dict().items() if k in COLUMNS} for r in some]
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-WRITERS: Mapping[str, Callable[[Iterable[Record], Path], None]] = {
+WRITERS: Mapping[str, Callable[[Iterable[Result], Path], None]] = {
     ".jsonl": as_jsonl,
     ".csv": as_csv,
     ".parquet": as_parquet,
 }
 
 
-def writer_for(file: Path) -> Callable[[Iterable[Record], Path], None] | None:
+def writer_for(file: Path) -> Callable[[Iterable[Result], Path], None] | None:
     """What writes a file of this name; None where it names a folder.
 
     Raises:

@@ -30,7 +30,7 @@ from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, first_line, printable
 from advconn.models.black_box import Endpoint
 from advconn.scoring.html import PageEntry, page, template_source
-from advconn.scoring.records import score_batch
+from advconn.scoring.records import Failure, Record, Result, score_batch
 from advconn.serving.batching import Batcher, QueueFull
 from advconn.serving.browser import Guarded, PlainJSON, policy
 from advconn.serving.judge import Judge, per_picture, predict
@@ -48,13 +48,6 @@ REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
 UNCLEAR = "the classifier fails on it, or gives NaN"
-
-
-class Unjudged(DataError):
-    """A file that cannot be read, by its name."""
-
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(text, name)
 
 
 class Server:
@@ -249,7 +242,7 @@ class Server:
             return images, {}, [("array",)] * len(images)
         until = asyncio.get_running_loop().time() + REQUEST_SECONDS
         read = [await self._read(f"picture {i}", file, self.reading, until) for i, file in enumerate(said.pictures)]
-        unread = {i: str(one) for i, one in enumerate(read) if isinstance(one, Unjudged)}
+        unread = {i: one.error for i, one in enumerate(read) if isinstance(one, Failure)}
         for i, one in enumerate(read):
             if self.block and isinstance(one, Batch) and any(one.others):
                 unread[i] = f"picture {i}: holds other pictures that are not judged"
@@ -262,7 +255,7 @@ class Server:
         parts: list[torch.Tensor] = []
         readings: list[tuple[str, ...]] = []
         for i, one in enumerate(read):
-            if isinstance(one, Unjudged) or i in unread:
+            if isinstance(one, Failure) or i in unread:
                 parts.append(blank)
                 readings.append(("plain",))
             else:
@@ -315,29 +308,28 @@ class Server:
             pictures.clear()
             cases: list[PageEntry] = []
             for some in _together(read, self.limits.batch):
-                if isinstance(some, Unjudged):
-                    cases.append(PageEntry({"image": some.name, "error": str(some), "other_pictures": 0}))
+                if isinstance(some, Failure):
+                    cases.append(PageEntry(some))
                 else:  # some at a time: other requests have their turn
                     cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
-        said = [c.record if "error" not in c.record else c.record | {"adversarial": True} for c in cases]
-        blocked = self.block and any(record["adversarial"] or record["other_pictures"] for record in said)
-        flagged = [r for r in said if r["adversarial"]]
-        self._tell(request, [(r["image"], r.get("p_value", 0.0), r.get("error", "")) for r in flagged])
+        said = [case.result for case in cases]
+        flagged = [r for r in said if isinstance(r, Failure) or r.adversarial]
+        blocked = self.block and (bool(flagged) or any(isinstance(r, Record) and r.other_pictures for r in said))
+        self._tell(request, list(map(_named, flagged)))
         if not wanted:  # the page is of a file that was judged before: it counts once
-            keys = ("class_name", "score", "p_value", "adversarial", "stage")
-            self._count([None if "error" in r else VerdictRow(*(r[key] for key in keys)) for r in said])
+            self._count([None if isinstance(r, Failure) else _verdict_row(r) for r in said])
         if blocked:
             self.metrics.refused.labels("422").inc()
         status = 422 if blocked else 200
         if not wanted:
-            return PlainJSON(said, status)
+            return PlainJSON(list(map(_answer, said)), status)
         async with self.drawing:  # in a thread, one page at a time
             return HTMLResponse(await self._run(self.near, page, cases, self.about), status)
 
-    async def _read(self, name: str, content: bytes, reading: str, until: float) -> Batch | Unjudged:
+    async def _read(self, name: str, content: bytes, reading: str, until: float) -> Batch | Failure:
         """A file's picture as the command reads it, or why it cannot be read; none after this time of the loop's."""
         if asyncio.get_running_loop().time() > until:
-            return Unjudged(f"{name}: the request took more than {REQUEST_SECONDS:g} s: send fewer files", name)
+            return Failure(name, f"{name}: the request took more than {REQUEST_SECONDS:g} s: send fewer files")
         classifier = self.classifier
         wanted = Wanted(classifier.preprocessing, reading, formats=self.formats)
         try:
@@ -346,26 +338,27 @@ class Server:
                 found = await self._run(self.far, views_far, content, name, wanted)
             return batch_of(found, name)
         except DataError as error:
-            return Unjudged(str(error).removesuffix(": give --frames first or --frames all"), name)
+            return Failure(name, str(error).removesuffix(": give --frames first or --frames all"))
 
     def _scored(self, batch: Batch, wanted: bool) -> list[PageEntry]:
         """What the detector says of pictures."""
         out = []
-        for record, rows in score_batch(self.judge.detector, batch, full=wanted):
-            row = next((i for i in rows if batch.readings[i] == record.get("reading")), rows[0])
-            out.append(self._case(record, batch.images[row], wanted))
+        for result, rows in score_batch(self.judge.detector, batch, full=wanted):
+            if isinstance(result, Failure):
+                self.note(result.error)
+                out.append(PageEntry(Failure(result.image, UNCLEAR)))
+                continue
+            row = next((i for i in rows if batch.readings[i] == result.reading), rows[0])
+            out.append(self._case(result, batch.images[row], wanted))
         return out
 
-    def _case(self, record: dict[str, Any], image: torch.Tensor, wanted: bool) -> PageEntry:
-        if "error" in record:
-            self.note(f"{record['image']}: {record['error']}")
-            return PageEntry({"image": record["image"], "error": UNCLEAR, "other_pictures": 0})
+    def _case(self, record: Record, image: torch.Tensor, wanted: bool) -> PageEntry:
         checked = self.classifier.check(image[None])
         told = self.judge.detector.explain(checked) if wanted else None
-        kept = {k: v for k, v in record.items() if k != "features"}
-        if record["adversarial"] and not wanted and self.show_flagged:
-            self.last.appendleft({k: kept[k] for k in ("image", "class_name", "consensus_name", "p_value", "why")})
-        return PageEntry(kept, checked[0].cpu(), told)
+        if record.adversarial and not wanted and self.show_flagged:
+            fields = ("image", "class_name", "consensus_name", "p_value", "why")
+            self.last.appendleft({k: getattr(record, k) for k in fields})
+        return PageEntry(record.without_features(), checked[0].cpu(), told)
 
     async def flagged(self, request: Request) -> Response:
         """The last files that were flagged; none unless the server was started to show them."""
@@ -424,7 +417,22 @@ class Server:
         return PlainJSON({"error": error.detail}, error.status_code, error.headers)
 
 
-def _together(read: Sequence[Batch | Unjudged], most: int) -> Iterator[Batch | Unjudged]:
+def _answer(result: Result) -> dict[str, Any]:
+    """A result as `score` sends it: a file that cannot be judged counts as flagged."""
+    failed = isinstance(result, Failure)
+    return result.to_dict() | ({"other_pictures": 0, "adversarial": True} if failed else {})
+
+
+def _named(result: Result) -> tuple[str, float, str]:
+    """Name, p-value and error, as the log tells them."""
+    return (result.image, 0.0, result.error) if isinstance(result, Failure) else (result.image, result.p_value, "")
+
+
+def _verdict_row(record: Record) -> VerdictRow:
+    return VerdictRow(record.class_name, record.score, record.p_value, record.adversarial, record.stage)
+
+
+def _together(read: Sequence[Batch | Failure], most: int) -> Iterator[Batch | Failure]:
     """Pictures of one size that follow one another as batches of about so many, and between them what was not read."""
     for shape, some in groupby(read, lambda one: one.images.shape[1:] if isinstance(one, Batch) else None):
         if shape is None:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from advconn.data.inputs import as_tensor, read_all
 from advconn.data.layout import layout
-from advconn.detector.calibration import Calibration
+from advconn.detector.calibration import Calibration, combine_readings
 from advconn.detector.detector import Detector
 from advconn.detector.result import Judgement
 from advconn.errors import AdvconnError, DataError, first_line
 from advconn.models.classifier import Classifier
-from advconn.scoring.records import combine_readings
 
 OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
 

@@ -21,9 +21,8 @@ from advconn.data import pictures
 from advconn.data.collection import Collection
 from advconn.data.pictures import views
 from advconn.data.preprocessing import Preprocessing
-from advconn.detector.calibration import Calibration
+from advconn.detector.calibration import Calibration, combine_readings
 from advconn.errors import AdvconnWarning, DataError, FitError
-from advconn.scoring.records import combine_readings
 
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
 LOOK = Preprocessing(size=(8, 8), channels=1)
