@@ -193,7 +193,7 @@ MIXTURE: tuple[str, ...] = (
     "pixle",
     "noise:eps=16/255,tries=20",
     "transfer:eps=8/255",
-)  # as benchmarks/mixture.py found
+)  # as benchmarks/research/mixture.py found
 BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
     "square:eps=8/255,n_queries=500",
     "square:eps=4/255,n_queries=500",

@@ -57,7 +57,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(("aside1b", "noise2", "blur4", "strong+down1"), share=0.09),
     Stage(None, None, share=0.06),
     Stage((), (), paths=True),
-)  # as benchmarks/stages.py found
+)  # as benchmarks/research/stages.py found
 NEAR: dict[str, Any] = {"per_class": 1, "nearest": True, "levels": 2, "steps": 4}  # at most 5 + 2 x 5 gradients
 
 

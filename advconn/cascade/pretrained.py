@@ -3,7 +3,7 @@
 What carries them over is the standardisation: every feature is measured in the spread of the network's own clean images
 from their median, bounded (scaling.BoundedScaler), and at a temperature at which every network is equally confident
 (models.margin.temperature_of). So a fit makes no attack and needs no gradient, and a few hundred clean images are
-enough. How they were trained is in benchmarks/teach.py, what they reach on networks left out in README.
+enough. How they were trained is in benchmarks/ship/teach.py, what they reach on networks left out in README.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from advconn.inference import gradients_enabled
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
 LEAST = 20  # clean images that a median and a spread are taken of
-PULL = 30.0  # towards what was taught, as benchmarks/refine.py found
+PULL = 30.0  # towards what was taught, as benchmarks/measure/refine.py found
 TINY = 1e-9  # floor of a feature that no teaching network has
 FLOOR_SHARE = 0.1  # of the median spread over the teaching networks: no feature's scale is smaller, see BoundedScaler
 

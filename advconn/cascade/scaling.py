@@ -19,7 +19,8 @@ class BoundedScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     With z = (x - median) / scale these are tanh(z / FINE) and clip(z, -COARSE, COARSE). The scale is the spread of the
     clean rows, half the distance of their 16th and 84th percentiles (where these coincide, the standard deviation), and
-    at least `floor`. However far out a value is, its columns are at most LARGEST. benchmarks/bounds.py compares maps.
+    at least `floor`. However far out a value is, its columns are at most LARGEST.
+    benchmarks/research/bounds.py compares maps.
 
     Args:
         floor: (d,) the smallest scale of each feature, above 0; it must not come from the rows that are scaled. None

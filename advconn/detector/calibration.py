@@ -29,7 +29,7 @@ class Calibration:
     p is then the larger of two: over the group's images as they are (the first condition), where these are enough, and
     over the group's images of all conditions together. Among the latter, the other renditions of the image itself are
     missing: they are counted as if all scored higher. So P(p <= a) <= a for an unchanged image of the group, and for
-    one under a condition drawn at random; benchmarks/promise.py measures it under each condition by itself.
+    one under a condition drawn at random; benchmarks/measure/promise.py measures it under each condition by itself.
     Groups apply only without `confidence` and without classes; small ones are merged, by the number of their images.
 
     An image is flagged where its score exceeds its threshold, which is where p <= `level`. Without `confidence` the

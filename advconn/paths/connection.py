@@ -86,7 +86,7 @@ def connect(
         end: second images (n, c, h, w), checked.
         labels: classes (n,) to stay in.
         method: 'line' (search nothing), 'bypass' (of every barrier; Vrabel et al. 2025), or 'band' (a string of pivots;
-            Gu & Borovykh 2023), which needs fewer gradients (benchmarks/hard_pairs.py).
+            Gu & Borovykh 2023), which needs fewer gradients (benchmarks/research/hard_pairs.py).
         delta: a cross-entropy, more than 0; how it sets a barrier is told above.
         levels: of bypass.
         pivots: of the band.

@@ -1,0 +1,1 @@
+"""What several scripts share: data, networks, heads, mutations, and how a record is written."""

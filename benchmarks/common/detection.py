@@ -1,0 +1,70 @@
+"""Attacks that detection is measured on, and the figures that are made of scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from advconn.attacks.attack import Attack
+from advconn.features.families import Trace, feature_table
+from benchmarks.common.provenance import SEED
+
+ATTACKS = (
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=50",
+    "cw:c=1,kappa=0,steps=100",
+    "deepfool",
+    "fgsm:eps=8/255",
+)
+SQUARE = "square:eps=8/255,n_queries=500"
+
+
+def only(prefixes: tuple[str, ...], trace: Trace) -> np.ndarray:
+    columns, names = feature_table(trace)
+    return columns[:, [i for i, name in enumerate(names) if name.startswith(prefixes)]].double().numpy()
+
+
+def logits_only(trace: Trace) -> np.ndarray:
+    """What can be read off the query's own logits: margin, energy, entropy, gap, the sorted logits."""
+    top = trace.query.sort(dim=1, descending=True).values
+    return torch.cat([feature_table(Trace(trace.query))[0], top], 1).double().numpy()
+
+
+def interval(clean: np.ndarray, hits: np.ndarray, draws: int = 500) -> tuple[float, float]:
+    """95 % bootstrap interval of the AUROC."""
+    rng = np.random.default_rng(SEED)
+    both = []
+    for _ in range(draws):
+        a, b = rng.choice(clean, len(clean)), rng.choice(hits, len(hits))
+        both.append(auroc(a, b))
+    low, high = np.percentile(both, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def auroc(clean: np.ndarray, hits: np.ndarray) -> float:
+    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(hits)]), np.concatenate([clean, hits])))
+
+
+def row(name: str, attack: str, clean: np.ndarray, hits: np.ndarray, threshold: float, tried: int) -> dict[str, object]:
+    low, high = interval(clean, hits)
+    return {
+        "detector": name,
+        "attack": attack,
+        "auroc": round(auroc(clean, hits), 4),
+        "auroc_low": round(low, 4),
+        "auroc_high": round(high, 4),
+        "tpr": round(float((hits > threshold).mean()), 4),
+        "fpr": round(float((clean > threshold).mean()), 4),
+        "success": round(len(hits) / tried, 4),
+        "n_clean": len(clean),
+        "n_attacked": len(hits),
+        "family": family(attack),
+    }
+
+
+def family(spec: str) -> str:
+    """Its family; what is made on another network is of the family transfer, and every single step of that one."""
+    if " from " in spec:
+        return "transfer"
+    return "single" if spec.endswith("steps=1") else Attack.parse(spec).family

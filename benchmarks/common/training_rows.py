@@ -1,0 +1,55 @@
+"""Rows of features that the CIFAR-10 detector is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from advconn.attacks.catalog import MIXTURE
+from advconn.cascade.augmentation import still_misclassified
+from advconn.cascade.cascade import stage_extractors
+from advconn.cascade.training import TrainingSet
+from advconn.cascade.training import training_set_of as taught_rows
+from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.detector.detector import Detector
+from benchmarks.common.cifar10 import Part, tables, taught, whole
+from benchmarks.common.families import hits_of
+from benchmarks.common.provenance import SEED
+
+TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many images each is tried
+    f"{spec} from {name}": 500
+    for name in ("half18", "vit6")
+    for spec in ("pgd:eps=8/255,steps=10", "mifgsm:eps=8/255,steps=10", "pgd:eps=6/255,steps=20")
+}
+FITTED_ON = (*MIXTURE, *TRANSFERRED)
+
+
+def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> TrainingSet:
+    """Clean images, their attacked copies (but for the attacks left out), and clean ones under benign conditions."""
+    connectivities, model = stage_extractors(detector.connectivity, detector.stages), detector.classifier
+
+    def features(name: str, images: Tensor) -> tuple[np.ndarray, ...]:
+        return tables(whole(cache, detector.connectivity, name, images), connectivities)
+
+    n = len(fit.images)
+    parts, kinds, groups, attacks = [features("fit", fit.images)], [np.zeros(n, int)], [np.arange(n)], {}
+    for spec in [spec for spec in FITTED_ON if spec not in without]:
+        hits = hits_of(cache, nets, "shipped", "fit", fit, spec, TRANSFERRED.get(spec) or taught(spec))
+        attacks[spec] = (hits.tried, len(hits.rows))
+        changed, kept_rows = still_misclassified(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
+        parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
+        kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
+        groups += [hits.rows.numpy(), hits.rows[kept_rows].numpy()]
+    learned = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
+    spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
+    return learned.with_corrupted(
+        stacked(spoilt), np.concatenate([np.arange(n)[i :: len(BENIGN)] for i in range(len(BENIGN))])
+    )
+
+
+def stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Tables by stage of several sets of images as one of each stage."""
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))

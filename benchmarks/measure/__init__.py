@@ -1,0 +1,1 @@
+"""What README and the guide cite: each script's first line is its claim."""

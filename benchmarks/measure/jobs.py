@@ -1,0 +1,55 @@
+"""Processes or threads: seconds of the same benchmark with --jobs 1 (all cores as threads) and --jobs 2.
+
+    python -m benchmarks.measure.jobs --data test.npz [--record DIR]
+
+Digits (8 x 8) and CIFAR-10 (32 x 32), several attacks, nothing cached, in fresh processes; and the command that README
+shows, `--attack pgd --limit 200`, a first and a second time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common.provenance import write_record
+
+DIGITS = ["--attack", "pgd", "--attack", "cw", "--attack", "square", "--limit", "200"]
+CIFAR = ["--attack", "pgd", "--attack", "fgsm", "--attack", "cw", "--limit", "40", "--baseline", "feature-squeezing"]
+README = ["--attack", "pgd", "--limit", "200"]
+
+
+def seconds(options: list[str], cache: str, digits: bool) -> float:
+    environment = os.environ | ({"ADVCONN_DATA": os.devnull + "/none"} if digits else {})
+    command = [sys.executable, "-m", "advconn.cli", "benchmark", *options, "--cache", cache]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10's test images")
+    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
+    args = parser.parse_args()
+    detector = str(Path(__file__).parents[1] / "models" / "cifar10")
+    cifar = ["--detector", detector, "--data", str(args.data)]
+    record: dict[str, object] = {"cores": os.cpu_count()}
+    for name, options, digits in (("digits", DIGITS, True), ("cifar10", [*cifar, *CIFAR], False)):
+        for jobs in (1, 2):
+            with tempfile.TemporaryDirectory() as cache:
+                record[f"{name}, --jobs {jobs}: seconds"] = seconds([*options, "--jobs", str(jobs)], cache, digits)
+            print(record, flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        for time_ in ("first", "second"):
+            record[f"cifar10, pgd, 200 images, {time_} run: seconds"] = seconds([*cifar, *README], cache, False)
+            print(record, flush=True)
+    write_record(args.record, "jobs", record, __file__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Closed questions: searches that fixed a constant. They ran at the commit of their record."""

@@ -1,0 +1,1 @@
+"""What makes everything in models/: train the networks, fit the detectors."""

@@ -1,0 +1,104 @@
+"""Fit the CIFAR-10 detector that advconn ships, on training images that its classifier was not trained on.
+
+    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --weights FILE --out models/cifar10
+
+References are synthesised: no CIFAR-10 image is in the bundle. Attacked images are kept in the cache, so that an
+interrupted run goes on and measure/detection.py uses the same ones. Beside the mixture it is fitted on attacks
+made on other networks, of train_architectures.py (SPEC from NAME), whose weights are in NETS.
+
+    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --companion FILE \\
+        --out models/cifar10-hardened
+
+fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Its heads are taught on
+images that evade the shipped detector too, and then on some that evade the heads so taught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from advconn import bundle
+from advconn.attacks.catalog import MIXTURE
+from advconn.bundle import shipped
+from advconn.cascade.cascade import stage_extractors
+from advconn.cascade.differentiable import adaptive_training_images
+from advconn.cascade.training import TrainingSet
+from advconn.data.inputs import image_hashes
+from advconn.detector.detector import Detector
+from advconn.features.connectivity import Connectivity
+from advconn.features.references import synthesise
+from benchmarks.common.cifar10 import Part, classifier, kept, parts, tables, whole
+from benchmarks.common.provenance import machine
+from benchmarks.common.training_rows import rows
+
+CHUNK, SIZES = 32, (1, 2, 4, 8)  # of images that evade: how many at once, largest changes in steps of 1/255
+EVADING = (range(0, 384, CHUNK), range(384, 896, CHUNK))  # images of the fitting part that each turn is made from
+
+
+def hardened(cache: Path, detector: Detector, fit: Part, learned: TrainingSet) -> None:
+    """Teach heads on these rows, on images that evade the shipped detector and on some that evade those heads."""
+    cascade = bundle.load(bundle.default()).cascade_
+    companion = detector.connectivity.companion
+    connectivities = stage_extractors(detector.connectivity, detector.stages)
+    assert companion is not None
+    for turn, span in enumerate(EVADING):
+        for i in span:
+            part = fit.rows(slice(i, i + CHUNK))
+            for size in SIZES:
+                key = f"evasive {companion.fingerprint if turn else 'shipped'} turn {turn} {i} {size}"
+                hits = kept(
+                    cache, key, partial(adaptive_training_images, cascade, part.images, part.labels, size / 255, seed=1)
+                )
+                made = tables(whole(cache, detector.connectivity, "evasive", hits.images), connectivities)
+                learned = learned.with_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
+        print({k: v for k, v in learned.attacks.items() if "evasive" in k}, flush=True)
+        if turn < len(EVADING) - 1:
+            rows_of = f"{len(learned.kinds)} rows, {float(learned.features[0].sum())!r}"
+            key = f"taught {companion.fingerprint} {rows_of}"
+            cascade = kept(cache, key, lambda rows=learned: detector.fit_cascade(rows).cascade_)
+    detector.fit_cascade(learned)
+    detector.evasive = len(EVADING[0]) * CHUNK
+
+
+def told(stage: str, done: int, total: int) -> None:
+    if done == total:
+        print(stage, total, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "cache", "nets", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="of the classifier; else that of models/cifar10")
+    parser.add_argument("--companion", type=Path, help="weights of a companion")
+    args = parser.parse_args()
+
+    model = classifier(args.weights) if args.weights else shipped.NETWORKS[shipped.CIFAR10](None)
+    groups, about = parts(args.data), args.companion or args.weights
+    references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
+    beside = classifier(args.companion) if args.companion else None
+    detector = Detector(Connectivity(model, references, companion=beside))
+    learned = rows(args.cache, args.nets, detector, groups["fit"])
+    if beside is None:
+        detector.fit_cascade(learned)
+    else:
+        hardened(args.cache, detector, groups["fit"], learned)
+    detector.calibrate_on(groups["calibrate"].images, told)
+    used = torch.cat([groups["fit"].images, groups["calibrate"].images])
+    detector.attacks = MIXTURE  # what others can make again
+    detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(used))
+    figures = {
+        "companion" if beside else "classifier": json.loads(about.with_suffix(".json").read_text()),
+        "machine": machine(),
+    }
+    print(bundle.save(detector, args.out, figures=figures))
+
+
+if __name__ == "__main__":
+    main()
