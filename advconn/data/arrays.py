@@ -150,12 +150,14 @@ def _labels(given: np.ndarray, count: int, path: Path) -> np.ndarray | None:
     """Integers (n,) from (n,), (n, 1), whole floats or one-hot rows; None where they are none of these."""
     values = given
     if values.ndim == 2 and values.shape[0] == count and values.shape[1] > 1:
-        hot = (values == values.max(1, keepdims=True)).sum(1) == 1
-        values = values.argmax(1) if bool(hot.all()) else values
+        hot = bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) == 1).all())
+        values = values.argmax(1) if hot else values
     values = values.reshape(-1)
     whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.round(values)).all()))
     if len(values) != count or not whole:
-        raise DataError(f"{path}: labels are {given.dtype} {given.shape}; expected {count} integers")
+        raise DataError(
+            f"{path}: labels are {given.dtype} {given.shape}; expected {count} integers, or one-hot rows of 0 and 1"
+        )
     return values.astype(np.int64)
 
 
@@ -354,7 +356,7 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     names, others = _chosen(
         {k: (tuple(v.shape), _numpy(v[:0]).dtype if v.ndim else None) for k, v in arrays.items()}, path
     )
-    others += [str(k) for k, v in entries.items() if isinstance(v, (Mapping, tuple, list)) and _has_tensor(v)]
+    others += [str(k) for k, v in entries.items() if not isinstance(v, torch.Tensor) and _has_tensor(v)]
     name = wanted or names[0]
     if arrays[name].layout != torch.strided:
         raise DataError(f"{path}: {name} is {arrays[name].layout}; expected an ordinary tensor")
@@ -365,7 +367,7 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
 
 
 def _has_tensor(value: Any) -> bool:
-    """Whether a tensor that could be images lies somewhere inside, however deep; also where too much is to be seen."""
+    """Whether a tensor or bytes that could be images lie inside, however deep; also where too much is to be seen."""
     import torch
 
     waiting, seen = [value], set()
@@ -374,7 +376,11 @@ def _has_tensor(value: Any) -> bool:
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if len(seen) > MOST_PARTS or (isinstance(part, torch.Tensor) and 3 <= part.ndim <= 4):
+        least = pictures.SMALLEST**2
+        large = (
+            part.numel() >= least if isinstance(part, torch.Tensor) else isinstance(part, bytes) and len(part) >= least
+        )
+        if len(seen) > MOST_PARTS or large:
             return True
         if isinstance(part, (Mapping, tuple, list)):
             waiting += part.values() if isinstance(part, Mapping) else part
@@ -391,17 +397,18 @@ def _chosen(
         raise DataError(f"{path}: no array 'images' nor another usual name ({', '.join(NAMES[1:])}); found: {listing}")
     names = [name for name in names if len(arrays[name][0]) > 1] or names
     count = arrays[names[0]][0][:1]
+    labels = next((name for name in LABELS if name in arrays), None)
     others = [
         name
         for name, (shape, dtype) in arrays.items()
         if name not in names
-        and _could_be_images(shape, dtype)
-        and not (name in LABELS and len(shape) <= 2 and shape[:1] == count)
+        and _could_be_images(shape, dtype, count)
+        and not (name == labels and len(shape) <= 2 and shape[:1] == count)  # which `_labels` looks at
     ]
     return names, others
 
 
-def _could_be_images(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> bool:
+def _could_be_images(shape: tuple[int, ...], dtype: np.dtype[Any] | None, count: tuple[int, ...]) -> bool:
     if dtype is not None and (dtype.fields or dtype.kind in "SV"):  # each of whose values may be a picture
         return dtype.itemsize >= pictures.SMALLEST**2
-    return len(shape) > 1 and math.prod(shape) >= pictures.SMALLEST**2  # no picture has fewer values
+    return shape != count and math.prod(shape) >= pictures.SMALLEST**2  # no picture has fewer values

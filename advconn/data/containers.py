@@ -6,19 +6,20 @@ such as a link, fails: nothing that another reader would unpack is passed over.
 
 from __future__ import annotations
 
+import math
 import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
 from advconn.data.formats import HEAD, is_left_behind, looks_like_picture, looks_unread
-from advconn.data.pictures import LARGEST_FILE, can_open
+from advconn.data.pictures import LARGEST_FILE, SMALLEST, can_open
 from advconn.errors import DataError, first_line
 from advconn.files import require_zip_alone
 
@@ -26,8 +27,12 @@ PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".parquet")
 MOST_MEMBERS = 10**6
 MOST_INFLATED = 50  # times that a compressed tar may grow, beside ROOM
 ROOM = 2**26  # bytes
+NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+LONGEST_TEXT = 2**20  # bytes of a text beside a picture
 BESIDE = {".cls", ".json", ".txt", ".id", ".caption"}  # texts that WebDataset keeps beside a picture of the same name
 LONGEST_LABEL = 1000  # characters
+TOGETHER = 1000  # rows of a table that are looked at at once
+WRITTEN_FILES = ("iVBOR", "/9j/", "R0lG", "UklGR", "Qk", "SUkq", "TU0A", "data:")  # how base64 of pictures begins
 COLUMNS = ("image", "img", "picture", "jpg", "png", "bytes")  # of a table: where its pictures are likely to be
 LABELS = ("label", "labels", "class", "target")
 _LOCK = Lock()  # a file is read by one thread at a time; decoding is what takes long
@@ -129,11 +134,11 @@ def _sorted_out(
             kinds[i] = "other"
     keys = {m.name.rpartition(".")[0] for m, kind in zip(members, kinds, strict=True) if kind == "picture"}
     skipped, failed = [], []
-    for member, kind in zip(members, kinds, strict=True):
+    for i, (member, kind) in enumerate(zip(members, kinds, strict=True)):
         key, suffix = member.name.rpartition(".")[0], PurePosixPath(member.name).suffix.lower()
         if kind == "failed":
             failed.append((member.name, member.fault or "a picture of a kind that is not read; convert it to PNG"))
-        elif kind == "other" and not (suffix in BESIDE and key in keys and _is_text(member.head)):
+        elif kind == "other" and not (suffix in BESIDE and key in keys and _is_text(member, partial(read, i))):
             skipped.append(member.name)
     pictures = [i for i, kind in enumerate(kinds) if kind == "picture"]
     if not pictures:
@@ -150,9 +155,12 @@ def _kind(member: _Member) -> str:
     return "picture" if looks_like_picture(member.name, member.head) else "other"
 
 
-def _is_text(head: bytes) -> bool:
-    """Whether a file's first bytes are of a text, and of no picture that is written as one."""
-    return not re.search(rb"[\x00-\x08\x0e-\x1f]", head) and not head.lstrip().startswith((b"#define", b"/* XPM"))
+def _is_text(member: _Member, read: Callable[[], bytes]) -> bool:
+    """Whether a member is a text from its first to its last byte, and no picture that is written as one."""
+    if NO_TEXT.search(member.head) or member.head.lstrip().startswith((b"#define", b"/* XPM")):
+        return False
+    whole = read()
+    return len(whole) <= LONGEST_TEXT and not NO_TEXT.search(whole) and not can_open(whole)
 
 
 def _folder(name: str) -> str | None:
@@ -272,10 +280,14 @@ class _Parquet:
         if not readable:
             raise DataError(f"{path}: no column of bytes; found: {', '.join(schema.names[:8])}")
         self.column = next((name for name in COLUMNS if name in readable), readable[0])
-        self.others = [f.name for f in schema if f.name != self.column and _may_hold_a_file(f.type)]
+        self.others = [f.name for f in schema if f.name != self.column and self._may_hold_pictures(f)]
         held = schema.field(self.column).type
         if str(held).startswith("struct"):
-            self.others += [f"{self.column}.{f.name}" for f in held if f.name != "bytes" and _may_hold_a_file(f.type)]
+            self.others += [
+                f"{self.column}.{f.name}"
+                for f in held
+                if f.name != "bytes" and (_may_hold_a_file(f.type) or _values_at_once(f.type) >= SMALLEST**2)
+            ]
         self.rows: Iterator[Any] = iter(())
         self.next = -1
 
@@ -287,6 +299,28 @@ class _Parquet:
         told = tuple(None if value is None else str(value) for value in labels)
         names = tuple(map(str, range(count)))
         return Packed(self.path, tuple(range(count)), names, told, tuple(self.others), (), self.stamp)
+
+    def _may_hold_pictures(self, field: Any) -> bool:
+        """Whether a column's values may be pictures: files, texts that stand for files, or enough numbers."""
+        from pyarrow import compute, types
+
+        if _may_hold_a_file(field.type):
+            return True
+        count = _values_at_once(field.type)
+        plain = types.is_list(field.type) or types.is_large_list(field.type)
+        text = types.is_string(field.type) or types.is_large_string(field.type)
+        if not text and not (plain and _values_at_once(field.type.value_type) == 1):
+            return count >= SMALLEST**2
+        for batch in self.file.iter_batches(TOGETHER, columns=[field.name]):
+            values = batch.column(0)
+            values = getattr(values, "dictionary", values)
+            if text:
+                starts = (compute.starts_with(values, mark) for mark in WRITTEN_FILES)
+                if any(bool(compute.any(found).as_py()) for found in starts):
+                    return True
+            elif (compute.max(compute.list_value_length(values)).as_py() or 0) >= SMALLEST**2:
+                return True
+        return False
 
     def _refuse_bombs(self) -> None:
         about = self.file.metadata
@@ -327,6 +361,20 @@ class _Parquet:
 def _may_hold_a_file(kind: Any) -> bool:
     """Whether bytes lie anywhere in a column's values, which a reader may take for a file."""
     return any(part in str(kind) for part in ("binary", "int8>", "int8 not null>"))
+
+
+def _values_at_once(kind: Any) -> float:
+    """How many numbers one value of a column holds: 0 of none, infinity where it differs from row to row."""
+    from pyarrow import types
+
+    kind = getattr(kind, "storage_type", kind)
+    if types.is_fixed_size_list(kind):
+        return float(kind.list_size) * _values_at_once(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return math.inf if _values_at_once(kind.value_type) else 0
+    if types.is_struct(kind):
+        return sum(_values_at_once(field.type) for field in kind)
+    return float(types.is_floating(kind) or types.is_integer(kind))
 
 
 def _holds_a_file(kind: Any) -> bool:

@@ -7,6 +7,7 @@ the picture.
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,10 +18,22 @@ from PIL import Image
 
 from advconn.data.formats import HEAD, looks_like_picture
 
-SUB_PAGES = 330  # the tag of pages under a page of a TIFF
+SUB_PAGES, DESCRIPTION, DEPTH = 330, 270, 32997  # tags of a TIFF: pages under a page, a text, slices of a volume
+MOST_DIRECTORIES, MOST_STRIPS = 1000, 10**5  # of a TIFF that are followed
+LEAST_BYTES = 64  # no picture has fewer
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of a value, by its type
+_TIFF_STRIPS = ((273, 279), (324, 325), (513, 514), (288, 289))  # where they stand, and how long they are
+_TIFF_BELOW = (SUB_PAGES, 34665, 34853, 40965)  # directories that a directory names
+_TIFF_PLACES = {*_TIFF_BELOW, *(tag for pair in _TIFF_STRIPS for tag in pair)}
 FACES = 6  # of a cube in a DDS file
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # no restart in a JPEG's scan, and no byte 255 of it
 _BARE = {0x01, *range(0xD0, 0xDA)}  # markers of a JPEG that have no length
+_FILLED = re.compile(rb"[^\0\r\n ]")
+_BEGINNINGS = re.compile(  # of files, by marks that are long enough to be no chance
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff(?:[\xe0-\xef]..[A-Za-z]{4}|\xdb\0[\x43\x84\xc5])|GIF8[79]a|RIFF....WEBP"
+    rb"|ftyp(?:avif|avis|heic|mif1)|8BPS\0[\1\2]",
+    re.DOTALL,
+)
 _NO_PICTURES = {b"TOC ", b"icnV", b"name", b"info", b"s8mk", b"l8mk", b"h8mk", b"t8mk", b"\xfd\xd9\x2f\xa8"}  # in ICNS
 
 
@@ -39,18 +52,87 @@ def hidden_pictures(image: Image.Image, data: bytes) -> int:
             count = counted(kind, data)
     end = _ENDS.get(str(image.format))
     behind = 0 if end is None else _pictures_from(data, end(data))
-    return max(count, behind) + zipfile.is_zipfile(io.BytesIO(data))
+    return max(count, behind, int(zipfile.is_zipfile(io.BytesIO(data))))
 
 
 def _pictures_from(data: bytes, end: int) -> int:
-    """Whether another picture begins where the first one ends: 1 or 0."""
-    tail = data[end : end + 2**16].lstrip(b"\0\r\n ")
-    return int(looks_like_picture("", tail[:HEAD]))
+    """Whether another picture begins behind the end of the first one: 1 or 0."""
+    first = _FILLED.search(data, end)
+    if first is None:
+        return 0
+    begins = looks_like_picture("", data[first.start() : first.start() + HEAD])
+    return int(begins or _BEGINNINGS.search(data, first.start()) is not None)
 
 
 def _of_tiff(image: Any, data: bytes) -> int:
-    below = image.tag_v2.get(SUB_PAGES, ())
-    return len(below) if isinstance(below, tuple) else 1
+    """Pages under a page, slices that a text or a tag tells of, and what stands behind all that the pages name."""
+    below, tags = image.tag_v2.get(SUB_PAGES, ()), image.tag_v2
+    pages = len(below) if isinstance(below, tuple) else 1
+    told = str(tags.get(DESCRIPTION, ""))
+    stack = re.search(r"^images=(\d+)", told, re.MULTILINE) if told.startswith("ImageJ=") else None
+    shape = re.search(r'"shape": *\[([\d, ]+)\]', told)
+    slices = [int(stack[1])] if stack else []
+    slices += [math.prod(map(int, shape[1].split(","))) // max(1, math.prod(image.size))] if shape else []
+    slices += [int(tags.get(DEPTH, 1))]
+    shown = int(getattr(image, "n_frames", 1)) * len(image.getbands())
+    behind = _behind_tiff(data)
+    return max(pages, *(count - (1 if count <= 1 else shown) for count in slices), behind)
+
+
+def _behind_tiff(data: bytes) -> int:
+    """Whether a TIFF holds another picture behind everything that its pages name: 1 or 0."""
+    end, smallest = _tiff_end(data)
+    if end is None:
+        return 0
+    whole = len(data) - end >= max(LEAST_BYTES, smallest) and _FILLED.search(data, end) is not None
+    return max(_pictures_from(data, end), int(whole))
+
+
+def _tiff_end(data: bytes) -> tuple[int | None, int]:
+    """Where the last byte that a TIFF's pages name stands, and the bytes of its smallest page; None where unclear."""
+    order: Any = {b"II": "little", b"MM": "big"}.get(data[:2])
+    big = int.from_bytes(data[2:4], order or "little") == 43
+    if order is None:
+        return None, 0
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    wide, count_bytes, entry = (8, 8, 20) if big else (4, 2, 12)
+    waiting, end = [number(8 if big else 4, wide)], 0
+    seen: set[int] = set()
+    pages: list[int] = []
+    while waiting:
+        at = waiting.pop()
+        if not at or at in seen:
+            continue
+        if len(seen) >= MOST_DIRECTORIES:
+            return None, 0
+        seen.add(at)
+        count = number(at, count_bytes)
+        if at + count_bytes + count * entry + wide > len(data):
+            return None, 0
+        values: dict[int, list[int]] = {}
+        for i in range(count):
+            begin = at + count_bytes + i * entry
+            tag, kind, many = number(begin, 2), number(begin + 2, 2), number(begin + 4, wide)
+            size = _TIFF_BYTES.get(kind, 1)
+            where = begin + 4 + wide
+            if size * many > wide:
+                where = number(where, wide)
+                end = max(end, where + size * many)
+            if tag in _TIFF_PLACES and many <= MOST_STRIPS:
+                values[tag] = [number(where + size * k, size) for k in range(many)]
+        after = at + count_bytes + count * entry
+        end = max(end, after + wide)
+        waiting += [number(after, wide), *(place for tag in _TIFF_BELOW for place in values.get(tag, ()))]
+        held = 0
+        for places, lengths in _TIFF_STRIPS:
+            pairs = list(zip(values.get(places, ()), values.get(lengths, ()), strict=False))
+            end = max([end, *(place + length for place, length in pairs)])
+            held += sum(length for _, length in pairs)
+        pages += [held] * bool(held)
+    return end, min(pages, default=0)
 
 
 def _of_jpeg(image: Any, data: bytes) -> int:
@@ -81,18 +163,24 @@ def _of_avif(image: Any, data: bytes) -> int:
 
 
 def _of_dds(image: Any, data: bytes) -> int:
-    cube = int.from_bytes(data[112:116], "little") & 0x200
-    return FACES - 1 if cube else max(0, int.from_bytes(data[140:144], "little") - 1) * (data[84:88] == b"DX10")
+    more, depth = int.from_bytes(data[112:116], "little"), int.from_bytes(data[24:28], "little")
+    count = FACES if more & 0x200 else depth if more & 0x200000 else 1
+    if data[84:88] == b"DX10":
+        faces = FACES if int.from_bytes(data[136:140], "little") & 4 else 1
+        count = max(count, faces * int.from_bytes(data[140:144], "little"))
+    return max(0, count - 1)
 
 
 def _of_fits(image: Any, data: bytes) -> int:
     """Further extensions, and planes of a cube."""
     more = sum(bool(re.match(rb"XTENSION= *'IMAGE", data[at : at + 30])) for at in range(0, len(data), 2880))
-    planes = re.search(rb"NAXIS3  = *(\d+)", data[:11520])
-    return more + (max(0, int(planes[1]) - 1) if planes else 0)
+    planes = math.prod(int(count) for _, count in re.findall(rb"NAXIS([3-9])  = *(\d+)", data[:11520]))
+    return more + max(0, planes - 1)
 
 
 def _of_pnm(image: Any, data: bytes) -> int:
+    if data[1:2] in b"123":  # written as text, without a fixed end
+        return int(re.search(rb"[\s\d]P[1-7]\s", re.sub(rb"#[^\n]*", b"", data[2:])) is not None)
     return int(len(data) > _pnm_end(image) + 2)
 
 
@@ -168,12 +256,22 @@ def _gif_end(data: bytes) -> int:
     return len(data)
 
 
+def _bmp_end(data: bytes) -> int:
+    """The end of the rows, where no run lengths are in them; what the file says of its size may cover more."""
+    said = max(14, int.from_bytes(data[2:6], "little"))
+    if int.from_bytes(data[14:18], "little") < 40 or data[30:34] not in (b"\0\0\0\0", b"\3\0\0\0"):
+        return said
+    wide, high = (abs(int.from_bytes(data[at : at + 4], "little", signed=True)) for at in (18, 22))
+    row = (wide * int.from_bytes(data[28:30], "little") + 31) // 32 * 4
+    return min(said, int.from_bytes(data[10:14], "little") + row * high)
+
+
 _ENDS: dict[str, Callable[[bytes], int]] = {
     "PNG": _png_end,
     "JPEG": _jpeg_end,
     "GIF": _gif_end,
     "WEBP": lambda data: 8 + int.from_bytes(data[4:8], "little"),
-    "BMP": lambda data: max(14, int.from_bytes(data[2:6], "little")),
+    "BMP": _bmp_end,
 }
 
 
@@ -198,23 +296,35 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
         at = end
 
 
-def metadata_bytes(data: bytes) -> int:
-    """Bytes of a PNG, JPEG or WebP that are no pixels: text, profiles, EXIF data, and the headers of these blocks.
+def has_much_metadata(data: bytes, most: int) -> bool:
+    """Whether more than `most` bytes of a PNG, JPEG or WebP are no pixels.
 
-    Decoders unpack some of them, and look at each one by one.
+    These are texts, profiles, EXIF data, tables, and the headers of all blocks. Decoders unpack some of them, and look
+    at each one by one.
+
+    Args:
+        data: of the file.
+        most: bytes; no more of them than these are counted.
     """
+    total = 0
+    for length in _metadata_lengths(data):
+        total += length
+        if total > most:
+            return True
+    return False
+
+
+def _metadata_lengths(data: bytes) -> Iterator[int]:
     if data.startswith(b"\x89PNG\r\n"):
-        return sum(12 + length for kind, length, _ in _png_chunks(data) if kind not in (b"IDAT", b"fdAT"))
-    if data.startswith(b"\xff\xd8"):
-        return sum(2 + length for marker, length, _ in _jpeg_segments(data) if marker >= 0xE0)
-    if data[:4] == b"RIFF":
-        total, at = 0, 12
+        yield from (12 + length * (kind not in (b"IDAT", b"fdAT")) for kind, length, _ in _png_chunks(data))
+    elif data.startswith(b"\xff\xd8"):
+        yield from (2 + length for _, length, _ in _jpeg_segments(data))
+    elif data[:4] == b"RIFF":
+        at = 12
         while at + 8 <= len(data):
             length = int.from_bytes(data[at + 4 : at + 8], "little")
-            total += 8 + length if data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF") else 0
+            yield 8 + length * (data[at : at + 4] not in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"))
             at += 8 + length + length % 2
-        return total
-    return 0
 
 
 def _pnm_end(image: Any) -> int:

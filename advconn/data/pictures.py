@@ -20,7 +20,7 @@ from PIL import Image
 
 from advconn.data import isolation
 from advconn.data.formats import FORMATS, HEAD, looks_unread, registered
-from advconn.data.hidden import hidden_pictures, metadata_bytes
+from advconn.data.hidden import has_much_metadata, hidden_pictures
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, first_line
 
@@ -183,7 +183,7 @@ def _is_near(data: bytes) -> bool:
     """Whether a file begins as one of the formats that C code decodes, and is small."""
     if len(data) > NEAR_BYTES:
         return False
-    if metadata_bytes(data) > NEAR_METADATA:
+    if has_much_metadata(data, NEAR_METADATA):
         return False
     if data.startswith(b"\xff\xd8\xff"):
         return data.count(b"\xff\xda") <= NEAR_SCANS

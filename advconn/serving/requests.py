@@ -23,9 +23,9 @@ FORM = "multipart/form-data"
 # A form, strictly as clients write it: another reader finds no other boundary in it.
 _FORM = re.compile(
     r"multipart/form-data *; *(?:charset=[\w.-]+ *; *)?"
-    r"boundary=(?:\"([\w'()+,\-./:=? ]{1,70})\"|([\w'()+,\-./:=?]{1,70}))"
+    r"boundary=(?:\"([\w'()+,\-./:=? ]{0,69}[\w'()+,\-./:=?])\"|([\w'()+,\-./:=?]{1,70}))"
     r"(?: *; *charset=[\w.-]+)? *",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 _KIND = re.compile(r"([\w.+-]+/[\w.+-]+) *(?:;[^,]*)?")
 _LINE = re.compile(rb"[A-Za-z0-9-]+:[^\r\n\0]*")
