@@ -223,3 +223,12 @@ def test_modules_are_found_under_their_former_names():
     from advconn.cascade.early_exit import cascade_score
 
     assert (succeeded, ordered) == (is_misclassified, cascade_score)
+
+
+def test_tests_stand_in_the_rooms_that_they_test():
+    """The folders are those of the package; files of one name in two of them would hide one another."""
+    tests = Path(__file__).parent
+    folders = {file.parent.name for file in tests.glob("*/test_*.py")}
+    assert folders == {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
+    names = [file.name for file in tests.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

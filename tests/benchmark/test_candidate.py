@@ -26,7 +26,7 @@ from advconn.data.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
 from advconn.parallel import Runner
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 THIRD = """
 import numpy as np
 from pytorch_ood.detector import EnergyBased
@@ -424,7 +424,7 @@ def test_what_contributing_names_is_there():
     """Modules, folders, tables and tests by name."""
     import importlib
 
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = (root / "CONTRIBUTING.md").read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "what |" not in line]
     assert len(rows) >= 6

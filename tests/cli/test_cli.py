@@ -18,7 +18,7 @@ from advconn import bundle
 from advconn.bundle import shipped
 from advconn.cli import main
 
-CAT = Path(__file__).parent / "images" / "cat.png"
+CAT = Path(__file__).parents[1] / "images" / "cat.png"
 FACTORY = """
 from safetensors.torch import load_file
 from advconn.models.architectures import compact
