@@ -1,4 +1,4 @@
-"""Build the documentation as a site: README, advconn/README.md, CONTRIBUTING, what was measured, and every public name.
+"""Build the documentation as a site: README, the guide, CONTRIBUTING, what was measured, and every public name.
 
     python .ci/docs.py [OUT]
 
@@ -6,6 +6,7 @@ Needs mkdocs and mkdocstrings[python]; a warning is an error.
 """
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md",
+    **{f"advconn/docs/{page.name}": f"guide/{page.name}" for page in sorted((ROOT / "advconn" / "docs").glob("*.md"))},
     "advconn/README.md": "inside.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -39,7 +41,8 @@ plugins:
                     docstring_options: {{warnings: false}}}}
 nav:
   - Start: index.md
-  - From the inside: inside.md
+  - Guide: [{guide}]
+  - Where things live: inside.md
   - What was measured: measured.md
   - Contributing: contributing.md
   - Changes: changelog.md
@@ -59,7 +62,8 @@ def copied(source: str, docs: Path) -> None:
             return found[0]
         path = (folder / file).resolve().relative_to(ROOT)
         if str(path) in PAGES:
-            return f"{mark}[{text}]({PAGES[str(path)]}{'#' * bool(anchor)}{anchor})"
+            here = Path(PAGES[source]).parent
+            return f"{mark}[{text}]({os.path.relpath(PAGES[str(path)], here)}{'#' * bool(anchor)}{anchor})"
         if path.suffix in (".png", ".svg"):
             (docs / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, docs / path)
@@ -77,7 +81,10 @@ def modules() -> list[str]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         tree = ast.parse(path.read_text())
         kinds = (ast.FunctionDef, ast.ClassDef)
-        if any(isinstance(node, kinds) and not node.name.startswith("_") for node in tree.body) and "cli" not in parts:
+        if any(isinstance(node, kinds) and not node.name.startswith("_") for node in tree.body) and not {
+            "cli",
+            "docs",
+        } & {*parts}:
             out.append(".".join(parts).removesuffix(".__init__"))
     return out
 
@@ -88,13 +95,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         docs = Path(folder) / "docs"
         (docs / "names").mkdir(parents=True)
+        (docs / "guide").mkdir()
         for source in PAGES:
             copied(source, docs)
         for name in modules():
             (docs / "names" / f"{name}.md").write_text(f"# {name}\n\n::: {name}\n")
         names = ", ".join(f"names/{name}.md" for name in modules())
+        guide = ", ".join(page for page in PAGES.values() if page.startswith("guide/"))
         config = Path(folder) / "mkdocs.yml"
-        config.write_text(CONFIG.format(docs=docs, out=out or Path(folder) / "site", root=ROOT, names=names))
+        config.write_text(
+            CONFIG.format(docs=docs, out=out or Path(folder) / "site", root=ROOT, names=names, guide=guide)
+        )
         sys.exit(
             subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(config)], check=False).returncode
         )

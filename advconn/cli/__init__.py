@@ -18,6 +18,7 @@ from advconn.cli.calibrate import calibrate
 from advconn.cli.card import card
 from advconn.cli.compare import compare
 from advconn.cli.connect import connect
+from advconn.cli.docs import docs
 from advconn.cli.fit import fit
 from advconn.cli.output import print_error
 from advconn.cli.score import FAILED, score
@@ -156,7 +157,7 @@ def main() -> None:
     """
 
 
-for command in (score, fit, calibrate, card, attack, benchmark, compare, connect, study, serve):
+for command in (score, fit, calibrate, card, attack, benchmark, compare, connect, study, serve, docs):
     option = click.Option(
         ["--debug"],
         is_flag=True,
