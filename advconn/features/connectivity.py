@@ -15,8 +15,8 @@ from torch import Tensor
 from advconn.data.inputs import as_tensor
 from advconn.errors import DataError
 from advconn.features.families import FEATURES, Trace, feature_table
-from advconn.features.noise import grain
-from advconn.features.pixels import nearness, pixels
+from advconn.features.noise import GRAIN, grain
+from advconn.features.pixels import NEAR, PIXELS, nearness, pixels
 from advconn.features.references import References
 from advconn.features.transforms import COPIES, transform_named
 from advconn.inference import batch_limit
@@ -140,11 +140,36 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return torch.cat(rows).double().cpu().numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns, 'family.name'."""
-        near = (32, 32) if self.references is None else self.references.images.shape[2:]
-        size = self.classifier.preprocessing.size or near
-        grey = torch.full((1, self.classifier.channels, *size), 0.5, dtype=torch.float32, device="cpu")
-        return np.asarray(feature_table(self.trace(grey))[1], dtype=object)
+        """Names of the columns, 'family.name'; no network is asked."""
+        return np.asarray(feature_table(self._blank_trace())[1], dtype=object)
+
+    def _blank_trace(self) -> Trace:
+        """A trace of one image in which everything is 0: its features have the names of any other's."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+        families, classes = self.active_families, self.classifier.num_classes
+        copies = tuple(self.copies) if "self" in families else ()
+        halves = tuple(name for name in self.halves if name in copies)
+        rivals, t = min(self.rivals, classes - 1), path_positions(self.samples, zeros(1))
+        path = zeros(1, 1, len(t), classes)
+        parts: dict[str, Any] = {
+            "names": copies,
+            "copies": zeros(1, len(copies), classes) if copies else None,
+            "halves": halves,
+            "midway": zeros(1, len(halves), classes) if halves else None,
+            "grain": zeros(1, GRAIN),
+            "pixels": zeros(1, len(PIXELS)),
+            "near": zeros(1, len(NEAR)),
+            "companion": zeros(1, 2, classes),
+            "own": path,
+            "latent": path,
+            "rival": zeros(1, rivals, len(t), classes),
+            "rivals": torch.zeros((1, rivals), dtype=torch.int64, device="cpu"),
+            "detour": Detour(straight(zeros(1, 1), zeros(1, 1)), zeros(1, self.levels + 1), *(zeros(1),) * 6),
+        }
+        return Trace(query=zeros(1, classes), t=t, families=families, **parts)
 
     def traces(self, X: Any, start: Trace | None = None) -> Iterator[Trace]:
         """The traces of images, `batch_size` at a time; no gradient leads back to the images. `start`: see `trace`."""

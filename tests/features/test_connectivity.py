@@ -7,6 +7,7 @@ from sklearn.base import clone
 
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
+from advconn.features.families import FEATURES, feature_table
 from advconn.features.references import References, choose
 from advconn.inference import count_passes
 from advconn.paths.space import Space
@@ -138,3 +139,17 @@ def test_what_cannot_be_walked_is_refused(classifier, references, clean):
 def test_a_clone_shares_the_network(walk, classifier):
     """Nothing is copied."""
     assert clone(walk).classifier is classifier
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"families": ("query",)}, {"families": ("self", "grain"), "copies": ("flip", "mean3"), "halves": ("mean3",)},
+     {"families": ("own", "rival", "near", "pixels"), "samples": 7, "rivals": 20, "per_class": 1},
+     {"families": tuple(FEATURES), "layer": "stage1", "levels": 1}],
+)  # fmt: skip
+def test_names_are_known_without_asking_a_network(options, classifier, references, clean, monkeypatch):
+    """The same as those of a table that was walked."""
+    walk = Connectivity(classifier, references, companion=classifier, **options)
+    names = feature_table(walk.trace(clean[:2]))[1]
+    monkeypatch.setattr(type(classifier), "logits", lambda *given: pytest.fail("a network was asked"))
+    assert list(walk.get_feature_names_out()) == names
