@@ -181,19 +181,20 @@ def _evasion(
     claim = claimed_robustness(strict, bench.accuracy)
     published = tuple(bench.images.shape[1:]) == KNOWN and bench.classifier.num_classes == 10
     return AdaptiveRow(
-        name,
-        way,
-        255 * eps,
-        float(np.isfinite(lowest).mean()),
-        len(lowest),
-        strict,
-        low,
-        high,
-        float((lowest <= loose).mean()),
-        claim,
-        is_credible(claim, 255 * eps / 2) if published else None,
-        *planted,
-        planted[1] < ENOUGH * planted[0] if planted[0] else None,
+        detector=name,
+        way=way,
+        eps=255 * eps,
+        success=float(np.isfinite(lowest).mean()),
+        n_attacked=len(lowest),
+        sr5=strict,
+        sr5_low=low,
+        sr5_high=high,
+        sr50=float((lowest <= loose).mean()),
+        claimed=claim,
+        credible=is_credible(claim, 255 * eps / 2) if published else None,
+        planted=planted[0],
+        planted_found=planted[1],
+        too_weak=planted[1] < ENOUGH * planted[0] if planted[0] else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A detector against an attack.
 
@@ -85,7 +85,7 @@ class CostRow:
     largest: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveRow:
     """The attack that knows a detector, in one way or the best of all: who is misclassified and under the threshold.
 
@@ -113,7 +113,7 @@ class AdaptiveRow:
     too_weak: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttackSize:
     """An attack: how many were tried and succeeded, mean L2 and mean largest change, and the classifier's confidence.
 
@@ -156,7 +156,7 @@ class ErrorExample:
     paths: Mapping[str, list[list[float]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that was measured.
 

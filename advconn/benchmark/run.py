@@ -122,26 +122,26 @@ def run(
     aware = evasion_rows(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
     bare = rows.bare_milliseconds(bench)
     return Report(
-        run_metadata(data, bench, settings, attacked, candidates),
-        tuple(
+        settings=run_metadata(data, bench, settings, attacked, candidates),
+        rows=tuple(
             rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
             for fitted in frozen
             for a in attacked.attacks
         ),
-        tuple(alarm for fitted in frozen for alarm in rows.false_positive_rows(fitted, bench)),
-        tuple(
+        alarms=tuple(alarm for fitted in frozen for alarm in rows.false_positive_rows(fitted, bench)),
+        attacks=tuple(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
-        tuple(aware),
-        tuple(left),
-        tuple(barriers(bench, attacked.first)),
-        {fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
-        tuple(rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
-        tuple(rows.false_alarm_examples(bench, frozen[0])),
-        {name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
-        {a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
+        expenses=tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
+        evasions=tuple(aware),
+        left=tuple(left),
+        controls=tuple(barriers(bench, attacked.first)),
+        scores={fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
+        missed=tuple(rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
+        alarmed=tuple(rows.false_alarm_examples(bench, frozen[0])),
+        split={name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
+        attacked={a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
          for a in attacked.attacks},
     )  # fmt: skip
 

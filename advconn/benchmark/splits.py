@@ -238,15 +238,15 @@ class BenchmarkData:
         shares = [self.classifier.logits(self.classifier.check(x)).softmax(1).amax(1) for x in hits.images.split(256)]
         few = not len(hits.rows)
         return AttackSize(
-            name,
-            family,
-            in_training,
-            hits.tried,
-            len(hits.rows),
-            len(hits.rows) / hits.tried if hits.tried else math.nan,
-            self.mean_l2(hits),
-            math.nan if few else 255 * float(change.abs().amax(1).mean()),
-            math.nan if few else float(torch.cat(shares).mean()),
+            attack=name,
+            family=family,
+            in_mixture=in_training,
+            tried=hits.tried,
+            succeeded=len(hits.rows),
+            success=len(hits.rows) / hits.tried if hits.tried else math.nan,
+            l2=self.mean_l2(hits),
+            linf=math.nan if few else 255 * float(change.abs().amax(1).mean()),
+            confidence=math.nan if few else float(torch.cat(shares).mean()),
         )
 
 

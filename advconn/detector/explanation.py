@@ -161,7 +161,7 @@ def _short(value: float) -> str:
 SCAN = 33  # points on a path that is drawn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """What one image showed.
 
@@ -268,24 +268,24 @@ def explain_image(typical: CleanBaseline, judgement: Judgement, i: int, image: T
     has_barrier = not np.isnan(judgement.barrier[i])
     usual = typical.value("own.barrier.mean")
     return Explanation(
-        prediction,
-        consensus,
-        bool(judgement.adversarial[i]),
-        float(judgement.p_value[i]),
-        int(judgement.stage[i]),
-        reason_of(typical, judgement, i),
-        votes,
-        float(judgement.barrier[i]) if has_barrier else None,
-        usual if has_barrier and np.isfinite(usual) else None,
-        tuple(int(n) for n in judgement.secondary_barriers[i] if np.isfinite(n)),
-        int(judgement.bends[i]) if np.isfinite(judgement.bends[i]) else None,
-        np.linspace(0, 1, SCAN),
-        line,
-        detour,
-        _usual_line(typical),
-        typical.cascade.connectivities[-1].samples,
-        image.cpu(),
-        reference,
+        prediction=prediction,
+        consensus=consensus,
+        flagged=bool(judgement.adversarial[i]),
+        p_value=float(judgement.p_value[i]),
+        stage=int(judgement.stage[i]),
+        reason=reason_of(typical, judgement, i),
+        votes=votes,
+        barrier=float(judgement.barrier[i]) if has_barrier else None,
+        typical_barrier=usual if has_barrier and np.isfinite(usual) else None,
+        secondary_barriers=tuple(int(n) for n in judgement.secondary_barriers[i] if np.isfinite(n)),
+        bends=int(judgement.bends[i]) if np.isfinite(judgement.bends[i]) else None,
+        place=np.linspace(0, 1, SCAN),
+        line=line,
+        detour=detour,
+        typical_line=_usual_line(typical),
+        samples=typical.cascade.connectivities[-1].samples,
+        image=image.cpu(),
+        reference=reference,
     )
 
 

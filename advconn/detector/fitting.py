@@ -157,9 +157,22 @@ def fit(
     other = _other(surrogate, classifier, "surrogate")
     beside = None if companion is None else _other(companion, classifier, "companion")
     task = _Task(
-        classifier, clean, references, chosen, rest, fpr, confidence, seed, connectivity or {}, beside, other,
-        None if apart is None else as_tensor(apart), runner, note, options,
-    )  # fmt: skip
+        classifier=classifier,
+        clean=clean,
+        references=references,
+        chosen=chosen,
+        rest=rest,
+        fpr=fpr,
+        confidence=confidence,
+        seed=seed,
+        connectivity=connectivity or {},
+        companion=beside,
+        surrogate=other,
+        apart=None if apart is None else as_tensor(apart),
+        runner=runner,
+        note=note,
+        options=options,
+    )
     detector = refine_until_effective(
         task.fitted(quick, refine),
         trial,
@@ -172,7 +185,7 @@ def fit(
     return detector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Task:
     """What a fit works with, whichever heads it ends up with.
 

@@ -16,7 +16,7 @@ from advconn.features.families import Trace
 from advconn.inference import PassCount
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """What a detector says of n images.
 
@@ -103,23 +103,23 @@ def judgement_of(
         for s, alone in zip(score, own, strict=True)
     )
     return Judgement(
-        logits,
-        score,
-        calibration.p_value(score, predicted, groups),
-        score > calibration.thresholds(predicted, groups),
-        stage,
-        votes,
-        consensus,
-        column("own.barrier.mean")[:, 0],
-        column(*levels[1:]) if levels else np.full((len(score), 0), np.nan),
-        column("complexity.bends.mean")[:, 0],
-        features,
-        np.concatenate([block.forwards for block in found]),
-        np.concatenate([block.gradients for block in found]),
-        cost,
-        errors,
-        traces,
-        np.concatenate([block.flat for block in found]),
+        logits=logits,
+        score=score,
+        p_value=calibration.p_value(score, predicted, groups),
+        adversarial=score > calibration.thresholds(predicted, groups),
+        stage=stage,
+        votes=votes,
+        consensus=consensus,
+        barrier=column("own.barrier.mean")[:, 0],
+        secondary_barriers=column(*levels[1:]) if levels else np.full((len(score), 0), np.nan),
+        bends=column("complexity.bends.mean")[:, 0],
+        features=features,
+        forwards=np.concatenate([block.forwards for block in found]),
+        gradients=np.concatenate([block.gradients for block in found]),
+        total_cost=cost,
+        errors=errors,
+        traces=traces,
+        flat=np.concatenate([block.flat for block in found]),
     )
 
 

@@ -21,7 +21,7 @@ SCAN = 129  # points of a path that decide whether it is connected
 OUTCOMES = ("line", "curve", "none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Connection:
     """n pairs, walked from their first images to their second ones.
 
@@ -128,7 +128,15 @@ def connect(
         path, energies = Path(knots), line.energies.index_copy(0, hard, losses(curve, rest, samples).energies)
     path_losses = Profile(line.t, energies)
     return Connection(
-        space, method, labels, line, path_losses, path, ceiling, barriers if method == "bypass" else None, gradients
+        space=space,
+        method=method,
+        labels=labels,
+        line=line,
+        curve=path_losses,
+        path=path,
+        ceiling=ceiling,
+        barriers=barriers if method == "bypass" else None,
+        gradients=gradients,
     )
 
 
