@@ -119,3 +119,15 @@ def one_line(out):
     assert len(lines) == 1, out.stderr
     assert "Traceback" not in out.output
     return lines[0]
+
+
+def photo_cd(cover, hidden):
+    """Bytes that begin as `cover`, and that Pillow opens as a PhotoCD of `hidden` (8, 8) too."""
+    data = bytearray(cover) + bytes(2048 - len(cover)) + b"PCD_" + bytes(1539 - 4)
+    data += bytes(96 * 2048 - len(data))
+    canvas = np.zeros((512, 768), np.uint8)
+    canvas[:, 128:640] = np.kron(hidden, np.ones((64, 64), np.uint8))
+    canvas = (canvas / 1.3584).round().astype(np.uint8)  # PhotoCD's own scale
+    for y in range(0, 512, 2):
+        data += canvas[y].tobytes() + canvas[y + 1].tobytes() + bytes([156]) * 384 + bytes([137]) * 384
+    return bytes(data)

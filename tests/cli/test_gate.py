@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from brought import one_line, run
+from brought import one_line, photo_cd, run
 from PIL import Image, TiffImagePlugin
 from sklearn.datasets import load_digits
 
@@ -53,18 +53,6 @@ def saved(picture, kind, **options):
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
-
-
-def photo_cd(cover, hidden):
-    """Bytes that begin as `cover`, and that Pillow opens as a PhotoCD of `hidden` (8, 8) too."""
-    data = bytearray(cover) + bytes(2048 - len(cover)) + b"PCD_" + bytes(1539 - 4)
-    data += bytes(96 * 2048 - len(data))
-    canvas = np.zeros((512, 768), np.uint8)
-    canvas[:, 128:640] = np.kron(hidden, np.ones((64, 64), np.uint8))
-    canvas = (canvas / 1.3584).round().astype(np.uint8)  # PhotoCD's own scale
-    for y in range(0, 512, 2):
-        data += canvas[y].tobytes() + canvas[y + 1].tobytes() + bytes([156]) * 384 + bytes([137]) * 384
-    return bytes(data)
 
 
 def tiff(pages, path):

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from brought import run
+from brought import photo_cd, run
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -271,8 +271,6 @@ def test_odd_tensors_are_refused_in_one_line():
 
 def test_a_file_of_two_formats_is_refused_where_rows_are_images(tmp_path):
     """A library call gets one row a file."""
-    from test_the_gate import photo_cd
-
     (tmp_path / "a.webp").write_bytes(photo_cd(saved(CLEAN[0], "WEBP", lossless=True), CLEAN[1]))
     with pytest.raises(DataError, match="several formats"):
         bundle.load(bundle.default("digits")).read([tmp_path / "a.webp"])
