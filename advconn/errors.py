@@ -12,8 +12,9 @@ AdvconnError
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 LONGEST = 300
 
@@ -22,6 +23,18 @@ def printable(text: str) -> str:
     """The same with control characters, unpaired surrogates and right-to-left overrides escaped, and a long one cut."""
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return safe if len(safe) <= 4 * LONGEST else f"{safe[: 4 * LONGEST]}..."
+
+
+def expected_one_of(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the most similar ones, or all if none is similar.
+
+    Args:
+        name: that is unknown.
+        known: all names that are expected.
+    """
+    names = list(known)
+    similar = get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(similar)}?" if similar else f"expected one of {', '.join(names)}"
 
 
 class AdvconnError(ValueError):

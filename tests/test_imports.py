@@ -47,7 +47,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"explanation"},
         {"detector"},
         {"guard", "trial"},
-        {"assurance"},
+        {"refinement"},
         {"fitting"},
         {"recalibration"},
     ),
@@ -58,7 +58,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"app"},
     ),
     "benchmark": (
-        {"attack_check", "cache_keys", "results"},
+        {"adaptive_check", "cache_keys", "results"},
         {"attacks", "candidate", "controls"},
         {"baselines", "splits"},
         {"measure"},

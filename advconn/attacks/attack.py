@@ -17,7 +17,7 @@ from advconn.attacks import custom
 from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
 from advconn.attacks.libraries import LIBRARIES
 from advconn.attacks.surrogate import train_surrogate
-from advconn.errors import AdvconnError, AttackError, first_line
+from advconn.errors import AdvconnError, AttackError, expected_one_of, first_line
 from advconn.inference import gradients_enabled
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
@@ -48,7 +48,10 @@ class Attack:
         """
         name, _, rest = text.strip().partition(":")
         if name not in KINDS:
-            raise AttackError(f"no attack named {name!r}: expected one of {', '.join(KINDS)}")
+            raise AttackError(
+                f"no attack named {name!r}: {expected_one_of(name, KINDS)} (--list-attacks shows all; foolbox:NAME is "
+                "an attack of another library)"
+            )
         keys = set(KINDS[name].defaults) | ({"alpha"} if name in STEP_SHARES else set())
         texts = TEXTS.get(name, ())
         params: dict[str, float | str] = {}

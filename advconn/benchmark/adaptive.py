@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.benchmark.attack_check import ENOUGH, plant
+from advconn.benchmark.adaptive_check import ENOUGH, plant
 from advconn.benchmark.measure import FeatureTable, FittedDetector
 from advconn.benchmark.results import AdaptiveRow
 from advconn.benchmark.splits import BenchmarkData

@@ -25,6 +25,7 @@ from advconn.cascade.early_exit import cascade_score
 from advconn.detector.detector import Detector, FitSummary
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, first_line
 from advconn.features.connectivity import Connectivity
+from advconn.files import SHIPPED
 from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import input_size
@@ -126,8 +127,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     try:
         if not path.is_file():
+            here = f"no detector here ({CARD} is missing)" if folder.is_dir() else "no such folder"
             raise BundleError(
-                f"{folder}: no detector here ({CARD} is missing); expected a folder that `advconn fit` wrote"
+                f"{folder}: {here}; expected a folder that `advconn fit` wrote, or the name of a detector that ships: "
+                f"{', '.join(SHIPPED)}"
             )
         if path.stat().st_size > LARGEST_CARD:
             raise BundleError(f"{path}: too large for a card")

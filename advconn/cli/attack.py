@@ -55,7 +55,9 @@ def attack(
     backend: str,
     device: str,
 ) -> None:
-    """Write attacked copies of images as lossless PNG files and as images.npz, to see a flag go up.
+    """Attack images, to see them flagged.
+
+    The attacked copies are written as lossless PNG files and as images.npz.
 
     \b
     Example:

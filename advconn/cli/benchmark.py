@@ -299,7 +299,9 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 @seed_option
 @device_option
 def benchmark(**given: Any) -> None:
-    """Compare a detector with baselines: one split by image, one frozen threshold each, only successful attacks.
+    """Compare a detector with baselines.
+
+    There is one split by image and one frozen threshold for each detector; only successful attacks count.
 
     Without --detector and --model the shipped one is measured; without --data on CIFAR-10's test images, or where they
     cannot be had, on the digits inside scikit-learn. Attacks and detectors of your own are Python files, see README.

@@ -48,7 +48,9 @@ def calibrate(
     accept: bool,
     device: str,
 ) -> None:
-    """Set a detector's threshold anew from clean images, also for a classifier that was trained on a little.
+    """Set a new threshold from clean images.
+
+    It also serves after the classifier was trained a little further.
 
     One attack is made on the images first: if the scores no longer tell it from clean ones, a new fit is needed.
 

@@ -15,7 +15,9 @@ from advconn.errors import printable
 @click.command()
 @click.argument("detector", type=DETECTOR, metavar="DETECTOR")
 def card(detector: Path) -> None:
-    """Print what a detector is: its classifier, what it was fitted on, what it guarantees, and what it caught.
+    """Print what a detector is.
+
+    The card names its classifier, what it was fitted on, what it guarantees, and what it caught.
 
     DETECTOR is a folder that `advconn fit` wrote, or the name of a shipped one (cifar10, digits, ...). It needs no
     classifier.

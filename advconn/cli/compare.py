@@ -13,7 +13,9 @@ from advconn.cli.options import PATH
 @click.argument("results", nargs=-1, required=True, type=PATH, metavar="RESULTS...")
 @click.option("--table", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True)
 def compare(results: tuple[Path, ...], table: str) -> None:
-    """Put benchmarks side by side: AUROC / caught of every detector of every run, on the same images.
+    """Put benchmarks side by side.
+
+    The table has AUROC and detection rate of every detector of every run, on the same images.
 
     RESULTS are folders that `advconn benchmark --out` wrote, or their results.json.
 

@@ -59,7 +59,9 @@ def connect(
     out: Path | None,
     device: str,
 ) -> None:
-    """Find a path from image A to image B along which the predicted class stays the same.
+    """Find a path between two images of a class.
+
+    Along the path from A to B the predicted class stays the same.
 
     Without --model and --detector the shipped CIFAR-10 classifier is used.
 

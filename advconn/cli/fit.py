@@ -88,7 +88,7 @@ def say_efficacy(detector: Detector) -> None:
     "--accuracy",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="The classifier's held-out accuracy. Warns if it is suspiciously more accurate on these images.",
+    help="The classifier's held-out accuracy: fit warns if these images look like its training images.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most N images.")
 @click.option(
@@ -100,16 +100,17 @@ def say_efficacy(detector: Detector) -> None:
     "--quick/--full",
     "quick",
     default=None,
-    help="Take heads that were taught on other networks, and make no attack; or attack this classifier and fit heads "
-    "of its own, which takes many times as long [default: --quick; --full with an option of attacks but --refine].",
+    help="quick: use heads that were trained on other networks; the only attack is the final test. full: attack this "
+    "classifier and train heads of its own, which takes many times as long [default: quick; full with --attack, "
+    "--surrogate, --limit-attacked or --companion, unless --refine is given].",
 )
 @click.option(
     "--refine",
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help="Attack about N images after all, at least one by each attack of the mixture: the taught heads move towards "
-    "this classifier; fewer than a hundred may do harm.",
+    help="Stay with --quick, but attack about N images and adapt the heads to them. Use 100 or more: fewer may make "
+    "them worse.",
 )
 @click.option(
     "--attack",
@@ -136,14 +137,15 @@ def say_efficacy(detector: Detector) -> None:
 @seed_option
 @device_option
 def fit(**given: Any) -> None:
-    """Fit a detector for a classifier on clean images, which it was not trained on if possible.
+    """Fit a detector for your classifier.
 
-    Clean images are enough: the detector's heads were taught on other networks, and are scaled by what this one shows
-    of the images. With --full it is attacked here, over a mixture of attacks and strengths, and heads are fitted to it;
-    finished attacks are kept, and the same command goes on where it was interrupted.
+    Clean images are enough, preferably ones that the classifier was not trained on. The detector's heads were trained
+    on other networks and are scaled to what this classifier outputs on your images. With --full, fit attacks the
+    classifier with a mixture of attacks and trains new heads. It keeps finished attacks: repeat the command to continue
+    an interrupted fit.
 
-    The detector is then tried on one attack. If it catches less than half, fit attacks 100 images and moves the heads,
-    and after that fits heads of its own; if it still is weak, nothing is written and the exit status is 2.
+    At the end fit tests the detector with one attack. If the detector misses more than half, fit attacks 100 images and
+    adapts the heads, and then trains new ones. If it still misses more than half, fit writes nothing and exits with 2.
 
     \b
     Example:

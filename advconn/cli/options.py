@@ -117,12 +117,14 @@ fpr_option = click.option("--fpr", type=float, help="False-alarm rate [default: 
 confidence_option = click.option(
     "--confidence",
     type=_Confidence(),
-    help="Confidence of the guarantee, e.g. 0.95; none guarantees the rate on average only [default: as fitted].",
+    help="Guarantee the rate with this confidence, such as 0.95. The word `none` means: on average only, which is what "
+    "`fit` does by default.",
 )
 conditions_option = click.option(
     "--conditions",
     type=_Names(),
-    help="Benign changes that the guarantee covers: clean,jpeg75,webp80,...",
+    help="Benign changes that the guarantee covers: clean,jpeg75,webp80,... All names: advconn docs "
+    "fitting-and-calibrating.",
 )
 by_class_option = click.option(
     "--by-class/--no-by-class",
@@ -159,8 +161,8 @@ _INPUTS = (
     click.option(
         "--resize",
         type=click.Choice(list(RESIZES)),
-        help="Of images of another size: stretch them, crop the middle out, or pad the shorter side, where --model "
-        "does not say [default: crop].",
+        help="What to do with images of another size, if the model does not define it: stretch them, crop the middle "
+        "out, or pad the shorter side [default: crop].",
     ),
     click.option(
         "--interpolation",
@@ -178,8 +180,8 @@ _MODEL = (
     click.option(
         "--companion",
         metavar="SPEC",
-        help="Another network of the same classes, trained against attacks: `fit` asks it beside the --model, which "
-        "makes an attack that knows the detector harder. Else: the detector's, where its folder does not hold it.",
+        help="A second network with the same classes, adversarially trained. A detector that is fitted with one is "
+        "harder to evade. Name it again later only if the detector's folder does not contain it.",
     ),
     click.option("--companion-weights", type=PATH, help="Its state dict."),
     click.option(
@@ -187,8 +189,8 @@ _MODEL = (
         "headers",
         multiple=True,
         metavar="TEXT",
-        help="'NAME: VALUE' for a served classifier, such as 'Authorization: Bearer TOKEN'; better in the environment "
-        "variable ADVCONN_UPSTREAM_HEADER, which others cannot list.",
+        help="'NAME: VALUE' for a served classifier, such as 'Authorization: Bearer TOKEN'. ADVCONN_UPSTREAM_HEADER "
+        "is safer: other users of the machine can see command lines.",
     ),
 )
 
@@ -245,7 +247,7 @@ MAX_BAD = click.option(
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="Largest share of unreadable files, which are left out.",
+    help="Leave unreadable files out, and stop if they are more than this share.",
 )
 frames_option = click.option(
     "--frames",

@@ -143,5 +143,5 @@ def flagged_where(detector: Detector) -> str:
     weak = f"{efficacy.warning}. " if efficacy is not None and efficacy.weak else ""
     return weak + (
         f"flagged: p-value at most {calibration.level:.3g} ({format_guarantee(calibration)}, for images like the "
-        f"{len(calibration.scores)} calibrated on: {', '.join(calibration.conditions)}{own})"
+        f"{len(calibration.scores)} calibration images, under {', '.join(calibration.conditions)}{own})"
     )

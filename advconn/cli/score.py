@@ -74,7 +74,7 @@ def threshold_options(function: F) -> F:
     "--reading",
     type=click.Choice(["plain", "upright", "both"]),
     help="As a plain loader reads a picture (no EXIF turn, transparency ignored, 16 bits cut off), as people see it, "
-    "or both [default: as the detector was fitted if that is upright, else both].",
+    "or both [default: both; upright alone if the detector was fitted so].",
 )
 @frames_option
 @click.option(
@@ -83,7 +83,7 @@ def threshold_options(function: F) -> F:
     help="Also exit with status 2 if a file is no image, or holds further pictures that were not judged.",
 )
 @click.option(
-    "--full", is_flag=True, help="Run every stage for every image, so that all records have barriers and votes."
+    "--full", is_flag=True, help="Run every stage for every image: slower, but every record has its barriers."
 )
 @click.option(
     "--out",
@@ -95,15 +95,16 @@ def threshold_options(function: F) -> F:
 @click.option(
     "--explain",
     is_flag=True,
-    help="Draw every image on the page, not only flagged ones; without --out write NAME.html for one image.",
+    help="Explain every image in report.html, not only flagged ones. Without --out, write NAME.html for one image.",
 )
 @threshold_options
 @spread_options
 @device_option
 def score(images: tuple[Path, ...], **given: Any) -> None:
-    """Say of each image (files, folders, arrays, archives or lists) whether it was adversarially perturbed.
+    """Tell which images were attacked.
 
-    Exit status: 0 none flagged, 1 some flagged, 2 some image could not be judged (the others are).
+    IMAGE is a file, a folder, an array, an archive or a list. Exit status: 0 if none is flagged, 1 if some are, 2 if
+    some could not be judged (the others are).
 
     \b
     Example:
@@ -125,7 +126,8 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
         given["reading"] = given["reading"] or "both"
         collections, refused = _opened(images, COLOUR, given)
         folder, said = shipped_for(collections)
-        note(said)
+        if collections:
+            note(said)
         detector = detector_of(folder, given["asked"], given["device"])
     else:
         detector = detector_of(folder, given["asked"], given["device"])

@@ -105,12 +105,14 @@ def serve(
     wait: float,
     device: str,
 ) -> None:
-    """Judge images over HTTP, in front of a classifier or in its place.
+    """Judge images over HTTP.
+
+    The server stands in front of a classifier, or in its place.
 
     Speaks the Open Inference Protocol, version 2 (clients of Triton, KServe and MLServer): the classifier's logits come
     with advconn_score, advconn_p_value, advconn_flag and advconn_consensus. POST /score takes image files, /metrics is
-    for Prometheus, and / is a page to drop a picture on. Images are FP32 in [0, 1] or UINT8. It has no log-in of its
-    own: put it behind what has one.
+    for Prometheus, and / is a page to drop a picture on. Images are FP32 in [0, 1] or UINT8. The server
+    has no log-in: put it behind a proxy that has one.
 
     \b
     Example:

@@ -41,7 +41,9 @@ def study(
     seed: int,
     device: str,
 ) -> None:
-    """Repeat an experiment of Vrabel et al. (2025) or Gu & Borovykh (2023), and set its figures beside theirs.
+    """Repeat an experiment of the two papers.
+
+    They are Vrabel et al. (2025) and Gu & Borovykh (2023); the figures stand beside theirs.
 
     Without --model the shipped CIFAR-10 classifier is used.
 

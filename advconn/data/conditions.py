@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.errors import DataError
+from advconn.errors import DataError, expected_one_of
 
 CLEAN = "clean"
 
@@ -193,7 +193,7 @@ def usable(names: Iterable[str], channels: int) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in CONDITIONS]
     if unknown:
-        raise DataError(f"no condition {unknown[0]!r}: expected some of {', '.join(CONDITIONS)}")
+        raise DataError(f"no condition {unknown[0]!r}: {expected_one_of(unknown[0], CONDITIONS)}")
     return wanted if channels in (1, 3) else tuple(name for name in wanted if name == CLEAN or name in PLAIN)
 
 

@@ -235,9 +235,10 @@ def min_calibration_size(fpr: float, confidence: float | None = None) -> int:
     Raises:
         FitError: a rate or a confidence that is none.
     """
-    for name, value in (("false-alarm rate", fpr), ("confidence", 0.5 if confidence is None else confidence)):
+    rates = (("false-alarm rate", fpr, 0.05), ("confidence", 0.5 if confidence is None else confidence, 0.95))
+    for name, value, usual in rates:
         if not isinstance(value, int | float) or not 0 < value < 1:
-            raise FitError(f"the {name} must lie in (0, 1), got {value!r}")
+            raise FitError(f"the {name} must lie in (0, 1), such as {usual}; got {value!r}")
     if confidence is None:
         return math.ceil(1 / fpr - 1e-9) - 1
     return math.ceil(math.log(1 - confidence) / math.log(1 - fpr) - 1e-9)
@@ -258,7 +259,8 @@ def check_calibration_size(count: int, fpr: float, confidence: float | None = No
     if count < least:
         sure = "" if confidence is None else f" with {confidence:.0%} confidence"
         raise FitError(
-            f"a false-alarm rate of {fpr:g}{sure} needs at least {least} clean calibration images; got {count}"
+            f"a false-alarm rate of {fpr:g}{sure} needs at least {least} clean calibration images; there are "
+            f"{count}: give a higher rate, or more images"
         )
 
 

@@ -21,7 +21,6 @@ from advconn.cascade.augmentation import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.inputs import as_tensor, image_hashes
-from advconn.detector.assurance import Remedy, refine_until_effective
 from advconn.detector.calibration import check_calibration_size, min_calibration_size
 from advconn.detector.detector import GROUPED, HELD_OUT, Detector
 from advconn.detector.preparation import (
@@ -32,6 +31,7 @@ from advconn.detector.preparation import (
     label_preserving,
     prepare_images,
 )
+from advconn.detector.refinement import Remedy, refine_until_effective
 from advconn.detector.trial import MAX_ATTACKED, Trial
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.features.connectivity import Connectivity
@@ -97,7 +97,7 @@ def fit(
 
     The finished detector is tried on one attack (detector.trial.Trial). Where it catches less than half, a quick fit
     attacks REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more than
-    detector.assurance.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
+    detector.refinement.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
 
     Args:
         classifier: what is to be guarded.

@@ -29,7 +29,7 @@ from torch import Tensor
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.benchmark.adaptive import claimed_robustness
-from advconn.benchmark.attack_check import plant
+from advconn.benchmark.adaptive_check import plant
 from advconn.benchmark.baselines.advconn import differentiable_score_of
 from advconn.detector.detector import Detector
 from advconn.metrics import clopper_pearson

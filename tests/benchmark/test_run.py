@@ -20,7 +20,7 @@ from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import measure
 from advconn.benchmark.adaptive import AdaptiveBudget, evade_images
-from advconn.benchmark.attack_check import plant
+from advconn.benchmark.adaptive_check import plant
 from advconn.benchmark.attacks import to_attacks
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted, differentiable_score_of

@@ -77,7 +77,7 @@ def test_a_weak_quick_fit_attacks_and_then_fits_its_own_heads(classifier, digits
 def test_what_stays_weak_is_refused(classifier, digits, monkeypatch):
     """Unless the caller accepts it."""
     data = digits[0][900:1200], digits[1][900:1200]
-    monkeypatch.setattr("advconn.detector.assurance.MAX_SECONDS", 0.0)  # no remedy is affordable
+    monkeypatch.setattr("advconn.detector.refinement.MAX_SECONDS", 0.0)  # no remedy is affordable
     measuring(monkeypatch, WEAK)
     said = []
     with pytest.raises(FitError, match=r"catches only 10% of 40 images.*accept"):
@@ -94,7 +94,7 @@ def test_the_command_refuses_or_marks_it(net, digits, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(FACTORY.format(weights=str(tmp_path / "w.safetensors")))
     np.savez(tmp_path / "d.npz", images=digits[0][900:1200, 0].numpy(), labels=digits[1][900:1200].numpy())
     np.savez(tmp_path / "few.npz", images=digits[0][1200:1204, 0].numpy())
-    monkeypatch.setattr("advconn.detector.assurance.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("advconn.detector.refinement.MAX_SECONDS", 0.0)
     measuring(monkeypatch, WEAK)
     given = ("--model", f"{tmp_path}/mine.py:build", "--size", "8", "--channels", "1")
     line = ("fit", *given, "--data", tmp_path / "d.npz", "--out", tmp_path / "out")
