@@ -20,7 +20,7 @@ ROOMS = (  # each imports those before it alone
 INSIDE = {  # the same of the files in a room, which stand in sets that do not import one another
     "data": (
         {"conditions", "datasets", "formats", "isolation", "layout", "prefetch", "preprocessing"},
-        {"hidden"},
+        {"hidden", "laundering"},
         {"pictures"},
         {"arrays", "containers"},
         {"collection"},

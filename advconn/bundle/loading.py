@@ -22,6 +22,7 @@ from advconn.bundle.card import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.cascade.early_exit import cascade_score
+from advconn.cascade.heads import highest_log_odds
 from advconn.detector.detector import Detector, FitSummary
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, first_line
 from advconn.features.connectivity import Connectivity
@@ -99,7 +100,7 @@ def _trial(detector: Detector) -> None:
 def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
     """Say where no image can be flagged: a threshold beyond all scores, or at so many that are the largest there is."""
     calibration = detector.calibration_
-    sure = np.full((1, len(detector.cascade_.heads)), LARGEST_LOG_ODDS)
+    sure = np.array([[min(highest_log_odds(head), LARGEST_LOG_ODDS) for head in detector.cascade_.heads]])
     (furthest,), _ = cascade_score(sure, detector.cascade_.exits)
     highest = max(calibration.every_threshold)
     if highest >= furthest:

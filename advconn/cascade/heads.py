@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -89,6 +90,28 @@ def largest_share(head: Any) -> np.ndarray:
     outputs = zip(np.split(against, len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
     bounds = np.sum([share * largest for share, largest in outputs], axis=0)
     return np.asarray(2 * bounds.max(axis=0))
+
+
+def highest_log_odds(head: Any) -> float:
+    """More than this a head gives to no image: of a linear head of bounded features a bound, else infinity.
+
+    Args:
+        head: a fitted pipeline that ends in a LogisticRegression, or any other head.
+    """
+    if not hasattr(head, "steps") or not hasattr(head[-1], "coef_"):
+        return math.inf
+    weights, bias = np.asarray(head[-1].coef_, np.float64), np.asarray(head[-1].intercept_, np.float64)
+    against = weights[1:] - weights[:1] if len(weights) > 1 else weights
+    start = bias[1:] - bias[:1] if len(weights) > 1 else bias
+    if not np.any(against):
+        return float(np.logaddexp.reduce(start))
+    if not isinstance(head[0], BoundedScaler):
+        return math.inf
+    for step in head[1:-1]:
+        against = against / step.scale_
+        start = start - against @ step.mean_
+    outputs = zip(np.split(np.abs(against), len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
+    return float(np.logaddexp.reduce(start + np.sum([share.sum(1) * most for share, most in outputs], axis=0)))
 
 
 def save(head: Any, path: Path) -> None:

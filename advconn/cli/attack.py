@@ -33,6 +33,12 @@ from advconn.files import require_empty
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="New folder for the attacked images.")
 @click.option("--limit", type=click.IntRange(min=1), help="Attack at most N images.")
 @click.option("--float", "floats", is_flag=True, help="Write float images without rounding to bytes (images.npz only).")
+@click.option(
+    "--save-as",
+    metavar="WAY",
+    help="How the files are saved: jpeg90, jpeg75, jpeg50, webp80, resize, screenshot, phone, noise4, or any quality, "
+    "such as jpeg60 or webp70. advconn then says how many attacks survive it [default: lossless PNG].",
+)
 @list_attacks_option
 @reading_options
 @seed_option
@@ -46,6 +52,7 @@ def attack(
     out: Path,
     limit: int | None,
     floats: bool,
+    save_as: str | None,
     how: dict[str, Any],
     labels: str,
     max_bad: float,
@@ -57,22 +64,26 @@ def attack(
 ) -> None:
     """Attack images, to see them flagged.
 
-    The attacked copies are written as lossless PNG files and as images.npz.
+    The attacked copies are written as lossless PNG files, or as --save-as says, and as images.npz.
 
     \b
     Example:
       advconn attack --attack pgd:eps=8/255 --data photo.png --out attacked/
       advconn score attacked/
+      advconn attack --attack pgd:eps=8/255 --save-as jpeg75 --data photo.png --out saved/
     """
     import torch
 
     from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
     from advconn.data.collection import Collection
+    from advconn.data.laundering import parse_laundering
     from advconn.parallel import Runner, cluster
     from advconn.scoring.writers import save_images
 
+    if floats and save_as is not None:
+        raise click.UsageError("--float writes no files: leave --save-as out")
     require_empty(out)
-    made = Attack.parse(spec)
+    made, way = Attack.parse(spec), None if save_as is None else parse_laundering(save_as)
     collection = Collection(data, **how)
     if asked.model is not None and detector is None:
         classifier = classifier_of(asked, collection, device)
@@ -93,13 +104,19 @@ def attack(
     hit = is_misclassified(classifier, attacked, truth) & right
     hits = int(hit.sum())
     change = (attacked - clean).flatten(1)
+    saved = hit
+    if way is not None:
+        shown = classifier.check(way.change((attacked * 255).round().byte().cpu(), 0))
+        saved = is_misclassified(classifier, shown, truth) & hit
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
-    save_images(attacked, truth, names, out, succeeded=hit, floats=floats)
+    save_images(attacked, truth, names, out, succeeded=saved, floats=floats, laundering=way)
     which = "" if true_labels is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "
         f"mean L2 {change.norm(dim=1).mean():.3f}, "
         f"largest Linf {change.abs().max() * 255:.1f}/255; `succeeded` in images.npz says which"
     )
+    if way is not None:
+        click.echo(f"saved as {save_as}, {int(saved.sum())} of these {hits} survive (still fool the classifier)")
     if hits < 0.9 * int(right.sum()):
         note("the attack failed on more than a tenth of them: it is weaker than it looks")

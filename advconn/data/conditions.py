@@ -48,8 +48,13 @@ def _pictured(change: Callable[[Any], Any]) -> Condition:
     return condition
 
 
-def _saved(kind: str, quality: int) -> Condition:
-    """Written as a file of this kind and read again."""
+def saved_as(kind: str, quality: int) -> Condition:
+    """Written as a file and read again.
+
+    Args:
+        kind: Pillow's name of the format, such as JPEG.
+        quality: from 1 to 100.
+    """
 
     def change(picture: Any) -> Any:
         from PIL import Image
@@ -133,6 +138,32 @@ def _resized(images: Tensor) -> Tensor:
     return functional.resize(small, [h, w], InterpolationMode.BICUBIC)
 
 
+def _scaled(images: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, without ringing where it becomes smaller."""
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    return functional.resize(images, [height, width], InterpolationMode.BICUBIC, antialias=True)
+
+
+def _shot(images: Tensor) -> Tensor:
+    """Shown a third larger on a screen, copied from it without loss, and brought back to the size."""
+    h, w = images.shape[2:]
+    shown = _scaled(images, 4 * h // 3, 4 * w // 3).clamp(0, 1)
+    return _scaled((255 * shown).round() / 255, h, w)
+
+
+def _sent(images: Tensor, seed: int) -> Tensor:
+    """As a phone sends a picture on: a quarter larger, sharpened, saved as JPEG 80, and brought back to the size."""
+    from torchvision.transforms.v2 import functional
+
+    if not len(images):
+        return images
+    h, w = images.shape[2:]
+    large = _scaled(images.to(torch.float32) / 255, 5 * h // 4, 5 * w // 4).clamp(0, 1)
+    sharp = _as_bytes(functional.adjust_sharpness(large, 1.5))
+    return _as_bytes(_scaled(saved_as("JPEG", 80)(sharp, seed).to(torch.float32) / 255, h, w))
+
+
 def _colours(images: Tensor) -> Tensor:
     """Saturation up by half; grey images stay."""
     from torchvision.transforms.v2 import functional
@@ -153,10 +184,10 @@ def _turned(images: Tensor) -> Tensor:
 CONDITIONS: Mapping[str, Condition] = MappingProxyType(
     {
         CLEAN: lambda images, seed: images,
-        "jpeg90": _saved("JPEG", 90),
-        "jpeg75": _saved("JPEG", 75),
-        "jpeg50": _saved("JPEG", 50),
-        "webp80": _saved("WEBP", 80),
+        "jpeg90": saved_as("JPEG", 90),
+        "jpeg75": saved_as("JPEG", 75),
+        "jpeg50": saved_as("JPEG", 50),
+        "webp80": saved_as("WEBP", 80),
         "noise2": _gaussian(2),
         "noise4": _gaussian(4),
         "noise8": _gaussian(8),
@@ -174,6 +205,8 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
         "gamma-light": _transform("adjust_gamma", 0.7),
         "saturated": _of_floats(_colours),
         "turn": _of_floats(_turned),
+        "screenshot": _of_floats(_shot),
+        "phone": _sent,
         "palette64": _pictured(lambda picture: picture.quantize(64)),
     }
 )

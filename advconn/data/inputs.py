@@ -28,7 +28,7 @@ def as_tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
         return images
     array = to_native_array(images)
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
+    if array.dtype != np.uint8 and (array.dtype.kind != "f" or array.dtype.itemsize > 8):
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {array.dtype}")
     return torch.from_numpy(array)
 

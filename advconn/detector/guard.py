@@ -156,7 +156,8 @@ def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:
         raise DataError(
             f"expected an ordinary tensor of images, got {getattr(images, 'layout', type(images).__name__)}"
         )
-    if images.is_complex() or (images.element_size() == 1 and images.is_floating_point()):
+    tiny = images.element_size() == 1 and images.is_floating_point()
+    if tiny or (images.dtype != torch.uint8 and not images.is_floating_point()):
         raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
     if images.ndim != 4 or not images.is_floating_point():  # refused where they are judged, or always finite
         return images, np.zeros(len(images) if images.ndim else 0, bool)

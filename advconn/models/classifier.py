@@ -321,7 +321,7 @@ class Classifier:
             raise DataError(f"expected images of {size[0]} x {size[1]}, got {images.shape[2]} x {images.shape[3]}")
         if images.dtype == torch.uint8:
             return images.to(self.device).contiguous().to(torch.float32) / 255
-        if not images.is_floating_point():
+        if not images.is_floating_point() or images.element_size() == 1:
             raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
         images = images.to(self.device, torch.float32).contiguous()
         if not len(images):

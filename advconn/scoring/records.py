@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -85,14 +84,38 @@ def parse_result(value: Any) -> Result | None:
         return None
     if "error" in value:
         return Failure(**value) if set(value) == {"image", "error"} and isinstance(value["error"], str) else None
+    if not isinstance(value.get("readings", []), list):
+        return None
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     try:
         record = Record(**fields)
     except TypeError:
         return None
-    numbers = (record.score, record.p_value)
-    finite = all(isinstance(n, (int, float)) and not math.isnan(n) for n in numbers)
-    return record if finite and isinstance(record.adversarial, bool) else None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether every field holds what a judgement gives: the kind that it is, in its range."""
+    texts = (record.image, record.class_name, record.why, record.consensus_name, record.reading, *record.readings)
+    counts = (record.prediction, record.stage, record.consensus, record.copies, record.agreeing, record.other_pictures)
+    numbers = (record.score, record.p_value, *(n for n in (record.barrier, record.bends) if n is not None))
+    named = (record.families, record.features or {}, record.cost)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and (record.secondary_barriers is None or type(record.secondary_barriers) is int)
+        and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
+        and 0 <= record.p_value <= 1
+        and isinstance(record.adversarial, bool)
+        and all(
+            isinstance(table, dict) and all(v is None or type(v) in (int, float) for v in table.values())
+            for table in named
+        )
+        and all(
+            size is None or (isinstance(size, tuple) and len(size) == 2 and all(type(side) is int for side in size))
+            for size in (record.given, record.judged)
+        )
+    )
 
 
 def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, seconds: float) -> list[Result]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from advconn.data.laundering import Laundering
 from advconn.errors import DataError, printable
 from advconn.files import atomic_folder
 from advconn.scoring.records import Result, as_json
@@ -100,8 +101,9 @@ def save_images(
     *,
     succeeded: Tensor | None = None,
     floats: bool = False,
+    laundering: Laundering | None = None,
 ) -> None:
-    """Write images (n, c, h, w) in [0, 1] as lossless PNG files and as images.npz, the folder appearing only whole.
+    """Write images (n, c, h, w) in [0, 1] as files and as images.npz, the folder appearing only whole.
 
     Args:
         images: attacked copies, or others.
@@ -111,17 +113,33 @@ def save_images(
         succeeded: whether each copy fools the classifier (n,), for images.npz.
         floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them, as
             of images of other channels than 1 or 3.
+        laundering: how the files are saved: as lossless PNG files unless given. images.npz holds what they show.
     """
-    plain = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    array = plain.astype(np.float32) if floats else (plain * 255).round().astype(np.uint8)
+    plain = images.clamp(0, 1).cpu()
+    sent = (plain * 255).round().byte()
+    shown = sent if laundering is None else laundering.change(sent, 0)
+    array = plain.permute(0, 2, 3, 1).numpy().astype(np.float32) if floats else _last(shown)
+    files = array if laundering is None or laundering.quality is None else _last(sent)  # the file changes them itself
     with atomic_folder(folder) as partial:
-        for pixels, name in zip(array, names, strict=True):
+        for pixels, name in zip(files, names, strict=True):
             if not floats and pixels.shape[2] in (1, 3):  # no PNG file holds other channels
-                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
-                image.save(partial / f"{_short(name)}.png")
+                _save(pixels, partial / _short(name), laundering)
         arrays: dict[str, Any] = {"images": array, "labels": labels.cpu().numpy()}
         arrays |= {} if succeeded is None else {"succeeded": succeeded.cpu().numpy()}
         np.savez_compressed(partial / "images.npz", **arrays)
+
+
+def _last(images: Tensor) -> np.ndarray:
+    """With the channels last."""
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+
+
+def _save(pixels: np.ndarray, path: Path, laundering: Laundering | None) -> None:
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
+    if laundering is None or laundering.quality is None:
+        image.save(f"{path}.png")
+    else:
+        image.save(f"{path}{laundering.suffix}", laundering.kind, quality=laundering.quality)
 
 
 def _short(name: str) -> str:

@@ -203,7 +203,10 @@ class Server:
     async def infer(self, request: Request) -> Response:
         """Logits and verdicts of a request's images."""
         self._require_same_upstream()
-        length = request.headers.get(HEADER)
+        lengths = request.headers.getlist(HEADER)
+        if len(lengths) > 1:
+            raise DataError(f"{len(lengths)} headers {HEADER}; expected one")
+        length = lengths[0] if lengths else None
         if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
             raise DataError(f"{HEADER}: expected a number of bytes")
         async with self.bodies.of(request) as body:  # which counts until its pictures are read

@@ -96,7 +96,12 @@ class Judge:
         Raises:
             DataError: neither layout fits the classifier's channels.
         """
-        array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        if isinstance(given, Tensor):
+            if given.layout != torch.strided or given.is_nested or given.device.type == "meta":
+                raise DataError("expected an ordinary tensor of images")
+            given = given.detach().cpu()
+            given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+        array = np.asarray(given)
         arrangement = layout(array.shape, self.detector.classifier.channels, "the batch")
         return as_tensor(np.ascontiguousarray(arrangement.images(array)))
 

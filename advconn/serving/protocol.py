@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from advconn.data import isolation
+from advconn.data.formats import HEAD, looks_like_picture
 from advconn.errors import DataError
 
 HEADER = "inference-header-content-length"
@@ -91,7 +93,9 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
         DataError: no JSON, or not one input of images.
     """
     try:
-        said = json.loads(text)
+        said = json.loads(text, object_pairs_hook=_once)
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"the request body is not valid JSON{where}") from None
@@ -99,6 +103,7 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         count = len(inputs) if isinstance(inputs, list) else "no"
         raise DataError(f"the request has {count} inputs; expected one, of images")
+    _refuse_other_data(inputs[0], said)
     outputs = said.get("outputs") or []
     if not isinstance(outputs, list) or not all(
         isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs
@@ -111,6 +116,27 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
         files = [np.frombuffer(file, np.uint8) for file in _files(inputs[0], blob, most)]
         return (name, list(binary.items()), all_binary, True), files
     return (name, list(binary.items()), all_binary, False), [_array(inputs[0], blob, most)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name that stands in it twice, readers take the first or the last value.
+
+    Raises:
+        DataError: such a name.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise DataError("the request's JSON has a name twice in one object; expected each once")
+    return found
+
+
+def _refuse_other_data(given: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+    """Refuse what another server would take for the images: a gate refuses what it does not read."""
+    elsewhere = [key for key in _parameters(given) if key.startswith("shared_memory")]
+    elsewhere += [key for key in given if key in ("contents", "raw_data")]
+    elsewhere += [key for key in whole if key in ("raw_input_contents", "instances")]
+    if elsewhere:
+        raise DataError(f"{elsewhere[0]} is not read: give the images as data, or as binary data")
 
 
 def _numbers(data: list[Any], depth: int = 4) -> int | None:
@@ -138,6 +164,9 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[bytes]:
         raise DataError(f"{_cut(shape[0])} images in a request; expected {most} or fewer")
     if blob and data is not None:
         raise DataError("the input has data and binary data too: expected one of them")
+    size = _parameters(given).get("binary_data_size")
+    if size is not None and (type(size) is not int or size != len(blob)):
+        raise DataError(f"{len(blob)} bytes of files (said: {_cut(size)})")
     if blob:
         files: list[bytes] = []
         at = 0
@@ -151,7 +180,9 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[bytes]:
             at = end
     elif isinstance(data, list) and all(isinstance(value, str) for value in data):
         try:
-            files = [base64.b64decode(_plain64(value), validate=True) for value in data]
+            files = [_decoded(value) for value in data]
+        except DataError:
+            raise
         except ValueError:
             raise DataError(
                 "BYTES that are no base64: expected files of pictures in it, or send them to /score"
@@ -165,11 +196,21 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[bytes]:
     return files
 
 
-def _plain64(text: str) -> str:
-    """Base64 as the standard writes it, from one with line ends, for addresses, or in a data: URL."""
-    text = text.partition(",")[2] if text.startswith("data:") else text
-    text = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
-    return text + "=" * (-len(text) % 4)
+def _decoded(text: str) -> bytes:
+    """The file that a text in base64 stands for: with line ends, for addresses, or in a data: URL.
+
+    Raises:
+        ValueError: no base64.
+        DataError: readers that drop what is no base64 would see another picture.
+    """
+    plain = text.partition(",")[2] if text.startswith("data:") else text
+    plain = "".join(plain.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    file = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    kept = re.sub(r"[^A-Za-z0-9+/]", "", text)  # many readers drop what is not of the standard's alphabet
+    other = base64.b64decode(kept[: len(kept) - (len(kept) % 4 == 1)] + "=" * (-len(kept) % 4))
+    if other != file and looks_like_picture("", other[:HEAD]):
+        raise DataError("BYTES in base64 that readers take differently: use A-Z, a-z, 0-9, + and / alone")
+    return file
 
 
 def _cut(value: Any) -> str:

@@ -18,7 +18,7 @@ DIGITS = 18  # of a length in a header
 SMALL_BODY = 2**16  # bytes of every body that count towards no common limit: small requests always get through
 LONGEST_NAME = 200  # characters of a file's name that are kept
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/bmp": ".bmp"}
-LONGEST_HEAD = 2**13  # bytes of the headers of a form's part
+LONGEST_HEAD = 2**11  # bytes of the headers of a form's part
 FORM = "multipart/form-data"
 # A form, strictly as clients write it: another reader finds no other boundary in it.
 _FORM = re.compile(
