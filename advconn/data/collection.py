@@ -337,6 +337,7 @@ class Collection:
     def batches(
         self,
         preprocessing: Preprocessing,
+        channels: int | None = None,
         batch_size: int = 64,
         bad: Callable[[Item, DataError], None] | None = None,
     ) -> Iterator[Batch]:
@@ -344,9 +345,12 @@ class Collection:
 
         Args:
             preprocessing: the classifier's.
+            channels: of the images, where not those of `preprocessing`; accepted for one version.
             batch_size: images at a time, at most.
             bad: told of an image that cannot be read, which is left out then; without it that raises DataError.
         """
+        if channels is not None:
+            preprocessing = replace(preprocessing, channels=channels)
         suited = self.for_channels(preprocessing.channels)
         for parts in prefetch(suited._parts(preprocessing, batch_size)):
             for part in parts:

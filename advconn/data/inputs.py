@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def as_bytes(images: Tensor) -> Tensor:
     return (images if images.dtype == torch.uint8 else (images * 255).round().byte()).cpu()
 
 
-def read_all(given: Any, preprocessing: Preprocessing, reading: str = "plain") -> Tensor:
+def read_all(given: Any, preprocessing: Preprocessing, channels: int | None = None, reading: str = "plain") -> Tensor:
     """Images (n, c, h, w) from a path, a file's bytes or file object, a PIL picture, an array or tensor, or a sequence.
 
     An array of one image may be (h, w), (h, w, c) or (c, h, w), of several (n, h, w, c) or (n, c, h, w).
@@ -104,14 +105,17 @@ def read_all(given: Any, preprocessing: Preprocessing, reading: str = "plain") -
     Args:
         given: any of these.
         preprocessing: of the classifier.
+        channels: of the images, where not those of `preprocessing`; accepted for one version.
         reading: of files, see pictures.decode_variants.
 
     Raises:
         DataError: anything else, or what cannot be read.
     """
+    if channels is not None:
+        preprocessing = replace(preprocessing, channels=channels)
     channels = preprocessing.channels
     if isinstance(given, (list, tuple)):
-        parts = [read_all(item, preprocessing, reading) for item in given]
+        parts = [read_all(item, preprocessing, reading=reading) for item in given]
         if not parts:
             return torch.zeros((0, channels, *(preprocessing.size or (0, 0))), dtype=torch.uint8, device="cpu")
         kinds = {p.dtype for p in parts}

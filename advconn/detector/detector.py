@@ -595,7 +595,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         from advconn.data.inputs import read_all
 
-        return read_all(images, self.classifier.preprocessing, reading)
+        return read_all(images, self.classifier.preprocessing, reading=reading)
 
     def scores(self, X: Any, progress: Progress = ignore_progress) -> np.ndarray:
         """Scores (n,), as `score_samples`; `progress` is told (stage, done, total)."""

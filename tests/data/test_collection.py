@@ -174,3 +174,13 @@ def test_another_size_is_brought_to_the_input_as_torchvision_does_it(width, heig
     (batch,) = Collection(tmp_path / "a.png", 3).batches(look)
     theirs = Compose([Resize(36, InterpolationMode(interpolation)), CenterCrop(28)])(Image.fromarray(pixels))
     assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
+
+
+def test_channels_that_callers_still_give_are_taken(tmp_path):
+    """As before preprocessing held them."""
+    from advconn.data.inputs import read_all
+
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    (batch,) = Collection(tmp_path / "a.png").batches(LOOK, 1)
+    assert batch.images.shape == (1, 1, 32, 32)
+    assert read_all(tmp_path / "a.png", LOOK, 1).shape == (1, 1, 32, 32)
