@@ -65,35 +65,35 @@ def _pictures_from(data: bytes, end: int) -> int:
 
 
 def _of_tiff(image: Any, data: bytes) -> int:
-    """Pages under a page, slices that a text or a tag tells of, and what stands behind all that the pages name."""
+    """Pages under a page; of the first also slices that a text or a tag tells of, and what stands behind all."""
     below, tags = image.tag_v2.get(SUB_PAGES, ()), image.tag_v2
     pages = len(below) if isinstance(below, tuple) else 1
-    told = str(tags.get(DESCRIPTION, ""))
+    if image.tell():
+        return pages
+    end, smallest, shown = _tiff_end(data)
+    told, depth = str(tags.get(DESCRIPTION, "")), int(tags.get(DEPTH, 1))
     stack = re.search(r"^images=(\d+)", told, re.MULTILINE) if told.startswith("ImageJ=") else None
     shape = re.search(r'"shape": *\[([\d, ]+)\]', told)
-    slices = [int(stack[1])] if stack else []
-    slices += [math.prod(map(int, shape[1].split(","))) // max(1, math.prod(image.size))] if shape else []
-    slices += [int(tags.get(DEPTH, 1))]
-    shown = int(getattr(image, "n_frames", 1)) * len(image.getbands())
-    behind = _behind_tiff(data)
-    return max(pages, *(count - (1 if count <= 1 else shown) for count in slices), behind)
+    planes = math.prod(map(int, shape[1].split(","))) // max(1, math.prod(image.size)) if shape else 0
+    slices = max(depth, int(stack[1]) if stack else 0, planes // len(image.getbands()))
+    behind = 0 if end is None else _pictures_from(data, end) or int(_is_filled(data, end, max(LEAST_BYTES, smallest)))
+    return max(pages, slices - max(1, shown), behind)
 
 
-def _behind_tiff(data: bytes) -> int:
-    """Whether a TIFF holds another picture behind everything that its pages name: 1 or 0."""
-    end, smallest = _tiff_end(data)
-    if end is None:
-        return 0
-    whole = len(data) - end >= max(LEAST_BYTES, smallest) and _FILLED.search(data, end) is not None
-    return max(_pictures_from(data, end), int(whole))
+def _is_filled(data: bytes, end: int, least: int) -> bool:
+    """Whether so many bytes follow, and not zeros alone."""
+    return len(data) - end >= least and _FILLED.search(data, end) is not None
 
 
-def _tiff_end(data: bytes) -> tuple[int | None, int]:
-    """Where the last byte that a TIFF's pages name stands, and the bytes of its smallest page; None where unclear."""
+def _tiff_end(data: bytes) -> tuple[int | None, int, int]:
+    """Where the last byte that a TIFF's pages name stands, the bytes of its smallest page, and how many have pixels.
+
+    The first is None where it is unclear.
+    """
     order: Any = {b"II": "little", b"MM": "big"}.get(data[:2])
     big = int.from_bytes(data[2:4], order or "little") == 43
     if order is None:
-        return None, 0
+        return None, 0, 0
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
@@ -107,11 +107,11 @@ def _tiff_end(data: bytes) -> tuple[int | None, int]:
         if not at or at in seen:
             continue
         if len(seen) >= MOST_DIRECTORIES:
-            return None, 0
+            return None, 0, 0
         seen.add(at)
         count = number(at, count_bytes)
         if at + count_bytes + count * entry + wide > len(data):
-            return None, 0
+            return None, 0, 0
         values: dict[int, list[int]] = {}
         for i in range(count):
             begin = at + count_bytes + i * entry
@@ -132,7 +132,7 @@ def _tiff_end(data: bytes) -> tuple[int | None, int]:
             end = max([end, *(place + length for place, length in pairs)])
             held += sum(length for _, length in pairs)
         pages += [held] * bool(held)
-    return end, min(pages, default=0)
+    return end, min(pages, default=0), len(pages)
 
 
 def _of_jpeg(image: Any, data: bytes) -> int:

@@ -203,3 +203,14 @@ def test_a_boundary_that_readers_take_otherwise_is_refused(kind):
     """One with a space at its end, which many cut off; one of bytes that are no ASCII."""
     with pytest.raises(DataError, match="expected multipart/form-data"):
         files_in([kind], bytearray(b"--ab \r\n\r\nx\r\n--ab --\r\n"), 4)
+
+
+def test_many_pages_are_looked_at_once(tmp_path):
+    """What stands behind them is asked for at the first."""
+    pages = [Image.fromarray(np.roll(CLEAN[0], i % 64)) for i in range(400)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    started = time.perf_counter()
+    assert len(Collection(tmp_path / "a.tif", 1, frames="all")) == 400
+    (batch,) = Collection(tmp_path / "a.tif", 1, frames="all").batches(LOOK, batch_size=400)
+    assert sum(batch.others) == 0
+    assert time.perf_counter() - started < 8
