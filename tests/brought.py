@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -131,3 +132,10 @@ def photo_cd(cover, hidden):
     for y in range(0, 512, 2):
         data += canvas[y].tobytes() + canvas[y + 1].tobytes() + bytes([156]) * 384 + bytes([137]) * 384
     return bytes(data)
+
+
+def saved(picture, kind="PNG", **options):
+    """The bytes of a picture's file, from a PIL picture or an array."""
+    out = io.BytesIO()
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(out, kind, **options)
+    return out.getvalue()

@@ -83,13 +83,7 @@ def largest_share(head: Any) -> np.ndarray:
     Args:
         head: a fitted pipeline of a BoundedScaler, possibly a StandardScaler, and a LogisticRegression.
     """
-    weights = np.asarray(head[-1].coef_, np.float64)
-    for step in head[1:-1]:
-        weights = weights / step.scale_
-    against = np.abs(weights[1:] - weights[:1] if len(weights) > 1 else weights)
-    outputs = zip(np.split(against, len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
-    bounds = np.sum([share * largest for share, largest in outputs], axis=0)
-    return np.asarray(2 * bounds.max(axis=0))
+    return np.asarray(2 * _largest_terms(_against_clean(head)).max(axis=0))
 
 
 def highest_log_odds(head: Any) -> float:
@@ -100,18 +94,29 @@ def highest_log_odds(head: Any) -> float:
     """
     if not hasattr(head, "steps") or not hasattr(head[-1], "coef_"):
         return math.inf
-    weights, bias = np.asarray(head[-1].coef_, np.float64), np.asarray(head[-1].intercept_, np.float64)
-    against = weights[1:] - weights[:1] if len(weights) > 1 else weights
-    start = bias[1:] - bias[:1] if len(weights) > 1 else bias
-    if not np.any(against):
-        return float(np.logaddexp.reduce(start))
+    bias = np.asarray(head[-1].intercept_, np.float64)
+    start = bias[1:] - bias[:1] if len(bias) > 1 else bias
+    if len(np.unique(head[-1].coef_, axis=0)) == 1 and (len(bias) > 1 or not np.any(head[-1].coef_)):
+        return float(np.logaddexp.reduce(start))  # the same for every image
     if not isinstance(head[0], BoundedScaler):
         return math.inf
+    against = _against_clean(head)
+    start = start - sum((against @ step.mean_ for step in head[1:-1]), np.zeros(len(against)))
+    return float(np.logaddexp.reduce(start + _largest_terms(against).sum(axis=1)))
+
+
+def _against_clean(head: Any) -> np.ndarray:
+    """Weights (attacks, columns) of a linear head's bounded columns, less those of the class clean."""
+    weights = np.asarray(head[-1].coef_, np.float64)
     for step in head[1:-1]:
-        against = against / step.scale_
-        start = start - against @ step.mean_
+        weights = weights / step.scale_
+    return weights[1:] - weights[:1] if len(weights) > 1 else weights
+
+
+def _largest_terms(against: np.ndarray) -> np.ndarray:
+    """The largest absolute value (attacks, features) that both columns of a feature can add."""
     outputs = zip(np.split(np.abs(against), len(LARGEST_OUTPUT), axis=1), LARGEST_OUTPUT.values(), strict=True)
-    return float(np.logaddexp.reduce(start + np.sum([share.sum(1) * most for share, most in outputs], axis=0)))
+    return np.asarray(np.sum([share * largest for share, largest in outputs], axis=0))
 
 
 def save(head: Any, path: Path) -> None:

@@ -76,6 +76,7 @@ def attack(
 
     from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
     from advconn.data.collection import Collection
+    from advconn.data.inputs import as_bytes
     from advconn.data.laundering import parse_laundering
     from advconn.parallel import Runner, cluster
     from advconn.scoring.writers import save_images
@@ -104,12 +105,14 @@ def attack(
     hit = is_misclassified(classifier, attacked, truth) & right
     hits = int(hit.sum())
     change = (attacked - clean).flatten(1)
-    saved = hit
+    shown, saved = attacked, hit
     if way is not None:
-        shown = classifier.check(way.change((attacked * 255).round().byte().cpu(), 0))
+        shown = classifier.check(way.change(as_bytes(attacked), 0))
         saved = is_misclassified(classifier, shown, truth) & hit
     names = [f"{i:05d}-{item.path.stem}" for i, item in enumerate(items)]
-    save_images(attacked, truth, names, out, succeeded=saved, floats=floats, laundering=way)
+    save_images(
+        shown, truth, names, out, succeeded=saved, floats=floats, lossy=None if way is None else (attacked, way)
+    )
     which = "" if true_labels is None else f" that were classified right ({int((~right).sum())} were not)"
     click.echo(
         f"{out}: {made} changed the prediction of {hits} of {int(right.sum())} images{which}; "

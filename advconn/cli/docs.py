@@ -8,10 +8,13 @@ from pathlib import Path
 import click
 
 from advconn.cli.output import note
-from advconn.errors import DataError
+from advconn.errors import DataError, expected_one_of
 
 GUIDE = Path(__file__).parents[1] / "docs"
-PAGES = tuple(sorted(file.stem for file in GUIDE.glob("*.md")))
+PAGES = (
+    "index", "how-it-decides", "verdicts-and-fields", "classifiers-and-images", "fitting-and-calibrating", "serving",
+    "benchmarking", "security-and-limits", "papers-and-studies",
+)  # fmt: skip
 
 
 @click.command()
@@ -34,7 +37,7 @@ def docs(page: str, text: bool, out: Path | None) -> None:
       advconn docs serving --text
     """
     if page not in PAGES:
-        raise DataError(f"no page {page!r}; expected one of {', '.join(PAGES)}")
+        raise DataError(f"no page {page!r}: {expected_one_of(page, PAGES)}")
     if text:
         click.echo_via_pager((GUIDE / f"{page}.md").read_text(encoding="utf-8"))
         return

@@ -39,12 +39,14 @@ def as_sarif(results: Iterable[Result]) -> dict[str, Any]:
 
 
 def _finding(result: Result) -> dict[str, Any]:
-    failed = isinstance(result, Failure)
-    said = result.error if isinstance(result, Failure) else f"{result.class_name}, p {result.p_value:.4f}: {result.why}"
+    if isinstance(result, Failure):
+        rule, level, said = FAILED, "warning", result.error
+    else:
+        rule, level, said = FLAGGED, "error", f"{result.class_name}, p {result.p_value:.4f}: {result.why}"
     address = quote(PurePath(result.image).as_posix().encode("utf-8", "surrogateescape"))
     return {
-        "ruleId": FAILED if failed else FLAGGED,
-        "level": "warning" if failed else "error",
+        "ruleId": rule,
+        "level": level,
         "message": {"text": said.encode("utf-8", "backslashreplace").decode()},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": address}}}],
     }

@@ -356,7 +356,7 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     names, others = _chosen(
         {k: (tuple(v.shape), _numpy(v[:0]).dtype if v.ndim else None) for k, v in arrays.items()}, path
     )
-    others += [str(k) for k, v in entries.items() if not isinstance(v, torch.Tensor) and _has_tensor(v)]
+    others += [str(k) for k, v in entries.items() if not isinstance(v, torch.Tensor) and _may_hold_images(v)]
     name = wanted or names[0]
     if arrays[name].layout != torch.strided:
         raise DataError(f"{path}: {name} is {arrays[name].layout}; expected an ordinary tensor")
@@ -366,7 +366,7 @@ def _open_torch(path: Path, wanted: str | None) -> tuple[Any, np.ndarray | None,
     return _Held(arrays[name]), None if labels is None else _numpy(labels), names, others
 
 
-def _has_tensor(value: Any) -> bool:
+def _may_hold_images(value: Any) -> bool:
     """Whether a tensor or bytes that could be images lie inside, however deep; also where too much is to be seen."""
     import torch
 
@@ -376,11 +376,8 @@ def _has_tensor(value: Any) -> bool:
         if id(part) in seen:
             continue
         seen.add(id(part))
-        least = pictures.SMALLEST**2
-        large = (
-            part.numel() >= least if isinstance(part, torch.Tensor) else isinstance(part, bytes) and len(part) >= least
-        )
-        if len(seen) > MOST_PARTS or large:
+        size = part.numel() if isinstance(part, torch.Tensor) else len(part) if isinstance(part, bytes) else 0
+        if len(seen) > MOST_PARTS or size >= pictures.SMALLEST**2:
             return True
         if isinstance(part, (Mapping, tuple, list)):
             waiting += part.values() if isinstance(part, Mapping) else part

@@ -32,7 +32,7 @@ LONGEST_TEXT = 2**20  # bytes of a text beside a picture
 BESIDE = {".cls", ".json", ".txt", ".id", ".caption"}  # texts that WebDataset keeps beside a picture of the same name
 LONGEST_LABEL = 1000  # characters
 TOGETHER = 1000  # rows of a table that are looked at at once
-WRITTEN_FILES = ("iVBOR", "/9j/", "R0lG", "UklGR", "Qk", "SUkq", "TU0A", "data:")  # how base64 of pictures begins
+WRITTEN_FILES = "^(iVBOR|/9j/|R0lG|UklGR|Qk|SUkq|TU0A|data:)"  # how base64 of pictures begins
 COLUMNS = ("image", "img", "picture", "jpg", "png", "bytes")  # of a table: where its pictures are likely to be
 LABELS = ("label", "labels", "class", "target")
 _LOCK = Lock()  # a file is read by one thread at a time; decoding is what takes long
@@ -306,19 +306,16 @@ class _Parquet:
 
         if _may_hold_a_file(field.type):
             return True
-        count = _values_at_once(field.type)
-        plain = types.is_list(field.type) or types.is_large_list(field.type)
-        text = types.is_string(field.type) or types.is_large_string(field.type)
-        if not text and not (plain and _values_at_once(field.type.value_type) == 1):
-            return count >= SMALLEST**2
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        text = types.is_string(kind) or types.is_large_string(kind)
+        listed = (types.is_list(kind) or types.is_large_list(kind)) and _values_at_once(kind.value_type) == 1
+        if not text and not listed:
+            return _values_at_once(kind) >= SMALLEST**2
         for batch in self.file.iter_batches(TOGETHER, columns=[field.name]):
-            values = batch.column(0)
-            values = getattr(values, "dictionary", values)
-            if text:
-                starts = (compute.starts_with(values, mark) for mark in WRITTEN_FILES)
-                if any(bool(compute.any(found).as_py()) for found in starts):
-                    return True
-            elif (compute.max(compute.list_value_length(values)).as_py() or 0) >= SMALLEST**2:
+            values = getattr(batch.column(0), "dictionary", batch.column(0))
+            if text and compute.any(compute.match_substring_regex(values, WRITTEN_FILES)).as_py():
+                return True
+            if listed and (compute.max(compute.list_value_length(values)).as_py() or 0) >= SMALLEST**2:
                 return True
         return False
 

@@ -34,6 +34,19 @@ def as_tensor(images: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
+def require_image_tensor(images: Tensor) -> None:
+    """Refuse a tensor that holds no images as bytes or as floats, one after the other in memory.
+
+    Raises:
+        DataError: sparse, nested, quantised or without memory; or of another type of number.
+    """
+    odd = images.layout != torch.strided or images.is_nested or images.is_quantized or images.device.type == "meta"
+    if odd:
+        raise DataError(f"expected an ordinary tensor of images, got {images.layout} on {images.device}: make it dense")
+    if images.dtype != torch.uint8 and (not images.is_floating_point() or images.element_size() == 1):
+        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
+
+
 def to_native_array(values: Any) -> np.ndarray:
     """As an array that torch takes: contiguous, writable, in this machine's byte order."""
     array = np.asarray(values)

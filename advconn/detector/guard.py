@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.data.inputs import as_tensor
+from advconn.data.inputs import as_tensor, require_image_tensor
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnWarning, DataError, FitError, ModelError
@@ -152,13 +152,9 @@ def _refuse_traces(images: Any) -> None:
 
 def _finite(images: Tensor) -> tuple[Tensor, np.ndarray]:
     """The images, black in place of those that hold NaN or infinity, and which these are (n,)."""
-    if not isinstance(images, Tensor) or images.layout != torch.strided or images.is_quantized:
-        raise DataError(
-            f"expected an ordinary tensor of images, got {getattr(images, 'layout', type(images).__name__)}"
-        )
-    tiny = images.element_size() == 1 and images.is_floating_point()
-    if tiny or (images.dtype != torch.uint8 and not images.is_floating_point()):
-        raise DataError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
+    if not isinstance(images, Tensor):
+        raise DataError(f"expected a tensor of images, got {type(images).__name__}")
+    require_image_tensor(images)
     if images.ndim != 4 or not images.is_floating_point():  # refused where they are judged, or always finite
         return images, np.zeros(len(images) if images.ndim else 0, bool)
     sound = images.isfinite().flatten(1).all(1)

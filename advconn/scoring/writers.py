@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from advconn.data.inputs import as_bytes
 from advconn.data.laundering import Laundering
 from advconn.errors import DataError, printable
 from advconn.files import atomic_folder
@@ -101,29 +102,32 @@ def save_images(
     *,
     succeeded: Tensor | None = None,
     floats: bool = False,
-    laundering: Laundering | None = None,
+    lossy: tuple[Tensor, Laundering] | None = None,
 ) -> None:
     """Write images (n, c, h, w) in [0, 1] as files and as images.npz, the folder appearing only whole.
 
     Args:
-        images: attacked copies, or others.
+        images: attacked copies, or others, as the files show them.
         labels: their classes (n,), for images.npz.
         names: one for each file, without suffix.
         folder: that is made.
         succeeded: whether each copy fools the classifier (n,), for images.npz.
         floats: the .npz holds them as they are, in float32, and no PNG is written: bytes would round them, as
             of images of other channels than 1 or 3.
-        laundering: how the files are saved: as lossless PNG files unless given. images.npz holds what they show.
+        lossy: the images before they are saved, and how: of a format that loses something the file is made of these.
+            Else files are lossless PNG files.
     """
-    plain = images.clamp(0, 1).cpu()
-    sent = (plain * 255).round().byte()
-    shown = sent if laundering is None else laundering.change(sent, 0)
-    array = plain.permute(0, 2, 3, 1).numpy().astype(np.float32) if floats else _last(shown)
-    files = array if laundering is None or laundering.quality is None else _last(sent)  # the file changes them itself
+    plain = images.clamp(0, 1)
+    array = _last(plain.cpu()).astype(np.float32) if floats else _last(as_bytes(plain))
+    files, way = array, Laundering(lambda values, seed: values)
+    if lossy is not None and lossy[1].quality is not None:
+        files, way = _last(as_bytes(lossy[0].clamp(0, 1))), lossy[1]
+    options = {} if way.quality is None else {"quality": way.quality}
     with atomic_folder(folder) as partial:
         for pixels, name in zip(files, names, strict=True):
             if not floats and pixels.shape[2] in (1, 3):  # no PNG file holds other channels
-                _save(pixels, partial / _short(name), laundering)
+                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
+                image.save(partial / f"{_short(name)}{way.suffix}", way.kind, **options)
         arrays: dict[str, Any] = {"images": array, "labels": labels.cpu().numpy()}
         arrays |= {} if succeeded is None else {"succeeded": succeeded.cpu().numpy()}
         np.savez_compressed(partial / "images.npz", **arrays)
@@ -132,14 +136,6 @@ def save_images(
 def _last(images: Tensor) -> np.ndarray:
     """With the channels last."""
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-
-
-def _save(pixels: np.ndarray, path: Path, laundering: Laundering | None) -> None:
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
-    if laundering is None or laundering.quality is None:
-        image.save(f"{path}.png")
-    else:
-        image.save(f"{path}{laundering.suffix}", laundering.kind, quality=laundering.quality)
 
 
 def _short(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.data.inputs import as_tensor, read_all
+from advconn.data.inputs import as_tensor, read_all, require_image_tensor
 from advconn.data.layout import layout
 from advconn.detector.calibration import Calibration, combine_readings
 from advconn.detector.detector import Detector
@@ -97,8 +97,7 @@ class Judge:
             DataError: neither layout fits the classifier's channels.
         """
         if isinstance(given, Tensor):
-            if given.layout != torch.strided or given.is_nested or given.device.type == "meta":
-                raise DataError("expected an ordinary tensor of images")
+            require_image_tensor(given)
             given = given.detach().cpu()
             given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
         array = np.asarray(given)

@@ -30,6 +30,7 @@ TYPES: Mapping[str, type] = {
     "BOOL": np.bool_,
 }
 TAKEN = ("FP32", "UINT8")
+_ODD = re.compile(r"[^A-Za-z0-9+/=\s]")  # in base64
 _NAMES = {np.dtype(v): k for k, v in TYPES.items()}
 
 
@@ -197,19 +198,20 @@ def _files(given: Mapping[str, Any], blob: bytes, most: int) -> list[bytes]:
 
 
 def _decoded(text: str) -> bytes:
-    """The file that a text in base64 stands for: with line ends, for addresses, or in a data: URL.
+    """The file that a text in base64 stands for, which may have line ends, a data: URL's head, or - and _ in it.
 
     Raises:
         ValueError: no base64.
-        DataError: readers that drop what is no base64 would see another picture.
+        DataError: a reader that drops what is not of the standard's alphabet, as many do, would see another picture.
     """
     plain = text.partition(",")[2] if text.startswith("data:") else text
     plain = "".join(plain.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
     file = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    kept = re.sub(r"[^A-Za-z0-9+/]", "", text)  # many readers drop what is not of the standard's alphabet
-    other = base64.b64decode(kept[: len(kept) - (len(kept) % 4 == 1)] + "=" * (-len(kept) % 4))
-    if other != file and looks_like_picture("", other[:HEAD]):
-        raise DataError("BYTES in base64 that readers take differently: use A-Z, a-z, 0-9, + and / alone")
+    if _ODD.search(text):
+        kept = re.sub(r"[^A-Za-z0-9+/]", "", text)
+        other = base64.b64decode(kept[: len(kept) - (len(kept) % 4 == 1)] + "=" * (-len(kept) % 4))
+        if other != file and looks_like_picture("", other[:HEAD]):
+            raise DataError("BYTES in base64 that readers take differently: use A-Z, a-z, 0-9, + and / alone")
     return file
 
 

@@ -12,6 +12,7 @@ from advconn import bundle
 from advconn.benchmark.attacks import AttackProtocol, to_attack
 from advconn.benchmark.candidate import Candidate
 from advconn.data.datasets import digits
+from advconn.data.inputs import as_bytes
 from advconn.errors import AttackError, wrap_user_errors
 from advconn.models.classifier import Classifier
 
@@ -34,7 +35,7 @@ def check_attack(attack: str | AttackProtocol, classifier: Classifier | None = N
     Raises:
         AttackError: the first breach, in one line.
     """
-    model, images, labels = _digits(classifier)
+    model, images, labels, _ = _digits(classifier)
     made = to_attack(attack)
     before, logits = images.clone(), model.logits(images)
     first = made.run(model, images, labels, seed=1)
@@ -68,10 +69,9 @@ def check_detector(detector: type[Candidate], classifier: Classifier | None = No
         raise AttackError(f"{detector!r}: expected a subclass of advconn.benchmark.Candidate")
     if not name or not isinstance(name, str):
         raise AttackError(f"{detector.__name__}: expected a class attribute `name`, a text")
-    model, images, _ = _digits(classifier)
-    clean = (_few(model)[1][:REFERENCES] * 255).round().byte()
+    model, images, _, clean = _digits(classifier)
     with wrap_user_errors(name, AttackError):
-        made = detector(model, clean)
+        made = detector(model, as_bytes(clean))
         made.prepare()
         columns = made.measure(images)
         again, halves = made.measure(images), [made.measure(part) for part in images.split(len(images) // 2)]
@@ -94,16 +94,11 @@ def _columns(name: str, columns: Any, count: int) -> np.ndarray:
     return table
 
 
-def _digits(classifier: Classifier | None) -> tuple[Classifier, Tensor, Tensor]:
-    """A classifier, images that it gets right in its own size and channels, and their labels."""
+def _digits(classifier: Classifier | None) -> tuple[Classifier, Tensor, Tensor, Tensor]:
+    """A classifier, images of its size and channels, what it takes them for, and others to compare with."""
     model = bundle.load(bundle.default("digits")).classifier if classifier is None else classifier
-    images = _few(model)[0]
-    return model, images, model.predict(images)
-
-
-def _few(model: Classifier) -> tuple[Tensor, Tensor]:
-    """Images to try, and images to compare with, (n, c, h, w) in [0, 1]."""
     raw = digits()[0][-(IMAGES + REFERENCES) :].to(torch.float32) / 255
     sized = torch.nn.functional.interpolate(raw, model.preprocessing.size or (8, 8), mode="bilinear")
-    images = sized.expand(-1, model.channels, -1, -1).contiguous().to(model.device)
-    return images[:IMAGES], images[IMAGES:]
+    every = sized.expand(-1, model.channels, -1, -1).contiguous().to(model.device)
+    images = every[:IMAGES]
+    return model, images, model.predict(images), every[IMAGES:]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from advconn.attacks.attack import Attack
 from advconn.features.families import Trace, feature_table
-from benchmarks.common.provenance import SEED
+from advconn.metrics import auroc, auroc_bootstrap_interval
 
 ATTACKS = (
     "pgd:eps=8/255,steps=10",
@@ -31,23 +30,8 @@ def logits_only(trace: Trace) -> np.ndarray:
     return torch.cat([feature_table(Trace(trace.query))[0], top], 1).double().numpy()
 
 
-def interval(clean: np.ndarray, hits: np.ndarray, draws: int = 500) -> tuple[float, float]:
-    """95 % bootstrap interval of the AUROC."""
-    rng = np.random.default_rng(SEED)
-    both = []
-    for _ in range(draws):
-        a, b = rng.choice(clean, len(clean)), rng.choice(hits, len(hits))
-        both.append(auroc(a, b))
-    low, high = np.percentile(both, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def auroc(clean: np.ndarray, hits: np.ndarray) -> float:
-    return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(hits)]), np.concatenate([clean, hits])))
-
-
 def row(name: str, attack: str, clean: np.ndarray, hits: np.ndarray, threshold: float, tried: int) -> dict[str, object]:
-    low, high = interval(clean, hits)
+    low, high = auroc_bootstrap_interval(clean, hits)
     return {
         "detector": name,
         "attack": attack,

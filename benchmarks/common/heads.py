@@ -17,7 +17,7 @@ from advconn.cascade.early_exit import cascade_score, exits_at
 from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
 from advconn.detector.calibration import Calibration
-from benchmarks.common.detection import auroc
+from advconn.metrics import auroc
 from benchmarks.common.lessons import Lesson
 
 TEACHERS = (

@@ -25,8 +25,9 @@ from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
 from advconn.detector.result import Judgement
 from advconn.features.connectivity import Connectivity
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import attacked, kept, parts, tables, whole
-from benchmarks.common.detection import ATTACKS, SQUARE, auroc
+from benchmarks.common.detection import ATTACKS, SQUARE
 from benchmarks.common.provenance import SEED, write_record
 from benchmarks.common.training_rows import rows
 

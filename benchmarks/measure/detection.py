@@ -27,8 +27,9 @@ from advconn.cascade.heads import default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.features.families import Trace
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import Part, attacked, parts, tables, taught, whole
-from benchmarks.common.detection import ATTACKS, SQUARE, auroc, family, logits_only, only, row
+from benchmarks.common.detection import ATTACKS, SQUARE, family, logits_only, only, row
 from benchmarks.common.families import TEST, hits_of, tried
 from benchmarks.common.provenance import SEED, write_record
 from benchmarks.common.training_rows import FITTED_ON, rows

@@ -18,8 +18,8 @@ import torch
 from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.detector.fitting import fit
 from advconn.errors import FitError
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import Part
-from benchmarks.common.detection import auroc
 from benchmarks.common.left_out import ATTACKED, CLEAN, MNIST, network, others_than
 from benchmarks.common.lessons import arguments
 from benchmarks.common.provenance import SEED, write_record

@@ -23,7 +23,7 @@ from advconn.bundle.shipped import efficientnet_lite0
 from advconn.data.collection import Collection
 from advconn.data.conditions import CONDITIONS
 from advconn.detector.fitting import fit
-from benchmarks.common.detection import auroc, interval
+from advconn.metrics import auroc, auroc_bootstrap_interval
 from benchmarks.common.photographs import CLASSES
 from benchmarks.common.provenance import write_record
 
@@ -101,7 +101,7 @@ def main() -> None:
         out[1::2] = round_to_bytes(out[1::2])  # half as files hold them, half as a pipeline does
         hits = out[is_misclassified(model, out, labels)]
         score = detector.score_samples(hits)
-        low, high = interval(clean.score, score)
+        low, high = auroc_bootstrap_interval(clean.score, score)
         hit_judgement = detector.judge(hits)
         row = {
             "attack": spec,

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.detector.fitting import fit
+from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 from benchmarks.common.cifar10 import Part
-from benchmarks.common.detection import auroc
 from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, RELATIVES, network, others_than, pooled
 from benchmarks.common.lessons import Subject, arguments
 from benchmarks.common.provenance import SEED, file_of, write_record

@@ -31,8 +31,9 @@ from advconn.cascade.cascade import log_odds
 from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import attacked, everything, parts, stacked, taught, walked
-from benchmarks.common.detection import auroc, logits_only, only
+from benchmarks.common.detection import logits_only, only
 from benchmarks.common.provenance import SEED, write_record
 
 RANKS = QuantileTransformer(n_quantiles=300, output_distribution="normal")

@@ -19,7 +19,7 @@ from advconn.cascade.cascade import head_log_odds
 from advconn.cascade.early_exit import cascade_score, exits_at
 from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
-from benchmarks.common.detection import auroc
+from advconn.metrics import auroc
 from benchmarks.common.heads import FPR, SHARES, TEACHERS, family, group, head, tables_of
 from benchmarks.common.lessons import Lesson, arguments, lessons
 from benchmarks.common.provenance import SEED, write_record

@@ -23,10 +23,10 @@ from torch import Tensor
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.features import transforms
+from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 from benchmarks.common.cifar10 import parts, tables, taught, whole
-from benchmarks.common.detection import auroc
 from benchmarks.common.families import arguments, hits_of, network, walk_of
 from benchmarks.common.provenance import SEED, write_record
 

@@ -33,9 +33,10 @@ from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace
 from advconn.features.references import synthesise
+from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from benchmarks.common.cifar10 import Part, attacked, classifier, parts, stacked, taught, walked
-from benchmarks.common.detection import auroc, only
+from benchmarks.common.detection import only
 from benchmarks.common.provenance import file_of, write_record
 
 ATTACKS = ("pgd:eps=8/255,steps=10", "pgd:eps=2/255,steps=50", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/255")

@@ -26,8 +26,8 @@ from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.augmentation import SHARE, still_misclassified
 from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import parts, tables, taught, whole
-from benchmarks.common.detection import auroc
 from benchmarks.common.families import CHEAP, arguments, hits_of, network, walk_of
 from benchmarks.common.provenance import SEED, write_record
 

@@ -27,8 +27,8 @@ from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.families import Trace, feature_table
 from advconn.features.references import synthesise
+from advconn.metrics import auroc
 from benchmarks.common.cifar10 import attacked, classifier, kept, parts, taught, walked
-from benchmarks.common.detection import auroc
 from benchmarks.common.provenance import SEED, write_record
 
 FIRST, SECOND = 0.25, 0.10

@@ -26,7 +26,7 @@ from advconn.data.conditions import CONDITIONS, PROMISED
 from advconn.data.inputs import image_hashes
 from advconn.detector.detector import Detector
 from advconn.features.connectivity import Connectivity
-from benchmarks.common.detection import auroc, interval
+from advconn.metrics import auroc, auroc_bootstrap_interval
 from benchmarks.common.photographs import hits_of, learned_by, lite, read
 from benchmarks.common.provenance import SEED, write_record
 
@@ -58,7 +58,7 @@ def figures_of(detector: Detector, test: Any, cache: Path, specs: list[str], tri
         rows = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(i))[:tried]
         hits = hits_of(cache, model, test, spec, rows, "test")
         judgement = detector.judge(hits.images.float())
-        low, high = interval(clean.score, judgement.score)
+        low, high = auroc_bootstrap_interval(clean.score, judgement.score)
         out["attacks"][spec] = {
             "auroc": round(auroc(clean.score, judgement.score), 4),
             "interval": [round(low, 4), round(high, 4)],

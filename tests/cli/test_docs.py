@@ -99,6 +99,9 @@ def test_the_guide_opens_and_prints(tmp_path, monkeypatch):
     assert out.output.startswith("# Benchmarking")
     out = CliRunner().invoke(main, ["docs", "nothing"])
     assert (out.exit_code, "expected one of" in out.output) == (2, True)
+    assert set(PAGES) == {file.stem for file in GUIDE.glob("*.md")}
+    told = CliRunner().invoke(main, ["docs", "--help"]).output
+    assert not [name for name in PAGES if name not in told]
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from brought import one_line, photo_cd, run
+from brought import one_line, photo_cd, run, saved
 from PIL import Image, TiffImagePlugin
 from sklearn.datasets import load_digits
 
@@ -46,12 +46,6 @@ def judged(*args):
 def png(array):
     out = io.BytesIO()
     Image.fromarray(array).save(out, "PNG")
-    return out.getvalue()
-
-
-def saved(picture, kind, **options):
-    out = io.BytesIO()
-    picture.save(out, kind, **options)
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from brought import photo_cd, run
+from brought import photo_cd, run, saved
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -26,12 +26,6 @@ from advconn.errors import AdvconnWarning, DataError, FitError
 
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
 LOOK = Preprocessing(size=(8, 8), channels=1)
-
-
-def saved(array, kind="PNG", **options):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, kind, **options)
-    return out.getvalue()
 
 
 def others(data):

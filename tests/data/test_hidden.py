@@ -1,7 +1,6 @@
 """Pictures that some reader shows and the judged file hides: slices, tails, textures, side texts, columns, forms."""
 
 import base64
-import io
 import struct
 import time
 import zipfile
@@ -9,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from brought import saved
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -22,12 +22,6 @@ from advconn.serving.requests import files_in
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
 LOOK = Preprocessing(size=(8, 8), channels=1)
-
-
-def saved(array, kind="PNG", **options):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, kind, **options)
-    return out.getvalue()
 
 
 def others(data):
@@ -188,6 +182,7 @@ def test_columns_that_could_be_pictures_are_named(tmp_path):
         "rows": (pa.array((NOISE[:1] / 255).tolist()), True),
         "tensor": (pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (8, 8)), tensor), True),
         "text": (pa.array([base64.b64encode(saved(NOISE[0])).decode()]), True),
+        "dictionary": (pa.array([base64.b64encode(saved(NOISE[0])).decode()]).dictionary_encode(), True),
         "box": (pa.array([[0.0, 0.0, 1.0, 1.0]]), False),
         "sentence": (pa.array(["a cat that is seen as a frog"]), False),
         "width": (pa.array([8]), False),
