@@ -230,13 +230,9 @@ class Collection:
         Raises:
             DataError: an array that holds none of so many channels.
         """
-        if self.channels == channels:
+        if not self._archives or self.channels == channels:
             return self
-        if self._archives:
-            return Collection(self.path, channels, reading=self.reading, frames=self.frames)
-        same = copy.copy(self)
-        same.channels = channels
-        return same
+        return Collection(self.path, channels, reading=self.reading, frames=self.frames)
 
     def sample(self, limit: int | None, seed: int = 0) -> Collection:
         """At most `limit` of the images, picked at random."""
