@@ -15,6 +15,7 @@ from torch import nn
 import advconn
 from advconn.cli import main
 
+NOISY = ("noise4", "noise8", "sharpen")
 FAST = ("pgd:eps=24/255,steps=4", "fgsm:eps=24/255")
 SHORT = {"copies": ("flip", "mean3", "left1", "noise3", "blur5", "bits5"), "halves": ("mean3",)}
 
@@ -81,7 +82,7 @@ def fitted():
 def fit(classifier, **options):
     """A detector fitted on 120 images with two attacks, in seconds; JPEG and blur are too much for images of noise."""
     x, y = images(channels=classifier.channels)
-    known = {"attacks": FAST, "fpr": 0.1, "connectivity": SHORT, "conditions": ("clean", "brighter")}
+    known = {"attacks": FAST, "fpr": 0.1, "connectivity": SHORT, "conditions": ("clean", "brighter"), "benign": NOISY}
     return advconn.fit(classifier, x, y, **(known | options))
 
 

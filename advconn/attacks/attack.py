@@ -218,7 +218,11 @@ def seed_everything(seed: int, devices: list[torch.device]) -> Iterator[None]:
 
 def compatible_attacks(classifier: Classifier, texts: Iterable[str]) -> tuple[str, ...]:
     """Those of the attacks that are made for images of so many channels."""
-    return tuple(spec for spec in texts if KINDS[Attack.parse(spec).name].channels in (0, classifier.channels))
+    return tuple(
+        spec
+        for spec in texts
+        if not (made_for := KINDS[Attack.parse(spec).name].channels) or classifier.channels in made_for
+    )
 
 
 def is_misclassified(classifier: Classifier, attacked: Tensor, labels: Tensor) -> Tensor:

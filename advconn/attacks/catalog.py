@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "patch": "a square of any content",
         "spatial": "turned and shifted",
         "colour": "other light and colours",
+        "laundered": "made to survive being saved as JPEG",
     }
 )
 
@@ -41,7 +42,7 @@ class AttackSpec:
         fixed: further arguments of the class.
         renamed: parameters that the library calls otherwise.
         gradient: whether it needs one.
-        channels: of the images it is made for; 0 for any number.
+        channels: of the images it is made for; empty for any number.
     """
 
     family: str
@@ -51,7 +52,7 @@ class AttackSpec:
     fixed: Mapping[str, object] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     gradient: bool = True
-    channels: int = 0
+    channels: tuple[int, ...] = ()
 
 
 _LINF = {"eps": 8 / 255, "steps": 10}
@@ -142,7 +143,7 @@ KINDS: Mapping[str, AttackSpec] = MappingProxyType(
             _LINF,
             "Dong et al. 2018, on a network that imitates this one, or on surrogate=SPEC",
         ),
-        "tifgsm": AttackSpec("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=3),
+        "tifgsm": AttackSpec("smooth", "torchattacks:TIFGSM", _LINF, "Dong et al. 2019", channels=(3,)),
         "low-frequency": AttackSpec(
             "smooth", "low_frequency", {"eps": 16 / 255, "steps": 20, "grid": 8}, "PGD on a coarse grid, enlarged"
         ),
@@ -159,6 +160,16 @@ KINDS: Mapping[str, AttackSpec] = MappingProxyType(
             gradient=False,
         ),
         "colour": AttackSpec("colour", "colour", {"size": 0.08, "steps": 20}, "a matrix that mixes the channels"),
+        "pgd-jpeg": AttackSpec(
+            "laundered", "through_jpeg", _LINF | {"quality": 75}, "PGD straight through a JPEG codec", channels=(1, 3)
+        ),
+        "pgd-jpeg-eot": AttackSpec(
+            "laundered",
+            "through_any_jpeg",
+            _LINF | {"samples": 4},
+            "Athalye et al. 2018, in expectation over JPEG qualities from 50 to 95",
+            channels=(1, 3),
+        ),
     }
 )
 STEP_SHARES: Mapping[str, float] = {  # step size as a share of the largest change, unless alpha is given
@@ -166,8 +177,12 @@ STEP_SHARES: Mapping[str, float] = {  # step size as a share of the largest chan
     "universal": 0.1,
     "colour": 0.15,
     "low-frequency": 0.2,
-} | dict.fromkeys(("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer"), 0.25)
-INTEGERS = {"steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side"}
+} | dict.fromkeys(
+    ("bim", "pgd", "mifgsm", "pgd-l2", "pgd-stop", "jitter", "tifgsm", "transfer", "pgd-jpeg", "pgd-jpeg-eot"), 0.25
+)
+INTEGERS = {
+    "steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side", "quality",
+}  # fmt: skip
 TEXTS = {"transfer": ("surrogate", "weights")}
 GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
 
@@ -193,6 +208,7 @@ MIXTURE: tuple[str, ...] = (
     "pixle",
     "noise:eps=16/255,tries=20",
     "transfer:eps=8/255",
+    "pgd-jpeg:eps=8/255,quality=60",
 )  # as benchmarks/research/mixture.py found
 BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
     "square:eps=8/255,n_queries=500",
@@ -219,6 +235,8 @@ def parse_number(name: str, key: str, text: str) -> float:
         raise AttackError(f"{name}: {key} must be positive, got {text}")
     if key in INTEGERS and value % 1:
         raise AttackError(f"{name}: {key} must be a whole number, got {text}")
+    if key == "quality" and value > 100:
+        raise AttackError(f"{name}: quality is from 1 to 100, got {text}")
     if key == "eps" and name != "pgd-l2" and value > 1:
         raise AttackError(f"{name}: eps is at most 1 for images in [0, 1], got {text} (8/255, perhaps?)")
     return value

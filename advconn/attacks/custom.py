@@ -1,4 +1,4 @@
-"""Attacks that no library brings in this form: perturbations of a given shape, PGD that stops, random signs.
+"""Attacks that no library brings in this form: changes of a given shape or through JPEG, PGD that stops, random signs.
 
 Each is a function of a classifier, images (n, c, h, w) in [0, 1] and their classes (n,), and gives attacked images.
 Whether they succeeded is for the caller to see. Where one needs gradients the classifier must give them.
@@ -6,16 +6,19 @@ Whether they succeeded is for the caller to see. Where one needs gradients the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advconn.data.conditions import saved_as
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
 
 Applied = Callable[[Tensor, Tensor], Tensor]  # images (n, c, h, w) and a perturbation (n or 1, ...) to attacked images
+Views = Callable[[Tensor], Sequence[Tensor]]  # attacked images to what the classifier is shown of them
+EOT_QUALITIES = (50, 95)  # JPEG qualities that are drawn from
 
 
 def low_frequency(
@@ -109,6 +112,59 @@ def colour(
     return _climbed(classifier, images, labels, start, applied, alpha, steps, (-size, size))
 
 
+def through_jpeg(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float, quality: float
+) -> Tensor:
+    """PGD (Linf) on what a JPEG file shows of the image, with the codec's gradient taken for the identity's.
+
+    Athalye et al. 2018 (BPDA). What is returned is not saved yet.
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1], of one or three channels.
+        labels: their classes (n,).
+        eps: largest change, in [0, 1].
+        alpha: size of a step.
+        steps: number of steps.
+        quality: of the file, from 1 to 100.
+    """
+    start = _signs(images, tuple(images.shape)) * eps / 2
+    return _climbed(
+        classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps), lambda x: [_saved(x, int(quality))]
+    )
+
+
+def through_any_jpeg(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, eps: float, alpha: float, steps: float, samples: float
+) -> Tensor:
+    """The same in expectation over qualities (Athalye et al. 2018, EOT): each step draws some from EOT_QUALITIES.
+
+    Args:
+        classifier: what is attacked.
+        images: (n, c, h, w) in [0, 1], of one or three channels.
+        labels: their classes (n,).
+        eps: largest change, in [0, 1].
+        alpha: size of a step.
+        steps: number of steps.
+        samples: qualities in each step.
+    """
+
+    def views(x: Tensor) -> list[Tensor]:
+        low, high = EOT_QUALITIES
+        drawn = torch.randint(low, high + 1, (int(samples),), dtype=torch.int64, device="cpu")
+        return [_saved(x, quality) for quality in drawn.tolist()]
+
+    start = _signs(images, tuple(images.shape)) * eps / 2
+    return _climbed(classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps), views)
+
+
+def _saved(images: Tensor, quality: int) -> Tensor:
+    """What a JPEG file shows of images in [0, 1]; gradients pass straight through."""
+    pixels = (255 * images.detach()).round().to(torch.uint8)
+    shown = saved_as("JPEG", quality)(pixels, 0).to(images) / 255
+    return images + (shown - images).detach()
+
+
 def _signs(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Random signs; drawn on the CPU, so that a seed gives the same everywhere."""
     return (torch.randint(0, 2, shape, dtype=torch.float32, device="cpu") * 2 - 1).to(images.device)
@@ -123,8 +179,9 @@ def _climbed(
     alpha: float,
     steps: float,
     bounds: tuple[float, float],
+    views: Views = lambda x: [x],
 ) -> Tensor:
-    """Signed gradient ascent on the margin against the labels, over perturbations within bounds.
+    """Signed gradient ascent on the mean margin of the views against the labels, over perturbations within bounds.
 
     Of each image the strongest copy on the way is kept.
     """
@@ -133,7 +190,7 @@ def _climbed(
     for step in range(int(steps) + 1):
         leaf = change.detach().requires_grad_()
         point = applied(images, leaf).clamp(0, 1)
-        value = margin(classifier.logits(point), labels)
+        value = torch.stack([margin(classifier.logits(view), labels) for view in views(point)]).mean(0)
         better = value.detach() > worst
         best[better], worst[better] = point.detach()[better], value.detach()[better].to(worst)
         if step < int(steps):

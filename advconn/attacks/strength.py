@@ -70,6 +70,7 @@ def attacks_at_breaking_strength(
         "pixle",
         f"noise:eps={as_fraction(min(2 * strong, 1.0))},tries=20",
         f"transfer:eps={as_fraction(strong)}",
+        f"pgd-jpeg:eps={as_fraction(strong)},quality=60",
     ]
     return compatible_attacks(classifier, dict.fromkeys(str(Attack.parse(spec)) for spec in shapes))
 

@@ -18,8 +18,6 @@ from advconn.features.families import Trace, columns_of
 from advconn.models.classifier import Classifier
 from advconn.parallel import Progress, Runner
 
-SHARE = 3  # one of so many attacked copies is fitted on under a benign condition too
-
 
 @dataclass(frozen=True)
 class AttackFeatures:
@@ -28,7 +26,7 @@ class AttackFeatures:
     Attributes:
         tried: number of images that were attacked.
         succeeded: number of them on which it succeeded.
-        features: a table for each walk, of the copies it succeeded on, and of some of these under benign conditions.
+        features: a table for each walk, of the copies it succeeded on, and of these under benign conditions.
         rows: which image each row of the tables is a copy of.
     """
 
@@ -45,7 +43,7 @@ class AttackAugmenter:
     Attributes:
         connectivities: what makes features, one table each; their classifier is attacked.
         per_attack: at most so many images are attacked by each attack.
-        benign: conditions that some attacked copies are put under, so that these do not hide them.
+        benign: conditions that attacked copies are put under, in turn, so that these do not hide them.
         seed: of every attack.
         surrogate: see Detector.fit.
         runner: where the work is spread and kept.
@@ -157,7 +155,7 @@ class AttackAugmenter:
 def still_misclassified(
     classifier: Classifier, images: Tensor, truth: Tensor, names: Sequence[str], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Every third attacked image, under one benign condition in turn, if it is still misclassified; and their rows.
+    """Every attacked image, under one benign condition in turn, if it is still misclassified; and their rows.
 
     Args:
         classifier: which was attacked.
@@ -166,10 +164,10 @@ def still_misclassified(
         names: of the conditions.
         seed: of what they draw.
     """
-    third = torch.arange(0, len(images), SHARE, dtype=torch.int64, device="cpu")
-    out, rows = [images[:0]], [third[:0]]
+    every = torch.arange(len(images), dtype=torch.int64, device="cpu")
+    out, rows = [images[:0]], [every[:0]]
     for i, name in enumerate(names):
-        part = third[i :: len(names)]
+        part = every[i :: len(names)]
         if len(part):
             changed = CONDITIONS[name]((images[part] * 255).round().to(torch.uint8), seed).to(images.dtype) / 255
             wrong = classifier.predict(changed) != truth[part].cpu()

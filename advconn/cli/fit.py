@@ -88,7 +88,8 @@ def say_efficacy(detector: Detector) -> None:
     "--accuracy",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="The classifier's held-out accuracy: fit warns if these images look like its training images.",
+    help="The classifier's accuracy on held-out images. fit warns if it does much better on --data: these may be its "
+    "training images.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most N images.")
 @click.option(
@@ -122,7 +123,7 @@ def say_efficacy(detector: Detector) -> None:
 )
 @click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most N images with each attack.")
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
-@click.option("--surrogate-weights", type=PATH, help="Its state dict.")
+@click.option("--surrogate-weights", type=PATH, help="State dict of the surrogate.")
 @click.option(
     "--references",
     type=click.Choice(["choose", "synthesise"]),

@@ -183,7 +183,7 @@ _MODEL = (
         help="A second network with the same classes, adversarially trained. A detector that is fitted with one is "
         "harder to evade. Name it again later only if the detector's folder does not contain it.",
     ),
-    click.option("--companion-weights", type=PATH, help="Its state dict."),
+    click.option("--companion-weights", type=PATH, help="State dict of the companion."),
     click.option(
         "--upstream-header",
         "headers",

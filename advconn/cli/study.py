@@ -41,7 +41,7 @@ def study(
     seed: int,
     device: str,
 ) -> None:
-    """Repeat an experiment of the two papers.
+    """Repeat an experiment from one of the two papers that advconn builds on.
 
     They are Vrabel et al. (2025) and Gu & Borovykh (2023); the figures stand beside theirs.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from advconn.data import arrays
 from advconn.data.arrays import Archive
 from advconn.data.containers import Packed, is_packed, open_packed
-from advconn.data.formats import HEAD, is_left_behind, is_named_picture, looks_like_picture, looks_unread
+from advconn.data.formats import HEAD, UNREAD, is_left_behind, is_named_picture, looks_like_picture, looks_unread
 from advconn.data.pictures import View, can_open, content, frames_of, resize_array, size_of, views
 from advconn.data.prefetch import prefetch
 from advconn.data.preprocessing import Preprocessing
@@ -100,7 +100,6 @@ class ReadFailure:
     error: DataError
 
 
-UNREAD = "a picture of a kind that is not read; convert it to PNG"
 SPLITS = re.compile(
     r"(train|training|trn|val|valid|validation|dev|test|testing|tst|eval|holdout)([ _-]?(set|data|split))?[ _-]?\d*"
 )

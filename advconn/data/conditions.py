@@ -188,6 +188,11 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
         "jpeg75": saved_as("JPEG", 75),
         "jpeg50": saved_as("JPEG", 50),
         "webp80": saved_as("WEBP", 80),
+        "jpeg95": saved_as("JPEG", 95),
+        "jpeg85": saved_as("JPEG", 85),
+        "jpeg60": saved_as("JPEG", 60),
+        "webp90": saved_as("WEBP", 90),
+        "webp70": saved_as("WEBP", 70),
         "noise2": _gaussian(2),
         "noise4": _gaussian(4),
         "noise8": _gaussian(8),
@@ -210,7 +215,8 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
         "palette64": _pictured(lambda picture: picture.quantize(64)),
     }
 )
-BENIGN = ("noise4", "noise8", "sharpen", "jpeg50")
+TRAINED_LAUNDERINGS = ("jpeg95", "jpeg85", "jpeg60", "webp90", "webp70")  # never a quality that is tested
+BENIGN = ("noise4", "noise8", "sharpen", *TRAINED_LAUNDERINGS)
 PROMISED = (CLEAN, "jpeg75", "webp80", "resize", "blur", "brighter", "gamma")
 USES: Mapping[str, str] = MappingProxyType(
     {name: FITTED if name in BENIGN else CALIBRATED if name in PROMISED else MEASURED for name in CONDITIONS}

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
-from advconn.data.formats import HEAD, is_left_behind, looks_like_picture, looks_unread
+from advconn.data.formats import HEAD, UNREAD, is_left_behind, looks_like_picture, looks_unread
 from advconn.data.pictures import LARGEST_FILE, SMALLEST, can_open
 from advconn.errors import DataError, first_line
 from advconn.files import require_zip_alone
@@ -137,7 +137,7 @@ def _sorted_out(
     for i, (member, kind) in enumerate(zip(members, kinds, strict=True)):
         key, suffix = member.name.rpartition(".")[0], PurePosixPath(member.name).suffix.lower()
         if kind == "failed":
-            failed.append((member.name, member.fault or "a picture of a kind that is not read; convert it to PNG"))
+            failed.append((member.name, member.fault or UNREAD))
         elif kind == "other" and not (suffix in BESIDE and key in keys and _is_text(member, partial(read, i))):
             skipped.append(member.name)
     pictures = [i for i, kind in enumerate(kinds) if kind == "picture"]

@@ -20,6 +20,7 @@ COMMON = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JP
 MARKED = (*COMMON, "PPM", "ICO", "CUR", "ICNS", "DDS", "SGI", "SUN", "QOI", "PSD", "FITS", "FLI", "FTEX", "XPM")
 FORMATS = (*MARKED, "TGA", "PCX", "DCX", "XBM", "MSP", "SPIDER", "IM", "PCD", "PIXAR", "GBR", "XVTHUMB", "MCIDAS")
 # What other readers show as a picture, by suffix and by mark: nothing that a gate may pass over.
+UNREAD = "an unsupported picture format; convert it to PNG"
 UNREAD_SUFFIXES = {
     ".heic", ".heif", ".hif", ".dcm", ".dicom", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".dng", ".arw", ".raf", ".orf",
     ".rw2", ".pef", ".srw", ".jxl", ".jxr", ".wdp", ".exr", ".hdr", ".psb", ".eps", ".wmf", ".emf", ".svg", ".xcf",

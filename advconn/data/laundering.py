@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from advconn.data.conditions import CONDITIONS, Condition, saved_as
 from advconn.errors import DataError, expected_one_of
 
-LAUNDERINGS = ("jpeg90", "jpeg75", "jpeg50", "webp80", "resize", "screenshot", "phone", "noise4")  # that are tested on
-TRAINED_LAUNDERINGS = ("jpeg95", "jpeg85", "jpeg60", "webp90", "webp70")  # that are trained on: other qualities
+LAUNDERINGS = ("jpeg90", "jpeg75", "jpeg50", "webp80", "resize", "screenshot", "phone", "noise4")  # that are tested
 _QUALITY = re.compile(r"(jpeg|webp)([1-9]\d?|100)")
 _FILES = {"jpeg": ("JPEG", ".jpg"), "webp": ("WEBP", ".webp")}
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from advconn.data import isolation
-from advconn.data.formats import FORMATS, HEAD, looks_unread, registered
+from advconn.data.formats import FORMATS, HEAD, UNREAD, looks_unread, registered
 from advconn.data.hidden import has_much_metadata, hidden_pictures
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, first_line
@@ -304,13 +304,13 @@ def _identified(data: bytes, name: str, formats: Sequence[str], near: bool) -> I
         if fault is not None:
             raise fault
         if looks_unread(name, data[:HEAD]):
-            raise DataError(f"{name}: a picture of a kind that is not read; convert it to PNG")
+            raise DataError(f"{name}: {UNREAD}")
         raise DataError(f"{name}: {'not an image' if data else 'an empty file'}; expected PNG, JPEG, WebP, ...")
     images = [image for image in found if not isinstance(image, str)]
     for kind in (image if isinstance(image, str) else str(image.format) for image in found):
         if kind not in formats or len(images) < len(found):
-            also = f" also as {kind}" if len(found) > 1 else f" ({kind})"
-            raise DataError(f"{name}: not an image that is read here{also}; expected PNG, JPEG, WebP, ...: convert it")
+            how = f"can also be opened as {kind}, which" if len(found) > 1 else kind
+            raise DataError(f"{name}: {how} is not supported; expected PNG, JPEG, WebP, ...: convert it")
     for image in images:
         _check_size(image, name)
         if near and (str(image.format) not in _NEAR or image.size[0] * image.size[1] > NEAR_PIXELS):

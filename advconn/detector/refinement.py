@@ -74,8 +74,8 @@ def refine_until_effective(
     found = best.fitted_.efficacy
     if found is not None and found.weak and not accept_weak:
         raise FitError(
-            f"the detector catches only {found}, so it would call most attacked images clean: nothing was written. "
-            "More images may help, or heads of its own (--full); --accept-weak (accept_weak=True) keeps it"
+            f"the detector catches only {found}, so it would pass most attacked images, and is not kept. Use more "
+            "images or train new heads (--full, quick=False); to keep it anyway, pass --accept-weak (accept_weak=True)"
         )
     return best
 

@@ -59,8 +59,8 @@ def classes_of(forward: Callable[[Tensor], Tensor], probe: Tensor, network: nn.M
     loose = max(slack, 0.1 * scale if is_quantised(network) else 0)  # dynamic scales are those of the batch
     if alone.shape[1] != logits.shape[1] or float((logits[:1] - alone).abs().max()) > loose:
         raise ModelError(
-            "the model's answer for an image changes with the other images of the batch: is a batch norm without "
-            "running statistics in it, or another normalisation over the batch?"
+            "the model's output for an image depends on the other images in the batch: does it contain a batch norm "
+            "without running statistics, or another normalisation over the batch?"
         )
     return logits.shape[1]
 

@@ -67,7 +67,9 @@ def parse_request(body: bytes | bytearray, header_length: int | None, most: int)
         raise DataError(f"{HEADER} is {cut}, and the body has {len(body)} bytes")
     text, blob = bytes(body[:cut]), bytes(body[cut:])
     if text.count(b"[") + text.count(b"{") > MOST_LISTS:
-        raise DataError(f"the request nests more than {MOST_LISTS} lists: send flat data, or binary tensors")
+        raise DataError(
+            f"the request holds more than {MOST_LISTS} lists and objects: send flat data, or binary tensors"
+        )
     about, arrays = (
         parse_body(text, blob, most)
         if len(text) <= NEAR_JSON

@@ -63,7 +63,7 @@ def network(name: str, nets: Path) -> Classifier:
         return classifier(bundle.default() / "classifier.safetensors")
     if name == "robust":
         return classifier(nets / "robust.safetensors")
-    spec = f"{HERE / 'train_architectures.py'}:{name}"
+    spec = f"{HERE.parent / 'ship' / 'train_architectures.py'}:{name}"
     return models.load(spec, nets / f"{name}.safetensors", size=(32, 32))
 
 

@@ -18,11 +18,11 @@ from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
 from advconn.detector.calibration import Calibration
 from advconn.metrics import auroc
-from benchmarks.common.lessons import Lesson
+from benchmarks.common.lessons import SAVED_MARK, Lesson
 
 TEACHERS = (
     "shipped", "robust", "plain", "half18", "resnet20", "resnet44", "smooth", "mixed", "sure", "grey28", "digits",
-    "digits-mlp", "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs",
+    "digits-mlp", "digits28-cnn", "digits28-mlp", "mnist-cnn-b", "mnist-cnn-c", "mnist-mlp-b", "photographs", "lite1",
 )  # fmt: skip
 GROUPS: Mapping[str, str] = {"resnet20": "resnet", "resnet44": "resnet", "digits": "digits8", "digits-mlp": "digits8"}
 SHARES = tuple(stage.share for stage in STAGES[:-1])
@@ -37,7 +37,7 @@ def group(name: str) -> str:
 
 def family(spec: str) -> str:
     """Of a specification; what is made on another network is of the family transfer, whatever it is."""
-    return "transfer" if " from " in spec else Attack.parse(spec).family
+    return "transfer" if " from " in spec else Attack.parse(spec.partition(SAVED_MARK)[0]).family
 
 
 @dataclass(frozen=True)

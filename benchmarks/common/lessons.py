@@ -4,9 +4,9 @@
 
 A lesson is one network. NETS holds weights of train_architectures.py (plain, half18, vit6) and small.py; PUBLIC is a
 folder with networks.py and weights that others trained; the shipped classifier, its companion (`robust`) and the
-digits' come with advconn; EfficientNet-Lite0 on photographs is photographs.py's. Images of a lesson: 100 to choose
-references among, 300 to learn from (with their attacked copies), others to test on, and others that are attacked; the
-network was trained on none of them.
+digits' come with advconn; EfficientNet-Lite0 and -Lite1 on photographs are photographs.py's. Images of a lesson: 100 to
+choose references among, 300 to learn from (with their attacked copies), others to test on, and others that are
+attacked; the network was trained on none of them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, compatible_attacks, parse_all
-from advconn.bundle.shipped import efficientnet_lite0
 from advconn.cascade.augmentation import AttackAugmenter, features_of
 from advconn.cascade.cascade import STAGES, stage_extractors
 from advconn.cascade.training import TrainingSet, build_training_set, corrupted_features
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
 from advconn.data.inputs import as_bytes, read_all
+from advconn.data.laundering import parse_laundering
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import choose
 from advconn.models.classifier import Classifier
@@ -42,11 +42,12 @@ from advconn.parallel import ignore_progress
 from benchmarks.common.cifar10 import CLASSES, Part, kept, parts, read
 from benchmarks.common.families import WIDE
 from benchmarks.common.families import network as large
-from benchmarks.common.photographs import LEARN, TEST
+from benchmarks.common.photographs import LEARN, TEST, lite
 from benchmarks.common.provenance import SEED
 from benchmarks.common.small import SMALL, TRAINED, images_of, trained
 
 PUBLIC = ("resnet20", "resnet44")
+PHOTOGRAPHS = {"photographs": 0, "lite1": 1}  # EfficientNet-Lite of this number
 LARGE = ("shipped", "robust", "plain", "half18", "vit6")
 TOY = ("digits", "digits-mlp")
 EIGHT = (  # of pictures of 8 x 8 pixels
@@ -62,6 +63,7 @@ EIGHT = (  # of pictures of 8 x 8 pixels
     "ead",
     "fmn-l0",
     "saltpepper",
+    "pgd-jpeg:eps=51/255,quality=60",
 )
 DRAWN = (  # of pictures of strokes, which only large changes harm
     *(f"pgd:eps={e},steps=20" for e in ("0.3", "0.2", "0.1", "0.05")),
@@ -83,6 +85,7 @@ DRAWN = (  # of pictures of strokes, which only large changes harm
     "transfer:eps=0.3",
     "fmn-l0",
     "saltpepper",
+    "pgd-jpeg:eps=0.2,quality=60",
 )
 EIGHT_TEST = (
     "pgd:eps=51/255,steps=10",
@@ -91,6 +94,7 @@ EIGHT_TEST = (
     "deepfool",
     "fgsm:eps=51/255",
     "square:eps=51/255,n_queries=500",
+    "pgd-jpeg:eps=51/255,quality=75",
 )
 DRAWN_TEST = (
     "pgd:eps=0.1,steps=20",
@@ -99,6 +103,7 @@ DRAWN_TEST = (
     "cw:c=1,kappa=0,lr=0.01,steps=200",
     "square:eps=0.2,n_queries=1000",
     "deepfool",
+    "pgd-jpeg:eps=0.2,quality=75",
 )
 COLOURED_TEST = (
     "pgd:eps=8/255,steps=10",
@@ -107,10 +112,15 @@ COLOURED_TEST = (
     "fgsm:eps=8/255",
     "deepfool",
     "square:eps=8/255,n_queries=500",
+    "pgd-jpeg:eps=8/255,quality=75",
 )
 PHOTOGRAPHED = tuple(spec for spec in LEARN if " from " not in spec and not spec.startswith("tifgsm"))
+PHOTOGRAPHED_TEST = (*TEST[:-1], "pgd-jpeg:eps=8/255,quality=75")
+SAVED = ("pgd", "fgsm", "pgd-jpeg")  # attacks whose copies are tested on as files show them, too
+SAVED_AS = ("jpeg90", "jpeg75", "webp80")
+SAVED_MARK = " saved as "
 REFERENCES, LEARNED = 100, 300
-FEW = {"photographs": (8, 24)}  # images attacked by each attack, to learn from and to test on
+FEW = dict.fromkeys(PHOTOGRAPHS, (8, 24))  # images attacked by each attack, to learn from and to test on
 
 
 @dataclass(frozen=True)
@@ -143,9 +153,8 @@ def mlp() -> nn.Module:
     return net.eval()
 
 
-def _flickr(folder: Path) -> tuple[Part, Part, Part]:
+def _flickr(model: Classifier, folder: Path) -> tuple[Part, Part, Part]:
     """Photographs that no network was trained on, at 224 pixels, to learn from, to test on and to attack."""
-    model = efficientnet_lite0()
     with (folder / "labels.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
     files = [folder / f"{row['image']}.webp" for row in rows]
@@ -195,8 +204,9 @@ def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
 
         model = Classifier(getattr(networks, name)(), size=(32, 32), class_names=CLASSES)
         return Subject(model, _shared(test.rows(order), 1000, 1500), WIDE, COLOURED_TEST)
-    if name == "photographs":
-        return Subject(efficientnet_lite0(), _flickr(public.parent / "nips2017"), PHOTOGRAPHED, TEST[:-1])
+    if name in PHOTOGRAPHS:
+        model = lite(PHOTOGRAPHS[name])
+        return Subject(model, _flickr(model, public.parent / "nips2017"), PHOTOGRAPHED, PHOTOGRAPHED_TEST)
     groups = parts(data)
     if name == "robust":
         state = bundle.default("cifar10-hardened") / "companion.safetensors"
@@ -226,9 +236,9 @@ def _shared(part: Part, test: int, attacked: int) -> tuple[Part, Part, Part]:
     return part.rows(slice(0, start)), part.rows(slice(start, end)), part.rows(slice(end, end + attacked))
 
 
-def lesson(cache: Path, name: str, made: Callable[[], Subject], few: int = 24, test: int = 100) -> Lesson:
+def lesson(cache: Path, name: str, made: Callable[[], Subject], few: int = 16, test: int = 60) -> Lesson:
     """The lesson of a network; `few` and `test`: images attacked by each attack, to learn from and to test on."""
-    return kept(cache, f"lesson {name} {few} {test}", lambda: _made(name, made(), few, test))
+    return kept(cache, f"lesson {name} {few} {test} {BENIGN}", lambda: _made(name, made(), few, test))
 
 
 def _made(name: str, about: Subject, few: int, test: int) -> Lesson:
@@ -257,8 +267,15 @@ def _made(name: str, about: Subject, few: int, test: int) -> Lesson:
         hits = replace(maker, per_attack=test).attacked(
             attacked.images, attacked.labels, Attack.parse(spec), seed=SEED + 1
         )
-        if len(hits.rows):
-            by_attack[spec] = walked(hits.images)
+        if not len(hits.rows):
+            continue
+        by_attack[spec] = walked(hits.images)
+        for way in SAVED_AS if spec.split(":")[0] in SAVED else ():
+            changed = model.check(parse_laundering(way).change(as_bytes(hits.images), SEED))
+            survive = model.predict(changed) != attacked.labels[hits.rows]
+            if survive.any():
+                by_attack[f"{spec}{SAVED_MARK}{way}"] = walked(changed[survive])
+                print(f"{name}: {spec}: {int(survive.sum())} of {len(survive)} survive {way}", flush=True)
     names = tuple(tuple(map(str, c.get_feature_names_out())) for c in connectivities)
     print(f"{name}: {time.time() - started:.0f} s", flush=True)
     return Lesson(rows, walked(clean.images), by_attack, names, about.first)
@@ -269,7 +286,7 @@ def lessons(names: tuple[str, ...], cache: Path, data: Path, nets: Path, public:
     """The lessons of these networks, made where they are not kept yet."""
     out: dict[str, Lesson] = {}
     for name in names:
-        few, test = FEW.get(name, (24, 100))
+        few, test = FEW.get(name, (16, 60))
         out[name] = lesson(cache, name, lambda name=name: subject(name, data, nets, public), few, test)
     return out
 

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import SHARE, still_misclassified
+from advconn.cascade.augmentation import still_misclassified
 from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.metrics import auroc
@@ -78,7 +78,7 @@ class Folds:
             by_kind = [np.concatenate([self.clean[self.fold == part], self.benign[self.benign_fold == part]])]
             for spec in specs:
                 (table, rows), (other, others) = self.hits[spec], self.changed[spec]
-                mine, more = table[self.fold[rows] == part][:MOST], other[self.fold[others] == part][: MOST // SHARE]
+                mine, more = table[self.fold[rows] == part][:MOST], other[self.fold[others] == part][:MOST]
                 by_kind.append(np.concatenate([mine, more]))
             made = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=150, tol=1e-3))
             kinds = np.repeat(np.arange(len(by_kind)), [len(table) for table in by_kind])

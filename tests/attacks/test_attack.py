@@ -1,6 +1,9 @@
 """Attacks by name."""
 
+from pathlib import Path
+
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -39,6 +42,30 @@ def test_a_specification_is_read_and_written_back():
 def test_what_is_no_attack_is_refused(text, message):
     with pytest.raises(AttackError, match=message):
         Attack.parse(text)
+
+
+def test_pgd_through_jpeg_survives_what_plain_pgd_does_not():
+    """Saved at the quality that it was made for, it still fools the network; so it does at others, made for any."""
+    from advconn import bundle
+    from advconn.data.laundering import parse_laundering
+
+    classifier = bundle.load(bundle.default()).classifier
+    cat = PIL.Image.open(Path(__file__).parents[1] / "images" / "cat.png").convert("RGB").resize((40, 40))
+    array = torch.from_numpy(np.array(cat)).permute(2, 0, 1)
+    shifted = torch.stack([array[:, y : y + 32, x : x + 32] for y in (0, 4, 8) for x in (0, 4, 8)])
+    images = classifier.check(shifted)
+    labels = classifier.predict(images)
+    fooled = {}
+    for spec in ("pgd:eps=4/255", "pgd-jpeg:eps=4/255,quality=30", "pgd-jpeg-eot:eps=4/255,samples=2"):
+        out = Attack.parse(spec).run(classifier, images, labels, seed=0)
+        assert float((out - images).abs().max()) <= 4 / 255 + 1e-6
+        saved = parse_laundering("jpeg30").change((255 * out).round().to(torch.uint8), 0)
+        fooled[spec] = float(is_misclassified(classifier, saved, labels).float().mean())
+    plain, aware, any_quality = fooled.values()
+    assert aware > plain
+    assert any_quality >= plain
+    with pytest.raises(AttackError, match="from 1 to 100"):
+        Attack.parse("pgd-jpeg:quality=101")
 
 
 LOW = {"transfer": 0.1, "colour": 0.05, "spsa": 0.3}  # weak on these few pixels

@@ -180,7 +180,7 @@ def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
 
 
 def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, digits):
-    """Every third, in turn noise and light; those that are put right again are left out."""
+    """In turn noise and light; those that are put right again are left out."""
     from advconn.cascade.augmentation import still_misclassified
     from advconn.data.conditions import CONDITIONS
 
@@ -190,10 +190,9 @@ def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, dig
     out, truth = out[hit], labels[hit]
     changed, rows = still_misclassified(classifier, out, truth, ("noise8", "brighter"), 0)
     assert len(changed) == len(rows) > 10
-    assert set((rows % 3).tolist()) == {0}
     assert (classifier.logits(classifier.check(changed)).argmax(1) != truth[rows]).all()
-    first = CONDITIONS["noise8"]((out[0::6] * 255).round().to(torch.uint8), 0).float() / 255
-    assert torch.equal(changed[0], first[int(rows[0]) // 6])
+    first = CONDITIONS["noise8"]((out[0::2] * 255).round().to(torch.uint8), 0).float() / 255
+    assert torch.equal(changed[0], first[int(rows[0]) // 2])
     none, nothing = still_misclassified(classifier, out[:0], truth[:0], ("noise8",), 0)
     assert len(none) == len(nothing) == 0
 

@@ -88,7 +88,7 @@ def test_one_logit_stands_for_two_classes(how):
 def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
     """In their own dtype, with gradients; the detector fitted for float32 is loaded for them by their answers.
 
-    Bypass takes steps along gradients, and in bfloat16 they end elsewhere: there one more flag in fifty may differ.
+    Bypass takes steps along gradients, and in bfloat16 they end elsewhere: there one flag in twenty may differ.
     """
     x = mixed()
     plain, copies = fitted().judge(x), without_paths(x)
@@ -100,7 +100,7 @@ def test_other_precisions_run_and_are_judged_alike(dtype, agree, tmp_path):
     seen = detector.judge(x)
     alone = detector.judge(x, max_stage=len(detector.cascade_.connectivities) - 1)
     assert (alone.adversarial == copies.adversarial).mean() >= agree
-    assert (seen.adversarial == plain.adversarial).mean() >= agree - 0.02 * (dtype == torch.bfloat16)
+    assert (seen.adversarial == plain.adversarial).mean() >= agree - 0.03 * (dtype == torch.bfloat16)
     if dtype == torch.float64:
         np.testing.assert_allclose(seen.score, plain.score, atol=1e-3)
     detector.set_params(conditions=("clean",), confidence=None, fpr=0.1).calibrate_on(x)
@@ -138,8 +138,8 @@ class BatchStatistics(nn.Module):
     ("make", "text"),
     [
         (Dropping, "differently when asked twice.*F.dropout"),
-        (BatchStatistics, "changes with the other images of the batch.*batch norm"),
-        (lambda: Answers(lambda z, x: z / x.max()), "changes with the other images"),
+        (BatchStatistics, "depends on the other images in the batch.*batch norm"),
+        (lambda: Answers(lambda z, x: z / x.max()), "depends on the other images"),
         (lambda: nn.Sequential(trained(), nn.Sigmoid()), "as of a sigmoid a label"),
         (lambda: Answers(lambda z, x: z * torch.nan), "gives NaN"),
     ],
