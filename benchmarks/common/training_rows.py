@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.augmentation import still_misclassified
 from advconn.cascade.cascade import stage_extractors
@@ -25,6 +26,7 @@ TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many imag
     for spec in ("pgd:eps=8/255,steps=10", "mifgsm:eps=8/255,steps=10", "pgd:eps=6/255,steps=20")
 }
 FITTED_ON = (*MIXTURE, *TRANSFERRED)
+MOST = 600  # successful copies of each attack
 
 
 def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> TrainingSet:
@@ -39,6 +41,7 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
     for spec in [spec for spec in FITTED_ON if spec not in without]:
         hits = hits_of(cache, nets, "shipped", "fit", fit, spec, TRANSFERRED.get(spec) or taught(spec))
         attacks[spec] = (hits.tried, len(hits.rows))
+        hits = SuccessfulAttacks(hits.images[:MOST], hits.rows[:MOST], hits.tried)
         changed, kept_rows = still_misclassified(model, hits.images, fit.labels[hits.rows], BENIGN, SEED)
         parts += [features(spec, hits.images), features(f"{spec}, changed", changed)]
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))

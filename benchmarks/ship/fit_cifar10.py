@@ -1,15 +1,16 @@
 """Fit the CIFAR-10 detector that advconn ships, on training images that its classifier was not trained on.
 
-    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --weights FILE --out models/cifar10
+    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR [--weights FILE] --out models/cifar10
 
 References are synthesised: no CIFAR-10 image is in the bundle. Attacked images are kept in the cache, so that an
 interrupted run goes on and measure/detection.py uses the same ones. Beside the mixture it is fitted on attacks
 made on other networks, of train_architectures.py (SPEC from NAME), whose weights are in NETS.
 
-    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --companion FILE \\
+    python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --hardened [--companion FILE] \\
         --out models/cifar10-hardened
 
-fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Its heads are taught on
+fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Networks that are not named
+are those that ship. Its heads are taught on
 images that evade the shipped detector too, and then on some that evade the heads so taught.
 """
 
@@ -20,6 +21,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,18 +73,28 @@ def told(stage: str, done: int, total: int) -> None:
         print(stage, total, flush=True)
 
 
+def _trained(network: str, weights: Path | None) -> dict[str, Any]:
+    """How a network was trained, as the file beside its weights says, or the card of what ships."""
+    if weights is not None:
+        return json.loads(weights.with_suffix(".json").read_text())
+    folder = bundle.default("cifar10-hardened" if network == "companion" else "cifar10")
+    return json.loads((folder / "card.json").read_text())["figures"][network]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "cache", "nets", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="of the classifier; else that of models/cifar10")
-    parser.add_argument("--companion", type=Path, help="weights of a companion")
+    parser.add_argument("--hardened", action="store_true", help="fit the detector with a companion")
+    parser.add_argument("--companion", type=Path, help="its weights; else those in models/cifar10-hardened")
     args = parser.parse_args()
 
     model = classifier(args.weights) if args.weights else shipped.NETWORKS[shipped.CIFAR10](None)
-    groups, about = parts(args.data), args.companion or args.weights
+    groups = parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
-    beside = classifier(args.companion) if args.companion else None
+    shipped_companion = bundle.default("cifar10-hardened") / "companion.safetensors"
+    beside = classifier(args.companion or shipped_companion) if args.hardened else None
     detector = Detector(Connectivity(model, references, companion=beside))
     learned = rows(args.cache, args.nets, detector, groups["fit"])
     if beside is None:
@@ -93,10 +105,8 @@ def main() -> None:
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again
     detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(used))
-    figures = {
-        "companion" if beside else "classifier": json.loads(about.with_suffix(".json").read_text()),
-        "machine": machine(),
-    }
+    network, weights = ("companion", args.companion) if beside else ("classifier", args.weights)
+    figures = {network: _trained(network, weights), "machine": machine()}
     print(bundle.save(detector, args.out, figures=figures))
 
 
