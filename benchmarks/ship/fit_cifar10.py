@@ -9,9 +9,9 @@ made on other networks, of train_architectures.py (SPEC from NAME), whose weight
     python -m benchmarks.ship.fit_cifar10 --data DIR --cache DIR --nets DIR --hardened [--companion FILE] \\
         --out models/cifar10-hardened
 
-fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Networks that are not named
-are those that ship. Its heads are taught on
-images that evade the shipped detector too, and then on some that evade the heads so taught.
+fits the detector with a companion, of train_robust.py, for the classifier of models/cifar10. Networks that are not
+named are those that ship. Its heads are taught on images that evade the shipped detector too, and then on some that
+evade the heads so taught.
 """
 
 from __future__ import annotations
