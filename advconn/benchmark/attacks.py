@@ -78,6 +78,31 @@ class NamedAttack:
         return out.detach().clamp(0, 1)
 
 
+@dataclass(frozen=True)
+class SavedAttack:
+    """An attack whose copies are saved before anything judges them.
+
+    Attributes:
+        attack: name of the attack.
+        family: of the attack.
+        saved_as: a way of saving, see data.laundering.
+    """
+
+    attack: str
+    family: str
+    saved_as: str
+
+    @classmethod
+    def of(cls, attack: NamedAttack, way: str) -> SavedAttack:
+        """The attack, saved in this way."""
+        return cls(attack.name, attack.family, way)
+
+    @property
+    def name(self) -> str:
+        """Of both."""
+        return f"{self.attack} saved as {self.saved_as}"
+
+
 def to_attack(given: str | AttackProtocol) -> NamedAttack:
     """An attack from its specification, or from an object with a name and a `run`.
 

@@ -16,12 +16,15 @@ class Row:
 
     family: of the attack; in_training: whether attacks of it were. auroc, tpr, fpr: with 95 % intervals (low, high);
     tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
-    these, n_attacked, count. restored: share of them whose consensus is the true class, nan where there is none.
-    forwards, gradients, milliseconds: of a clean image, on average.
+    these, n_attacked, count. saved_as: how they were saved before they were judged (data.laundering), or nothing;
+    success is then the share of the successful copies that still fool the classifier. restored: share of them whose
+    consensus is the true class, nan where there is none. forwards, gradients, milliseconds: of a clean image, on
+    average.
     """
 
     detector: str
     attack: str
+    saved_as: str = ""
     family: str
     in_training: bool
     auroc: float
@@ -160,8 +163,9 @@ class ErrorExample:
 class Report:
     """Everything that was measured.
 
-    settings: of the run, its data, machine and versions. scores: each detector's, less its threshold, of clean test
-    images and of every attack. split: rows of the images in each part. attacked: images of every attack that succeeded.
+    settings: of the run, its data, machine and versions. saved: rows of attacked images that were saved, see Row.
+    scores: each detector's, less its threshold, of clean test images and of every attack. split: rows of the images
+    in each part. attacked: images of every attack that succeeded.
     """
 
     settings: Mapping[str, Any]
@@ -170,6 +174,7 @@ class Report:
     attacks: tuple[AttackSize, ...]
     expenses: tuple[CostRow, ...]
     evasions: tuple[AdaptiveRow, ...]
+    saved: tuple[Row, ...] = ()
     left: tuple[LeaveOneOutRow, ...]
     controls: tuple[Control, ...]
     scores: Mapping[str, Mapping[str, np.ndarray]]

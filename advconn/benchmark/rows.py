@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.benchmark.attacks import NamedAttack
+from advconn.benchmark.attacks import NamedAttack, SavedAttack
 from advconn.benchmark.measure import FeatureTable, FittedDetector
 from advconn.benchmark.results import CostRow, ErrorExample, FalsePositiveRow, LeaveOneOutRow, Row
 from advconn.benchmark.splits import BenchmarkData
@@ -79,7 +79,11 @@ LEAST = 10  # clean images of a predicted class that a rate is told of
 
 
 def row(
-    detector: FittedDetector, attack: NamedAttack, hits: SuccessfulAttacks, bench: BenchmarkData, in_training: bool
+    detector: FittedDetector,
+    attack: NamedAttack | SavedAttack,
+    hits: SuccessfulAttacks,
+    bench: BenchmarkData,
+    in_training: bool,
 ) -> Row:
     """A detector against an attack on the test part.
 
@@ -100,7 +104,8 @@ def row(
     n = len(before)
     return Row(
         detector=detector.name,
-        attack=attack.name,
+        attack=attack.attack if isinstance(attack, SavedAttack) else attack.name,
+        saved_as=attack.saved_as if isinstance(attack, SavedAttack) else "",
         family=attack.family,
         in_training=in_training,
         auroc=auroc(before, after),

@@ -17,7 +17,7 @@ from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import rows
 from advconn.benchmark.adaptive import STRICT, AdaptiveBudget, evasion_rows
-from advconn.benchmark.attacks import AttackProtocol, NamedAttack, to_attacks
+from advconn.benchmark.attacks import AttackProtocol, NamedAttack, SavedAttack, to_attacks
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
 from advconn.benchmark.candidate import Candidate
@@ -28,6 +28,7 @@ from advconn.benchmark.splits import BenchmarkData, PrecomputedAttack, classifie
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
 from advconn.data.inputs import image_hashes
+from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import check_calibration_size
 from advconn.detector.detector import Detector
 from advconn.errors import AdvconnError, DataError
@@ -44,8 +45,9 @@ class Settings:
 
     attacks: specifications tested on, or objects with a name and a run, see attackers. baselines: names in BASELINES,
     or classes of one's own, see Candidate. mixture: attacks trained on. limit: images attacked by each (and a quarter
-    more clean ones in every part). conditions: benign ones that false alarms are counted under. effort: of the attack
-    that knows the detector; None leaves it out.
+    more clean ones in every part). conditions: benign ones that false alarms are counted under. save_as: ways of saving
+    (data.laundering) that attacked and clean images are put through too. effort: of the attack that knows the detector;
+    None leaves it out.
     """
 
     attacks: tuple[str | AttackProtocol, ...]
@@ -55,6 +57,7 @@ class Settings:
     fpr: float = 0.05
     seed: int = 0
     conditions: tuple[str, ...] = SPOILT
+    save_as: tuple[str, ...] = ()
     leave_one_out: bool = False
     effort: AdaptiveBudget | None = None
 
@@ -66,12 +69,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What was attacked: taught by the mixture, on the training part; tested by the attacks asked for."""
+    """What was attacked: taught by the mixture, on the training part; tested by the attacks asked for.
+
+    saved: the same attacks, saved in each way; `tested` holds, by their names, the copies that survive it.
+    """
 
     mixture: tuple[NamedAttack, ...]
     taught: Mapping[str, SuccessfulAttacks]
     attacks: tuple[NamedAttack, ...]
     tested: Mapping[str, SuccessfulAttacks]
+    saved: tuple[SavedAttack, ...] = ()
 
     @property
     def first(self) -> SuccessfulAttacks | None:
@@ -135,6 +142,11 @@ def run(
         ),
         expenses=tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
         evasions=tuple(aware),
+        saved=tuple(
+            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
+            for fitted in frozen
+            for a in attacked.saved
+        ),
         left=tuple(left),
         controls=tuple(barriers(bench, attacked.first)),
         scores={fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
@@ -217,7 +229,10 @@ def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
         hits = tested[a.name]
         if len(hits.rows) < 0.9 * hits.tried:
             note(f"{a.name} succeeded on {len(hits.rows)} of {hits.tried}: only those count")
-    return Attacked((*mixture,), {name: h for name, h in taught.items() if len(h.rows)}, asked, tested)
+    saved = [SavedAttack.of(a, way) for a in asked for way in settings.save_as]
+    for copy in saved:
+        tested[copy.name] = bench.survivors(tested[copy.attack], copy.saved_as)
+    return Attacked((*mixture,), {name: h for name, h in taught.items() if len(h.rows)}, asked, tested, tuple(saved))
 
 
 def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> dict[ImageSetKey, Tensor]:
@@ -236,6 +251,7 @@ def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> 
     l2 = 1.0 if first is None else bench.mean_l2(first)
     kinds = {f"noise of L2 {l2:.2f}": noise_of_size(l2)}
     kinds |= {name: CONDITIONS[name] for name in usable(settings.conditions, few.shape[1])}
+    kinds |= {way: parse_laundering(way).change for way in settings.save_as}
     return sets | {ImageSetKey("test", condition=name): change(few, settings.seed) for name, change in kinds.items()}
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from advconn.attacks.attack import SuccessfulAttacks, attack_correct_images, concat_hits, is_misclassified
 from advconn.benchmark.attacks import NamedAttack
 from advconn.benchmark.results import AttackSize
+from advconn.data.inputs import as_bytes
+from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import check_calibration_size
 from advconn.errors import DataError, FitError
 from advconn.models.classifier import Classifier
@@ -219,6 +221,22 @@ class BenchmarkData:
         ])  # fmt: skip
         attacked = self.classifier.check(images[hit]).cpu().float()
         return SuccessfulAttacks(attacked, rows[hit], len(rows))
+
+    def survivors(self, hits: SuccessfulAttacks, way: str) -> SuccessfulAttacks:
+        """Those of successful copies that still change the class once they are saved; `tried` counts all of them.
+
+        Args:
+            hits: of an attack.
+            way: of saving, see data.laundering.
+        """
+        if not len(hits.rows):
+            return hits
+        shown = parse_laundering(way).change(as_bytes(hits.images), self.seed).float() / 255
+        still = torch.cat([
+            is_misclassified(self.classifier, x, self.labels[r]).cpu()
+            for x, r in zip(shown.split(256), hits.rows.split(256), strict=True)
+        ])  # fmt: skip
+        return SuccessfulAttacks(shown[still], hits.rows[still], len(hits.rows))
 
     def mean_l2(self, hits: SuccessfulAttacks) -> float:
         """Mean L2 norm of what an attack changed; NaN of no success."""

@@ -229,6 +229,15 @@ def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) ->
     context.exit()
 
 
+def _ways(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
+    from advconn.data.laundering import parse_laundering
+
+    names = tuple(dict.fromkeys(filter(None, (text or "").split(","))))
+    for name in names:
+        parse_laundering(name)
+    return names
+
+
 def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     choices = ("scores", "split", "images")
     names = tuple(filter(None, (text or "").split(",")))
@@ -270,6 +279,13 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     "--limit",
     type=click.IntRange(min=10),
     help="Attack at most N test images with each attack; each part keeps a quarter more clean images.",
+)
+@click.option(
+    "--save-as",
+    callback=_ways,
+    metavar="WAY,...",
+    help="Also judge the attacked images after they were saved: jpeg90, jpeg75, webp80, resize, screenshot, phone, "
+    "noise4, or any quality. Only those that still fool the classifier count.",
 )
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also run an adaptive attack, which knows the detector (slow).")
@@ -346,6 +362,7 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
         mixture=DIGIT_MIXTURE if images.attacks else compatible_attacks(classifier, MIXTURE),
         limit=given["limit"],
         fpr=given["fpr"],
+        save_as=given["save_as"],
         leave_one_out=given["leave_one_out"],
         effort=AdaptiveBudget(eps=images.adaptive_eps) if given["adaptive"] else None,
     )

@@ -16,7 +16,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, evade
-from advconn.attacks.attack import Attack
+from advconn.attacks.attack import Attack, SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import measure
 from advconn.benchmark.adaptive import AdaptiveBudget, evade_images
@@ -27,7 +27,9 @@ from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted,
 from advconn.benchmark.baselines.logits import MaxSoftmax
 from advconn.benchmark.controls import controls
 from advconn.benchmark.measure import FeatureTables, FittedDetector, ImageSetKey, fit_and_threshold
-from advconn.benchmark.run import Settings, unseen
+from advconn.benchmark.report.folder import save
+from advconn.benchmark.report.tables import benchmark_tables
+from advconn.benchmark.run import Settings, make_splits, unseen
 from advconn.benchmark.run import run as benchmark
 from advconn.benchmark.splits import BenchmarkData, split
 from advconn.cli import main
@@ -241,6 +243,30 @@ def test_neighbours_are_compared_with_other_images_than_those_fitted_on(shipped,
     assert fitted["energy"][0] == fitted["energy"][2] == train
     assert fitted["lid"][0] + fitted["lid"][2] == train
     assert fitted["lid"][1] < fitted["energy"][1]
+
+
+def test_saved_copies_are_judged_beside_the_others(shipped, small, tmp_path):
+    """Every detector on the same survivors, which still fool the classifier; in the files, on the page and printed."""
+    ways = ("jpeg75", "noise4")
+    report = benchmark(small, shipped, settings(save_as=ways), Runner())
+    names = dict.fromkeys(r.detector for r in report.rows)
+    assert [(r.detector, r.saved_as) for r in report.saved] == [(name, way) for name in names for way in ways]
+    (raw,) = {r.n_attacked for r in report.rows}
+    for r in report.saved:
+        assert r.attack == report.rows[0].attack
+        assert 0 < r.n_attacked <= raw
+        assert r.success == pytest.approx(r.n_attacked / raw)
+    assert {"jpeg75", "noise4"} <= {a.condition for a in report.alarms}
+    save(report, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {r["saved_as"] for r in record["rows"]} == {""}
+    assert {r["saved_as"] for r in record["saved"]} == set(ways)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Attacked images that were saved" in page
+    assert any(table.title.endswith("saved copies") for table in benchmark_tables(report))
+    hits = SuccessfulAttacks(small.images[:0].float(), torch.zeros(0, dtype=torch.long), 0)
+    bench = make_splits(small, shipped, settings(), Runner(), (), lambda text: None)
+    assert len(bench.survivors(hits, "jpeg75").rows) == 0
 
 
 def test_images_that_the_detector_was_fitted_on_are_left_out(shipped, small):

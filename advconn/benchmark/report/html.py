@@ -45,6 +45,8 @@ def html(report: Report, drawn: Mapping[str, str]) -> str:
         summaries=[_summary(report, name) for name in names],
         conditions=list(dict.fromkeys((a.condition, a.images) for a in report.alarms)),
         alarms={(a.detector, a.condition, a.images): a for a in report.alarms},
+        saved={(r.detector, r.attack, r.saved_as): r for r in report.saved},
+        saved_pairs=list(dict.fromkeys((r.attack, r.saved_as) for r in report.saved)),
         evasions=[e for e in report.evasions if e.way == BEST],
         figures=[(name, CAPTIONS[name], figure) for name, figure in drawn.items()],
         missed=[_picture(shown) for shown in report.missed],

@@ -12,13 +12,13 @@ import numpy as np
 from rich.table import Table
 
 from advconn.benchmark.adaptive import BEST
-from advconn.benchmark.results import OURS, FalsePositiveRow, Report, sentence
+from advconn.benchmark.results import OURS, FalsePositiveRow, Report, Row, sentence
 from advconn.errors import DataError
 
 
 def benchmark_tables(report: Report) -> list[Table]:
     """The attacks, AUROC and catch rate by detector, false alarms, and the attack that knows the detector."""
-    out = [_attacks(report), _detectors(report), _alarms(report.alarms)]
+    out = [_attacks(report), _detectors(report), *([_saved(report)] if report.saved else []), _alarms(report.alarms)]
     return [*out, _aware(report)] if report.evasions else out
 
 
@@ -48,6 +48,24 @@ def _detectors(report: Report) -> Table:
             style="bold" if name.startswith(OURS) else "",
         )
     return table
+
+
+def _saved(report: Report) -> Table:
+    """Of attacked images that were saved and still fool the classifier."""
+    pairs = dict.fromkeys((r.attack, r.saved_as) for r in report.saved)
+    by_pair = {(r.detector, r.attack, r.saved_as): r for r in report.saved}
+    names = list(dict.fromkeys(r.detector for r in report.saved))
+    table = Table("detector", *(f"{attack}, {way}" for attack, way in pairs), title="AUROC / caught, saved copies")
+    table.add_row("(still fool the classifier)", *(_share(by_pair[names[0], *pair]) for pair in pairs), style="dim")
+    for name in names:
+        mine = [by_pair[name, *pair] for pair in pairs]
+        cells = (f"{r.auroc:.3f} / {r.tpr:.2f}" if r.n_attacked else "–" for r in mine)
+        table.add_row(name, *cells, style="bold" if name.startswith(OURS) else "")
+    return table
+
+
+def _share(row: Row) -> str:
+    return "–" if math.isnan(row.success) else f"{row.success:.0%} of {round(row.n_attacked / max(row.success, 1e-9))}"
 
 
 def _alarms(alarms: Sequence[FalsePositiveRow]) -> Table:
