@@ -42,7 +42,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"training"},
     ),
     "detector": (
-        {"calibration", "efficacy", "groups", "preparation"},
+        {"calibration", "doubt", "efficacy", "groups", "preparation"},
         {"drift", "result"},
         {"explanation"},
         {"detector"},

@@ -154,6 +154,7 @@ SCHEMA: Schema = {
         "by_class": is_boolean,
         "precision": one_of("float32", "float64", "float16", "bfloat16", "tf32"),
         "threshold": number(-1e300, 1e300),
+        "doubt": optional(number(0, 1)),
     },
     "features": list_of(_NAME, 1, 10**4),
     "picture": list_of(_NAME, 0, 1000),  # features that groups of pictures are told by
@@ -195,6 +196,7 @@ LATER: dict[tuple[str, ...], Any] = {  # what older cards did not say
     ("calibration", "confidence"): None,
     ("calibration", "by_class"): False,
     ("calibration", "precision"): "float32",
+    ("calibration", "doubt"): None,
     ("efficacy",): None,
     ("picture",): [],
 }

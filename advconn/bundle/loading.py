@@ -200,6 +200,7 @@ def _load(
         {name: values[:, :count] for name, values in scores.items()},
         classes,
         restoring.pictures_of(tensors, card["picture"], list(scores), [str(name) for name in cascade.names[-1]]),
+        calibration["doubt"],
         attacks=tuple(fitted["mixture"] or fitted["attacks"] or MIXTURE),
         per_attack=fitted["per_attack"],
         fpr=calibration["fpr"],

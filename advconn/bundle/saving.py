@@ -120,6 +120,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
             "by_class": detector.by_class,
             "precision": detector.fitted_.precision,
             "threshold": detector.calibration_.threshold,
+            "doubt": detector.doubt_,
         },
         "picture": [] if detector.groups_ is None else list(detector.groups_.names),
         "efficacy": _efficacy(fitted.efficacy),

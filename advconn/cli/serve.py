@@ -110,7 +110,7 @@ def serve(
     The server stands in front of a classifier, or in its place.
 
     Speaks the Open Inference Protocol, version 2 (clients of Triton, KServe and MLServer): the classifier's logits come
-    with advconn_score, advconn_p_value, advconn_flag and advconn_consensus. POST /score takes image files, /metrics is
+    with advconn_score, advconn_p_value, advconn_flag and so on. POST /score takes image files, /metrics is
     for Prometheus, and / is a page to drop a picture on. Images are FP32 in [0, 1] or UINT8. The server
     has no log-in: put it behind a proxy that has one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from advconn.cascade.training import (
 from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_tensor, image_hashes, parse_y, select_labels
 from advconn.detector.calibration import Calibration, check_calibration_size, min_calibration_size
+from advconn.detector.doubt import certainty, doubt_threshold
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.explanation import CleanBaseline, Explanation, explain_image, reason_of
 from advconn.detector.groups import Groups, learn_groups
@@ -90,6 +91,15 @@ class FitSummary:
         return "upright" if self.reading == "upright" else "both"
 
 
+class _Measured(NamedTuple):
+    """Of n images: scores (n, stages), predicted classes (n,), features (n, d) of the last stage, certainties (n,)."""
+
+    scores: np.ndarray
+    predicted: np.ndarray
+    features: np.ndarray
+    certainty: np.ndarray
+
+
 class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier of images (n, c, h, w): 0 clean, 1 adversarial.
 
@@ -130,6 +140,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     typical_: np.ndarray
     names_: np.ndarray
     groups_: Groups | None
+    doubt_: float | None
 
     def __init__(
         self,
@@ -178,6 +189,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Any = None,
         groups: Any = None,
         kept: Any = None,
+        kept_labelled: bool = True,
         surrogate: Classifier | None = None,
         runner: Runner | None = None,
     ) -> Detector:
@@ -191,6 +203,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
                 attacked copies out of the training part.
             kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
+            kept_labelled: whether `labels` are true for these too.
             surrogate: another classifier of the same classes, on which attacks that need a gradient are made where this
                 one gives none; only those that change its prediction count.
             runner: spreads the attacks over processes, keeps what is finished, and tells how far it is.
@@ -211,6 +224,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         check_calibration_size(int(kept.sum()), self.fpr)
+        truth = select_labels(labels, kept) if kept_labelled else None
         train = ~np.isin(names, names[kept])
         connectivities = stage_extractors(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])
@@ -224,7 +238,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 images[train], select_labels(labels, train), mixture if self.refine else (), few
             )
             self.use_pretrained_heads(self.pretrained, refine_rows.drop_non_finite())
-            return self._calibrated(images, kept, train, runner.progress)
+            return self._calibrated(images, truth, kept, train, runner.progress)
         if y is None:
             rows = build_training_set(images[train], select_labels(labels, train), mixture, maker)
         else:
@@ -237,7 +251,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.fit_cascade(rows.drop_non_finite())
         if y is None and self.evasive:
             self._harden(rows, images[train], select_labels(labels, train), mixture, maker)
-        return self._calibrated(images, kept, train & (kinds == 0), runner.progress)
+        return self._calibrated(images, truth, kept, train & (kinds == 0), runner.progress)
 
     def _harden(
         self,
@@ -253,11 +267,13 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             rows = with_adaptive(rows, self.cascade_, images, labels, sizes, self.evasive, turn, maker)
             self.fit_cascade(rows.drop_non_finite())
 
-    def _calibrated(self, images: Tensor, kept: np.ndarray, clean: np.ndarray, progress: Progress) -> Detector:
+    def _calibrated(
+        self, images: Tensor, truth: Tensor | None, kept: np.ndarray, clean: np.ndarray, progress: Progress
+    ) -> Detector:
         """With groups of pictures from the clean images that it was fitted on, and thresholds from those kept."""
         if self.confidence is None and not self.by_class:
             self.group_pictures(images[np.flatnonzero(clean)[:GROUPED]], progress)
-        self.calibrate_on(images[kept], progress)
+        self.calibrate_on(images[kept], progress, truth)
         self.fitted_ = replace(self.fitted_, image_hashes=image_hashes(images))
         return self
 
@@ -265,8 +281,8 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Learn groups of pictures in which clean scores are alike, from images (n, c, h, w) not calibrated on."""
         self.groups_ = None
         parts = []
-        for _, (scores, _, features) in self._under_conditions(images, progress, "group"):
-            parts.append((cascade_score(scores, self.cascade_.exits)[0], features))
+        for _, measured in self._under_conditions(images, progress, "group"):
+            parts.append((cascade_score(measured.scores, self.cascade_.exits)[0], measured.features))
         if parts and len(images):
             scores, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             self.groups_ = learn_groups(features, tuple(map(str, self.names_)), scores, self.seed)
@@ -358,6 +374,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores: Mapping[str, np.ndarray],
         predicted: Mapping[str, np.ndarray] | None,
         pictures: tuple[Groups, Mapping[str, np.ndarray]] | None = None,
+        doubt: float | None = None,
         **parameters: Any,
     ) -> Detector:
         """A fitted detector from what one was made of.
@@ -370,12 +387,14 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores: of the calibration images, see set_calibration.
             predicted: their classes, see set_calibration.
             pictures: groups of pictures, and that of each calibration image by condition; None without groups.
+            doubt: see doubt.doubt_threshold.
             parameters: the others that it was constructed with.
         """
         head = None if fitted.pretrained else clone_unfitted(cascade.heads[-1])
         detector = cls(connectivity, head, **parameters)
         detector.set_cascade(cascade, typical, fitted)
         detector.groups_, groups = (None, None) if pictures is None else pictures
+        detector.doubt_ = doubt
         detector.set_calibration(scores, predicted, groups)
         return detector
 
@@ -387,7 +406,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             typical: the median clean image's features (d,) at the last one.
             fitted: what they were made from.
         """
-        self.cascade_, self.typical_, self.fitted_, self.groups_ = cascade, typical, fitted, None
+        self.cascade_, self.typical_, self.fitted_, self.groups_, self.doubt_ = cascade, typical, fitted, None, None
         self.classes_ = np.array([0, 1])
         self.head_, self.names_ = cascade.heads[-1], np.asarray(cascade.names[-1], dtype=object)
         self.n_features_in_ = len(self.names_)
@@ -399,25 +418,32 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = np.random.default_rng(self.seed).permutation(clean)[:count]
         return np.isin(names, chosen) & (kinds == 0)
 
-    def calibrate_on(self, images: Tensor, progress: Progress = ignore_progress) -> None:
-        """Take the threshold from clean images (n, c, h, w) in no other use, under every condition.
+    def calibrate_on(self, images: Tensor, progress: Progress = ignore_progress, labels: Tensor | None = None) -> None:
+        """Take the threshold from clean images in no other use, under every condition. CLEAN is always one of them.
 
-        CLEAN is always one of them.
+        Args:
+            images: (n, c, h, w), uint8 or in [0, 1].
+            progress: told (stage, done, total).
+            labels: true classes (n,) where known: they say where the classifier's own prediction is in doubt.
         """
+        certainties, wrong = [], []
         scores: dict[str, np.ndarray] = {}
         predicted: dict[str, np.ndarray] = {}
         groups: dict[str, np.ndarray] = {}
         for name, measured in self._under_conditions(images, progress, "calibrate"):
-            scores[name], predicted[name], features = measured
-            group = self._group(features)
+            scores[name], predicted[name] = measured.scores, measured.predicted
+            group = self._group(measured.features)
             if group is not None:
                 groups[name] = group
+            if labels is not None:
+                certainties.append(measured.certainty)
+                wrong.append(measured.predicted != labels.cpu().numpy())
+        if wrong:
+            self.doubt_ = doubt_threshold(np.concatenate(certainties), np.concatenate(wrong))
         self.set_calibration(scores, predicted, groups or None)
         self.fitted_ = replace(self.fitted_, precision=precision_of(self.classifier))
 
-    def _under_conditions(
-        self, images: Tensor, progress: Progress, told: str
-    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    def _under_conditions(self, images: Tensor, progress: Progress, told: str) -> Iterator[tuple[str, _Measured]]:
         """What is measured of clean images (n, c, h, w) as they are and under each condition, by its name."""
         for name in usable((CLEAN, *self.conditions), images.shape[1]):
             changed = images if name == CLEAN else CONDITIONS[name](as_bytes(images), self.seed)
@@ -552,7 +578,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._walked_blocks(images, full=full, most=max_stage, thresholds=calibration.every_threshold)
             )
         groups = self._group(np.concatenate([block.features for block in blocks]))
-        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage, groups)
+        return judgement_of(self.cascade_, calibration, blocks, cost, max_stage, groups, self.doubt_)
 
     @property
     def _typical(self) -> CleanBaseline:
@@ -606,16 +632,17 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Scores (n,), predicted classes (n,) and groups (n,)."""
         self._fitted()
-        scores, predicted, features = self._measured(as_tensor(X), progress, "score")
-        return cascade_score(scores, self.cascade_.exits)[0], predicted, self._group(features)
+        measured = self._measured(as_tensor(X), progress, "score")
+        score = cascade_score(measured.scores, self.cascade_.exits)[0]
+        return score, measured.predicted, self._group(measured.features)
 
-    def _measured(self, images: Tensor, progress: Progress, told: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores (n, stages), predicted classes (n,) and features (n, d) of the last stage's columns."""
+    def _measured(self, images: Tensor, progress: Progress, told: str) -> _Measured:
+        """What is kept of images (n, c, h, w) that went through the stages."""
         parts = [
-            (f.scores, f.query.argmax(1).cpu().numpy(), f.features) for f in self._walked_blocks(images, progress, told)
+            (f.scores, f.query.argmax(1).cpu().numpy(), f.features, certainty(f.traces[0][1]))
+            for f in self._walked_blocks(images, progress, told)
         ]
-        scores, predicted, features = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(predicted), np.concatenate(features)
+        return _Measured(*map(np.concatenate, zip(*parts, strict=True)))
 
     def group_of(self, judgement: Judgement) -> np.ndarray | None:
         """The group of pictures (n,) of each image of a judgement; None without groups."""

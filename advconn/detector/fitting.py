@@ -227,7 +227,7 @@ class _Task:
             _enough(len(clean.images), len(used), detector)
         _promise(detector, self.confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
         surrogate = self.surrogate if refine or not quick else None
-        detector.fit(used, labels=truth, kept=kept, surrogate=surrogate, runner=self.runner)
+        detector.fit(used, labels=truth, kept=kept, kept_labelled=kept is None, surrogate=surrogate, runner=self.runner)
         _tell(detector, note)
         hashes = np.union1d(image_hashes(clean.images), detector.fitted_.image_hashes)
         detector.fitted_ = replace(detector.fitted_, image_hashes=hashes)

@@ -23,13 +23,30 @@ TRACED = (
 KEEP = "advconn.save(guard.detector, folder) keeps its detector, and Guard(advconn.load(folder)) makes it again"
 
 
-class Verdict(NamedTuple):
-    """Of n images: logits (n, k), score (n,) (higher = more adversarial), p_value (n,) in (0, 1], flag (n,) bool."""
-
+class _Columns(NamedTuple):
     logits: Tensor
     score: Tensor
     p_value: Tensor
     flag: Tensor
+
+
+class Verdict(_Columns):
+    """Of n images: logits (n, k), score (n,) (higher = more adversarial), p_value (n,) in (0, 1], flag (n,) bool.
+
+    Attributes:
+        doubtful: (n,) bool, see Judgement.doubtful; None where the detector was calibrated without labels. It is no
+            part of the tuple.
+    """
+
+    doubtful: Tensor | None
+
+    def __new__(
+        cls, logits: Tensor, score: Tensor, p_value: Tensor, flag: Tensor, doubtful: Tensor | None = None
+    ) -> Verdict:
+        """Four columns, which can be unpacked, and doubt beside them."""
+        made = super().__new__(cls, logits, score, p_value, flag)
+        made.doubtful = doubtful
+        return made
 
 
 class Guard(nn.Module):
@@ -132,7 +149,8 @@ class Guard(nn.Module):
             said = f"{broken.sum()} of {len(images)} images hold NaN or infinity: flagged"
             warnings.warn(said, AdvconnWarning, stacklevel=2)
             logits = logits.masked_fill(torch.from_numpy(broken).to(device)[:, None], torch.nan)
-        return Verdict(logits, score, p_value, flag)
+        doubtful = None if judgement.doubtful is None else torch.from_numpy(judgement.doubtful | broken).to(device)
+        return Verdict(logits, score, p_value, flag, doubtful)
 
     def _nothing(self, images: Tensor) -> Verdict:
         classifier = self.detector.classifier
@@ -140,7 +158,8 @@ class Guard(nn.Module):
         options: dict[str, Any] = {"device": classifier.device}
         none = torch.zeros(0, dtype=torch.float64, **options)
         logits = torch.zeros(0, classifier.num_classes, dtype=torch.float32, **options)
-        return Verdict(logits, none, none.clone(), torch.zeros(0, dtype=torch.bool, **options))
+        flag = torch.zeros(0, dtype=torch.bool, **options)
+        return Verdict(logits, none, none.clone(), flag, None if self.detector.doubt_ is None else flag.clone())
 
 
 def _refuse_traces(images: Any) -> None:

@@ -72,7 +72,7 @@ def recalibrate(
         new.confidence = confidence
     if conditions is not None:
         new.conditions = tuple(conditions)
-    new.calibrate_on(images, progress)
+    new.calibrate_on(images, progress, truth)
     if confidence is not UNTOLD and confidence is not None:
         check_calibration_size(len(new.calibration_.scores), rate, confidence)
     warn_weak_guarantee(new, note)

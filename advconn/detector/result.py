@@ -12,6 +12,7 @@ from torch import Tensor
 from advconn.cascade.cascade import Cascade, CascadeOutput
 from advconn.cascade.early_exit import cascade_score
 from advconn.detector.calibration import Calibration
+from advconn.detector.doubt import certainty
 from advconn.features.families import Trace
 from advconn.inference import PassCount
 
@@ -40,6 +41,9 @@ class Judgement:
             Such an image is flagged, with an infinite score and the smallest p-value there is.
         traces: (n,) of each image the deepest trace, and its row in it.
         flat: (n,) whether an image is of one colour, and so not flagged.
+        certainty: (n,) in [0, 1] of the classifier, see doubt.certainty.
+        doubtful: (n,) whether the classifier is more often wrong than right on clean images that it is as certain of;
+            None where the detector was calibrated without labels. It changes no other field.
     """
 
     logits: Tensor
@@ -59,6 +63,8 @@ class Judgement:
     errors: tuple[str | None, ...] = ()
     traces: tuple[tuple[Trace, int], ...] = field(default=(), repr=False)
     flat: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    certainty: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    doubtful: np.ndarray | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -73,6 +79,7 @@ def judgement_of(
     cost: PassCount,
     most: int | None,
     groups: np.ndarray | None = None,
+    doubt: float | None = None,
 ) -> Judgement:
     """The judgement of images that went through a cascade in blocks.
 
@@ -83,6 +90,7 @@ def judgement_of(
         cost: of all blocks together.
         most: no image went farther than this stage; None for the last.
         groups: (n,) of the images, where the calibration has groups.
+        doubt: the largest certainty of an image in doubt, or None.
     """
     logits = torch.cat([block.query for block in found])
     scores, features = (np.concatenate([getattr(b, name) for b in found]) for name in ("scores", "features"))
@@ -102,6 +110,7 @@ def judgement_of(
         None if np.isfinite(s) else "the classifier gives NaN for it" + " when it is changed a little" * bool(alone)
         for s, alone in zip(score, own, strict=True)
     )
+    certain = np.concatenate([certainty(block.traces[0][1]) for block in found])
     return Judgement(
         logits=logits,
         score=score,
@@ -120,6 +129,8 @@ def judgement_of(
         errors=errors,
         traces=traces,
         flat=np.concatenate([block.flat for block in found]),
+        certainty=certain,
+        doubtful=None if doubt is None else ~(certain > doubt),
     )
 
 

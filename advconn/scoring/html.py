@@ -15,7 +15,7 @@ from torch import Tensor
 from advconn.detector.explanation import Explanation
 from advconn.errors import printable
 from advconn.paths.plots import to_display
-from advconn.scoring.records import Failure, Record, Result
+from advconn.scoring.records import DOUBTFUL, Failure, Record, Result
 from advconn.scoring.writers import as_csv, as_jsonl
 
 LISTED = 10_000  # images that a page tells of, the flagged ones first
@@ -109,7 +109,7 @@ def _entry(case: PageEntry) -> dict[str, Any]:
         "kind": "flagged" if r.adversarial else "clean",
         "p": round(r.p_value, 5),
         "name": printable(r.image),
-        "label": printable(r.class_name),
+        "label": printable(r.class_name) + f" ({DOUBTFUL})" * bool(r.doubtful and not r.adversarial),
         "consensus": printable(r.consensus_name),
         "barrier": "" if r.barrier is None else r.barrier,
         "stage": r.stage,

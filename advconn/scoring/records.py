@@ -19,6 +19,7 @@ from advconn.detector.result import Judgement
 from advconn.errors import Unanswered, first_line, printable
 
 VERDICTS = ("clean", "ADVERSARIAL")
+DOUBTFUL = "do not trust"  # in the table, of a clean image whose class is in doubt
 FAR = 1.5  # a picture so many times larger than what is judged is another one than people see
 
 
@@ -32,6 +33,7 @@ class Record:
     score: float
     p_value: float
     adversarial: bool
+    doubtful: bool | None = None
     why: str
     stage: int
     consensus: int
@@ -107,6 +109,7 @@ def _is_sound(record: Record) -> bool:
         and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
         and 0 <= record.p_value <= 1
         and isinstance(record.adversarial, bool)
+        and record.doubtful in (None, True, False)
         and all(
             isinstance(table, dict) and all(v is None or type(v) in (int, float) for v in table.values())
             for table in named
@@ -160,6 +163,7 @@ def to_records(detector: Detector, names: Iterable[str], judgement: Judgement, s
                 bends=_number(judgement.bends[i]),
                 families={family: float(v[i]) if met[family][i] else None for family, v in families.items()},
                 features={k: v for k, v in features if np.isfinite(v)},
+                doubtful=None if judgement.doubtful is None else bool(judgement.doubtful[i]),
                 cost={
                     "forwards": round(float(judgement.forwards[i]), 1),
                     "gradients": round(float(judgement.gradients[i]), 1),
@@ -184,7 +188,8 @@ def merge_records(results: Sequence[Result], calibration: Calibration) -> Result
     first, p_value, flagged = combine_readings(p_values, flags, readings, calibration)
     spoke = records[first]
     cost = {key: sum(r.cost[key] for r in records) for key in spoke.cost} if len(records) > 1 else spoke.cost
-    return replace(spoke, readings=tuple(readings), p_value=p_value, adversarial=flagged, cost=cost)
+    doubtful = None if spoke.doubtful is None else any(r.doubtful for r in records)
+    return replace(spoke, readings=tuple(readings), p_value=p_value, adversarial=flagged, doubtful=doubtful, cost=cost)
 
 
 def score_batch(detector: Detector, batch: Batch, full: bool) -> Iterator[tuple[Result, list[int]]]:
@@ -270,11 +275,12 @@ def as_table(records: Iterable[Record], about: str, view: str = "") -> Table:
     table.add_column("why")
     for r in records:
         large = r.given is not None and r.judged is not None and max(r.given) > FAR * max(r.judged)
-        spoke = f" ({r.reading})" if len(r.readings) > 1 else ""
+        verdict = VERDICTS[r.adversarial] + f", {DOUBTFUL}" * bool(r.doubtful and not r.adversarial)
+        verdict += f" ({r.reading})" * (len(r.readings) > 1) + f" (its {view} view)" * bool(view and large)
         table.add_row(
             escape(printable(r.image)),
             escape(printable(r.class_name)),
-            VERDICTS[r.adversarial] + spoke + (f" (its {view} view)" if view and large else ""),
+            verdict,
             f"{r.p_value:.4f}",
             escape(printable(r.why)),
             style="bold red" if r.adversarial else "",

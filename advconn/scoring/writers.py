@@ -20,8 +20,8 @@ from advconn.files import atomic_folder
 from advconn.scoring.records import Result, as_json
 
 COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README says what it holds
-    "image": "string", "prediction": "int64", "class_name": "string", "adversarial": "bool", "p_value": "double",
-    "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64", "copies": "int64",
+    "image": "string", "prediction": "int64", "class_name": "string", "adversarial": "bool", "doubtful": "bool",
+    "p_value": "double", "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64", "copies": "int64",
     "barrier": "double", "secondary_barriers": "int64", "bends": "double", "reading": "string", "why": "string",
     "other_pictures": "int64", "error": "string",
 }  # fmt: skip

@@ -19,7 +19,10 @@ from advconn.detector.result import Judgement
 from advconn.errors import AdvconnError, DataError, first_line
 from advconn.models.classifier import Classifier
 
-OUTPUTS = ("advconn_score", "advconn_p_value", "advconn_flag", "advconn_consensus", "advconn_stage", "advconn_error")
+OUTPUTS = (
+    "advconn_score", "advconn_p_value", "advconn_flag", "advconn_doubtful", "advconn_consensus", "advconn_stage",
+    "advconn_error",
+)  # fmt: skip
 
 
 class Judge:
@@ -151,6 +154,7 @@ class Judge:
             "advconn_score": np.full(n, np.inf),
             "advconn_p_value": np.zeros(n),
             "advconn_flag": np.ones(n, bool),
+            "advconn_doubtful": np.full(n, self.detector.doubt_ is not None),
             "advconn_consensus": np.full(n, -1, np.int64),
             "advconn_stage": np.zeros(n, np.int64),
         }
@@ -158,7 +162,8 @@ class Judge:
         if judgement is not None:
             columns = (
                 judgement.logits.detach().float().cpu().numpy(), judgement.score, judgement.p_value,
-                judgement.adversarial, judgement.consensus, judgement.stage,
+                judgement.adversarial, False if judgement.doubtful is None else judgement.doubtful,
+                judgement.consensus, judgement.stage,
             )  # fmt: skip
             for name, values in zip(out, columns, strict=True):
                 out[name][sound] = values
@@ -218,6 +223,7 @@ def per_picture(rows: dict[str, Any], readings: Sequence[tuple[str, ...]], calib
         first = int(failed[0]) if len(failed) else first
         for name in OUTPUTS:
             out[name][i] = own[name][first]
+        out["advconn_doubtful"][i] = own["advconn_doubtful"].any()
         if not len(failed):
             out["advconn_p_value"][i], out["advconn_flag"][i] = p_value, flagged
     return out

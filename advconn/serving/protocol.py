@@ -333,6 +333,7 @@ def model_metadata(model: str, channels: int, size: tuple[int, int] | None, clas
         "advconn_score": ("FP64", [-1]),
         "advconn_p_value": ("FP64", [-1]),
         "advconn_flag": ("BOOL", [-1]),
+        "advconn_doubtful": ("BOOL", [-1]),
         "advconn_consensus": ("INT64", [-1]),
         "advconn_stage": ("INT64", [-1]),
         "advconn_error": ("BYTES", [-1]),

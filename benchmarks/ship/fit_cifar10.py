@@ -101,7 +101,7 @@ def main() -> None:
         detector.fit_cascade(learned)
     else:
         hardened(args.cache, detector, groups["fit"], learned)
-    detector.calibrate_on(groups["calibrate"].images, told)
+    detector.calibrate_on(groups["calibrate"].images, told, groups["calibrate"].labels)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again
     detector.fitted_ = replace(detector.fitted_, image_hashes=image_hashes(used))
