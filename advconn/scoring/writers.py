@@ -21,9 +21,9 @@ from advconn.scoring.records import Result, as_json
 
 COLUMNS: Mapping[str, str] = {  # of a table, and of what kind each is; README says what it holds
     "image": "string", "prediction": "int64", "class_name": "string", "adversarial": "bool", "doubtful": "bool",
-    "p_value": "double", "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64", "copies": "int64",
-    "barrier": "double", "secondary_barriers": "int64", "bends": "double", "reading": "string", "why": "string",
-    "other_pictures": "int64", "error": "string",
+    "p_value": "double", "score": "double", "stage": "int64", "consensus_name": "string", "agreeing": "int64",
+    "copies": "int64", "barrier": "double", "secondary_barriers": "int64", "bends": "double", "reading": "string",
+    "why": "string", "other_pictures": "int64", "error": "string",
 }  # fmt: skip
 FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # that a spreadsheet begins to compute at
 LONGEST_NAME = 200  # bytes of a file's name that is written
