@@ -541,6 +541,33 @@ def strangers(record: dict) -> list[str]:
     return out + lines(["network", "accuracy", "fit, s", "clean flagged", *specs], rows)
 
 
+def laundering(record: dict) -> list[str]:
+    """Attacked images that were saved, and clean ones."""
+    subject = record["detector"] or "the detector that ships"
+    out = [f"## Attacked, then saved: {subject} (`laundering.py`, {record['folder']})", ""]
+    out += [
+        "Share caught (AUROC) of the copies that still fool the classifier after they were saved; in brackets how many "
+        "of how many these are, and the share that is caught or doubted. Training qualities are JPEG 95, 85, 60 and "
+        "WebP 90, 70.",
+        "",
+    ]
+    ways = [row["saved_as"] for row in record["clean"]]
+    by_pair = {(row["attack"], row["saved_as"]): row for row in record["attacked"]}
+
+    def cell(row: dict) -> str:
+        if not row["n"]:
+            return f"(0 of {row['of']})"
+        doubted = f"; {figure(row['caught_or_doubtful'])}" if "doubtful" in row else ""
+        return f"{figure(row['caught'])} ({figure(row['auroc'])}) ({row['n']} of {row['of']}{doubted})"
+
+    specs = list(dict.fromkeys(row["attack"] for row in record["attacked"]))
+    out += lines(["attack", *ways], [[spec, *(cell(by_pair[spec, way]) for way in ways)] for spec in specs])
+    kinds = [k for k in record["clean"][0] if k.startswith(("flagged", "doubtful"))]
+    rows = [[k.replace("_", ", "), *(figure(row[k]) for row in record["clean"])] for k in kinds]
+    rows.append(["forwards", *(f"{row['forwards']:.1f}" for row in record["clean"])])
+    return out + lines(["clean images", *ways], rows)
+
+
 def promise(record: dict) -> list[str]:
     """Rules of calibration."""
     out = [f"## Is the rate spent, and kept? (`promise.py`, {record['folder']})", ""]
@@ -684,6 +711,9 @@ def main() -> None:
         ("bounds", bounds),
         ("how-many", how_many),
         ("refine", refine),
+        ("laundering", laundering),
+        ("laundering-hardened", laundering),
+        ("laundering-photographs", laundering),
         ("photographs", default_photographs),
         ("stages", stages),
         ("conditions", conditions),

@@ -12,7 +12,6 @@ attacked; the network was trained on none of them.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from advconn.cascade.cascade import STAGES, stage_extractors
 from advconn.cascade.training import TrainingSet, build_training_set, corrupted_features
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
-from advconn.data.inputs import as_bytes, read_all
+from advconn.data.inputs import as_bytes
 from advconn.data.laundering import parse_laundering
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import choose
@@ -42,7 +41,7 @@ from advconn.parallel import ignore_progress
 from benchmarks.common.cifar10 import CLASSES, Part, kept, parts, read
 from benchmarks.common.families import WIDE
 from benchmarks.common.families import network as large
-from benchmarks.common.photographs import LEARN, TEST, lite
+from benchmarks.common.photographs import LEARN, TEST, flickr, lite
 from benchmarks.common.provenance import SEED
 from benchmarks.common.small import SMALL, TRAINED, images_of, trained
 
@@ -153,16 +152,6 @@ def mlp() -> nn.Module:
     return net.eval()
 
 
-def _flickr(model: Classifier, folder: Path) -> tuple[Part, Part, Part]:
-    """Photographs that no network was trained on, at 224 pixels, to learn from, to test on and to attack."""
-    with (folder / "labels.csv").open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
-    files = [folder / f"{row['image']}.webp" for row in rows]
-    images = read_all([str(file) for file in files], model.preprocessing)
-    part = Part(as_bytes(images), torch.tensor([int(row["label"]) for row in rows]))
-    return part.rows(slice(0, 120)), part.rows(slice(120, 270)), part.rows(slice(270, None))
-
-
 @dataclass(frozen=True)
 class Subject:
     """A network, images that it was not trained on, and the attacks that suit these.
@@ -206,7 +195,8 @@ def subject(name: str, data: Path, nets: Path, public: Path) -> Subject:
         return Subject(model, _shared(test.rows(order), 1000, 1500), WIDE, COLOURED_TEST)
     if name in PHOTOGRAPHS:
         model = lite(PHOTOGRAPHS[name])
-        return Subject(model, _flickr(model, public.parent / "nips2017"), PHOTOGRAPHED, PHOTOGRAPHED_TEST)
+        images = tuple(Part(p.images, p.labels) for p in flickr(model, public.parent / "nips2017"))
+        return Subject(model, images, PHOTOGRAPHED, PHOTOGRAPHED_TEST)
     groups = parts(data)
     if name == "robust":
         state = bundle.default("cifar10-hardened") / "companion.safetensors"

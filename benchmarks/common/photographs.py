@@ -11,6 +11,8 @@ ones to learn from come of the former, those to test on of the latter.
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from advconn.cascade.cascade import STAGES, stage_extractors
 from advconn.cascade.training import TrainingSet
 from advconn.data.collection import Collection
 from advconn.data.conditions import BENIGN, CONDITIONS
+from advconn.data.inputs import as_bytes, read_all
 from advconn.features.connectivity import Connectivity
 from advconn.models.classifier import Classifier
 from advconn.parallel import ignore_progress
@@ -104,6 +107,21 @@ def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photog
         Photographs(learn, truth, np.concatenate([others, valid[first]])),
         Photographs(nette[torch.from_numpy(~first)], labels[torch.from_numpy(~first)], valid[~first]),
     )
+
+
+FLICKR_SPLIT = (120, 270)  # up to these rows heads learn of Flickr's, and thresholds are calibrated; others are tested
+
+
+def flickr(model: Classifier, folder: Path) -> tuple[Photographs, Photographs, Photographs]:
+    """Photographs of 2016, which no ImageNet network was trained on: to learn from, to calibrate on, to test."""
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
+    images = as_bytes(read_all([str(folder / f"{row['image']}.webp") for row in rows], model.preprocessing))
+    labels = torch.tensor([int(row["label"]) for row in rows])
+    ends = (0, *FLICKR_SPLIT, len(rows))
+    parts = (slice(*span) for span in itertools.pairwise(ends))
+    learn, calibrate, test = (Photographs(images[p], labels[p], np.zeros(len(labels[p]), bool)) for p in parts)
+    return learn, calibrate, test
 
 
 def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: Tensor, name: str) -> SuccessfulAttacks:
