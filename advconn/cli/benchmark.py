@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import classifier_of, default_subject, detector_of, read
+from advconn.cli.loading import ModelOptions, classifier_of, default_subject, detector_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -34,6 +34,38 @@ if TYPE_CHECKING:
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
     from advconn.parallel import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """The options of `advconn benchmark`, as they were given."""
+
+    attacks: tuple[str, ...]
+    attacked: tuple[Path, ...]
+    detector: Path | None
+    asked: ModelOptions
+    data: Path | None
+    baselines: tuple[str, ...]
+    second: str | None
+    second_weights: Path | None
+    limit: int | None
+    save_as: tuple[str, ...]
+    fpr: float
+    adaptive: bool
+    leave_one_out: bool
+    repeats: int
+    jobs: int
+    backend: str
+    cache: Path | None
+    out: Path | None
+    extras: tuple[str, ...]
+    table: str | None
+    how: dict[str, Any]
+    labels: str
+    max_bad: float
+    accept: bool
+    seed: int
+    device: str
 
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
@@ -75,19 +107,19 @@ def baselines_of(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(out)
 
 
-def second_classifier(given: dict[str, Any], subject: Classifier) -> Classifier | None:
+def second_classifier(options: BenchmarkOptions, subject: Classifier) -> Classifier | None:
     """Another classifier of the same classes, for the baselines that need one."""
     from advconn import models
 
-    if given["second"] is None:
+    if options.second is None:
         return None
     return models.load(
-        given["second"], given["second_weights"], size=subject.preprocessing.size, num_classes=subject.num_classes,
+        options.second, options.second_weights, size=subject.preprocessing.size, num_classes=subject.num_classes,
         device=str(subject.device),
     )  # fmt: skip
 
 
-def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Data, list[Item]]:
+def subject_of(options: BenchmarkOptions, progress: Progress) -> tuple[Detector, Data, list[Item]]:
     """The detector that is measured, images that it has not seen, and what they are called."""
     import numpy as np
     import torch
@@ -97,26 +129,26 @@ def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Dat
     from advconn.detector.fitting import fit
     from advconn.parallel import Runner
 
-    data, folder, asked, device = (given[name] for name in ("data", "detector", "asked", "device"))
-    reading = {name: given[name] for name in ("labels", "max_bad", "accept")}
+    data, folder, asked, device = options.data, options.detector, options.asked, options.device
+    reading = (options.labels, options.max_bad, options.accept)
     if data is None:
-        if asked.model is not None or folder is not None or given["attacked"]:
+        if asked.model is not None or folder is not None or options.attacked:
             raise DataError(
                 "--data is needed with --detector, --model or --attacked: clean images that the classifier takes"
             )
         return (*default_subject(device), [])
-    collection = Collection(data, **given["how"])
+    collection = Collection(data, **options.how)
     if asked.model is None or folder is not None:
         detector = detector_of(folder, asked, device)
-        pixels, labels, items = read(collection, detector.classifier, **reading)
+        pixels, labels, items = read(collection, detector.classifier, *reading)
         return detector, Data(data.name, pixels, labels), items
     classifier = classifier_of(asked, collection, device)
-    pixels, labels, items = read(collection, classifier, **reading)
-    order = torch.from_numpy(np.random.default_rng(given["seed"]).permutation(len(pixels)))
+    pixels, labels, items = read(collection, classifier, *reading)
+    order = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(pixels)))
     apart, rest = order[: len(order) // 2], order[len(order) // 2 :]
     note(f"a detector is fitted on {len(apart)} of the images first; the other {len(rest)} are measured on")
     detector = fit(
-        classifier, pixels[apart], None if labels is None else labels[apart], fpr=given["fpr"], seed=given["seed"],
+        classifier, pixels[apart], None if labels is None else labels[apart], fpr=options.fpr, seed=options.seed,
         runner=Runner(progress=progress), note=note, accept_accuracy=True,
     )  # fmt: skip
     remaining = [items[i] for i in rest.tolist()]
@@ -124,7 +156,7 @@ def subject_of(given: dict[str, Any], progress: Progress) -> tuple[Detector, Dat
 
 
 def precomputed_attack(
-    path: Path, originals: Sequence[Item], classifier: Classifier, given: dict[str, Any]
+    path: Path, originals: Sequence[Item], classifier: Classifier, clean: Path, how: dict[str, Any]
 ) -> PrecomputedAttack:
     """Attacked images of a path, with the rows of the clean ones of the same name, or of the same row of an array.
 
@@ -132,7 +164,8 @@ def precomputed_attack(
         path: of a folder, a file or an array of attacked images.
         originals: the clean images, in order.
         classifier: gives the size and the channels that the images are brought to.
-        given: the command's options: `how` opens the path, and `data` is the path of the clean images.
+        clean: path of the clean images.
+        how: to open the path, see Collection.
 
     Raises:
         DataError: no attacked image has an original, or the rows of two arrays do not go together.
@@ -142,12 +175,12 @@ def precomputed_attack(
     from advconn.benchmark.splits import PrecomputedAttack
     from advconn.data.collection import Collection
 
-    collection = Collection(path, classifier.channels, **given["how"])
+    collection = Collection(path, classifier.channels, **how)
     batches = list(collection.batches(classifier.preprocessing))
     if any(any(batch.resized) for batch in batches):
         note(f"images of {path} are of another size than the classifier's: they were resized, which changes them too")
     _same_rows(path, collection.items, originals)
-    index = {_called(item, given["data"]): i for i, item in enumerate(originals)}
+    index = {_called(item, clean): i for i, item in enumerate(originals)}
     stems = {name.rpartition("/")[2]: i for name, i in index.items()}
     stems = stems if len(stems) == len(index) else {}
     names = [_called(item, path) for batch in batches for item in batch.items]
@@ -331,20 +364,21 @@ def benchmark(**given: Any) -> None:
     from advconn.benchmark.attacks import to_attacks
     from advconn.parallel import cluster
 
-    if given["out"] is not None:
-        require_empty(given["out"])
-    elif given["extras"]:
+    options = BenchmarkOptions(**given)
+    if options.out is not None:
+        require_empty(options.out)
+    elif options.extras:
         raise click.UsageError("--save goes with --out")
-    kinds = baselines_of(given["baselines"])
-    to_attacks(given["attacks"])
-    with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
-        reports = list(_reports(given, kinds, progress))
-    _show(reports, given["table"])
-    if given["out"] is not None:
-        _saved(reports, given["out"], given["extras"])
+    kinds = baselines_of(options.baselines)
+    to_attacks(options.attacks)
+    with cluster(options.backend, options.jobs), progress_bar() as progress:
+        reports = list(_reports(options, kinds, progress))
+    _show(reports, options.table)
+    if options.out is not None:
+        _saved(reports, options.out, options.extras)
 
 
-def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
+def _reports(options: BenchmarkOptions, kinds: tuple[Any, ...], progress: Progress) -> Iterator[Report]:
     """One report of each repeat."""
     from advconn.attacks.attack import compatible_attacks
     from advconn.attacks.catalog import MIXTURE
@@ -353,25 +387,26 @@ def _reports(given: dict[str, Any], kinds: tuple[Any, ...], progress: Progress) 
     from advconn.data.datasets import DIGIT_MIXTURE
     from advconn.parallel import DiskCache, Runner, cache_folder
 
-    detector, images, items = subject_of(given, progress)
+    detector, images, items = subject_of(options, progress)
     classifier = detector.classifier
-    attacks = given["attacks"] or (() if given["attacked"] else default_attacks(detector, note))
+    attacks = options.attacks or (() if options.attacked else default_attacks(detector, note))
     settings = Settings(
-        attacks=resolved_attacks(attacks, images, bool(given["attacks"])),
+        attacks=resolved_attacks(attacks, images, bool(options.attacks)),
         baselines=kinds,
         mixture=DIGIT_MIXTURE if images.attacks else compatible_attacks(classifier, MIXTURE),
-        limit=given["limit"],
-        fpr=given["fpr"],
-        save_as=given["save_as"],
-        leave_one_out=given["leave_one_out"],
-        effort=AdaptiveBudget(eps=images.adaptive_eps) if given["adaptive"] else None,
+        limit=options.limit,
+        fpr=options.fpr,
+        save_as=options.save_as,
+        leave_one_out=options.leave_one_out,
+        effort=AdaptiveBudget(eps=images.adaptive_eps) if options.adaptive else None,
     )
-    ready = [precomputed_attack(path, items, classifier, given) for path in given["attacked"]]
-    other = second_classifier(given, classifier)
-    folder = cache_folder(given["cache"])
-    runner = Runner(given["jobs"], given["backend"], DiskCache(folder, note), progress)
-    for i in range(given["repeats"]):
-        once = replace(settings, seed=given["seed"] + i)
+    clean = options.data or Path()
+    ready = [precomputed_attack(path, items, classifier, clean, options.how) for path in options.attacked]
+    other = second_classifier(options, classifier)
+    folder = cache_folder(options.cache)
+    runner = Runner(options.jobs, options.backend, DiskCache(folder, note), progress)
+    for i in range(options.repeats):
+        once = replace(settings, seed=options.seed + i)
         yield run(images, detector, once, runner, second=other, ready=ready, note=note)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import classifier_of, read
+from advconn.cli.loading import ModelOptions, classifier_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -33,6 +33,38 @@ if TYPE_CHECKING:
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
     from advconn.parallel import DiskCache, Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The options of `advconn fit`, as they were given."""
+
+    asked: ModelOptions
+    data: tuple[Path, ...]
+    apart: Path | None
+    out: Path
+    fpr: float
+    confidence: float | str | None
+    conditions: tuple[str, ...] | None
+    accuracy: float | None
+    limit: int | None
+    accept_weak: bool
+    quick: bool | None
+    refine: int | None
+    attacks: tuple[str, ...]
+    limit_attacked: int | None
+    surrogate: str | None
+    surrogate_weights: Path | None
+    references: str
+    jobs: int
+    backend: str
+    cache: Path | None
+    how: dict[str, Any]
+    labels: str
+    max_bad: float
+    accept: bool
+    seed: int
+    device: str
 
 
 UNREMARKABLE = 0.8  # share of attacked images caught: under it, fit says what may catch more
@@ -158,57 +190,61 @@ def fit(**given: Any) -> None:
     from advconn.detector.calibration import check_calibration_size
     from advconn.parallel import DiskCache, Runner, cache_folder, cluster
 
-    if given["asked"].model is None:
+    options = FitOptions(**given)
+    if options.asked.model is None:
         raise click.UsageError("Missing option '--model'.")
-    given |= {name: getattr(given["asked"], name) for name in ("companion", "companion_weights")}
-    check_calibration_size(10**9, given["fpr"])
-    quick = _is_quick(given)
-    auto = "auto" in given["attacks"]
-    if auto and len(given["attacks"]) > 1:
+    check_calibration_size(10**9, options.fpr)
+    quick = _is_quick(options)
+    auto = "auto" in options.attacks
+    if auto and len(options.attacks) > 1:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
-    parse_all(() if auto else given["attacks"])
-    require_empty(given["out"])
-    classifier, images, truth, apart = _images(given)
-    options = _options(given, classifier, images, truth)
-    store = DiskCache(cache_folder(given["cache"]), note)
-    others = {name: _other(given, name, classifier) for name in ("surrogate", "companion")}
-    sure = {"confidence": given["confidence"] if isinstance(given["confidence"], float) else None}
-    seconds, phases = _expected(classifier, others["companion"], len(images), options | sure, quick)
-    _tell(seconds, len(images), 1 if quick else given["jobs"], phases, store)
+    parse_all(() if auto else options.attacks)
+    require_empty(options.out)
+    classifier, images, truth, apart = _images(options)
+    parameters = _parameters(options, classifier, images, truth)
+    store = DiskCache(cache_folder(options.cache), note)
+    others = {
+        "surrogate": _other(options.surrogate, options.surrogate_weights, classifier),
+        "companion": _other(options.asked.companion, options.asked.companion_weights, classifier),
+    }
+    sure = {"confidence": options.confidence if isinstance(options.confidence, float) else None}
+    seconds, phases = _expected(classifier, others["companion"], len(images), parameters | sure, quick)
+    _tell(seconds, len(images), 1 if quick else options.jobs, phases, store)
     kept = DiskCache(None) if quick else store
-    with cluster(given["backend"], given["jobs"]), progress_bar(seconds, phases) as progress, _going_on(kept):
-        runner = Runner(given["jobs"], given["backend"], store, progress)
-        detector = _fitted(given, classifier, (images, truth, apart), options | others, quick, runner)
-    detector.fitted_ = replace(detector.fitted_, reading=given["how"]["reading"])
-    bundle.save(detector, given["out"])
-    say_fitted(detector, given["out"])
+    with cluster(options.backend, options.jobs), progress_bar(seconds, phases) as progress, _going_on(kept):
+        runner = Runner(options.jobs, options.backend, store, progress)
+        detector = _fitted(options, classifier, (images, truth, apart), parameters | others, quick, runner)
+    detector.fitted_ = replace(detector.fitted_, reading=options.how["reading"])
+    bundle.save(detector, options.out)
+    say_fitted(detector, options.out)
     say_efficacy(detector)
 
 
-def _is_quick(given: dict[str, Any]) -> bool:
+def _is_quick(options: FitOptions) -> bool:
     """Whether heads are taken that were taught on other networks, which some options rule out."""
-    made = {"--limit-attacked": given["limit_attacked"], "--companion": given["companion"]}
-    made |= {} if given["refine"] else {"--attack": given["attacks"], "--surrogate": given["surrogate"]}
+    made = {"--limit-attacked": options.limit_attacked, "--companion": options.asked.companion}
+    made |= {} if options.refine else {"--attack": options.attacks, "--surrogate": options.surrogate}
     useless = [name for name, value in made.items() if value]
-    quick: bool | None = given["quick"]
-    if given["refine"] and (quick is False or useless):
+    quick = options.quick
+    if options.refine and (quick is False or useless):
         raise click.UsageError(f"--refine goes with --quick, not with {useless[0] if useless else '--full'}")
     if quick and useless:
         raise click.UsageError(f"{useless[0]} goes with --full: a quick fit makes no attack and fits no heads")
     return not useless if quick is None else quick
 
 
-def _images(given: dict[str, Any]) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
+def _images(options: FitOptions) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
     """The classifier, clean images and their labels if known, and those to calibrate on if they are others."""
     from advconn.data.collection import Collection
 
-    how, reading = given["how"], [given[name] for name in ("labels", "max_bad", "accept")]
-    few = {name: given[name] for name in ("limit", "seed")}
-    collections = [Collection(path, **how) for path in given["data"]]
-    classifier = classifier_of(given["asked"], collections[0], given["device"])
+    how, reading = options.how, (options.labels, options.max_bad, options.accept)
+    collections = [Collection(path, **how) for path in options.data]
+    classifier = classifier_of(options.asked, collections[0], options.device)
     note(f"the classifier sees {_input_of(classifier)}")
-    images, truth = _joined([read(c, classifier, *reading, **few)[:2] for c in collections])
-    apart = given["apart"]
+    images, truth = _joined(
+        [read(c, classifier, *reading, limit=options.limit, seed=options.seed)[:2] for c in collections]
+    )
+    apart = options.apart
     return classifier, images, truth, None if apart is None else read(Collection(apart, **how), classifier, *reading)[0]
 
 
@@ -225,21 +261,25 @@ def _few(values: Sequence[float] | None) -> str:
     return ", ".join(f"{value:.3g}" for value in values or ())
 
 
-def _options(given: dict[str, Any], classifier: Classifier, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
-    """Options of the detector that were given."""
-    options = {"per_attack": given["limit_attacked"], "refine": given["refine"], "conditions": given["conditions"]}
-    options = {name: value for name, value in options.items() if value is not None}
-    if given["attacks"]:
-        auto = "auto" in given["attacks"]
-        options["attacks"] = _suited(classifier, images, truth, given["seed"]) if auto else given["attacks"]
-    return options
+def _parameters(options: FitOptions, classifier: Classifier, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
+    """Parameters of the detector that were given."""
+    out: dict[str, Any] = {
+        "per_attack": options.limit_attacked,
+        "refine": options.refine,
+        "conditions": options.conditions,
+    }
+    out = {name: value for name, value in out.items() if value is not None}
+    if options.attacks:
+        auto = "auto" in options.attacks
+        out["attacks"] = _suited(classifier, images, truth, options.seed) if auto else options.attacks
+    return out
 
 
 def _fitted(
-    given: dict[str, Any],
+    options: FitOptions,
     classifier: Classifier,
     images: tuple[Tensor, Tensor | None, Tensor | None],
-    options: dict[str, Any],
+    parameters: dict[str, Any],
     quick: bool,
     runner: Runner,
 ) -> Detector:
@@ -251,26 +291,28 @@ def _fitted(
         images[0],
         images[1],
         apart=images[2],
-        synthesised=given["references"] == "synthesise",
+        synthesised=options.references == "synthesise",
         quick=quick,
         accept_accuracy=True,  # looked at while reading
-        accept_weak=given["accept_weak"],
+        accept_weak=options.accept_weak,
         runner=runner,
         note=note,
-        **{name: given[name] for name in ("fpr", "confidence", "seed", "accuracy")},
-        **options,
+        fpr=options.fpr,
+        confidence=options.confidence,
+        seed=options.seed,
+        accuracy=options.accuracy,
+        **parameters,
     )
 
 
-def _other(given: dict[str, Any], name: str, classifier: Classifier) -> Classifier | None:
+def _other(spec: str | None, weights: Path | None, classifier: Classifier) -> Classifier | None:
     """The surrogate or the companion, if one is given."""
     from advconn import models
 
-    if given[name] is None:
+    if spec is None:
         return None
-    options: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
-    options |= {"device": str(classifier.device), "note": note}
-    return models.load(given[name], given[f"{name}_weights"], **options)
+    like: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
+    return models.load(spec, weights, **like, device=str(classifier.device), note=note)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import detector_of, tell_skipped
+from advconn.cli.loading import ModelOptions, detector_of, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -37,6 +38,29 @@ CLEAN, FLAGGED, FAILED = 0, 1, 2
 OTHER_FILES = {".json", ".ndjson", ".tsv", ".txt", ".xls", ".xlsx", ".html", ".pq"}  # that nobody means a folder by
 COLOUR = 3  # channels of the detectors that are taken where none is named
 SMALL = 64  # pixels of the shorter side: more is a photograph
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """The options of `advconn score`, as they were given."""
+
+    sources: tuple[Path, ...]
+    detector: Path | None
+    asked: ModelOptions
+    style: str
+    header: bool
+    features: bool
+    explain: bool
+    full: bool
+    strict: bool
+    out: Path | None
+    resume: bool
+    reading: str | None
+    frames: str | None
+    threshold: dict[str, Any]
+    jobs: int
+    backend: str
+    device: str
 
 
 def threshold_options(function: F) -> F:
@@ -114,40 +138,43 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
       advconn score --detector detector/ --out verdicts.parquet --resume --jobs 8 images/
       advconn score --explain photo.png
     """
+    from advconn import bundle
     from advconn.cli.score_run import ScoreRun, describe_detector
     from advconn.parallel import Runner, cluster
     from advconn.scoring.batch import BatchScorer
     from advconn.scoring.journal import Journal
 
-    images = _listed(images, given.pop("sources"))
-    target, single = _written(images, given)
-    folder, shipped = given["detector"], given["detector"] is None
-    if shipped and given["asked"].model is None:
-        given["reading"] = given["reading"] or "both"
-        collections, refused = _opened(images, COLOUR, given)
+    options = ScoreOptions(**given)
+    images = _listed(images, options.sources)
+    target, single = _written(images, options)
+    shipped = options.detector is None
+    if options.detector is None and options.asked.model is None:
+        reading = options.reading or "both"
+        collections, refused = _opened(images, COLOUR, reading, options.frames)
         folder, said = shipped_for(collections)
         if collections:
             note(said)
-        detector = detector_of(folder, given["asked"], given["device"])
+        detector = detector_of(folder, options.asked, options.device)
     else:
-        detector = detector_of(folder, given["asked"], given["device"])
-        given["reading"] = given["reading"] or detector.fitted_.shown_reading
-        collections, refused = _opened(images, detector.classifier.channels, given)
-    if given["threshold"]:
-        detector.set_params(**given["threshold"])
+        detector = detector_of(options.detector, options.asked, options.device)
+        folder = options.detector or bundle.default()
+        reading = options.reading or detector.fitted_.shown_reading
+        collections, refused = _opened(images, detector.classifier.channels, reading, options.frames)
+    if options.threshold:
+        detector.set_params(**options.threshold)
     header = describe_detector(detector, folder)
-    if given["header"]:
+    if options.header:
         click.echo(json.dumps({"header": header}))
     journal = None
     if target is not None:
-        options = {name: given[name] for name in ("reading", "frames", "full", "features")}
+        how = {"reading": reading, "frames": options.frames, "full": options.full, "features": options.features}
         what = {"images": [*map(str, images)], "count": sum(map(len, collections))}
-        journal = Journal(target, header | options | what, resume=given["resume"])
-    run = ScoreRun(detector, given["style"], given["features"], journal)
+        journal = Journal(target, header | how | what, resume=options.resume)
+    run = ScoreRun(detector, options.style, options.features, journal)
     try:
-        with cluster(given["backend"], given["jobs"]), progress_bar() as progress:
-            runner = Runner(given["jobs"], given["backend"], progress=progress)
-            full = given["full"] or given["explain"]
+        with cluster(options.backend, options.jobs), progress_bar() as progress:
+            runner = Runner(options.jobs, options.backend, progress=progress)
+            full = options.full or options.explain
             run.all(BatchScorer(detector, collections, refused, full=full, runner=runner))
     except BaseException:
         run.stopped()
@@ -155,15 +182,15 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     finally:  # what was judged is shown, also when it is interrupted
         run.show(shipped)
     if journal is not None and target is not None:
-        run.write(journal, target, collections, explain=given["explain"], single=single)
+        run.write(journal, target, collections, explain=options.explain, single=single)
         journal.remove()
     for collection in collections:
         tell_skipped(collection)
     run.close()
     passed_over = run.others or any(collection.skipped or collection.other_arrays for collection in collections)
-    if given["strict"] and passed_over and not run.failed:
+    if options.strict and passed_over and not run.failed:
         print_error("--strict: not all that lies there was judged; the notes above say what")
-    failed = run.failed or (given["strict"] and passed_over)
+    failed = run.failed or (options.strict and passed_over)
     click.get_current_context().exit(FAILED if failed else FLAGGED if run.flagged else CLEAN)
 
 
@@ -182,27 +209,27 @@ def _listed(images: Sequence[Path], sources: Sequence[Path]) -> tuple[Path, ...]
     return tuple(out)
 
 
-def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None, bool]:
+def _written(images: Sequence[Path], options: ScoreOptions) -> tuple[Path | None, bool]:
     """The folder or file that is asked for, or the page of one image, which can be written; whether it is that page."""
     from advconn.scoring.writers import writer_for
 
-    out = given["out"]
-    if given["header"] and given["style"] != "json":
+    out = options.out
+    if options.header and options.style != "json":
         raise click.UsageError("--header goes with --format json")
     if out is not None:
         if writer_for(out) is None:
             if out.suffix.lower() in OTHER_FILES:
                 raise click.UsageError(f"--out {out}: expected a folder's name, or a file .jsonl, .csv or .parquet")
             require_empty(out)
-        elif given["explain"]:
+        elif options.explain:
             raise click.UsageError("--explain makes a page: give --out a folder, or leave it out for one image")
         elif out.exists():
-            done = ": the run that wrote it was finished" * given["resume"]
+            done = ": the run that wrote it was finished" * options.resume
             raise DataError(f"{out}: is there already{done}; give a new name or remove it")
         return out, False
-    if given["resume"]:
+    if options.resume:
         raise click.UsageError("--resume goes with --out")
-    if not given["explain"]:
+    if not options.explain:
         return None, False
     if len(images) != 1 or images[0].is_dir():
         raise click.UsageError("--explain writes one page of one image; for more give a folder for it: --out DIR")
@@ -213,7 +240,7 @@ def _written(images: Sequence[Path], given: dict[str, Any]) -> tuple[Path | None
 
 
 def _opened(
-    images: Sequence[Path], channels: int, given: dict[str, Any]
+    images: Sequence[Path], channels: int, reading: str, frames: str | None
 ) -> tuple[list[Collection], list[tuple[str, DataError]]]:
     """The collections behind these paths for a classifier of so many channels, and paths that are none, with why."""
     from advconn.data.collection import Collection, merge_collections
@@ -221,7 +248,7 @@ def _opened(
     collections, refused = [], []
     for path in images:
         try:
-            collections.append(Collection(path, channels, reading=given["reading"], frames=given["frames"]))
+            collections.append(Collection(path, channels, reading=reading, frames=frames))
         except DataError as error:
             refused.append((str(path), error))
     named = {path.absolute() for path in images}
