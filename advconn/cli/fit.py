@@ -222,7 +222,7 @@ def fit(**given: Any) -> None:
 
 def _is_quick(options: FitOptions) -> bool:
     """Whether heads are taken that were taught on other networks, which some options rule out."""
-    made = {"--limit-attacked": options.limit_attacked, "--companion": options.asked.companion}
+    made: dict[str, Any] = {"--limit-attacked": options.limit_attacked, "--companion": options.asked.companion}
     made |= {} if options.refine else {"--attack": options.attacks, "--surrogate": options.surrogate}
     useless = [name for name, value in made.items() if value]
     quick = options.quick
