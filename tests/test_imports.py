@@ -66,7 +66,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"run"},
         {"report"},
     ),
-    "benchmark/baselines": ({"advconn", "barrier", "layers", "logits", "noise", "squeezing"},),
+    "benchmark/baselines": ({"advconn", "barrier", "layers", "logits", "noise", "squeezing", "transformations"},),
     "benchmark/report": ({"plots"}, {"html", "tables"}, {"folder"}),
     "studies": (
         {"common"},

@@ -109,13 +109,22 @@ class Candidate:
 
 
 class Learned(Candidate):
-    """A candidate whose columns go to the head that advconn uses."""
+    """A candidate whose columns go to a head: the one that advconn uses, unless `new_head` gives another.
+
+    Attributes:
+        binary: whether the head tells clean from attacked alone; else it tells the attacks apart.
+    """
 
     learns = True
+    binary: ClassVar[bool] = False
+
+    def new_head(self) -> Any:
+        """An unfitted scikit-learn classifier."""
+        return default_head()
 
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Fit the head on all attacks of the mixture."""
-        self.head = default_head().fit(columns, kinds)
+        self.head = self.new_head().fit(columns, (kinds > 0).astype(int) if self.binary else kinds)
         return self
 
     def score(self, columns: np.ndarray) -> np.ndarray:

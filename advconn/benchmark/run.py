@@ -370,6 +370,7 @@ def run_metadata(
         "threads": torch.get_num_threads(),
         "attacks": [a.name for a in attacked.attacks],
         "sources": {candidate.name: candidate.source for candidate in candidates},
+        "second": next((c.second.fingerprint for c in candidates if c.second is not None), None),
         "effort": None if settings.effort is None else vars(settings.effort),
         **plain,
     }

@@ -372,7 +372,8 @@ def test_a_key_holds_every_parameter(name, shipped, classifier):
     assert key == BASELINES[name](model, images).key()
     for parameter, value in plain.items():
         other = type(name, (BASELINES[name],), {"__module__": BASELINES[name].__module__})(model, images)
-        setattr(other, parameter, "another" if isinstance(value, str) else (value or 0) + 1)
+        changed = (*value, 1.0) if isinstance(value, tuple) else (value or 0) + 1 if value != str(value) else "another"
+        setattr(other, parameter, changed)
         assert other.key() != key, parameter
     assert BASELINES[name](model, images[:59]).key() != key
     assert BASELINES[name](model, images, classifier).key() != key

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from advconn.benchmark.baselines.barrier import PaperBarrier
-from advconn.benchmark.baselines.layers import KNN, LID, LayerRegression, Mahalanobis, MultiLID
+from advconn.benchmark.baselines.layers import KNN, LID, LastLayerMahalanobis, LayerRegression, Mahalanobis, MultiLID
 from advconn.benchmark.baselines.logits import Energy, LogitsOnly, MaxSoftmax, SecondClassifier
 from advconn.benchmark.baselines.noise import Mixup, NoiseLogOdds
 from advconn.benchmark.baselines.squeezing import FeatureSqueezing, FlipShift
+from advconn.benchmark.baselines.transformations import RawTransformations, Spectrum, Transformations
 from advconn.benchmark.candidate import Candidate
 
 BASELINES: Mapping[str, type[Candidate]] = {
     made.name: made
     for made in (
-        MaxSoftmax, Energy, LogitsOnly, FeatureSqueezing, FlipShift, NoiseLogOdds, Mixup, Mahalanobis, KNN, LID,
-        MultiLID, LayerRegression, SecondClassifier, PaperBarrier,
+        MaxSoftmax, Energy, LogitsOnly, Spectrum, FeatureSqueezing, FlipShift, Transformations, RawTransformations,
+        NoiseLogOdds, Mixup, Mahalanobis, LastLayerMahalanobis, KNN, LID, MultiLID, LayerRegression, SecondClassifier,
+        PaperBarrier,
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,18 +15,27 @@ from advconn.benchmark.candidate import Candidate, Learned, as_numpy
 from advconn.errors import DataError
 from advconn.models.classifier import Classifier
 
+MOST_VALUES = 2**16  # of an image at one layer: larger maps are averaged down to as many
+
 
 class LayerActivations:
-    """Activations at some of a classifier's layers, averaged over space: the last hidden one, and others before it."""
+    """Activations at a classifier's convolutions and linear layers, and what the last one is given.
 
-    def __init__(self, classifier: Classifier, count: int = 4) -> None:
-        self.classifier = classifier
+    Args:
+        classifier: whose layers are read.
+        count: of the layers before the last, evenly spaced; None takes all.
+        pooled: averaged over space (over tokens in a transformer), else all their values.
+    """
+
+    def __init__(self, classifier: Classifier, count: int | None = None, *, pooled: bool = True) -> None:
+        self.classifier, self.pooled = classifier, pooled
         network = classifier.network
         leaves = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         if len(leaves) < 2:
             raise DataError("the model has no two convolutions or linear layers: baselines on its features need them")
         self._last = leaves[-1]
-        index = np.unique(np.linspace(0, len(leaves) - 2, count).round().astype(int))
+        every = len(leaves) - 1
+        index = np.unique(np.linspace(0, every - 1, every if count is None else count).round().astype(int))
         self._inner = [leaves[i] for i in index]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -41,12 +50,13 @@ class LayerActivations:
     @contextmanager
     def _watched(self) -> Iterator[list[Tensor]]:
         activations: list[Tensor] = []
+        reduce = average_over_space if self.pooled else flatten
 
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            activations.append(_pooled(output.detach().relu()))
+            activations.append(reduce(output.detach().relu()))
 
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            activations.append(_pooled(inputs[0].detach()))
+            activations.append(average_over_space(inputs[0].detach()))
 
         hooks = [m.register_forward_hook(after) for m in self._inner]
         hooks.append(self._last.register_forward_pre_hook(before))
@@ -57,30 +67,98 @@ class LayerActivations:
                 hook.remove()
 
 
-def _pooled(values: Tensor) -> Tensor:
-    flat = values.flatten(2).mean(2) if values.ndim > 2 else values
+def average_over_space(values: Tensor) -> Tensor:
+    """Channels (n, d) of maps (n, d, h, w), of tokens (n, tokens, d), or of what has no space."""
+    flat = values.flatten(2).mean(2) if values.ndim == 4 else values.mean(1) if values.ndim == 3 else values
     return flat.float().clone()
+
+
+def flatten(values: Tensor) -> Tensor:
+    """All values (n, d) of maps or tokens; of maps with more than MOST_VALUES averages over neighbouring pixels."""
+    if values.ndim == 4 and values[0].numel() > MOST_VALUES:
+        side = max(1, int((MOST_VALUES / values.shape[1]) ** 0.5))
+        values = F.adaptive_avg_pool2d(values, (min(side, values.shape[2]), min(side, values.shape[3])))
+    return values.flatten(1).float().clone()
 
 
 class ActivationDetector(Candidate):
     """A baseline on activations; it keeps those of the clean training images."""
 
-    layers: ClassVar[int] = 1
+    layers: ClassVar[int | None] = 1
+    pooled: ClassVar[bool] = True
+    references: ClassVar[int | None] = None
 
     def __init__(self, classifier: Classifier, clean: Tensor, second: Classifier | None = None) -> None:
         super().__init__(classifier, clean, second)
-        self._features = LayerActivations(classifier, self.layers)
+        self._features = LayerActivations(classifier, self.layers, pooled=self.pooled)
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Activations (n, d) of checked images at each layer that is compared."""
+        return self._features(images)
 
     def prepare(self) -> None:
         """The activations of the clean images."""
-        images = self.classifier.check(self.clean)
-        self.reference_features = self._features(images)
+        self.reference_features = self.activations(self.classifier.check(self.clean[: self.references]))
 
 
-class Mahalanobis(ActivationDetector):
-    """Distance to the nearest class mean in the last hidden layer, under one covariance."""
+class Mahalanobis(ActivationDetector, Learned):
+    """Distance to the nearest class mean under one covariance at every layer, weighted by a logistic regression.
 
-    name, source = "mahalanobis", "Lee et al., NeurIPS 2018 (pytorch-ood)"
+    Lee et al. also take an input step, whose size they choose among values that include 0; here it is 0. Their means
+    are of the true classes of training images; here, of the predicted classes of the benchmark's.
+    """
+
+    name, source = "mahalanobis", "Lee et al., NeurIPS 2018, eq. 2 and algorithm 1 (without input step)"
+    layers, binary = None, True
+
+    def prepare(self) -> None:
+        """Class means and the inverse of the shared covariance of every layer."""
+        super().prepare()
+        labels = self.classifier.logits(self.classifier.check(self.clean)).argmax(1)
+        self._fits = [class_gaussians(values, labels) for values in self.reference_features]
+
+    def measure(self, images: Tensor) -> np.ndarray:
+        """The smallest squared distance to a class mean, by layer (n, layers)."""
+        columns = [
+            mahalanobis_distance(values, *fit) for values, fit in zip(self.activations(images), self._fits, strict=True)
+        ]
+        return as_numpy(torch.stack(columns, 1))
+
+    def new_head(self) -> Any:
+        """Lee et al.'s: a logistic regression, its penalty by cross-validation."""
+        return logistic_head()
+
+
+def class_gaussians(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (classes, d) of the classes that occur, and the inverse (d, d) of their shared covariance.
+
+    Args:
+        values: (n, d) activations.
+        labels: (n,) classes.
+    """
+    values = values.double()
+    kinds, rows = labels.unique(return_inverse=True)
+    means = torch.stack([values[rows == k].mean(0) for k in range(len(kinds))])
+    centred = values - means[rows]
+    return means, torch.linalg.pinv(centred.T @ centred / len(values), hermitian=True)
+
+
+def mahalanobis_distance(values: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """The smallest squared distance (n,) of activations (n, d) to a mean.
+
+    Args:
+        values: (n, d) activations.
+        means: (classes, d).
+        precision: (d, d) inverse covariance.
+    """
+    apart = values.double()[:, None] - means
+    return ((apart @ precision) * apart).sum(2).amin(1)
+
+
+class LastLayerMahalanobis(ActivationDetector):
+    """Distance to the nearest class mean in the last hidden layer, under one covariance: made for foreign data."""
+
+    name, source = "mahalanobis-ood", "Lee et al., NeurIPS 2018, as pytorch-ood has it"
 
     def prepare(self) -> None:
         """Fit pytorch-ood's detector on the last hidden layer."""
@@ -93,7 +171,7 @@ class Mahalanobis(ActivationDetector):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """pytorch-ood's score."""
-        return as_numpy(self._model.predict_features(self._features(images)[-1])[:, None])
+        return as_numpy(self._model.predict_features(self.activations(images)[-1])[:, None])
 
 
 class KNN(ActivationDetector):
@@ -103,40 +181,78 @@ class KNN(ActivationDetector):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """The distance to the tenth nearest."""
-        distance = torch.cdist(F.normalize(self._features(images)[-1]), F.normalize(self.reference_features[-1]))
+        distance = torch.cdist(F.normalize(self.activations(images)[-1]), F.normalize(self.reference_features[-1]))
         return as_numpy(distance.kthvalue(min(10, distance.shape[1]), dim=1).values[:, None])
 
 
 class MultiLID(ActivationDetector, Learned):
-    """Log-ratios of the distances to the nearest clean images at every layer, not averaged.
+    """Log-ratios of the distances to the nearest clean images at every layer to the softmax, not averaged; a forest.
 
     Fitted apart from those images: an attacked copy whose original is among its neighbours is told by that alone.
     """
 
-    name, source = "multi-lid", "Lorenz et al., ICCV workshops 2023"
-    layers, nearest, apart = 4, 10, True
+    name, source = "multi-lid", "Lorenz et al., VISAPP 2023, arXiv 2212.06776 (k 20, 300 trees)"
+    layers, pooled, nearest, apart = None, False, 20, True
+    references = 300
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Every convolution's and linear layer's values, the logits and the softmax."""
+        logits = self.classifier.logits(images)
+        return [*self._features(images)[:-1], logits, logits.softmax(1)]
 
     def measure(self, images: Tensor) -> np.ndarray:
         """log(d_i / d_k) for the k nearest at each layer."""
-        return as_numpy(torch.cat([self._ratios(f, i) for i, f in enumerate(self._features(images))], 1))
+        return as_numpy(torch.cat([self._ratios(f, i) for i, f in enumerate(self.activations(images))], 1))
 
     def _ratios(self, activations: Tensor, layer: int) -> Tensor:
-        distance = torch.cdist(activations, self.reference_features[layer], compute_mode="donot_use_mm_for_euclid_dist")
-        itself = distance < 1e-4 * activations.norm(dim=1, keepdim=True)
-        distance = torch.where(itself, torch.inf, distance)  # an image is not its own neighbour
-        near = distance.topk(min(self.nearest, distance.shape[1] - 1), dim=1, largest=False).values
-        return torch.log((near / near[:, -1:]).clamp(1e-9, 1))[:, :-1]
+        return neighbour_log_ratios(activations, self.reference_features[layer], self.nearest)
+
+    def new_head(self) -> Any:
+        """Lorenz et al.'s: a forest of 300 trees."""
+        from sklearn.ensemble import RandomForestClassifier
+
+        return RandomForestClassifier(300, random_state=0)
+
+
+def neighbour_log_ratios(values: Tensor, references: Tensor, nearest: int) -> Tensor:
+    """log(d_i / d_k), (n, k - 1), of the distances to the k nearest references, the farthest left out.
+
+    Args:
+        values: (n, d) activations.
+        references: (m, d) activations; one that is the query itself is no neighbour of it.
+        nearest: k; at most m - 1.
+    """
+    middle = references.mean(0)
+    distance = torch.cdist(values - middle, references - middle)
+    itself = distance < 1e-3 * values.norm(dim=1, keepdim=True)
+    distance = torch.where(itself, torch.inf, distance)
+    near = distance.topk(min(nearest, distance.shape[1] - 1), dim=1, largest=False).values
+    return torch.log((near / near[:, -1:]).nan_to_num(1).clamp(1e-9, 1))[:, :-1]
 
 
 class LID(MultiLID):
-    """Local intrinsic dimensionality at every layer: the maximum-likelihood estimate from the nearest clean images."""
+    """Local intrinsic dimensionality at every layer to the softmax: the maximum-likelihood estimate; a regression."""
 
-    name, source = "lid", "Ma et al., ICLR 2018"
+    name, source = "lid", "Ma et al., ICLR 2018, eq. 4 (k 20, all layers)"
+    binary = True
 
     def measure(self, images: Tensor) -> np.ndarray:
         """-1 / mean log-ratio at each layer."""
-        ratios = [self._ratios(f, i).mean(1) for i, f in enumerate(self._features(images))]
+        ratios = [self._ratios(f, i).mean(1) for i, f in enumerate(self.activations(images))]
         return as_numpy(torch.stack([-1 / r.clamp(max=-1e-6) for r in ratios], 1))
+
+    def new_head(self) -> Any:
+        """Ma et al.'s: a logistic regression, its penalty by cross-validation."""
+        return logistic_head()
+
+
+def logistic_head() -> Any:
+    """A logistic regression of features in [0, 1] of the training rows, its penalty by cross-validation."""
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
+    return make_pipeline(MinMaxScaler(), LogisticRegressionCV(Cs=6, cv=3, max_iter=2000))
 
 
 class LayerRegression(ActivationDetector):
@@ -159,7 +275,7 @@ class LayerRegression(ActivationDetector):
 
     def measure(self, images: Tensor) -> np.ndarray:
         """Mean squared error of the prediction."""
-        inner, last = self._both(self._features(images))
+        inner, last = self._both(self.activations(images))
         return np.asarray(((self._model.predict(inner) - last) ** 2).mean(1, keepdims=True))
 
     @staticmethod
