@@ -22,7 +22,10 @@ from advconn.parallel import Runner
 
 @dataclass(frozen=True)
 class ImageSetKey:
-    """Which images: those of a part; of it, attacked ones, or clean ones under a condition."""
+    """Which images: those of a part; of it, attacked ones, or clean ones under a condition.
+
+    The part 'alone' is the training part, attacked by what is tested.
+    """
 
     part: str
     attack: str = ""
@@ -51,7 +54,7 @@ class FeatureTables:
 
     def attacked(self, part: str, attack: str) -> FeatureTable:
         """Of those of a part that an attack succeeded on; of none, no rows."""
-        none = FeatureTable(self.clean(part).values[:0])
+        none = FeatureTable(self.clean("calibrate").values[:0])
         return self.columns.get(ImageSetKey(part, attack), none)
 
     def condition(self, name: str) -> FeatureTable:
@@ -128,9 +131,14 @@ def _calls(
     candidate: Candidate, key: str, sets: Mapping[ImageSetKey, Tensor]
 ) -> Iterator[tuple[ImageSetKey, tuple[np.ndarray, str, Candidate]]]:
     for where, images in sets.items():
-        for chunk in images.split(CHUNK) if candidate.fits or where.part != "train" else ():
+        for chunk in images.split(CHUNK) if _is_asked(candidate, where.part) else ():
             if len(chunk):
                 yield where, (chunk.numpy(), key, candidate)
+
+
+def _is_asked(candidate: Candidate, part: str) -> bool:
+    """Whether a candidate measures images of a part: what has nothing to learn, none of those to train on."""
+    return {"train": candidate.fits, "alone": candidate.learns}.get(part, True)
 
 
 def _joined(parts: Sequence[FeatureTable]) -> FeatureTable:
@@ -191,6 +199,7 @@ def fit_and_threshold(
     taught: Mapping[str, SuccessfulAttacks],
     bench: BenchmarkData,
     fpr: float,
+    part: str = "train",
 ) -> FittedDetector:
     """Fit on the training part what has something to learn, and set the threshold on the calibration part.
 
@@ -200,13 +209,14 @@ def fit_and_threshold(
         taught: the attacked training images that are fitted on, by attack.
         bench: whose training part the columns are of.
         fpr: false-alarm rate of the threshold, in (0, 1).
+        part: of the attacked images: 'train', or 'alone' for those of an attack that is trained on alone.
 
     Raises:
         FitError: none of these attacks succeeded, or the candidate's own `fit` or `score` fails.
     """
     own = copy.copy(candidate)  # fitting one leaves the others as they are
     if own.fits:
-        tables = _training(own, measured, taught, bench)
+        tables = _training(own, measured, taught, bench, part)
         with wrap_user_errors(f"{own.name}: fit", FitError):
             own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
     scores = candidate_scores(own, measured.clean("calibrate").values)
@@ -214,7 +224,11 @@ def fit_and_threshold(
 
 
 def _training(
-    candidate: Candidate, measured: FeatureTables, taught: Mapping[str, SuccessfulAttacks], bench: BenchmarkData
+    candidate: Candidate,
+    measured: FeatureTables,
+    taught: Mapping[str, SuccessfulAttacks],
+    bench: BenchmarkData,
+    part: str,
 ) -> list[np.ndarray]:
     """A candidate's columns (n, d) of the clean training images, and of what each attack made of them."""
     apart = reference_rows(bench)
@@ -223,7 +237,7 @@ def _training(
         return columns.values[~torch.isin(rows, apart).numpy()] if candidate.apart else columns.values
 
     clean = mine(measured.clean("train"), bench.parts.train)
-    tables = [mine(measured.attacked("train", name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
+    tables = [mine(measured.attacked(part, name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
     tables = [table for table in tables if len(table)]
     if not tables:
         raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+USED, PUBLISHED = "used", "published"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -17,7 +19,8 @@ class Row:
     family: of the attack; in_training: whether attacks of it were. auroc, tpr, fpr: with 95 % intervals (low, high);
     tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
     these, n_attacked, count. saved_as: how they were saved before they were judged (data.laundering), or nothing;
-    success is then the share of the successful copies that still fool the classifier. restored: share of them whose
+    success is then the share of the successful copies that still fool the classifier. setting: USED, trained on the
+    mixture; or PUBLISHED, trained on this attack alone, as papers do. restored: share of them whose
     consensus is the true class, nan where there is none. forwards, gradients, milliseconds: of a clean image, on
     average.
     """
@@ -25,6 +28,7 @@ class Row:
     detector: str
     attack: str
     saved_as: str = ""
+    setting: str = USED
     family: str
     in_training: bool
     auroc: float
@@ -163,7 +167,8 @@ class ErrorExample:
 class Report:
     """Everything that was measured.
 
-    settings: of the run, its data, machine and versions. saved: rows of attacked images that were saved, see Row.
+    settings: of the run, its data, machine and versions. saved, published: rows of attacked images that were
+    saved, and of detectors trained on one attack alone, see Row.
     scores: each detector's, less its threshold, of clean test images and of every attack. split: rows of the images
     in each part. attacked: images of every attack that succeeded.
     """
@@ -175,6 +180,7 @@ class Report:
     expenses: tuple[CostRow, ...]
     evasions: tuple[AdaptiveRow, ...]
     saved: tuple[Row, ...] = ()
+    published: tuple[Row, ...] = ()
     left: tuple[LeaveOneOutRow, ...]
     controls: tuple[Control, ...]
     scores: Mapping[str, Mapping[str, np.ndarray]]

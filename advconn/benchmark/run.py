@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +23,7 @@ from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.controls import controls
 from advconn.benchmark.measure import FeatureTables, ImageSetKey, fit_and_threshold, is_cached, measure, reference_rows
-from advconn.benchmark.results import Control, LeaveOneOutRow, Report
+from advconn.benchmark.results import PUBLISHED, Control, LeaveOneOutRow, Report, Row
 from advconn.benchmark.splits import BenchmarkData, PrecomputedAttack, classifier_key
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
@@ -46,8 +46,9 @@ class Settings:
     attacks: specifications tested on, or objects with a name and a run, see attackers. baselines: names in BASELINES,
     or classes of one's own, see Candidate. mixture: attacks trained on. limit: images attacked by each (and a quarter
     more clean ones in every part). conditions: benign ones that false alarms are counted under. save_as: ways of saving
-    (data.laundering) that attacked and clean images are put through too. effort: of the attack that knows the detector;
-    None leaves it out.
+    (data.laundering) that attacked and clean images are put through too. published: whether what learns is also trained
+    on each attack alone that it is tested on, as papers have it. effort: of the attack that knows the detector; None
+    leaves it out.
     """
 
     attacks: tuple[str | AttackProtocol, ...]
@@ -58,6 +59,7 @@ class Settings:
     seed: int = 0
     conditions: tuple[str, ...] = SPOILT
     save_as: tuple[str, ...] = ()
+    published: bool = False
     leave_one_out: bool = False
     effort: AdaptiveBudget | None = None
 
@@ -72,6 +74,7 @@ class Attacked:
     """What was attacked: taught by the mixture, on the training part; tested by the attacks asked for.
 
     saved: the same attacks, saved in each way; `tested` holds, by their names, the copies that survive it.
+    alone: the attacks asked for on the training part, where what learns is also trained on each alone.
     """
 
     mixture: tuple[NamedAttack, ...]
@@ -79,6 +82,7 @@ class Attacked:
     attacks: tuple[NamedAttack, ...]
     tested: Mapping[str, SuccessfulAttacks]
     saved: tuple[SavedAttack, ...] = ()
+    alone: Mapping[str, SuccessfulAttacks] = field(default_factory=dict)
 
     @property
     def first(self) -> SuccessfulAttacks | None:
@@ -147,6 +151,7 @@ def run(
             for fitted in frozen
             for a in attacked.saved
         ),
+        published=tuple(train_on_each_attack(candidates, measured, attacked, bench, settings)),
         left=tuple(left),
         controls=tuple(barriers(bench, attacked.first)),
         scores={fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
@@ -232,7 +237,10 @@ def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
     saved = [SavedAttack.of(a, way) for a in asked for way in settings.save_as]
     for copy in saved:
         tested[copy.name] = bench.survivors(tested[copy.attack], copy.saved_as)
-    return Attacked((*mixture,), {name: h for name, h in taught.items() if len(h.rows)}, asked, tested, tuple(saved))
+    own = [a for a in asked if settings.published and not isinstance(a.made_by, PrecomputedAttack)]
+    alone = bench.attack("train", own, settings.limit) if own else {}
+    taught = {name: hits for name, hits in taught.items() if len(hits.rows)}
+    return Attacked((*mixture,), taught, asked, tested, tuple(saved), {k: v for k, v in alone.items() if len(v.rows)})
 
 
 def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> dict[ImageSetKey, Tensor]:
@@ -245,6 +253,7 @@ def image_sets(bench: BenchmarkData, attacked: Attacked, settings: Settings) -> 
     """
     sets = {ImageSetKey(part): bench.part(part) for part in ("train", "calibrate", "test")}
     sets |= {ImageSetKey("train", name): hits.images for name, hits in attacked.taught.items()}
+    sets |= {ImageSetKey("alone", name): hits.images for name, hits in attacked.alone.items()}
     sets |= {ImageSetKey("test", name): hits.images for name, hits in attacked.tested.items()}
     few = bench.part("test")[: (settings.limit or 1000) // 4]
     first = attacked.first
@@ -298,6 +307,30 @@ def prepare(
             continue
         made.append(candidate)
     return made
+
+
+def train_on_each_attack(
+    candidates: Sequence[Candidate], measured: Mapping[str, FeatureTables], attacked: Attacked, bench: BenchmarkData,
+    settings: Settings,
+) -> list[Row]:  # fmt: skip
+    """Every candidate that learns from attacks, trained on one attack alone and tested on it: the papers' own setting.
+
+    Args:
+        candidates: those compared; one that does not learn is passed over.
+        measured: their columns, by name.
+        attacked: what was made of the training and the test part.
+        bench: the clean images in their parts.
+        settings: the false-alarm rate of the thresholds.
+    """
+    out = []
+    for candidate in (c for c in candidates if c.learns):
+        for a in (a for a in attacked.attacks if a.name in attacked.alone):
+            fitted = fit_and_threshold(
+                candidate, measured[candidate.name], {a.name: attacked.alone[a.name]}, bench, settings.fpr, "alone"
+            )
+            row = rows.row(fitted, a, attacked.tested[a.name], bench, in_training=True)
+            out.append(replace(row, setting=PUBLISHED))
+    return out
 
 
 def leave_one_family_out(

@@ -50,6 +50,7 @@ class BenchmarkOptions:
     second_weights: Path | None
     limit: int | None
     save_as: tuple[str, ...]
+    setting: str
     fpr: float
     adaptive: bool
     leave_one_out: bool
@@ -320,6 +321,14 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     help="Also judge the attacked images after they were saved: jpeg90, jpeg75, webp80, resize, screenshot, phone, "
     "noise4, or any quality. Only those that still fool the classifier count.",
 )
+@click.option(
+    "--setting",
+    type=click.Choice(["used", "both"]),
+    default="used",
+    show_default=True,
+    help="used: one head and one threshold for all attacks. both: also as papers have it, with a head of each tested "
+    "attack alone.",
+)
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also run an adaptive attack, which knows the detector (slow).")
 @click.option("--leave-one-out", is_flag=True, help="Also train without each family of attacks in turn.")
@@ -397,6 +406,7 @@ def _reports(options: BenchmarkOptions, kinds: tuple[Any, ...], progress: Progre
         limit=options.limit,
         fpr=options.fpr,
         save_as=options.save_as,
+        published=options.setting == "both",
         leave_one_out=options.leave_one_out,
         effort=AdaptiveBudget(eps=images.adaptive_eps) if options.adaptive else None,
     )

@@ -273,6 +273,21 @@ def test_saved_copies_are_judged_beside_the_others(shipped, small, tmp_path):
     assert len(bench.survivors(hits, "jpeg75").rows) == 0
 
 
+def test_the_papers_setting_trains_on_the_tested_attack_alone(shipped, small, tmp_path):
+    """Rows of what learns, for each attack; a detector of that attack alone is no worse on it than chance."""
+    asked = ("pgd:eps=51/255", "fgsm:eps=51/255")
+    report = benchmark(small, shipped, settings(attacks=asked, baselines=("energy", "lid"), published=True), Runner())
+    assert {(r.detector, r.attack) for r in report.published} == {(d, a) for d in ("advconn", "lid") for a in asked}
+    assert {r.setting for r in report.published} == {"published"}
+    assert {r.setting for r in report.rows} == {"used"}
+    used = {(r.detector, r.attack): r for r in report.rows}
+    assert all(r.n_attacked == used[r.detector, r.attack].n_attacked for r in report.published)
+    assert min(r.auroc for r in report.published if r.detector == "advconn") > 0.9
+    save(report, tmp_path / "out")
+    assert "As published" in (tmp_path / "out" / "report.html").read_text()
+    assert any("as published" in table.title for table in benchmark_tables(report))
+
+
 def test_images_that_the_detector_was_fitted_on_are_left_out(shipped, small):
     """And those that are there twice; it says so."""
     said = []

@@ -15,7 +15,7 @@ from advconn.benchmark.results import Report, Row
 from advconn.errors import DataError
 from advconn.files import atomic_folder
 
-LISTS = ("rows", "saved", "alarms", "attacks", "expenses", "evasions", "left", "controls")
+LISTS = ("rows", "saved", "published", "alarms", "attacks", "expenses", "evasions", "left", "controls")
 EXTRAS = ("scores", "split", "images")
 
 
@@ -40,7 +40,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
         with (partial / "results.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Row)])
             writer.writeheader()
-            writer.writerows(asdict(row) for row in (*report.rows, *report.saved))
+            writer.writerows(asdict(row) for row in (*report.rows, *report.saved, *report.published))
         (partial / "figures").mkdir()
         drawn = {}
         for name, figure in figures(report).items():

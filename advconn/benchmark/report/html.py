@@ -47,6 +47,8 @@ def html(report: Report, drawn: Mapping[str, str]) -> str:
         alarms={(a.detector, a.condition, a.images): a for a in report.alarms},
         saved={(r.detector, r.attack, r.saved_as): r for r in report.saved},
         saved_pairs=list(dict.fromkeys((r.attack, r.saved_as) for r in report.saved)),
+        published_pairs={(r.detector, r.attack): r for r in report.published},
+        published_attacks=list(dict.fromkeys(r.attack for r in report.published)),
         evasions=[e for e in report.evasions if e.way == BEST],
         figures=[(name, CAPTIONS[name], figure) for name, figure in drawn.items()],
         missed=[_picture(shown) for shown in report.missed],

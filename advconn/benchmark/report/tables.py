@@ -18,7 +18,13 @@ from advconn.errors import DataError
 
 def benchmark_tables(report: Report) -> list[Table]:
     """The attacks, AUROC and catch rate by detector, false alarms, and the attack that knows the detector."""
-    out = [_attacks(report), _detectors(report), *([_saved(report)] if report.saved else []), _alarms(report.alarms)]
+    out = [
+        _attacks(report),
+        _detectors(report),
+        *([_saved(report)] if report.saved else []),
+        *([_published(report)] if report.published else []),
+        _alarms(report.alarms),
+    ]
     return [*out, _aware(report)] if report.evasions else out
 
 
@@ -60,6 +66,17 @@ def _saved(report: Report) -> Table:
     for name in names:
         mine = [by_pair[name, *pair] for pair in pairs]
         cells = (f"{r.auroc:.3f} / {r.tpr:.2f}" if r.n_attacked else "–" for r in mine)
+        table.add_row(name, *cells, style="bold" if name.startswith(OURS) else "")
+    return table
+
+
+def _published(report: Report) -> Table:
+    """Of detectors that were trained on the attack that they are tested on."""
+    attacks = list(dict.fromkeys(r.attack for r in report.published))
+    by_pair = {(r.detector, r.attack): r for r in report.published}
+    table = Table("detector", *attacks, title="AUROC / caught, as published: trained on that attack alone")
+    for name in dict.fromkeys(r.detector for r in report.published):
+        cells = (f"{by_pair[name, a].auroc:.3f} / {by_pair[name, a].tpr:.2f}" for a in attacks)
         table.add_row(name, *cells, style="bold" if name.startswith(OURS) else "")
     return table
 
