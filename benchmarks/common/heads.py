@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,21 @@ def tables_of(teachers: Sequence[Lesson], names: tuple[str, ...]) -> list[tuple[
     return [(lesson, lesson.names.index(names)) for lesson in teachers if names in lesson.names]
 
 
-def taught(teachers: Sequence[Lesson], stages: Sequence[tuple[str, ...]], without: str | None = None) -> Heads:
-    """A head for each kind of stage that two teachers have; without a family of attacks."""
+def taught(
+    teachers: Sequence[Lesson],
+    stages: Sequence[tuple[str, ...]],
+    without: str | None = None,
+    head: Callable[[np.ndarray, np.ndarray], Any] | None = None,
+) -> Heads:
+    """A head for each kind of stage that two teachers have.
+
+    Args:
+        teachers: what is learned from.
+        stages: names of the columns of each kind of stage.
+        without: a family of attacks that is left out.
+        head: a fitted head from bounded features (n, d) and families (n,); linear unless given.
+    """
+    fit_head = linear_head if head is None else head
     heads: dict[tuple[str, ...], Any] = {}
     floors: dict[tuple[str, ...], np.ndarray] = {}
     for names in stages:
@@ -70,11 +83,11 @@ def taught(teachers: Sequence[Lesson], stages: Sequence[tuple[str, ...]], withou
             keep = families != without if without else np.ones(len(families), bool)
             features.append(BoundedScaler(floors[names]).fit(table[learn.plain]).transform(table)[keep])
             kinds.append(families[keep])
-        heads[names] = head(np.concatenate(features), np.concatenate(kinds))
+        heads[names] = fit_head(np.concatenate(features), np.concatenate(kinds))
     return Heads(heads, floors)
 
 
-def head(features: np.ndarray, families: np.ndarray) -> LogisticRegression:
+def linear_head(features: np.ndarray, families: np.ndarray) -> LogisticRegression:
     """A linear head of bounded features: one class a family; columns weigh alike while it is fitted."""
     scale = StandardScaler().fit(features)
     scale.scale_ = np.maximum(scale.scale_, TINY)

@@ -20,7 +20,7 @@ from advconn.cascade.early_exit import cascade_score, exits_at
 from advconn.cascade.pretrained import floors_of
 from advconn.cascade.scaling import BoundedScaler, spread_of
 from advconn.metrics import auroc
-from benchmarks.common.heads import FPR, SHARES, TEACHERS, family, group, head, tables_of
+from benchmarks.common.heads import FPR, SHARES, TEACHERS, family, group, linear_head, tables_of
 from benchmarks.common.lessons import Lesson, arguments, lessons
 from benchmarks.common.provenance import SEED, write_record
 
@@ -75,7 +75,7 @@ def served(lesson: Lesson, others: list[Lesson], teaching: Map, serving: Map, fl
         floor = floors_of(spreads) if floors else np.zeros(spreads.shape[1])
         rows = [teaching(standardised(t, j, t.learn.features[j], floor)) for t, j in tables]
         kinds = [np.array(["", *map(family, t.learn.attacks)])[t.learn.kinds] for t, _ in tables]
-        made.append(Served(lesson, k, floor, serving, head(np.concatenate(rows), np.concatenate(kinds))))
+        made.append(Served(lesson, k, floor, serving, linear_head(np.concatenate(rows), np.concatenate(kinds))))
     return made
 
 
