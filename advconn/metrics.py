@@ -64,3 +64,22 @@ def clopper_pearson_upper(count: int, of: int, confidence: float = 0.95) -> floa
     from scipy.special import betaincinv
 
     return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))
+
+
+def mcnemar_p_value(first: np.ndarray, second: np.ndarray) -> float:
+    """Exact two-sided p-value of two detectors that flag the same images alike (McNemar 1947).
+
+    Args:
+        first: (n,) which images the first flags.
+        second: (n,) which of the same images the second flags.
+
+    Example:
+        >>> import numpy as np
+        >>> from advconn.metrics import mcnemar_p_value
+        >>> mcnemar_p_value(np.array([True] * 6 + [False]), np.array([False] * 7))
+        0.03125
+    """
+    from scipy.stats import binomtest
+
+    one, other = int((first & ~second).sum()), int((second & ~first).sum())
+    return 1.0 if one + other == 0 else float(binomtest(one, one + other).pvalue)

@@ -17,7 +17,9 @@ class Row:
     """A detector against an attack.
 
     family: of the attack; in_training: whether attacks of it were. auroc, tpr, fpr: with 95 % intervals (low, high);
-    tpr and fpr at the frozen threshold. success: share of the attacked images whose prediction changed; only
+    tpr and fpr at the frozen threshold. tpr_at_1, tpr_at_01: at thresholds of 1 and .1 % of the clean calibration
+    images, nan where these are too few. mcnemar_p: of the hypothesis that advconn as given catches as many of these
+    images. success: share of the attacked images whose prediction changed; only
     these, n_attacked, count. saved_as: how they were saved before they were judged (data.laundering), or nothing;
     success is then the share of the successful copies that still fool the classifier. setting: USED, trained on the
     mixture; or PUBLISHED, trained on this attack alone, as papers do. restored: share of them whose
@@ -37,6 +39,9 @@ class Row:
     tpr: float
     tpr_low: float
     tpr_high: float
+    tpr_at_1: float = math.nan
+    tpr_at_01: float = math.nan
+    mcnemar_p: float = math.nan
     fpr: float
     success: float
     n_clean: int

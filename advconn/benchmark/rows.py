@@ -15,7 +15,8 @@ from advconn.benchmark.attacks import NamedAttack, SavedAttack
 from advconn.benchmark.measure import FeatureTable, FittedDetector
 from advconn.benchmark.results import CostRow, ErrorExample, FalsePositiveRow, LeaveOneOutRow, Row
 from advconn.benchmark.splits import BenchmarkData
-from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mean_share
+from advconn.detector.calibration import Calibration, min_calibration_size
+from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mcnemar_p_value, mean_share
 
 COUNT = 4  # false alarms shown, and missed images of each attack
 
@@ -84,6 +85,7 @@ def row(
     hits: SuccessfulAttacks,
     bench: BenchmarkData,
     in_training: bool,
+    beside: FittedDetector | None = None,
 ) -> Row:
     """A detector against an attack on the test part.
 
@@ -93,6 +95,7 @@ def row(
         hits: what it made of the test part.
         bench: whose labels are the truth.
         in_training: whether attacks of its family were trained on.
+        beside: the detector that it is compared with on the same attacked images.
     """
     clean, attacked = detector.measured.clean("test"), detector.measured.attacked("test", attack.name)
     before, after = detector.score(clean), detector.score(attacked)
@@ -102,6 +105,7 @@ def row(
     consensus = detector.candidate.consensus(attacked.values)
     restored = consensus == bench.labels[hits.rows].numpy() if consensus is not None else np.zeros(0)
     n = len(before)
+    ours = None if beside is None else beside.flags(beside.measured.attacked("test", attack.name))
     return Row(
         detector=detector.name,
         attack=attack.attack if isinstance(attack, SavedAttack) else attack.name,
@@ -114,6 +118,9 @@ def row(
         tpr=mean_share(caught),
         tpr_low=tpr_low,
         tpr_high=tpr_high,
+        tpr_at_1=_share_above(after, detector.calibration.scores, 0.01),
+        tpr_at_01=_share_above(after, detector.calibration.scores, 0.001),
+        mcnemar_p=math.nan if ours is None or not len(after) else mcnemar_p_value(ours, caught),
         fpr=mean_share(before > detector.calibration.threshold),
         success=len(hits.rows) / hits.tried if hits.tried else math.nan,
         n_clean=n,
@@ -123,6 +130,13 @@ def row(
         gradients=clean.gradients / n,
         milliseconds=1000 * clean.seconds / n,
     )
+
+
+def _share_above(scores: np.ndarray, clean: np.ndarray, fpr: float) -> float:
+    """The share of scores above the threshold of so many clean calibration scores; nan where these are too few."""
+    if len(clean) < min_calibration_size(fpr):
+        return math.nan
+    return mean_share(scores > Calibration(clean, fpr).threshold)
 
 
 def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttack) -> LeaveOneOutRow:

@@ -135,7 +135,7 @@ def run(
     return Report(
         settings=run_metadata(data, bench, settings, attacked, candidates),
         rows=tuple(
-            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
+            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
             for fitted in frozen
             for a in attacked.attacks
         ),
@@ -147,7 +147,7 @@ def run(
         expenses=tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
         evasions=tuple(aware),
         saved=tuple(
-            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families)
+            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
             for fitted in frozen
             for a in attacked.saved
         ),

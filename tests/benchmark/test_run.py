@@ -260,6 +260,10 @@ def test_saved_copies_are_judged_beside_the_others(shipped, small, tmp_path):
         assert r.attack == report.rows[0].attack
         assert 0 < r.n_attacked <= raw
         assert r.success == pytest.approx(r.n_attacked / raw)
+    ours = {r.attack: r for r in report.rows if r.detector == "advconn (as given)"}
+    for r in report.rows:
+        assert r.mcnemar_p == 1 if r is ours[r.attack] else 0 <= r.mcnemar_p <= 1
+        assert np.isnan(r.tpr_at_01)  # a thousand clean images and more tell such a rate, and there are fewer
     assert {"jpeg75", "noise4"} <= {a.condition for a in report.alarms}
     save(report, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "results.json").read_text())
