@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from advconn.cli.config import config_option
 from advconn.cli.loading import ModelOptions, detector_of
 from advconn.cli.options import detector_option, device_option, model_options
 from advconn.cli.output import note
@@ -26,7 +27,8 @@ UNFINISHED = 2  # the exit status where something still ran at the end
 EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 
 
-@click.command()
+@click.command(context_settings={"auto_envvar_prefix": "ADVCONN"})
+@config_option
 @detector_option
 @model_options
 @click.option("--upstream", metavar="URL", help="A server of the Open Inference Protocol that runs the classifier.")
@@ -46,6 +48,7 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     "--allow-host",
     "allowed",
     multiple=True,
+    envvar="ADVCONN_ALLOW_HOST",
     metavar="NAME",
     help="Further Host header to accept. With a loopback --host only loopback names are accepted.",
 )
@@ -118,6 +121,7 @@ def serve(
     Example:
       advconn serve
       advconn serve --detector detector/ --upstream http://localhost:8000 --upstream-model resnet --port 8080
+      ADVCONN_BLOCK=1 advconn serve --config advconn.toml
     """
     try:
         import uvicorn

@@ -508,3 +508,33 @@ def test_an_upstream_that_hangs_is_told_in_one_line():
     assert time.perf_counter() - started < 10
     assert (out.exit_code, out.stderr.count("\n")) == (2, 1)
     assert "no answer" in out.stderr
+
+
+def test_serve_takes_its_options_from_a_file_and_the_environment(tmp_path, monkeypatch):
+    """The command line comes first, then the environment, then the file; what is no option is told in one line."""
+    from click.testing import CliRunner
+
+    from advconn.cli import main
+
+    seen = {}
+    command = main.get_command(None, "serve")
+    monkeypatch.setattr(command, "callback", lambda **options: seen.update(options))
+    file = tmp_path / "advconn.toml"
+    file.write_text('port = 1\nname = "a"\nblock = true\nmax-images = 7\nallow-host = ["x", "y"]\nwait = 2.5\n')
+    out = CliRunner().invoke(main, ["serve", "--config", str(file), "--port", "3"], env={"ADVCONN_NAME": "b"})
+    assert out.exit_code == 0, out.output
+    assert (seen["port"], seen["name"], seen["block"], seen["max_images"]) == (3, "b", True, 7)
+    assert (seen["allowed"], seen["wait"]) == (("x", "y"), 2.5)
+    CliRunner().invoke(main, ["serve"], env={"ADVCONN_BLOCK": "1", "ADVCONN_ALLOW_HOST": "p q"})
+    assert (seen["block"], seen["allowed"]) == (True, ("p", "q"))
+    for text, said in (
+        ("prot = 1", "did you mean port"),
+        ("port = [1]", "expected one value"),
+        ('allow-host = "x"', "expected a list"),
+        ("port =", "not TOML"),
+        ('port = "many"', "many"),
+    ):
+        file.write_text(text)
+        out = CliRunner().invoke(main, ["serve", "--config", str(file)])
+        assert (out.exit_code, said in out.output) == (2, True), out.output
+    assert CliRunner().invoke(main, ["serve", "--config", str(tmp_path / "none.toml")]).exit_code == 2
