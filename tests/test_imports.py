@@ -74,7 +74,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"architectures", "bypass"},
     ),
     "cli": (
-        {"guide", "lists", "output", "sarif"},
+        {"findings", "guide", "lists", "output"},
         {"loading", "score_run"},
         {"options"},
         {"attack", "benchmark", "calibrate", "card", "compare", "connect", "docs", "fit", "score", "serve", "study"},

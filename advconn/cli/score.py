@@ -91,7 +91,14 @@ def threshold_options(function: F) -> F:
 )
 @detector_option
 @model_options
-@click.option("--format", "style", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json", "sarif", "ocsf", "junit"]),
+    default="text",
+    show_default=True,
+    help="json: a line an image. sarif, ocsf and junit: flagged images, for code hosts, SIEMs and build servers.",
+)
 @click.option("--features", is_flag=True, help="Add every feature to the JSON records.")
 @click.option("--header", is_flag=True, help="A first line of JSON with threshold, rate, detector and classifier.")
 @click.option(

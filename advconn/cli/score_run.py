@@ -13,8 +13,8 @@ import click
 import numpy as np
 
 from advconn import bundle
+from advconn.cli.findings import as_junit, as_ocsf, as_sarif
 from advconn.cli.output import flagged_where, note, print_error, print_table
-from advconn.cli.sarif import as_sarif
 from advconn.detector.drift import Watch
 from advconn.errors import DataError
 from advconn.files import atomic_file, atomic_folder
@@ -38,7 +38,8 @@ MOST_FAILURES = 100  # lines on what could not be judged
 class ScoreRun:
     """What a run has said so far.
 
-    style: 'text', 'json' or 'sarif'. features: keep them in the records. journal: where records are kept, if they are.
+    style: 'text', 'json', 'sarif', 'ocsf' or 'junit'. features: keep them in the records. journal: where records are
+    kept, if they are.
     """
 
     def __init__(self, detector: Detector, style: str, features: bool, journal: Journal | None) -> None:
@@ -85,6 +86,8 @@ class ScoreRun:
             self._count(each.result)
             if self.style == "json":
                 click.echo(as_json(each.result))
+            elif self.style == "ocsf" and _is_finding(each.result):
+                click.echo(json.dumps(as_ocsf(each.result)))
 
     def all(self, steps: BatchScorer) -> None:
         """Take what every step says that was not taken before."""
@@ -104,7 +107,7 @@ class ScoreRun:
                 note(f"{self.judged + self.failed} images are kept in {self.journal.path}: --resume goes on")
 
     def _count(self, result: Result) -> None:
-        if self.style == "sarif" and (isinstance(result, Failure) or result.adversarial):
+        if self.style in ("sarif", "junit") and _is_finding(result):
             self.found.append(result.without_features())
         if isinstance(result, Failure):
             self.failed += 1
@@ -127,6 +130,8 @@ class ScoreRun:
         """The table, if there is one: of all images, or of many those that are flagged."""
         if self.style == "sarif":
             click.echo(json.dumps(as_sarif(self.found)))
+        if self.style == "junit":
+            click.echo(as_junit(self.found, self.judged + self.failed))
         if not self.table:
             return
         size = self.detector.classifier.preprocessing.size
@@ -220,6 +225,11 @@ class ScoreRun:
                 + "; the table shows the flagged ones" * many
                 + f", the first {LONGEST} of them" * (many and self.flagged > LONGEST)
             )
+
+
+def _is_finding(result: Result) -> bool:
+    """Whether an image is flagged or could not be judged."""
+    return isinstance(result, Failure) or result.adversarial
 
 
 def _rank(result: Result) -> tuple[int, float]:

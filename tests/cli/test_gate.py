@@ -14,6 +14,7 @@ import time
 import warnings
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -485,6 +486,41 @@ def test_sarif_names_flagged_images_and_failures(tmp_path):
     (found,) = json.loads(out.stdout)["runs"]
     assert sorted(r["ruleId"] for r in found["results"]) == ["adversarial", "not-judged"]
     assert any("bad%20one.png" in json.dumps(r) for r in found["results"])
+
+
+def test_findings_for_siems_and_build_servers(tmp_path):
+    """OCSF: what the schema requires of class 2004, a line a finding. JUnit: all counted, whatever their names hold."""
+    Image.fromarray(NOISE[0]).save(tmp_path / "bad <one> & \x07.png")
+    Image.fromarray(CLEAN[3]).save(tmp_path / "fine.png")
+    (tmp_path / "cut.png").write_bytes(png(NOISE[0])[:20])
+    out = run("score", "--detector", "digits", "--format", "ocsf", tmp_path)
+    assert out.exit_code == 2
+    lines = [json.loads(line) for line in out.stdout.splitlines()]
+    assert len(lines) == 2
+    required = {
+        "activity_id",
+        "category_uid",
+        "class_uid",
+        "finding_info",
+        "metadata",
+        "severity_id",
+        "time",
+        "type_uid",
+    }
+    for line in lines:
+        assert required <= set(line)
+        assert (line["class_uid"], line["category_uid"], line["type_uid"]) == (2004, 2, 200401)
+        assert {"uid", "title"} <= set(line["finding_info"])
+        assert {"product", "version"} <= set(line["metadata"])
+        assert line["is_alert"] is True
+    (flagged,) = [line for line in lines if "attacks" in line["finding_info"]]
+    assert flagged["finding_info"]["attacks"][0]["technique"]["uid"] == "AML.T0043"
+    assert 0 < flagged["evidences"][0]["data"]["p_value"] <= 0.05
+    out = run("score", "--detector", "digits", "--format", "junit", tmp_path)
+    assert out.exit_code == 2
+    (suite,) = ElementTree.fromstring(out.stdout)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    assert sorted(case[0].tag for case in suite) == ["error", "failure"]
 
 
 def test_what_numpy_would_load_from_an_archive_is_judged_or_named(tmp_path):
