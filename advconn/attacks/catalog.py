@@ -30,6 +30,9 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 
 
+WHITE_BOX, BLACK_BOX_QUERIES, BLACK_BOX_TRANSFER = "AML.T0043.000", "AML.T0043.001", "AML.T0043.002"
+
+
 @dataclass(frozen=True)
 class AttackSpec:
     """A kind of attack.
@@ -53,6 +56,22 @@ class AttackSpec:
     renamed: Mapping[str, str] = field(default_factory=dict)
     gradient: bool = True
     channels: tuple[int, ...] = ()
+
+    @property
+    def atlas(self) -> str:
+        """MITRE ATLAS's technique: how the adversarial data are crafted."""
+        if self.family == "transfer":
+            return BLACK_BOX_TRANSFER
+        return WHITE_BOX if self.gradient else BLACK_BOX_QUERIES
+
+    @property
+    def nist(self) -> str:
+        """The name of the evasion attack in NIST AI 100-2 E2025."""
+        if self.family == "transfer":
+            return "black-box, transfer"
+        if self.gradient:
+            return "white-box"
+        return "black-box, decision-based" if self.family == "decision" else "black-box, score-based"
 
 
 _LINF = {"eps": 8 / 255, "steps": 10}

@@ -129,11 +129,13 @@ class AdaptiveRow:
 class AttackSize:
     """An attack: how many were tried and succeeded, mean L2 and mean largest change, and the classifier's confidence.
 
-    l2: of pixels in [0, 1]. linf: in steps of 1/255.
+    l2: of pixels in [0, 1]. linf: in steps of 1/255. atlas: MITRE ATLAS's technique; empty of an attack that is not
+    advconn's.
     """
 
     attack: str
     family: str
+    atlas: str = ""
     in_mixture: bool
     tried: int
     succeeded: int

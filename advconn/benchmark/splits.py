@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks, attack_correct_images, concat_hits, is_misclassified
+from advconn.attacks.catalog import FAMILIES, KINDS
 from advconn.benchmark.attacks import NamedAttack
 from advconn.benchmark.results import AttackSize
 from advconn.data.inputs import as_bytes
@@ -258,6 +259,7 @@ class BenchmarkData:
         return AttackSize(
             attack=name,
             family=family,
+            atlas=KINDS[name.partition(":")[0]].atlas if family in FAMILIES else "",
             in_mixture=in_training,
             tried=hits.tried,
             succeeded=len(hits.rows),

@@ -69,7 +69,8 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
             attack, kind = Attack(name), KINDS[name]
             settings = ", ".join(f"{k}={v:.4g}" for k, v in attack.settings.items())
             wants = ["gradients"] * attack.needs_gradient + ["foolbox"] * kind.made_by.startswith("foolbox:")
-            click.echo(f"  {name:<14} {settings:<40} {kind.source}" + f" (needs {', '.join(wants)})" * bool(wants))
+            needs = f" (needs {', '.join(wants)})" * bool(wants)
+            click.echo(f"  {name:<14} {settings:<40} {kind.atlas}  {kind.source}{needs}")
     ctx.exit()
 
 

@@ -151,6 +151,17 @@ def test_every_attack_has_a_family_and_every_family_an_attack():
     assert Attack.parse("square:eps=4/255").family == "score"
 
 
+def test_identifiers_are_those_of_atlas():
+    """A copy of MITRE ATLAS's techniques that craft adversarial data, and of what each means."""
+    atlas = {"AML.T0043.000": "white-box", "AML.T0043.001": "black-box", "AML.T0043.002": "black-box, transfer"}
+    for name, kind in KINDS.items():
+        assert kind.nist.startswith(atlas[kind.atlas]), name
+    assert KINDS["pgd"].atlas == "AML.T0043.000"
+    assert KINDS["square"].nist == "black-box, score-based"
+    assert KINDS["hopskipjump"].nist == "black-box, decision-based"
+    assert KINDS["transfer"].atlas == "AML.T0043.002"
+
+
 SURROGATE = """
 import torch
 from torch import nn

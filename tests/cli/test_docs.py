@@ -51,7 +51,8 @@ def test_conditions_attacks_and_fields_stand_in_their_tables():
     assert named("benchmarking", "## Attacks") == list(KINDS)
     for name, kind in KINDS.items():
         gradient = "yes" if kind.gradient else "no"
-        row = rf"^\| `{name}` \| {kind.family} \| .* \| {gradient} \| {re.escape(kind.source)} \|$"
+        told = rf"{gradient} \| {kind.atlas} \| {kind.nist} \| {re.escape(kind.source)}"
+        row = rf"^\| `{name}` \| {kind.family} \| .* \| {told} \|$"
         assert re.search(row, TEXTS["benchmarking"], re.MULTILINE), name
     told = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| .*$", TEXTS["verdicts-and-fields"], re.MULTILINE))))
     assert {field.name for kind in (Record, Failure) for field in fields(kind)} <= told | {"copies", "agreeing"}
