@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from advconn.errors import printable
 
 @click.command()
 @click.argument("detector", type=DETECTOR, metavar="DETECTOR")
-def card(detector: Path) -> None:
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "markdown", "json", "cyclonedx"]),
+    default="text",
+    show_default=True,
+    help="json: the card as it is. cyclonedx: a model card for a bill of materials (1.7).",
+)
+def card(detector: Path, style: str) -> None:
     """Print what a detector is.
 
     The card names its classifier, what it was fitted on, what it guarantees, and what it caught.
@@ -26,15 +35,81 @@ def card(detector: Path) -> None:
     Example:
       advconn card detector/
       advconn card cifar10
+      advconn card detector/ --format cyclonedx > detector.cdx.json
     """
     from advconn import bundle
 
     read = bundle.read_card(detector)
+    if style in ("json", "cyclonedx"):
+        click.echo(json.dumps(read if style == "json" else as_cyclonedx(detector.name, read), indent=1))
+        return
+    if style == "markdown":
+        click.echo(f"# Detector {printable(detector.name)}")
+        for title, lines in _sections(read):
+            click.echo(f"\n## {title}\n")
+            for line in lines:
+                click.echo(f"- {printable(line)}")
+        return
     click.echo(printable(f"Detector {detector.name}"))
     for title, lines in _sections(read):
         click.echo(f"\n{title}")
         for line in lines:
             click.echo(f"  {printable(line)}")
+
+
+def as_cyclonedx(name: str, read: dict[str, Any]) -> dict[str, Any]:
+    """A detector as a CycloneDX 1.7 bill of materials: itself with a model card, and the packages it was made with.
+
+    Args:
+        name: of its folder.
+        read: its card.
+    """
+    efficacy, calibration = read["efficacy"], read["calibration"]
+    metrics = [{"type": "false-alarm rate guaranteed", "value": f"{calibration['fpr']:g}", "slice": "clean images"}]
+    if efficacy is not None:
+        of = f"{efficacy['attack']}, {efficacy['count']} images"
+        metrics += [
+            {"type": "detection rate", "value": f"{efficacy['caught']:.4f}", "slice": of},
+            {"type": "AUROC", "value": f"{efficacy['auroc']:.4f}", "slice": of},
+        ]
+    attacks = ", ".join(read["fitted"]["attacks"]) or "none: heads were trained on other networks"
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.7",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "machine-learning-model",
+                "bom-ref": f"advconn:{read['card']}",
+                "name": name,
+                "description": "Detects adversarially perturbed images for the classifier with fingerprint "
+                + read["classifier"]["fingerprint"],
+                "hashes": [{"alg": "SHA-256", "content": read["card"]}],
+                "modelCard": {
+                    "modelParameters": {
+                        "task": "adversarial image detection",
+                        "architectureFamily": "cascade of linear heads",
+                        "inputs": [{"format": "image"}],
+                        "outputs": [{"format": "score, p-value, verdict"}],
+                    },
+                    "quantitativeAnalysis": {"performanceMetrics": metrics},
+                    "considerations": {
+                        "useCases": [f"Trained on: {attacks}."],
+                        "technicalLimitations": [
+                            *(line + "." for line in _guarantee(read)),
+                            "It does not hold against an attacker who knows the detector.",
+                        ],
+                    },
+                },
+            }
+        },
+        "components": [
+            {"type": "library", "name": package, "version": number}
+            for package, number in read["versions"].items()
+            if number != "not installed"
+        ],
+    }
 
 
 def _sections(read: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -429,3 +429,20 @@ def test_a_quick_fit_reports_the_phases_that_it_tells():
         runner=Runner(progress=lambda stage, done, total: reported.setdefault(stage)),
     )  # fmt: skip
     assert tuple(stage for stage in reported if stage in phases_of(detector)) == phases_of(detector)
+
+
+def test_a_card_in_other_formats():
+    """Markdown for people, JSON as it is, and a CycloneDX model card with what its schema requires."""
+    told = run("card", "digits", "--format", "markdown").stdout
+    assert told.startswith("# Detector digits")
+    assert "\n## Guarantee\n" in told
+    read = json.loads(run("card", "digits", "--format", "json").stdout)
+    assert read["classifier"]["num_classes"] == 10
+    bom = json.loads(run("card", "digits", "--format", "cyclonedx").stdout)
+    assert (bom["bomFormat"], bom["specVersion"], bom["version"]) == ("CycloneDX", "1.7", 1)
+    component = bom["metadata"]["component"]
+    assert {"type", "name"} <= set(component)
+    assert component["type"] == "machine-learning-model"
+    assert component["hashes"][0]["content"] == read["card"]
+    assert component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] == "0.05"
+    assert all({"type", "name", "version"} <= set(each) for each in bom["components"])
