@@ -15,10 +15,14 @@ from advconn.benchmark.report import plots
 from advconn.benchmark.results import OURS, ErrorExample, Report, rank, sentence, worst_auroc
 
 CAPTIONS = {
+    "overview": "Detection rate by detector and attack, the worst detected first",
     "roc": "ROC curves: advconn and the best baseline of each attack",
     "scores": "Scores over the threshold",
     "cost": "Catch rate against cost",
 }
+
+
+HALVES = ("all", "right", "wrong")  # of clean images; others are of one predicted class
 
 
 def html(report: Report, drawn: Mapping[str, str]) -> str:
@@ -43,14 +47,16 @@ def html(report: Report, drawn: Mapping[str, str]) -> str:
         at={(r.detector, r.attack): r for r in report.rows},
         best={a.attack: _highest(report, a.attack) for a in report.attacks},
         summaries=[_summary(report, name) for name in names],
-        conditions=list(dict.fromkeys((a.condition, a.images) for a in report.alarms)),
+        conditions=list(dict.fromkeys((a.condition, a.images) for a in report.alarms if a.images in HALVES)),
+        classes=list(dict.fromkeys((a.condition, a.images) for a in report.alarms if a.images not in HALVES)),
         alarms={(a.detector, a.condition, a.images): a for a in report.alarms},
         saved={(r.detector, r.attack, r.saved_as): r for r in report.saved},
         saved_pairs=list(dict.fromkeys((r.attack, r.saved_as) for r in report.saved)),
         published_pairs={(r.detector, r.attack): r for r in report.published},
         published_attacks=list(dict.fromkeys(r.attack for r in report.published)),
         evasions=[e for e in report.evasions if e.way == BEST],
-        figures=[(name, CAPTIONS[name], figure) for name, figure in drawn.items()],
+        overview=drawn["overview"],
+        figures=[(name, CAPTIONS[name], figure) for name, figure in drawn.items() if name != "overview"],
         missed=[_picture(shown) for shown in report.missed],
         alarmed=[_picture(shown) for shown in report.alarmed],
     )

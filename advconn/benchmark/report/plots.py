@@ -1,4 +1,4 @@
-"""The figures of a report: ROC curves, histograms, catch rate against cost, margins along paths."""
+"""The figures of a report: a heat map of detection rates, ROC curves, histograms, cost, margins along paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def figures(report: Report) -> dict[str, Figure]:
     """All of them, by name."""
-    return {"roc": roc(report), "scores": histograms(report), "cost": cost(report)}
+    return {"overview": overview(report), "roc": roc(report), "scores": histograms(report), "cost": cost(report)}
 
 
 def svg(figure: Figure) -> str:
@@ -39,6 +39,34 @@ def grid(count: int) -> tuple[Figure, list[Any]]:
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure, axes[:count]
+
+
+def overview(report: Report) -> Figure:
+    """Detection rates as a heat map: detectors from the best, attacks from the worst detected; false alarms beside."""
+    from matplotlib.figure import Figure
+
+    names = rank(report.rows)
+    rates = {(r.detector, r.attack): r.tpr for r in report.rows}
+    rates |= {(r.detector, f"{r.attack}, {r.saved_as}"): r.tpr for r in report.saved}
+    columns = list(dict.fromkeys(attack for _, attack in rates))
+    first = names[0]
+    columns.sort(key=lambda attack: (not np.isfinite(rates[first, attack]), rates[first, attack]))
+    alarms = {r.detector: r.fpr for r in report.rows}
+    table = np.array([[rates[name, attack] for attack in columns] for name in names])
+    figure = Figure(figsize=(3.2 + 0.62 * (len(columns) + 1), 1.9 + 0.3 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, max(1, len(columns))], sharey=True)
+    false = np.array([[alarms[name]] for name in names])
+    for ax, values, labels, colours, top in (
+        (left, false, ["false alarms"], "Reds", max(0.1, 2 * float(report.settings["fpr"]))),
+        (right, table, columns, "RdYlGn", 1.0),
+    ):
+        ax.imshow(values, aspect="auto", cmap=colours, vmin=0, vmax=top, alpha=0.75)
+        ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
+        for (y, x), value in np.ndenumerate(values):
+            shown = "–" if not np.isfinite(value) else f"{value:.2f}"[-3:] if value < 0.995 else "1.0"
+            ax.text(x, y, shown, ha="center", va="center", fontsize=7)
+    left.set_yticks(range(len(names)), names, fontsize=7)
+    return figure
 
 
 def roc(report: Report) -> Figure:
