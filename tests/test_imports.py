@@ -77,6 +77,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"findings", "guide", "lists", "output"},
         {"loading", "score_run"},
         {"options"},
+        {"config"},
         {"attack", "benchmark", "calibrate", "card", "compare", "connect", "docs", "fit", "score", "serve", "study"},
     ),
 }
