@@ -12,6 +12,7 @@ the detector doubts (Judgement.doubtful).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ def saved(images: Tensor, way: str) -> Tensor:
     return images if way == RAW else parse_laundering(way).change(as_bytes(images), SEED)
 
 
-def clean_rows(detector: Detector, part: Part | Photographs) -> tuple[list[dict[str, Any]], np.ndarray]:
+def clean_rows(
+    detector: Detector, part: Part | Photographs, ways: Sequence[str]
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Clean images flagged and doubted by way of saving: all, those classified right, and the others; raw scores."""
     rows, raw = [], np.zeros(0)
-    for way in WAYS:
+    for way in ways:
         judgement = detector.judge(saved(part.images, way))
         raw = judgement.score if way == RAW else raw
         right = judgement.predicted == part.labels.numpy()
@@ -77,11 +80,11 @@ def clean_rows(detector: Detector, part: Part | Photographs) -> tuple[list[dict[
 
 
 def attacked_rows(
-    detector: Detector, spec: str, hits: SuccessfulAttacks, labels: Tensor, clean: np.ndarray
+    detector: Detector, spec: str, hits: SuccessfulAttacks, labels: Tensor, clean: np.ndarray, ways: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Survivors of an attack by way of saving: their share, AUROC against raw clean scores, caught, doubted."""
     rows = []
-    for way in WAYS:
+    for way in ways:
         shown = saved(hits.images.float(), way)
         fooled = detector.classifier.predict(shown) != labels[hits.rows]
         row: dict[str, Any] = {"attack": spec, "saved_as": way, "n": int(fooled.sum()), "of": len(fooled)}
@@ -106,6 +109,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="nips2017's folder: measure the photographs' detector on it")
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--limit", type=int, default=150, help="successful copies of each attack")
+    parser.add_argument("--ways", nargs="+", default=WAYS, help="of saving; raw comes first")
     parser.add_argument("--clean", type=int, default=1000, help="clean images")
     parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     parser.add_argument("--subject", default="laundering", help="of the record: a variant has a name of its own")
@@ -128,12 +132,12 @@ def main() -> None:
         def copies(spec: str) -> SuccessfulAttacks:
             return hits_of_photographs(args.cache, model, test, spec, order[: args.limit], "flickr test")
 
-    flagged, scores = clean_rows(detector, clean)
+    flagged, scores = clean_rows(detector, clean, args.ways)
     attacked = []
     for spec in SMALL if args.photographs is None else LARGE:
         hits = copies(spec)
         few = SuccessfulAttacks(hits.images[: args.limit], hits.rows[: args.limit], hits.tried)
-        attacked += attacked_rows(detector, spec, few, part.labels, scores)
+        attacked += attacked_rows(detector, spec, few, part.labels, scores, args.ways)
     level = detector.calibration_
     record = {
         "claim": __doc__.strip().split("\n")[0],
