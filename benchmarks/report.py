@@ -237,6 +237,10 @@ def conditions(record: dict) -> list[str]:
     return out + lines(["", *list(fits[0])[1:]], cells)
 
 
+def _with_count(row: dict) -> str:
+    return f"{row['auroc']:.3f} / {row['tpr']:.2f} ({row['n_attacked']})"
+
+
 def benchmark(record: dict) -> list[str]:
     attacks = [a["attack"] for a in record["attacks"]]
     rows = [r for r in record["rows"] if r["auroc"] is not None]  # an attack that never succeeded has none
@@ -271,6 +275,18 @@ def benchmark(record: dict) -> list[str]:
         beaten = [f"{a} ({others[a]:.3f} against {by_pair[name, a]['auroc']:.3f})" for a in attacks]
         beaten = [told for a, told in zip(attacks, beaten, strict=True) if others[a] > by_pair[name, a]["auroc"]]
         out += [f"A baseline has a higher AUROC than {name} on: {', '.join(beaten) or 'no attack'}.", ""]
+    for key, title in (
+        ("saved", "saved, and still misclassified: AUROC / caught (n)"),
+        ("published", "trained on that attack alone, as published: AUROC / caught (n)"),
+    ):
+        found = [r for r in record.get(key, []) if r["auroc"] is not None]
+        columns = list(dict.fromkeys((r["attack"], r["saved_as"]) for r in found))
+        by_column = {(r["detector"], r["attack"], r["saved_as"]): r for r in found}
+        cells = [
+            [name, *(_with_count(by_column[name, *column]) for column in columns)]
+            for name in dict.fromkeys(r["detector"] for r in found)
+        ]
+        out += lines([title, *(", ".join(filter(None, column)) for column in columns)], cells) if found else []
     sizes = [
         [
             a["attack"],
