@@ -131,6 +131,7 @@ def whole(cache: Path, connectivity: Connectivity, name: str, images: Tensor) ->
     )
     paths = walked(cache, near, name, images)
     fields = {field: getattr(paths, field) for field in ("t", "own", "rival", "rivals", "detour")}
+    fields["families"] = ()  # of everything that is here, not only of what was walked first
     if connectivity.companion is not None:
         fields["companion"] = beside(cache, connectivity, name, images)
     # cheap: never kept
@@ -161,7 +162,7 @@ def cut(trace: Trace, connectivity: Connectivity) -> Trace:
         for n, m in (("names", connectivity.copies), ("halves", connectivity.halves))
     )
     kept = {"names": connectivity.copies, "copies": trace.copies[:, copies], "halves": connectivity.halves}
-    kept |= {"midway": trace.midway[:, halves] if halves else None}
+    kept |= {"midway": trace.midway[:, halves] if halves else None, "families": connectivity.active_families}
     if "own" not in connectivity.active_families:
         kept |= dict.fromkeys(("t", "own", "rival", "rivals", "detour"))
     return dataclasses.replace(trace, **kept)
