@@ -240,5 +240,5 @@ def _training(
     tables = [mine(measured.attacked(part, name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
     tables = [table for table in tables if len(table)]
     if not tables:
-        raise FitError("no attack of the mixture succeeded on the training part: there is nothing to learn from")
+        raise FitError("no attack succeeded on the images to train on: there is nothing to learn from")
     return [clean, *tables]

@@ -118,8 +118,8 @@ def row(
         tpr=mean_share(caught),
         tpr_low=tpr_low,
         tpr_high=tpr_high,
-        tpr_at_1=_share_above(after, detector.calibration.scores, 0.01),
-        tpr_at_01=_share_above(after, detector.calibration.scores, 0.001),
+        tpr_at_1=_share_above(after, detector.calibration, 0.01),
+        tpr_at_01=_share_above(after, detector.calibration, 0.001),
         mcnemar_p=math.nan if ours is None or not len(after) else mcnemar_p_value(ours, caught),
         fpr=mean_share(before > detector.calibration.threshold),
         success=len(hits.rows) / hits.tried if hits.tried else math.nan,
@@ -132,11 +132,11 @@ def row(
     )
 
 
-def _share_above(scores: np.ndarray, clean: np.ndarray, fpr: float) -> float:
-    """The share of scores above the threshold of so many clean calibration scores; nan where these are too few."""
-    if len(clean) < min_calibration_size(fpr):
+def _share_above(scores: np.ndarray, calibration: Calibration, fpr: float) -> float:
+    """The share of scores above a calibration's threshold at another rate; nan where it has too few images."""
+    if len(calibration.scores) < min_calibration_size(fpr, calibration.confidence):
         return math.nan
-    return mean_share(scores > Calibration(clean, fpr).threshold)
+    return mean_share(scores > calibration.at(fpr=fpr).threshold)
 
 
 def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttack) -> LeaveOneOutRow:

@@ -31,7 +31,7 @@ from advconn.data.inputs import image_hashes
 from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import check_calibration_size
 from advconn.detector.detector import Detector
-from advconn.errors import AdvconnError, DataError
+from advconn.errors import AdvconnError, DataError, FitError
 from advconn.models.classifier import Classifier
 from advconn.parallel import Runner
 
@@ -151,7 +151,7 @@ def run(
             for fitted in frozen
             for a in attacked.saved
         ),
-        published=tuple(train_on_each_attack(candidates, measured, attacked, bench, settings)),
+        published=tuple(train_on_each_attack(candidates, measured, attacked, bench, settings, note)),
         left=tuple(left),
         controls=tuple(barriers(bench, attacked.first)),
         scores={fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
@@ -311,7 +311,7 @@ def prepare(
 
 def train_on_each_attack(
     candidates: Sequence[Candidate], measured: Mapping[str, FeatureTables], attacked: Attacked, bench: BenchmarkData,
-    settings: Settings,
+    settings: Settings, note: Note,
 ) -> list[Row]:  # fmt: skip
     """Every candidate that learns from attacks, trained on one attack alone and tested on it: the papers' own setting.
 
@@ -321,13 +321,18 @@ def train_on_each_attack(
         attacked: what was made of the training and the test part.
         bench: the clean images in their parts.
         settings: the false-alarm rate of the thresholds.
+        note: told, a line each, of what too few copies could train.
     """
     out = []
     for candidate in (c for c in candidates if c.learns):
         for a in (a for a in attacked.attacks if a.name in attacked.alone):
-            fitted = fit_and_threshold(
-                candidate, measured[candidate.name], {a.name: attacked.alone[a.name]}, bench, settings.fpr, "alone"
-            )
+            try:
+                fitted = fit_and_threshold(
+                    candidate, measured[candidate.name], {a.name: attacked.alone[a.name]}, bench, settings.fpr, "alone"
+                )
+            except FitError as error:
+                note(f"{candidate.name} is not trained on {a.name} alone: {error}")
+                continue
             row = rows.row(fitted, a, attacked.tested[a.name], bench, in_training=True)
             out.append(replace(row, setting=PUBLISHED))
     return out

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks, attack_correct_images, concat_hits, is_misclassified
-from advconn.attacks.catalog import FAMILIES, KINDS
+from advconn.attacks.catalog import KINDS
 from advconn.benchmark.attacks import NamedAttack
 from advconn.benchmark.results import AttackSize
 from advconn.data.inputs import as_bytes
@@ -231,7 +231,7 @@ class BenchmarkData:
             way: of saving, see data.laundering.
         """
         if not len(hits.rows):
-            return hits
+            return SuccessfulAttacks(hits.images, hits.rows, 0)
         shown = parse_laundering(way).change(as_bytes(hits.images), self.seed).float() / 255
         still = torch.cat([
             is_misclassified(self.classifier, x, self.labels[r]).cpu()
@@ -259,7 +259,7 @@ class BenchmarkData:
         return AttackSize(
             attack=name,
             family=family,
-            atlas=KINDS[name.partition(":")[0]].atlas if family in FAMILIES else "",
+            atlas=KINDS[kind].atlas if (kind := name.partition(":")[0]) in KINDS else "",
             in_mixture=in_training,
             tried=hits.tried,
             succeeded=len(hits.rows),
@@ -272,5 +272,5 @@ class BenchmarkData:
 
 def classifier_key(classifier: Classifier) -> str:
     """What every attack depends on besides its own settings: weights, preprocessing, versions."""
-    versions = [version(name) for name in ("advconn", "torch", "torchattacks")]
+    versions = [version(name) for name in ("advconn", "torch", "torchattacks", "pillow")]
     return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"

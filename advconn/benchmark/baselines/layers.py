@@ -16,6 +16,7 @@ from advconn.errors import DataError
 from advconn.models.classifier import Classifier
 
 MOST_VALUES = 2**16  # of an image at one layer: larger maps are averaged down to as many
+MOST_EXACT = 2**12  # values in which distances are computed without a matrix product, whose rounding can be seen
 
 
 class LayerActivations:
@@ -53,10 +54,10 @@ class LayerActivations:
         reduce = average_over_space if self.pooled else flatten
 
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            activations.append(reduce(output.detach().relu()))
+            activations.append(reduce(channels_first(module, output.detach().relu())))
 
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            activations.append(average_over_space(inputs[0].detach()))
+            activations.append(average_over_space(channels_first(module, inputs[0].detach())))
 
         hooks = [m.register_forward_hook(after) for m in self._inner]
         hooks.append(self._last.register_forward_pre_hook(before))
@@ -67,17 +68,25 @@ class LayerActivations:
                 hook.remove()
 
 
+def channels_first(module: nn.Module, values: Tensor) -> Tensor:
+    """Values (n, d, ...) of a layer: a linear one has its channels last."""
+    return values.movedim(-1, 1) if isinstance(module, nn.Linear) else values
+
+
 def average_over_space(values: Tensor) -> Tensor:
-    """Channels (n, d) of maps (n, d, h, w), of tokens (n, tokens, d), or of what has no space."""
-    flat = values.flatten(2).mean(2) if values.ndim == 4 else values.mean(1) if values.ndim == 3 else values
-    return flat.float().clone()
+    """Channels (n, d) of values (n, d, ...), averaged over all other axes."""
+    return (values.flatten(2).mean(2) if values.ndim > 2 else values).float().clone()
 
 
 def flatten(values: Tensor) -> Tensor:
-    """All values (n, d) of maps or tokens; of maps with more than MOST_VALUES averages over neighbouring pixels."""
-    if values.ndim == 4 and values[0].numel() > MOST_VALUES:
-        side = max(1, int((MOST_VALUES / values.shape[1]) ** 0.5))
-        values = F.adaptive_avg_pool2d(values, (min(side, values.shape[2]), min(side, values.shape[3])))
+    """All values (n, d) of values (n, d, ...); of more than MOST_VALUES averages over neighbours in space."""
+    if values.ndim > 2 and values[0].numel() > MOST_VALUES:
+        places = max(1, MOST_VALUES // values.shape[1])
+        if values.ndim == 4:
+            side = max(1, int(places**0.5))
+            values = F.adaptive_avg_pool2d(values, (min(side, values.shape[2]), min(side, values.shape[3])))
+        else:
+            values = F.adaptive_avg_pool1d(values.flatten(2), places)
     return values.flatten(1).float().clone()
 
 
@@ -105,11 +114,12 @@ class Mahalanobis(ActivationDetector, Learned):
     """Distance to the nearest class mean under one covariance at every layer, weighted by a logistic regression.
 
     Lee et al. also take an input step, whose size they choose among values that include 0; here it is 0. Their means
-    are of the true classes of training images; here, of the predicted classes of the benchmark's.
+    are of the true classes of training images; here, of the predicted classes of images that the regression is not
+    fitted on.
     """
 
     name, source = "mahalanobis", "Lee et al., NeurIPS 2018, eq. 2 and algorithm 1 (without input step)"
-    layers, binary = None, True
+    layers, binary, apart = None, True, True
 
     def prepare(self) -> None:
         """Class means and the inverse of the shared covariance of every layer."""
@@ -219,13 +229,13 @@ def neighbour_log_ratios(values: Tensor, references: Tensor, nearest: int) -> Te
 
     Args:
         values: (n, d) activations.
-        references: (m, d) activations; one that is the query itself is no neighbour of it.
+        references: (m, d) activations; one that equals the query is no neighbour of it.
         nearest: k; at most m - 1.
     """
     middle = references.mean(0)
-    distance = torch.cdist(values - middle, references - middle)
-    itself = distance < 1e-3 * values.norm(dim=1, keepdim=True)
-    distance = torch.where(itself, torch.inf, distance)
+    exact = "donot_use_mm_for_euclid_dist" if values.shape[1] <= MOST_EXACT else "use_mm_for_euclid_dist"
+    distance = torch.cdist(values - middle, references - middle, compute_mode=exact)
+    distance = torch.where(distance == 0, torch.inf, distance)
     near = distance.topk(min(nearest, distance.shape[1] - 1), dim=1, largest=False).values
     return torch.log((near / near[:, -1:]).nan_to_num(1).clamp(1e-9, 1))[:, :-1]
 

@@ -53,6 +53,7 @@ def html(report: Report, drawn: Mapping[str, str]) -> str:
         saved={(r.detector, r.attack, r.saved_as): r for r in report.saved},
         saved_pairs=list(dict.fromkeys((r.attack, r.saved_as) for r in report.saved)),
         published_pairs={(r.detector, r.attack): r for r in report.published},
+        published_names=list(dict.fromkeys(r.detector for r in report.published)),
         published_attacks=list(dict.fromkeys(r.attack for r in report.published)),
         evasions=[e for e in report.evasions if e.way == BEST],
         overview=drawn["overview"],

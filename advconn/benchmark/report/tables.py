@@ -76,13 +76,14 @@ def _published(report: Report) -> Table:
     by_pair = {(r.detector, r.attack): r for r in report.published}
     table = Table("detector", *attacks, title="AUROC / caught, as published: trained on that attack alone")
     for name in dict.fromkeys(r.detector for r in report.published):
-        cells = (f"{by_pair[name, a].auroc:.3f} / {by_pair[name, a].tpr:.2f}" for a in attacks)
+        mine = [by_pair.get((name, a)) for a in attacks]
+        cells = ("–" if r is None else f"{r.auroc:.3f} / {r.tpr:.2f}" for r in mine)
         table.add_row(name, *cells, style="bold" if name.startswith(OURS) else "")
     return table
 
 
 def _share(row: Row) -> str:
-    return "–" if math.isnan(row.success) else f"{row.success:.0%} of {round(row.n_attacked / max(row.success, 1e-9))}"
+    return "–" if math.isnan(row.success) else f"{row.n_attacked} ({row.success:.0%})"
 
 
 def _alarms(alarms: Sequence[FalsePositiveRow]) -> Table:
