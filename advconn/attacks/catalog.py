@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 
 
+DECISION_BASED = ("foolbox:SaltAndPepperNoiseAttack", "foolbox:SpatialAttack")  # that ask for the class alone
 WHITE_BOX, BLACK_BOX_QUERIES, BLACK_BOX_TRANSFER = "AML.T0043.000", "AML.T0043.001", "AML.T0043.002"
 
 
@@ -71,7 +72,8 @@ class AttackSpec:
             return "black-box, transfer"
         if self.gradient:
             return "white-box"
-        return "black-box, decision-based" if self.family == "decision" else "black-box, score-based"
+        by_class = self.family == "decision" or self.made_by in DECISION_BASED
+        return "black-box, decision-based" if by_class else "black-box, score-based"
 
 
 _LINF = {"eps": 8 / 255, "steps": 10}
@@ -228,7 +230,7 @@ MIXTURE: tuple[str, ...] = (
     "noise:eps=16/255,tries=20",
     "transfer:eps=8/255",
     "pgd-jpeg:eps=8/255,quality=60",
-)  # as benchmarks/research/mixture.py found
+)  # as benchmarks/research/mixture.py found, and one through JPEG
 BLACK_BOX: tuple[str, ...] = (  # for a classifier without a gradient, and nothing to make transferred attacks with
     "square:eps=8/255,n_queries=500",
     "square:eps=4/255,n_queries=500",

@@ -219,8 +219,11 @@ def attack(bench: BenchmarkData, settings: Settings, note: Note) -> Attacked:
         note: told, a line each, which attacks succeed on fewer than 90 % of their images.
 
     Raises:
-        DataError: ready-made images are called like an attack.
+        DataError: ready-made images are called like an attack, or images to save are no pictures.
     """
+    channels = bench.images.shape[1]
+    if settings.save_as and channels not in (1, 3):
+        raise DataError(f"--save-as: images of {channels} channels are no pictures, and are not saved as such")
     mixture, asked = to_attacks(settings.mixture), to_attacks(settings.attacks)
     taught = bench.attack("train", mixture, settings.per_attack)
     left = [a for a in mixture if settings.leave_one_out and a.name not in {b.name for b in asked}]

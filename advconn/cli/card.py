@@ -39,18 +39,18 @@ def card(detector: Path, style: str) -> None:
     """
     from advconn import bundle
 
-    read = bundle.read_card(detector)
+    read, name = bundle.read_card(detector), detector.resolve().name
     if style in ("json", "cyclonedx"):
-        click.echo(json.dumps(read if style == "json" else as_cyclonedx(detector.name, read), indent=1))
+        click.echo(json.dumps(read if style == "json" else as_cyclonedx(name, read), indent=1))
         return
     if style == "markdown":
-        click.echo(f"# Detector {printable(detector.name)}")
+        click.echo(f"# Detector {printable(name)}")
         for title, lines in _sections(read):
             click.echo(f"\n## {title}\n")
             for line in lines:
                 click.echo(f"- {printable(line)}")
         return
-    click.echo(printable(f"Detector {detector.name}"))
+    click.echo(printable(f"Detector {name}"))
     for title, lines in _sections(read):
         click.echo(f"\n{title}")
         for line in lines:
@@ -95,10 +95,10 @@ def as_cyclonedx(name: str, read: dict[str, Any]) -> dict[str, Any]:
                     },
                     "quantitativeAnalysis": {"performanceMetrics": metrics},
                     "considerations": {
-                        "useCases": [f"Trained on: {attacks}."],
+                        "useCases": [f"Gating images for one classifier. Heads trained on: {attacks}."],
                         "technicalLimitations": [
-                            *(line + "." for line in _guarantee(read)),
-                            "It does not hold against an attacker who knows the detector.",
+                            *(f"Guaranteed: {line}." for line in _guarantee(read)),
+                            "The detector does not hold against an attacker who knows the detector.",
                         ],
                     },
                 },
@@ -147,8 +147,10 @@ def _guarantee(read: dict[str, Any]) -> list[str]:
     sure = calibration["confidence"]
     how = "on average over draws of the calibration images" if sure is None else f"with {sure:.0%} confidence"
     lines = [f"at most {calibration['fpr']:.3g} of clean images are flagged, {how}"]
-    lines += [f"under each of: {', '.join(read['conditions']['calibrated'])}"]
-    if read["picture"] and sure is None and not calibration["by_class"]:
+    grouped = read["picture"] and sure is None and not calibration["by_class"]
+    every = ", ".join(read["conditions"]["calibrated"])
+    lines += [f"unchanged, and under these taken together: {every}" if grouped else f"under each of: {every}"]
+    if grouped:
         lines += ["an image is compared with clean pictures of like noise and sharpness"]
     if calibration["by_class"]:
         lines += ["predicted classes with enough images have thresholds of their own"]

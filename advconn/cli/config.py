@@ -23,7 +23,7 @@ def _read_config(context: click.Context, _: click.Parameter, value: Any) -> None
         entries = tomllib.loads(value.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"--config {value}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"--config {value}: not TOML: {error}") from error
     options = {opt.removeprefix("--"): p for p in context.command.params for opt in p.opts if opt.startswith("--")}
     known = {name: option for name, option in options.items() if option.name is not None and option.name != "config"}
@@ -31,9 +31,11 @@ def _read_config(context: click.Context, _: click.Parameter, value: Any) -> None
     for key, entry in entries.items():
         if key not in known:
             raise DataError(f"--config {value}: no option {key!r}: {expected_one_of(key, known)}")
-        if isinstance(entry, dict) or isinstance(entry, list) != bool(getattr(known[key], "multiple", False)):
-            kind = "a list" if getattr(known[key], "multiple", False) else "one value"
-            raise DataError(f"--config {value}: {key}: expected {kind}, got {entry!r}")
+        many, flag = (bool(getattr(known[key], name, False)) for name in ("multiple", "is_flag"))
+        texts = isinstance(entry, list) and all(isinstance(part, str) for part in entry)
+        if not (texts if many else isinstance(entry, bool) if flag else type(entry) in (str, int, float)):
+            kind = "a list of texts" if many else "true or false" if flag else "a text or a number"
+            raise DataError(f"--config {value}: {key}: expected {kind}, got {str(entry)[:60]!r}")
         defaults[str(known[key].name)] = entry if isinstance(entry, (bool, list)) else str(entry)
     context.default_map = defaults
 
@@ -45,5 +47,5 @@ config_option = click.option(
     expose_value=False,
     callback=_read_config,
     metavar="FILE",
-    help="TOML file with options, such as port = 8080. Options and ADVCONN_* variables (ADVCONN_PORT) override it.",
+    help="TOML file with options, such as port = 8080. Options and variables such as ADVCONN_SERVE_PORT override it.",
 )

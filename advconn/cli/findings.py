@@ -87,24 +87,27 @@ def as_ocsf(result: Result) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(result, Record):
         finding["evidences"][0]["data"] = {
-            "prediction": result.class_name, "score": result.score, "p_value": result.p_value, "stage": result.stage,
-            "consensus": result.consensus_name, "doubtful": result.doubtful,
+            "prediction": _plain(result.class_name), "score": result.score, "p_value": result.p_value,
+            "stage": result.stage, "consensus": _plain(result.consensus_name), "doubtful": result.doubtful,
         }  # fmt: skip
-        finding["finding_info"]["attacks"] = [{"technique": TECHNIQUE, "version": "ATLAS"}]
+        finding["finding_info"]["attacks"] = [{"technique": TECHNIQUE}]
     return finding
 
 
-def as_junit(results: Sequence[Result], count: int) -> str:
-    """A JUnit report: flagged images are failures, images that could not be judged errors; others are only counted.
+def as_junit(results: Sequence[Result], others: int) -> str:
+    """A JUnit report: flagged images are failures, images that could not be judged errors; others are one test.
+
+    It is ASCII, whatever the encoding of the output.
 
     Args:
         results: flagged ones, and those that could not be judged.
-        count: of all images.
+        others: how many images are neither.
     """
     failed = sum(isinstance(r, Failure) for r in results)
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<testsuites><testsuite name="advconn" tests="{count}" failures="{len(results) - failed}" errors="{failed}">',
+        f'<testsuites><testsuite name="advconn" tests="{len(results) + 1}" failures="{len(results) - failed}" '
+        f'errors="{failed}">',
     ]
     for result in results:
         kind = "error" if isinstance(result, Failure) else "failure"
@@ -113,7 +116,9 @@ def as_junit(results: Sequence[Result], count: int) -> str:
             f'<testcase classname="advconn" name={quoteattr(_xml(result.image))}>'
             f"<{kind} message={quoteattr(_xml(said))}>{escape(_xml(said))}</{kind}></testcase>"
         )
-    return "\n".join([*lines, "</testsuite></testsuites>"])
+    lines.append(f'<testcase classname="advconn" name="{others} images that are not flagged"/>')
+    text = "\n".join([*lines, "</testsuite></testsuites>"])
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _plain(text: str) -> str:

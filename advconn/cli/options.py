@@ -70,7 +70,7 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
             settings = ", ".join(f"{k}={v:.4g}" for k, v in attack.settings.items())
             wants = ["gradients"] * attack.needs_gradient + ["foolbox"] * kind.made_by.startswith("foolbox:")
             needs = f" (needs {', '.join(wants)})" * bool(wants)
-            click.echo(f"  {name:<14} {settings:<40} {kind.atlas}  {kind.source}{needs}")
+            click.echo(f"  {name:<14} {settings:<40} {kind.atlas}, {kind.nist}; {kind.source}{needs}")
     ctx.exit()
 
 

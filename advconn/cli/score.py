@@ -150,6 +150,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     from advconn.parallel import Runner, cluster
     from advconn.scoring.batch import BatchScorer
     from advconn.scoring.journal import Journal
+    from advconn.scoring.records import Failure
 
     options = ScoreOptions(**given)
     images = _listed(images, options.sources)
@@ -183,11 +184,12 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
             runner = Runner(options.jobs, options.backend, progress=progress)
             full = options.full or options.explain
             run.all(BatchScorer(detector, collections, refused, full=full, runner=runner))
-    except BaseException:
+    except BaseException:  # what was judged is shown, also when it is interrupted
         run.stopped()
-        raise
-    finally:  # what was judged is shown, also when it is interrupted
         run.show(shipped)
+        run.tell_findings(Failure("advconn", "advconn: the run ended before all images were judged"))
+        raise
+    run.show(shipped)
     if journal is not None and target is not None:
         run.write(journal, target, collections, explain=options.explain, single=single)
         journal.remove()
@@ -197,7 +199,9 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
     passed_over = run.others or any(collection.skipped or collection.other_arrays for collection in collections)
     if options.strict and passed_over and not run.failed:
         print_error("--strict: not all that lies there was judged; the notes above say what")
-    failed = run.failed or (options.strict and passed_over)
+    not_all = bool(options.strict and passed_over)
+    run.tell_findings(Failure("advconn", "advconn: --strict: not all that lies there was judged") if not_all else None)
+    failed = run.failed or not_all
     click.get_current_context().exit(FAILED if failed else FLAGGED if run.flagged else CLEAN)
 
 

@@ -46,7 +46,7 @@ class ScoreRun:
         self.detector, self.style, self.features, self.journal = detector, style, features, journal
         self.watch = Watch(detector.calibration_)
         self.table: list[Record] = []
-        self.found: list[Result] = []  # what SARIF tells of
+        self.found: list[Result] = []  # what SARIF and JUnit tell of
         self.failures: list[str] = []
         self.resized = self.twice = False
         self.judged = self.flagged = self.failed = self.others = 0
@@ -128,15 +128,21 @@ class ScoreRun:
 
     def show(self, shipped: bool) -> None:
         """The table, if there is one: of all images, or of many those that are flagged."""
-        if self.style == "sarif":
-            click.echo(json.dumps(as_sarif(self.found)))
-        if self.style == "junit":
-            click.echo(as_junit(self.found, self.judged + self.failed))
         if not self.table:
             return
         size = self.detector.classifier.preprocessing.size
         view = f"{size[1]}x{size[0]}" if size is not None and shipped else ""
         print_table(as_table(self.table, flagged_where(self.detector), view), 140)
+
+    def tell_findings(self, more: Failure | None = None) -> None:
+        """The findings of a style that other tools read; `more` is a failure of the run itself."""
+        if more is not None and self.style == "ocsf":
+            click.echo(json.dumps(as_ocsf(more)))
+        found = self.found if more is None else [*self.found, more]
+        if self.style == "sarif":
+            click.echo(json.dumps(as_sarif(found)))
+        if self.style == "junit":
+            click.echo(as_junit(found, self.judged + self.failed - len(self.found)))
 
     def write(
         self, journal: Journal, out: Path, collections: Sequence[Collection], *, explain: bool, single: bool

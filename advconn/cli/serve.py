@@ -27,7 +27,7 @@ UNFINISHED = 2  # the exit status where something still ran at the end
 EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 
 
-@click.command(context_settings={"auto_envvar_prefix": "ADVCONN"})
+@click.command(context_settings={"auto_envvar_prefix": "ADVCONN_SERVE"})
 @config_option
 @detector_option
 @model_options
@@ -48,7 +48,7 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     "--allow-host",
     "allowed",
     multiple=True,
-    envvar="ADVCONN_ALLOW_HOST",
+    envvar="ADVCONN_SERVE_ALLOW_HOST",
     metavar="NAME",
     help="Further Host header to accept. With a loopback --host only loopback names are accepted.",
 )
@@ -121,7 +121,7 @@ def serve(
     Example:
       advconn serve
       advconn serve --detector detector/ --upstream http://localhost:8000 --upstream-model resnet --port 8080
-      ADVCONN_BLOCK=1 advconn serve --config advconn.toml
+      ADVCONN_SERVE_BLOCK=1 advconn serve --config advconn.toml
     """
     try:
         import uvicorn

@@ -40,7 +40,7 @@ from advconn.cascade.training import (
 from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, PROMISED, usable
 from advconn.data.inputs import as_bytes, as_tensor, image_hashes, parse_y, select_labels
 from advconn.detector.calibration import Calibration, check_calibration_size, min_calibration_size
-from advconn.detector.doubt import certainty, doubt_threshold
+from advconn.detector.doubt import FEWEST, certainty, doubt_threshold
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.explanation import CleanBaseline, Explanation, explain_image, reason_of
 from advconn.detector.groups import Groups, learn_groups
@@ -116,7 +116,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: of every split and attack.
         stages: what is walked first, and what only of images still in doubt; None walks all of `connectivity` at once.
         benign: conditions that change no verdict: every clean image is fitted on once more under one of them in turn,
-            as clean, and every third attacked one, if it is still misclassified, as attacked.
+            as clean, and every attacked one, if it is still misclassified, as attacked.
         conditions: benign conditions under each of which the false-alarm rate is promised.
         confidence: of that promise, in (0, 1), where there are images enough for one; None promises it on average, for
             pictures of every group (groups.Groups).
@@ -438,8 +438,10 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if labels is not None:
                 certainties.append(measured.certainty)
                 wrong.append(measured.predicted != labels.cpu().numpy())
+        self.doubt_ = None
         if wrong:
-            self.doubt_ = doubt_threshold(np.concatenate(certainties), np.concatenate(wrong))
+            least = FEWEST * len(wrong)  # each image stands there under every condition
+            self.doubt_ = doubt_threshold(np.concatenate(certainties), np.concatenate(wrong), least)
         self.set_calibration(scores, predicted, groups or None)
         self.fitted_ = replace(self.fitted_, precision=precision_of(self.classifier))
 

@@ -31,15 +31,16 @@ def certainty(trace: Trace) -> np.ndarray:
     return np.asarray(own[:, 0].double().cpu().numpy())
 
 
-def doubt_threshold(certainties: np.ndarray, wrong: np.ndarray) -> float | None:
+def doubt_threshold(certainties: np.ndarray, wrong: np.ndarray, least: int = FEWEST) -> float | None:
     """The largest certainty at which clean images are misclassified in more than WRONG_SHARE of cases.
 
     The share at a certainty is that of isotonic regression: it never rises with the certainty. None where fewer than
-    FEWEST images are that unsure.
+    `least` images are that unsure.
 
     Args:
         certainties: (n,) of clean images, see `certainty`.
         wrong: (n,) which of them the classifier gets wrong.
+        least: fewest images in doubt.
 
     Example:
         >>> import numpy as np
@@ -50,7 +51,9 @@ def doubt_threshold(certainties: np.ndarray, wrong: np.ndarray) -> float | None:
     from sklearn.isotonic import IsotonicRegression
 
     known = np.isfinite(certainties)
+    if not known.any():
+        return None
     values, errors = certainties[known], np.asarray(wrong)[known].astype(float)
     share = IsotonicRegression(increasing=False).fit_transform(values, errors)
     doubted = values[share > WRONG_SHARE]
-    return float(doubted.max()) if len(doubted) >= FEWEST else None
+    return float(doubted.max()) if len(doubted) >= least else None

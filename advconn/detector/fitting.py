@@ -469,7 +469,7 @@ def estimate(detector: Detector, count: int) -> float:
     tried = min(tried, -(-detector.refine // len(attacks))) if quick and attacks else tried
     for attack in attacks:
         steps = attack.settings.get("steps", attack.settings.get("n_queries", attack.settings.get("tries", 1)))
-        walks += tried
+        walks += 2 * tried  # each copy once more under a benign condition
         forwards += 0 if attack.needs_gradient else tried * steps / 2
         gradients += tried * steps * (10 if attack.name == "autoattack" else 1) if attack.needs_gradient else 0
     gradients += detector.evasive * EVADING

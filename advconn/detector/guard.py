@@ -34,11 +34,11 @@ class Verdict(_Columns):
     """Of n images: logits (n, k), score (n,) (higher = more adversarial), p_value (n,) in (0, 1], flag (n,) bool.
 
     Attributes:
-        doubtful: (n,) bool, see Judgement.doubtful; None where the detector was calibrated without labels. It is no
-            part of the tuple.
+        doubtful: (n,) bool, see Judgement.doubtful; None where the detector has no such cut. It is no part of
+            the tuple.
     """
 
-    doubtful: Tensor | None
+    doubtful: Tensor | None = None
 
     def __new__(
         cls, logits: Tensor, score: Tensor, p_value: Tensor, flag: Tensor, doubtful: Tensor | None = None

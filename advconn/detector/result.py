@@ -43,7 +43,8 @@ class Judgement:
         flat: (n,) whether an image is of one colour, and so not flagged.
         certainty: (n,) in [0, 1] of the classifier, see doubt.certainty.
         doubtful: (n,) whether the classifier is more often wrong than right on clean images that it is as certain of;
-            None where the detector was calibrated without labels. It changes no other field.
+            None where the detector has no such cut: it was
+            calibrated without labels, or on few images in doubt. It changes no other field.
     """
 
     logits: Tensor

@@ -94,7 +94,7 @@ def main() -> None:
     groups = parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     shipped_companion = bundle.default("cifar10-hardened") / "companion.safetensors"
-    beside = classifier(args.companion or shipped_companion) if args.hardened else None
+    beside = classifier(args.companion or shipped_companion) if args.hardened or args.companion else None
     detector = Detector(Connectivity(model, references, companion=beside))
     learned = rows(args.cache, args.nets, detector, groups["fit"])
     if beside is None:

@@ -403,7 +403,9 @@ def test_attacks_are_listed_with_their_parameters():
     """By family: name, parameters, source; every command that takes attacks shows the same."""
     out = run("--list-attacks").output
     assert re.search(
-        r"^minimum: .*\n  cw +c=1, kappa=0, steps=100, lr=0.01 +AML.T0043.000 +Carlini.*\(needs gradients\)", out, re.M
+        r"^minimum: .*\n  cw +c=1, kappa=0, steps=100, lr=0.01 +AML.T0043.000, white-box; Carlini.*\(needs gradients\)",
+        out,
+        re.M,
     )
     for command in ("attack", "fit"):
         assert CliRunner().invoke(main, [command, "--list-attacks"]).output == out

@@ -521,16 +521,24 @@ def test_serve_takes_its_options_from_a_file_and_the_environment(tmp_path, monke
     monkeypatch.setattr(command, "callback", lambda **options: seen.update(options))
     file = tmp_path / "advconn.toml"
     file.write_text('port = 1\nname = "a"\nblock = true\nmax-images = 7\nallow-host = ["x", "y"]\nwait = 2.5\n')
-    out = CliRunner().invoke(main, ["serve", "--config", str(file), "--port", "3"], env={"ADVCONN_NAME": "b"})
+    out = CliRunner().invoke(main, ["serve", "--config", str(file), "--port", "3"], env={"ADVCONN_SERVE_NAME": "b"})
     assert out.exit_code == 0, out.output
     assert (seen["port"], seen["name"], seen["block"], seen["max_images"]) == (3, "b", True, 7)
     assert (seen["allowed"], seen["wait"]) == (("x", "y"), 2.5)
-    CliRunner().invoke(main, ["serve"], env={"ADVCONN_BLOCK": "1", "ADVCONN_ALLOW_HOST": "p q"})
+    CliRunner().invoke(
+        main,
+        ["serve"],
+        env={"ADVCONN_SERVE_BLOCK": "1", "ADVCONN_SERVE_ALLOW_HOST": "p q", "ADVCONN_PORT": "tcp://1.2.3.4:80"},
+    )
     assert (seen["block"], seen["allowed"]) == (True, ("p", "q"))
     for text, said in (
         ("prot = 1", "did you mean port"),
-        ("port = [1]", "expected one value"),
+        ("port = [1]", "expected a text or a number"),
         ('allow-host = "x"', "expected a list"),
+        ("port = true", "expected a text or a number"),
+        ("block = 1", "expected true or false"),
+        ("allow-host = [1]", "expected a list"),
+        ("x = " + "[" * 100_000, "not TOML"),
         ("port =", "not TOML"),
         ('port = "many"', "many"),
     ):
