@@ -27,7 +27,6 @@ import torch
 
 from advconn import bundle
 from advconn.attacks.catalog import MIXTURE
-from advconn.bundle import shipped
 from advconn.cascade.cascade import stage_extractors
 from advconn.cascade.differentiable import adaptive_training_images
 from advconn.cascade.training import TrainingSet
@@ -90,7 +89,7 @@ def main() -> None:
     parser.add_argument("--companion", type=Path, help="its weights; else those in models/cifar10-hardened")
     args = parser.parse_args()
 
-    model = classifier(args.weights) if args.weights else shipped.NETWORKS[shipped.CIFAR10](None)
+    model = classifier(args.weights or bundle.default() / "classifier.safetensors")
     groups = parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     shipped_companion = bundle.default("cifar10-hardened") / "companion.safetensors"
