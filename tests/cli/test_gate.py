@@ -520,7 +520,9 @@ def test_findings_for_siems_and_build_servers(tmp_path):
     assert out.exit_code == 2
     (suite,) = ElementTree.fromstring(out.stdout)
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
-    assert sorted(case[0].tag for case in suite) == ["error", "failure"]
+    assert sorted(child.tag for case in suite for child in case) == ["error", "failure"]
+    assert suite[-1].get("name") == "1 images that are not flagged"
+    assert out.stdout.isascii()
 
 
 def test_what_numpy_would_load_from_an_archive_is_judged_or_named(tmp_path):
