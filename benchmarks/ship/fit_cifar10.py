@@ -31,7 +31,7 @@ from advconn.cascade.cascade import stage_extractors
 from advconn.cascade.differentiable import adaptive_training_images
 from advconn.cascade.training import TrainingSet
 from advconn.data.inputs import image_hashes
-from advconn.detector.detector import Detector
+from advconn.detector.detector import GROUPED, Detector
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise
 from benchmarks.common.cifar10 import Part, classifier, kept, parts, tables, whole
@@ -100,6 +100,7 @@ def main() -> None:
         detector.fit_cascade(learned)
     else:
         hardened(args.cache, detector, groups["fit"], learned)
+    detector.group_pictures(groups["fit"].images[:GROUPED], told)
     detector.calibrate_on(groups["calibrate"].images, told, groups["calibrate"].labels)
     used = torch.cat([groups["fit"].images, groups["calibrate"].images])
     detector.attacks = MIXTURE  # what others can make again
