@@ -128,10 +128,7 @@ def through_jpeg(
         steps: number of steps.
         quality: of the file, from 1 to 100.
     """
-    start = _signs(images, tuple(images.shape)) * eps / 2
-    return _climbed(
-        classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps), lambda x: [_saved(x, int(quality))]
-    )
+    return _climbed_through(classifier, images, labels, lambda x: [_saved(x, int(quality))], eps, alpha, steps)
 
 
 def through_any_jpeg(
@@ -154,6 +151,13 @@ def through_any_jpeg(
         drawn = torch.randint(low, high + 1, (int(samples),), dtype=torch.int64, device="cpu")
         return [_saved(x, quality) for quality in drawn.tolist()]
 
+    return _climbed_through(classifier, images, labels, views, eps, alpha, steps)
+
+
+def _climbed_through(
+    classifier: Classifier, images: Tensor, labels: Tensor, views: Views, eps: float, alpha: float, steps: float
+) -> Tensor:
+    """PGD (Linf) from random signs, on what the classifier is shown of the image."""
     start = _signs(images, tuple(images.shape)) * eps / 2
     return _climbed(classifier, images, labels, start, torch.add, alpha, steps, (-eps, eps), views)
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, classifier_of, default_subject, detector_of, read
+from advconn.cli.loading import classifier_of, default_subject, detector_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
+    SharedOptions,
     detector_option,
     device_option,
     list_attacks_option,
@@ -37,13 +38,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
+class BenchmarkOptions(SharedOptions):
     """The options of `advconn benchmark`, as they were given."""
 
     attacks: tuple[str, ...]
     attacked: tuple[Path, ...]
     detector: Path | None
-    asked: ModelOptions
     data: Path | None
     baselines: tuple[str, ...]
     second: str | None
@@ -55,18 +55,9 @@ class BenchmarkOptions:
     adaptive: bool
     leave_one_out: bool
     repeats: int
-    jobs: int
-    backend: str
-    cache: Path | None
     out: Path | None
     extras: tuple[str, ...]
     table: str | None
-    how: dict[str, Any]
-    labels: str
-    max_bad: float
-    accept: bool
-    seed: int
-    device: str
 
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, classifier_of, read
+from advconn.cli.loading import classifier_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
+    SharedOptions,
     conditions_option,
     confidence_option,
     device_option,
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitOptions:
+class FitOptions(SharedOptions):
     """The options of `advconn fit`, as they were given."""
 
-    asked: ModelOptions
     data: tuple[Path, ...]
     apart: Path | None
     out: Path
@@ -56,15 +56,6 @@ class FitOptions:
     surrogate: str | None
     surrogate_weights: Path | None
     references: str
-    jobs: int
-    backend: str
-    cache: Path | None
-    how: dict[str, Any]
-    labels: str
-    max_bad: float
-    accept: bool
-    seed: int
-    device: str
 
 
 UNREMARKABLE = 0.8  # share of attacked images caught: under it, fit says what may catch more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,24 @@ import click
 from advconn.cli.loading import RESIZES, ModelOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """Options of the commands that read images with labels, and spread work that is kept."""
+
+    asked: ModelOptions
+    how: dict[str, Any]
+    labels: str
+    max_bad: float
+    accept: bool
+    jobs: int
+    backend: str
+    cache: Path | None
+    seed: int
+    device: str
+
+
 SPEC = (
     "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
 )

@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from advconn import bundle
 from advconn.benchmark.baselines.layers import (
+    LID,
     LayerActivations,
     average_over_space,
     channels_first,
@@ -37,11 +38,25 @@ def test_lid_is_the_maximum_likelihood_estimate():
     wanted = np.log(distances[:, :-1] / distances[:, -1:])
     found = neighbour_log_ratios(torch.from_numpy(queries), torch.from_numpy(points), k).numpy()
     np.testing.assert_allclose(np.sort(found), np.sort(wanted), rtol=1e-6)
-    lid = -1 / wanted.mean(1)
-    assert ((lid > 1) & (lid < 30)).all()
     inside = neighbour_log_ratios(torch.from_numpy(points[:3]), torch.from_numpy(points), k).numpy()
     others = NearestNeighbors(n_neighbors=k + 1).fit(points).kneighbors(points[:3])[0][:, 1:]
     np.testing.assert_allclose(np.sort(inside), np.sort(np.log(others[:, :-1] / others[:, -1:])), rtol=1e-6)
+
+
+def test_lid_of_every_layer_is_told(classifier):
+    """Minus one over the mean log-ratio at each convolution, linear layer, the logits and the softmax."""
+    images = digits()[0]
+    lid = LID(classifier, images[600:700])
+    lid.prepare()
+    query = classifier.check(images[1000:1003])
+    columns = lid.measure(query)
+    logits = classifier.logits(query)
+    near = (
+        NearestNeighbors(n_neighbors=lid.nearest).fit(lid.reference_features[-2].numpy()).kneighbors(logits.numpy())[0]
+    )
+    wanted = -1 / np.log(near[:, :-1] / near[:, -1:]).mean(1)
+    np.testing.assert_allclose(columns[:, -2], wanted, rtol=1e-4)
+    assert columns.shape == (3, len(lid.reference_features))
 
 
 def test_mahalanobis_by_hand():

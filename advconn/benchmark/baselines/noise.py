@@ -50,10 +50,10 @@ class NoiseLogOdds(Candidate):
     def fit(self, columns: np.ndarray, kinds: np.ndarray) -> Candidate:
         """Mean and deviation for every clean pair of classes, shrunk to those of all pairs where there are few."""
         label, moves = columns[kinds == 0, 0].astype(int), self._by_noise(columns[kinds == 0])
-        noises, k = moves.shape[1:]
-        middle = np.repeat(moves.mean((0, 2))[None, :, None], k, 0).repeat(k, 2)
-        spread = np.repeat(moves.std((0, 2))[None, :, None], k, 0).repeat(k, 2)
-        assert middle.shape == (k, noises, k)
+        k = moves.shape[2]
+        middle, spread = (
+            np.tile(pooled[None, :, None], (k, 1, k)) for pooled in (moves.mean((0, 2)), moves.std((0, 2)))
+        )
         for c in np.unique(label):
             rows = moves[label == c]
             weight = len(rows) / (len(rows) + 10)

@@ -1,7 +1,8 @@
-"""A detector trained on what the classifier says of turned and shifted copies."""
+"""Detectors trained on what the classifier says of turned and shifted copies, and on the pixels alone."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,8 +21,7 @@ MOST_LOGITS = 100  # classes beyond which the logits of all copies are not learn
 
 def turn(images: Tensor, degrees: float) -> Tensor:
     """Images (n, c, h, w) turned about their middle, bilinear; the border is repeated."""
-    angle = torch.deg2rad(torch.tensor(float(degrees), dtype=torch.float64, device="cpu"))
-    cos, sin = float(angle.cos()), float(angle.sin())
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     h, w = images.shape[2:]
     matrix = torch.tensor([[cos, -sin * h / w, 0.0], [sin * w / h, cos, 0.0]], dtype=images.dtype, device=images.device)
     grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
