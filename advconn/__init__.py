@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from advconn.detector.explanation import Explanation
     from advconn.detector.fitting import fit
     from advconn.detector.guard import Guard, Verdict
+    from advconn.detector.judgement import Judgement
     from advconn.detector.recalibration import recalibrate
-    from advconn.detector.result import Judgement
     from advconn.errors import AdvconnError
     from advconn.features.connectivity import Connectivity
     from advconn.features.references import References, choose, synthesise
@@ -63,7 +63,7 @@ __getattr__, __dir__ = attach(
         "Detour": "paths.bypass",
         "Explanation": "detector.explanation",
         "Guard": "detector.guard",
-        "Judgement": "detector.result",
+        "Judgement": "detector.judgement",
         "Path": "paths.path",
         "Profile": "paths.path",
         "References": "features.references",

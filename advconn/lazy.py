@@ -11,42 +11,86 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-FORMER = {  # modules of advconn by the names that they had before they stood in folders; accepted for one version
+FORMER = {  # modules of advconn by the names that they had before; accepted for one version
     "agreement": "data.labels",
     "arrays": "data.arrays",
-    "band": "paths.band",
-    "blackbox": "models.black_box",
+    "attacks.custom": "attacks.built_in",
+    "band": "paths.elastic_band",
+    "benchmark.adaptive": "benchmark.adaptive_evaluation",
+    "benchmark.adaptive_check": "benchmark.planted_examples",
+    "benchmark.attacks": "benchmark.attack_sources",
+    "benchmark.baselines.layers": "benchmark.baselines.lid_and_mahalanobis",
+    "benchmark.baselines.squeezing": "benchmark.baselines.feature_squeezing",
+    "benchmark.controls": "benchmark.barrier_controls",
+    "benchmark.measure": "benchmark.feature_tables",
+    "benchmark.results": "benchmark.result_types",
+    "benchmark.rows": "benchmark.result_rows",
+    "blackbox": "models.onnx_and_http",
+    "bundle.card": "bundle.card_schema",
     "bypass": "paths.bypass",
     "calibration": "detector.calibration",
+    "cascade.augmentation": "cascade.attacked_copies",
+    "cascade.differentiable": "cascade.differentiable_score",
+    "cascade.heads": "cascade.head_files",
     "classifier": "models.classifier",
+    "cli.config": "cli.config_file",
+    "cli.findings": "cli.sarif_ocsf_junit",
+    "cli.guide": "cli.guide_html",
+    "cli.lists": "cli.path_lists",
+    "cli.loading": "cli.arguments",
+    "cli.score_run": "cli.score_output",
     "conditions": "data.conditions",
     "connection": "paths.connection",
     "connectivity": "features.connectivity",
     "copies": "features.transforms",
+    "data.hidden": "data.hidden_pictures",
+    "data.inputs": "data.input_conversion",
+    "data.isolation": "data.sandbox",
+    "data.layout": "data.axis_order",
+    "data.pictures": "data.decoding",
     "datasets": "data.datasets",
     "decoder": "paths.decoder",
+    "detector.groups": "detector.picture_groups",
+    "detector.preparation": "detector.clean_images",
+    "detector.result": "detector.judgement",
+    "detector.trial": "detector.trial_attack",
     "exits": "cascade.early_exit",
     "explain": "detector.explanation",
+    "features.families": "features.path_features",
+    "features.noise": "features.noise_level",
+    "features.pixels": "features.pixel_features",
     "fingerprint": "models.fingerprint",
     "fitting": "detector.fitting",
     "guard": "detector.guard",
     "images": "data.collection",
+    "inference": "runtime.forward_passes",
     "items": "data.collection",
-    "judgement": "detector.result",
+    "judgement": "detector.judgement",
     "kinds": "attacks.catalog",
-    "layout": "data.layout",
+    "layout": "data.axis_order",
     "margins": "models.margin",
+    "models.black_box": "models.onnx_and_http",
+    "models.checks": "models.sanity_checks",
     "modes": "features.references",
     "nets": "models.architectures",
-    "perturb": "attacks.custom",
-    "pictures": "data.pictures",
+    "parallel": "runtime.parallel",
+    "paths.band": "paths.elastic_band",
+    "perturb": "attacks.built_in",
+    "pictures": "data.decoding",
     "preprocessing": "data.preprocessing",
-    "reading": "data.inputs",
+    "reading": "data.input_conversion",
     "recalibration": "detector.recalibration",
-    "runner": "parallel",
+    "runner": "runtime.parallel",
+    "scoring.html": "scoring.report_page",
+    "scoring.journal": "scoring.resume_journal",
+    "serving.browser": "serving.web_security",
+    "serving.connections": "serving.connection_limits",
+    "serving.judge": "serving.framework_callable",
+    "serving.protocol": "serving.open_inference_protocol",
+    "serving.requests": "serving.request_body",
     "space": "paths.space",
     "stages": "cascade.cascade",
-    "store": "parallel",
+    "store": "runtime.cache",
     "watch": "detector.drift",
     "zoo": "bundle.shipped",
 }
@@ -88,12 +132,11 @@ class FormerModules(MetaPathFinder, Loader):
             path: of its package.
             target: a module that is reloaded.
         """
-        package, _, last = name.rpartition(".")
-        return ModuleSpec(name, self) if package == "advconn" and last in FORMER else None
+        return ModuleSpec(name, self) if name.removeprefix("advconn.") in FORMER else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module whose names are those of the one that it became."""
-        home = f"advconn.{FORMER[spec.name.rpartition('.')[2]]}"
+        home = f"advconn.{FORMER[spec.name.removeprefix('advconn.')]}"
         warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
         module, known = ModuleType(spec.name), importlib.import_module(home)
 

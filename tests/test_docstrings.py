@@ -34,7 +34,7 @@ def test_the_names_one_begins_with_have_an_example():
         "attack",
         "path",
         "bypass",
-        "band",
+        "elastic_band",
         "detector",
     }
 

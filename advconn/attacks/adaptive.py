@@ -25,7 +25,7 @@ from torch import Tensor
 from advconn.errors import AttackError
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 Score = Callable[[Tensor], Tensor]
 WAYS = ("lagrangian", "selective", "orthogonal", "rejection")

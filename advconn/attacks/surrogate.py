@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advconn.inference import gradients_enabled
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
+from advconn.runtime.forward_passes import gradients_enabled
 
 LARGEST = 48  # pixels of a side that the network sees; more are brought to so many
 STEPS, BATCH, RATE = 400, 64, 4e-3

@@ -15,25 +15,26 @@ from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark import rows
-from advconn.benchmark.adaptive import STRICT, AdaptiveBudget, evasion_rows
-from advconn.benchmark.attacks import AttackProtocol, NamedAttack, SavedAttack, to_attacks
+from advconn.benchmark import result_rows
+from advconn.benchmark.adaptive_evaluation import STRICT, AdaptiveBudget, evasion_rows
+from advconn.benchmark.attack_sources import AttackProtocol, NamedAttack, SavedAttack, to_attacks
+from advconn.benchmark.barrier_controls import controls
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.controls import controls
-from advconn.benchmark.measure import FeatureTables, ImageSetKey, fit_and_threshold, is_cached, measure, reference_rows
-from advconn.benchmark.results import PUBLISHED, Control, LeaveOneOutRow, Report, Row
+from advconn.benchmark.feature_tables import FeatureTables, ImageSetKey, is_cached, measure
+from advconn.benchmark.fitted_detector import fit_and_threshold, reference_rows
+from advconn.benchmark.result_types import PUBLISHED, Control, LeaveOneOutRow, Report, Row
 from advconn.benchmark.splits import BenchmarkData, PrecomputedAttack, classifier_key
 from advconn.data.conditions import CONDITIONS, noise_of_size, usable
 from advconn.data.datasets import Data
-from advconn.data.inputs import image_hashes
+from advconn.data.input_conversion import image_hashes
 from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import check_calibration_size
 from advconn.detector.detector import Detector
 from advconn.errors import AdvconnError, DataError, FitError
 from advconn.models.classifier import Classifier
-from advconn.parallel import Runner
+from advconn.runtime.parallel import Runner
 
 Note = Callable[[str], None]
 SPOILT = ("jpeg75", "blur", "brighter")
@@ -131,32 +132,32 @@ def run(
     ]
     left = leave_one_family_out(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
     aware = evasion_rows(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
-    bare = rows.bare_milliseconds(bench)
+    bare = result_rows.bare_milliseconds(bench)
     return Report(
         settings=run_metadata(data, bench, settings, attacked, candidates),
         rows=tuple(
-            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
+            result_rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
             for fitted in frozen
             for a in attacked.attacks
         ),
-        alarms=tuple(alarm for fitted in frozen for alarm in rows.false_positive_rows(fitted, bench)),
+        alarms=tuple(alarm for fitted in frozen for alarm in result_rows.false_positive_rows(fitted, bench)),
         attacks=tuple(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        expenses=tuple(cost for fitted in frozen for cost in rows.cost_rows(fitted, attacked.attacks, bare)),
+        expenses=tuple(cost for fitted in frozen for cost in result_rows.cost_rows(fitted, attacked.attacks, bare)),
         evasions=tuple(aware),
         saved=tuple(
-            rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
+            result_rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
             for fitted in frozen
             for a in attacked.saved
         ),
         published=tuple(train_on_each_attack(candidates, measured, attacked, bench, settings, note)),
         left=tuple(left),
         controls=tuple(barriers(bench, attacked.first)),
-        scores={fitted.name: rows.scores(fitted, attacked.attacks) for fitted in frozen},
-        missed=tuple(rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
-        alarmed=tuple(rows.false_alarm_examples(bench, frozen[0])),
+        scores={fitted.name: result_rows.scores(fitted, attacked.attacks) for fitted in frozen},
+        missed=tuple(result_rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
+        alarmed=tuple(result_rows.false_alarm_examples(bench, frozen[0])),
         split={name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
         attacked={a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
          for a in attacked.attacks},
@@ -336,7 +337,7 @@ def train_on_each_attack(
             except FitError as error:
                 note(f"{candidate.name} is not trained on {a.name} alone: {error}")
                 continue
-            row = rows.row(fitted, a, attacked.tested[a.name], bench, in_training=True)
+            row = result_rows.row(fitted, a, attacked.tested[a.name], bench, in_training=True)
             out.append(replace(row, setting=PUBLISHED))
     return out
 
@@ -365,7 +366,7 @@ def leave_one_family_out(
         for candidate in candidates:
             if candidate.learns:
                 fitted = fit_and_threshold(candidate, measured[candidate.name], rest, bench, settings.fpr)
-                out += [rows.leave_one_out_rows(fitted, family, a) for a in mine]
+                out += [result_rows.leave_one_out_rows(fitted, family, a) for a in mine]
     return out
 
 
@@ -381,8 +382,8 @@ def barriers(bench: BenchmarkData, hits: SuccessfulAttacks | None, count: int = 
         return []
     truth = bench.labels[hits.rows[:count]]
     arrays = (bench.part("test")[:count].numpy(), hits.images[:count].numpy(), truth.numpy())
-    call = (*arrays, bench.seed, classifier_key(bench.classifier), bench.classifier)
-    return list(bench.runner.map("controls", controls, [call], "classifier")[0])
+    call, key = (*arrays, bench.seed, bench.classifier), (*arrays, bench.seed, classifier_key(bench.classifier))
+    return list(bench.runner.map("controls", controls, [call], [key])[0])
 
 
 def run_metadata(

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks, attack_correct_images, concat_hits, is_misclassified
 from advconn.attacks.catalog import KINDS
-from advconn.benchmark.attacks import NamedAttack
-from advconn.benchmark.results import AttackSize
-from advconn.data.inputs import as_bytes
+from advconn.benchmark.attack_sources import NamedAttack
+from advconn.benchmark.result_types import AttackSize
+from advconn.data.input_conversion import as_bytes
 from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import check_calibration_size
 from advconn.errors import DataError, FitError
 from advconn.models.classifier import Classifier
-from advconn.parallel import Runner
+from advconn.runtime.parallel import Runner
 
 CHUNK = 64
 SHARES = {"train": 0.4, "calibrate": 0.3}  # of the images; the rest tests
@@ -82,30 +82,22 @@ class PrecomputedAttack:
 
 
 def attack_images(
-    images: np.ndarray, labels: np.ndarray, key: str, seed: int, network: str, subject: tuple[Classifier, NamedAttack]
+    images: np.ndarray, labels: np.ndarray, seed: int, classifier: Classifier, attack: NamedAttack
 ) -> SuccessfulAttacks:
-    """Successful copies of uint8 images with labels, see attacks.successful.
+    """Successful copies of uint8 images with labels, see attack.attack_correct_images.
 
     Args:
         images: clean ones (n, c, h, w) uint8.
         labels: their classes (n,).
-        key: what the copies depend on besides, of the attack, for a cache.
         seed: of all that is drawn.
-        network: what they depend on besides, of the classifier, for a cache.
-        subject: the classifier and the attack.
+        classifier: what is attacked.
+        attack: how.
     """
-    classifier, attack = subject
     return attack_correct_images(classifier, attack, torch.from_numpy(images), torch.from_numpy(labels), seed=seed)
 
 
-def predict_images(images: np.ndarray, network: str, classifier: Classifier) -> np.ndarray:
-    """The class (n,) of each of uint8 images; network: see attack_images.
-
-    Args:
-        images: (n, c, h, w) uint8.
-        network: what the classes depend on besides, for a cache.
-        classifier: what predicts.
-    """
+def predict_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """The class (n,) of each of uint8 images (n, c, h, w)."""
     return np.asarray(classifier.predict(torch.from_numpy(images)).numpy())
 
 
@@ -134,8 +126,9 @@ class BenchmarkData:
         self.used = torch.cat([self.parts.train, self.parts.calibrate, self.parts.test])
         self.predicted = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
         chunks, network = self.used.split(256), classifier_key(classifier)
-        calls = [(images[rows].numpy(), network, classifier) for rows in chunks]
-        for rows, classes in zip(chunks, runner.map("predict", predict_images, calls, "classifier"), strict=True):
+        calls = [(images[rows].numpy(), classifier) for rows in chunks]
+        keys = [(some, network) for some, _ in calls]
+        for rows, classes in zip(chunks, runner.map("predict", predict_images, calls, keys), strict=True):
             self.predicted[rows] = torch.from_numpy(classes)
         self.ready = tuple(ready)
         self.labelled = labels is not None
@@ -183,14 +176,15 @@ class BenchmarkData:
         own = classifier_key(self.classifier)
         chosen: list[tuple[NamedAttack, Tensor]] = []
         calls: list[tuple[Any, ...]] = []
+        keys: list[tuple[Any, ...]] = []
         for attack in attacks:
             mine = self._some(rows, attack.name if name == "train" else "", limit)
             for i, chunk in enumerate(mine.split(CHUNK)):
                 images, labels = self.images[chunk].numpy(), self.labels[chunk].numpy()
-                subject = (self.classifier, attack)
-                calls.append((images, labels, attack.key, self.seed + i, own, subject))
+                calls.append((images, labels, self.seed + i, self.classifier, attack))
+                keys.append((images, labels, self.seed + i, own, attack.key))
                 chosen.append((attack, chunk))
-        made = self.runner.map(f"attack {name}", attack_images, calls, "subject")
+        made = self.runner.map(f"attack {name}", attack_images, calls, keys)
         out: dict[str, list[tuple[SuccessfulAttacks, Tensor]]] = {attack.name: [] for attack in attacks}
         for (attack, chunk), hits in zip(chosen, made, strict=True):
             out[attack.name].append((hits, chunk))

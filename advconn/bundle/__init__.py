@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from advconn.lazy import attach
 
 if TYPE_CHECKING:
-    from advconn.bundle.card import CARD, FORMAT, HEAD, TENSORS, WEIGHTS
+    from advconn.bundle.card_schema import CARD, FORMAT, HEAD, TENSORS, WEIGHTS
     from advconn.bundle.loading import load, read_card
     from advconn.bundle.saving import save
     from advconn.bundle.shipped import default, folder_of
@@ -19,11 +19,11 @@ __all__ = ["CARD", "FORMAT", "HEAD", "TENSORS", "WEIGHTS", "default", "folder_of
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "CARD": "card",
-        "FORMAT": "card",
-        "HEAD": "card",
-        "TENSORS": "card",
-        "WEIGHTS": "card",
+        "CARD": "card_schema",
+        "FORMAT": "card_schema",
+        "HEAD": "card_schema",
+        "TENSORS": "card_schema",
+        "WEIGHTS": "card_schema",
         "default": "shipped",
         "folder_of": "shipped",
         "load": "loading",

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 
 from advconn.attacks.catalog import MIXTURE
-from advconn.bundle import card as cards
+from advconn.bundle import card_schema as cards
 from advconn.bundle import restoring
-from advconn.bundle.card import CARD, FORMAT, TENSORS
+from advconn.bundle.card_schema import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.cascade.early_exit import cascade_score
-from advconn.cascade.heads import highest_log_odds
+from advconn.cascade.head_files import highest_log_odds
 from advconn.detector.detector import Detector, FitSummary
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, first_line
 from advconn.features.connectivity import Connectivity
 from advconn.files import SHIPPED
-from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import input_size
+from advconn.models.sanity_checks import probe_images
 
 LARGEST_LOG_ODDS = 1e4  # that a head gives an image
 LARGEST_CARD = 2**20

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from advconn import models
-from advconn.bundle import card as cards
+from advconn.bundle import card_schema as cards
 from advconn.bundle import shipped
-from advconn.bundle.card import COMPANION, TENSORS, WEIGHTS
-from advconn.cascade import heads
+from advconn.bundle.card_schema import COMPANION, TENSORS, WEIGHTS
+from advconn.cascade import head_files
 from advconn.cascade.cascade import GATED, Cascade, Stage, stage_extractors
 from advconn.cascade.early_exit import EarlyExitMisses
 from advconn.data.conditions import CLEAN
 from advconn.data.preprocessing import parse_class_names
 from advconn.detector.efficacy import Efficacy
-from advconn.detector.groups import MAX_GROUPS, Groups
+from advconn.detector.picture_groups import MAX_GROUPS, Groups
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
@@ -119,7 +119,7 @@ def cascade_of(
     if list(columns[-1]) != [name for name in names if not cut or name in set(columns[-1])]:
         raise BundleError(f"{folder}: was fitted on other features than this version's; fit the detector again")
     files = cards.head_files(len(card["exits"]) + 1)[:count]
-    fitted_heads = tuple(heads.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
+    fitted_heads = tuple(head_files.load(folder / file, len(c)) for file, c in zip(files, columns, strict=True))
     exits = tuple(-math.inf if limit is None else float(limit) for limit in card["exits"][: count - 1])
     typical = _array(tensors, "typical", (len(names),))[[names.index(name) for name in columns[-1]]]
     if card["gate"] is not None and not set(GATED) <= set(columns[0]):

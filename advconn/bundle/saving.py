@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from advconn.bundle import card as cards
+from advconn.bundle import card_schema as cards
 from advconn.bundle import shipped
-from advconn.bundle.card import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
-from advconn.cascade import heads
+from advconn.bundle.card_schema import CARD, COMPANION, FORMAT, TENSORS, WEIGHTS
+from advconn.cascade import head_files
 from advconn.cascade.cascade import Stage
 from advconn.data.conditions import MEASURED, USES, usable
-from advconn.data.inputs import as_bytes
+from advconn.data.input_conversion import as_bytes
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
 from advconn.files import atomic_folder
@@ -73,7 +73,7 @@ def save(detector: Detector, folder: Path | str, *, figures: dict[str, Any] | No
     with atomic_folder(folder) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / TENSORS)
         for name, head in zip(cards.head_files(len(detector.cascade_.heads)), detector.cascade_.heads, strict=True):
-            heads.save(head, partial / name)
+            head_files.save(head, partial / name)
         for network, name in ((classifier, WEIGHTS), (connectivity.companion, COMPANION)):
             if network is not None and network.state is not None:
                 from safetensors.torch import save_file as save_weights

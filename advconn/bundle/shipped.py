@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from advconn import models
-from advconn.bundle.card import CARD, WEIGHTS
+from advconn.bundle.card_schema import CARD, WEIGHTS
 from advconn.errors import ModelError
 from advconn.files import SHIPPED, shipped_path
 from advconn.models.classifier import Classifier

@@ -20,8 +20,8 @@ from torch import Tensor
 from advconn.cascade.early_exit import stage_threshold
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, columns_of, concat_traces
-from advconn.inference import ONE_PRECISION, batch_limit, count_passes, tf32_disabled
+from advconn.features.path_features import Trace, columns_of, concat_traces
+from advconn.runtime.forward_passes import ONE_PRECISION, batch_limit, count_passes, tf32_disabled
 
 BLOCK = 256  # images that go through the stages together
 LARGEST = 2**23  # values of those images

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 
 from advconn.cascade.cascade import Cascade, head_log_odds
 from advconn.cascade.early_exit import exits_at
-from advconn.cascade.heads import load as load_head
+from advconn.cascade.head_files import load as load_head
 from advconn.cascade.scaling import LARGEST, BoundedScaler
 from advconn.errors import BundleError, FitError
 from advconn.features.connectivity import Connectivity
 from advconn.files import shipped_path
-from advconn.inference import gradients_enabled
+from advconn.runtime.forward_passes import gradients_enabled
 
 CARD = "card.json"
 UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import Attack
-from advconn.cascade.augmentation import AttackAugmenter, features_of
+from advconn.cascade.attacked_copies import AttackAugmenter, features_of
 from advconn.cascade.cascade import Cascade, head_log_odds
-from advconn.cascade.differentiable import adaptive_training_images
+from advconn.cascade.differentiable_score import adaptive_training_images
 from advconn.cascade.early_exit import EarlyExitMisses, choose_exits
 from advconn.data.conditions import CONDITIONS, usable
 from advconn.errors import FitError

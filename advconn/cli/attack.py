@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, classifier_of, detector_of, read
+from advconn.cli.arguments import ModelOptions, classifier_of, detector_of, read
 from advconn.cli.options import (
     PATH,
     data_option,
@@ -76,9 +76,9 @@ def attack(
 
     from advconn.attacks.attack import Attack, is_misclassified, round_to_bytes
     from advconn.data.collection import Collection
-    from advconn.data.inputs import as_bytes
+    from advconn.data.input_conversion import as_bytes
     from advconn.data.laundering import parse_laundering
-    from advconn.parallel import Runner, cluster
+    from advconn.runtime.parallel import Runner, cluster
     from advconn.scoring.writers import save_images
 
     if floats and save_as is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import classifier_of, default_subject, detector_of, read
+from advconn.cli.arguments import classifier_of, default_subject, detector_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -28,13 +28,13 @@ from advconn.errors import DataError
 from advconn.files import require_empty
 
 if TYPE_CHECKING:
-    from advconn.benchmark.results import Report
+    from advconn.benchmark.result_types import Report
     from advconn.benchmark.splits import PrecomputedAttack
     from advconn.data.collection import Item
     from advconn.data.datasets import Data
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
-    from advconn.parallel import Progress
+    from advconn.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def subject_of(options: BenchmarkOptions, progress: Progress) -> tuple[Detector,
     from advconn.data.collection import Collection
     from advconn.data.datasets import Data
     from advconn.detector.fitting import fit
-    from advconn.parallel import Runner
+    from advconn.runtime.parallel import Runner
 
     data, folder, asked, device = options.data, options.detector, options.asked, options.device
     reading = (options.labels, options.max_bad, options.accept)
@@ -361,8 +361,8 @@ def benchmark(**given: Any) -> None:
       advconn benchmark --detector detector/ --data images/ --attack pgd --attack cw --adaptive --out report/
       advconn benchmark --attack my_attack.py:make --baseline my_detector.py:Mine --table latex
     """
-    from advconn.benchmark.attacks import to_attacks
-    from advconn.parallel import cluster
+    from advconn.benchmark.attack_sources import to_attacks
+    from advconn.runtime.parallel import cluster
 
     options = BenchmarkOptions(**given)
     if options.out is not None:
@@ -382,10 +382,11 @@ def _reports(options: BenchmarkOptions, kinds: tuple[Any, ...], progress: Progre
     """One report of each repeat."""
     from advconn.attacks.attack import compatible_attacks
     from advconn.attacks.catalog import MIXTURE
-    from advconn.benchmark.adaptive import AdaptiveBudget
+    from advconn.benchmark.adaptive_evaluation import AdaptiveBudget
     from advconn.benchmark.run import Settings, run
     from advconn.data.datasets import DIGIT_MIXTURE
-    from advconn.parallel import DiskCache, Runner, cache_folder
+    from advconn.runtime.cache import DiskCache, cache_folder
+    from advconn.runtime.parallel import Runner
 
     detector, images, items = subject_of(options, progress)
     classifier = detector.classifier

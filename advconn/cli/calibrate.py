@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, detector_of, read
+from advconn.cli.arguments import ModelOptions, detector_of, read
 from advconn.cli.options import (
     DETECTOR,
     NONE,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, classifier_of, detector_of
+from advconn.cli.arguments import ModelOptions, classifier_of, detector_of
 from advconn.cli.options import PATH, detector_option, device_option, model_options
 from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError
@@ -134,7 +134,7 @@ def _class(wanted: str, classifier: Classifier) -> int:
 
 
 def _decoder(space: Space, file: Path | None, data: Path | None) -> Decoder | None:
-    from advconn.cli.loading import read
+    from advconn.cli.arguments import read
     from advconn.data.collection import Collection
     from advconn.paths import decoder as decoders
 

@@ -41,8 +41,8 @@ def docs(page: str, text: bool, out: Path | None) -> None:
     if text:
         click.echo_via_pager((GUIDE / f"{page}.md").read_text(encoding="utf-8"))
         return
-    from advconn.cli.guide import write_guide
-    from advconn.parallel import cache_folder
+    from advconn.cli.guide_html import write_guide
+    from advconn.runtime.cache import cache_folder
 
     folder = out or (cache_folder() or Path(tempfile.mkdtemp(prefix="advconn-"))) / "docs"
     write_guide(GUIDE, folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import classifier_of, read
+from advconn.cli.arguments import classifier_of, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from advconn.detector.detector import Detector
     from advconn.models.classifier import Classifier
-    from advconn.parallel import DiskCache, Runner
+    from advconn.runtime.cache import DiskCache
+    from advconn.runtime.parallel import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,8 @@ def fit(**given: Any) -> None:
     from advconn import bundle
     from advconn.attacks.attack import parse_all
     from advconn.detector.calibration import check_calibration_size
-    from advconn.parallel import DiskCache, Runner, cache_folder, cluster
+    from advconn.runtime.cache import DiskCache, cache_folder
+    from advconn.runtime.parallel import Runner, cluster
 
     options = FitOptions(**given)
     if options.asked.model is None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from advconn.cli.loading import RESIZES, ModelOptions
+from advconn.cli.arguments import RESIZES, ModelOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 

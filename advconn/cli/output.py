@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advconn.errors import printable
-from advconn.parallel import Progress
+from advconn.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from advconn.detector.calibration import Calibration

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, detector_of, tell_skipped
+from advconn.cli.arguments import ModelOptions, detector_of, tell_skipped
 from advconn.cli.options import (
     NONE,
     PATH,
@@ -146,11 +146,11 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
       advconn score --explain photo.png
     """
     from advconn import bundle
-    from advconn.cli.score_run import ScoreRun, describe_detector
-    from advconn.parallel import Runner, cluster
+    from advconn.cli.score_output import ScoreRun, describe_detector
+    from advconn.runtime.parallel import Runner, cluster
     from advconn.scoring.batch import BatchScorer
-    from advconn.scoring.journal import Journal
     from advconn.scoring.records import Failure
+    from advconn.scoring.resume_journal import Journal
 
     options = ScoreOptions(**given)
     images = _listed(images, options.sources)
@@ -207,7 +207,7 @@ def score(images: tuple[Path, ...], **given: Any) -> None:
 
 def _listed(images: Sequence[Path], sources: Sequence[Path]) -> tuple[Path, ...]:
     """The images named on the command line, and those of lists: of --from, of '-', of a .txt or a .csv."""
-    from advconn.cli.lists import LISTS, read_lists
+    from advconn.cli.path_lists import LISTS, read_lists
 
     out: list[Path] = []
     for path in images:

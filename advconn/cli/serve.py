@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.config import config_option
-from advconn.cli.loading import ModelOptions, detector_of
+from advconn.cli.arguments import ModelOptions, detector_of
+from advconn.cli.config_file import config_option
 from advconn.cli.options import detector_option, device_option, model_options
 from advconn.cli.output import note
 from advconn.errors import DataError, ModelError
@@ -128,9 +128,9 @@ def serve(
         from PIL import Image
 
         from advconn.serving.app import Server
-        from advconn.serving.browser import LOOPBACK
-        from advconn.serving.connections import Protocol
-        from advconn.serving.requests import Limits
+        from advconn.serving.connection_limits import Protocol
+        from advconn.serving.request_body import Limits
+        from advconn.serving.web_security import LOOPBACK
     except ImportError as error:
         raise ModelError(f"to serve needs {error.name or 'other packages'}: {EXTRA}") from None
     from advconn import bundle

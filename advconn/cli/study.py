@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.loading import ModelOptions, classifier_of, default_subject, detector_of, read
+from advconn.cli.arguments import ModelOptions, classifier_of, default_subject, detector_of, read
 from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
 from advconn.cli.output import note, progress_bar
 from advconn.errors import DataError

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from advconn.data import pictures
-from advconn.data.layout import layout
+from advconn.data import decoding
+from advconn.data.axis_order import layout
 from advconn.errors import DataError, first_line
 from advconn.files import refuse_bytearrays, require_zip_alone
 
@@ -91,10 +91,10 @@ class Archive:
             raise DataError(
                 f"{self.path}: more than {LARGEST_IMAGE / 1e6:.0f} MB an image: store bytes, or resize them"
             )
-        if min(h, w) < pictures.SMALLEST or h * w > pictures.LARGEST:
+        if min(h, w) < decoding.SMALLEST or h * w > decoding.LARGEST:
             raise DataError(
-                f"{self.path}: images of {w} x {h}; expected {pictures.SMALLEST} or more a side, and "
-                f"{pictures.LARGEST / 1e6:.0f} megapixels or fewer"
+                f"{self.path}: images of {w} x {h}; expected {decoding.SMALLEST} or more a side, and "
+                f"{decoding.LARGEST / 1e6:.0f} megapixels or fewer"
             )
 
     def _refuse_scale(self) -> None:
@@ -377,7 +377,7 @@ def _may_hold_images(value: Any) -> bool:
             continue
         seen.add(id(part))
         size = part.numel() if isinstance(part, torch.Tensor) else len(part) if isinstance(part, bytes) else 0
-        if len(seen) > MOST_PARTS or size >= pictures.SMALLEST**2:
+        if len(seen) > MOST_PARTS or size >= decoding.SMALLEST**2:
             return True
         if isinstance(part, (Mapping, tuple, list)):
             waiting += part.values() if isinstance(part, Mapping) else part
@@ -407,5 +407,5 @@ def _chosen(
 
 def _could_be_images(shape: tuple[int, ...], dtype: np.dtype[Any] | None, count: tuple[int, ...]) -> bool:
     if dtype is not None and (dtype.fields or dtype.kind in "SV"):  # each of whose values may be a picture
-        return dtype.itemsize >= pictures.SMALLEST**2
-    return shape != count and math.prod(shape) >= pictures.SMALLEST**2  # no picture has fewer values
+        return dtype.itemsize >= decoding.SMALLEST**2
+    return shape != count and math.prod(shape) >= decoding.SMALLEST**2  # no picture has fewer values

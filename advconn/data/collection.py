@@ -22,8 +22,8 @@ from torch import Tensor
 from advconn.data import arrays
 from advconn.data.arrays import Archive
 from advconn.data.containers import Packed, is_packed, open_packed
+from advconn.data.decoding import View, can_open, content, frames_of, resize_array, size_of, views
 from advconn.data.formats import HEAD, UNREAD, is_left_behind, is_named_picture, looks_like_picture, looks_unread
-from advconn.data.pictures import View, can_open, content, frames_of, resize_array, size_of, views
 from advconn.data.prefetch import prefetch
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
@@ -127,7 +127,7 @@ class Collection:
         path: a picture, a folder or an array file.
         channels: of the classifier's images: they decide how an array is laid out, and so how many images it holds.
             None for a classifier that is not known yet.
-        reading: how pictures are read, see pictures.decode_variants.
+        reading: how pictures are read, see decoding.decode_variants.
         frames: of animations, 'first' or 'all'; None refuses them.
 
     Raises:
@@ -407,7 +407,7 @@ def read_picture(data: bytes, name: str, preprocessing: Preprocessing, reading: 
         data: of the file.
         name: of the image.
         preprocessing: of the classifier.
-        reading: see pictures.decode_variants.
+        reading: see decoding.decode_variants.
 
     Raises:
         DataError: it cannot be read.
@@ -416,7 +416,7 @@ def read_picture(data: bytes, name: str, preprocessing: Preprocessing, reading: 
 
 
 def batch_of(found: tuple[list[list[View] | DataError], int], name: str) -> Batch:
-    """What pictures.views gives for a still picture, as a batch of one or two rows.
+    """What decoding.views gives for a still picture, as a batch of one or two rows.
 
     Raises:
         DataError: it could not be read.

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
+from advconn.data.decoding import LARGEST_FILE, SMALLEST, can_open
 from advconn.data.formats import HEAD, UNREAD, is_left_behind, looks_like_picture, looks_unread
-from advconn.data.pictures import LARGEST_FILE, SMALLEST, can_open
 from advconn.errors import DataError, first_line
 from advconn.files import require_zip_alone
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import DataError
-from advconn.parallel import cache_folder
+from advconn.runtime.cache import cache_folder
 
 TRAIN_END, FIT_END = 600, 1000  # digits up to TRAIN_END train the shipped classifier, up to FIT_END its detector
 

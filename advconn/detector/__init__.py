@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from advconn.detector.explanation import Explanation
     from advconn.detector.fitting import fit
     from advconn.detector.guard import Guard, Verdict
+    from advconn.detector.judgement import Judgement
     from advconn.detector.recalibration import recalibrate
-    from advconn.detector.result import Judgement
 
 __all__ = ["Calibration", "Detector", "Explanation", "Guard", "Judgement", "Verdict", "Watch", "fit", "recalibrate"]
 __getattr__, __dir__ = attach(
@@ -27,7 +27,7 @@ __getattr__, __dir__ = attach(
         "Detector": "detector",
         "Explanation": "explanation",
         "Guard": "guard",
-        "Judgement": "result",
+        "Judgement": "judgement",
         "Verdict": "guard",
         "Watch": "drift",
         "fit": "fitting",

@@ -43,7 +43,7 @@ class Calibration:
         confidence: in (0, 1), or None.
         predicted: (n,) class of each score's image by condition, for thresholds of their own by predicted class, where
             a class has enough images; the others share one.
-        groups: (n,) the group of each score's image by condition, see groups.Groups.
+        groups: (n,) the group of each score's image by condition, see picture_groups.Groups.
 
     Raises:
         FitError: too few scores for the rate: the threshold would be infinite and nothing ever flagged.

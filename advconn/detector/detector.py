@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, compatible_attacks, parse_all
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import AttackAugmenter
+from advconn.cascade.attacked_copies import AttackAugmenter
 from advconn.cascade.cascade import (
     STAGES,
     Cascade,
@@ -26,7 +26,7 @@ from advconn.cascade.cascade import (
     stage_extractors,
 )
 from advconn.cascade.early_exit import EarlyExitMisses, cascade_score
-from advconn.cascade.heads import clone_unfitted, default_head
+from advconn.cascade.head_files import clone_unfitted, default_head
 from advconn.cascade.pretrained import PretrainedHeads, floor_of
 from advconn.cascade.scaling import BoundedScaler
 from advconn.cascade.training import (
@@ -38,19 +38,20 @@ from advconn.cascade.training import (
     with_adaptive,
 )
 from advconn.data.conditions import BENIGN, CLEAN, CONDITIONS, PROMISED, usable
-from advconn.data.inputs import as_bytes, as_tensor, image_hashes, parse_y, select_labels
+from advconn.data.input_conversion import as_bytes, as_tensor, image_hashes, parse_y, select_labels
 from advconn.detector.calibration import Calibration, check_calibration_size, min_calibration_size
 from advconn.detector.doubt import FEWEST, certainty, doubt_threshold
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.explanation import CleanBaseline, Explanation, explain_image, reason_of
-from advconn.detector.groups import Groups, learn_groups
-from advconn.detector.result import Judgement, judgement_of
+from advconn.detector.judgement import Judgement, judgement_of
+from advconn.detector.picture_groups import Groups, learn_groups
 from advconn.errors import DataError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
 from advconn.models.equivalence import precision_of
-from advconn.parallel import Progress, Runner, ignore_progress
+from advconn.runtime.forward_passes import count_passes
+from advconn.runtime.parallel import Runner
+from advconn.runtime.progress import Progress, ignore_progress
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
 GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads
@@ -66,7 +67,7 @@ class FitSummary:
         train: number of clean images that were fitted on.
         calibrate: number of clean images that were calibrated on.
         attacks: for every attack how many images were tried, and on how many it succeeded.
-        image_hashes: (m,) uint64 of the images used, see data.inputs.image_hashes.
+        image_hashes: (m,) uint64 of the images used, see data.input_conversion.image_hashes.
         missed: attacked images that leave early though the last stage would catch them, judged by heads that were not
             fitted on them; None of one stage.
         pretrained: whether the heads were taught on other networks.
@@ -119,7 +120,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             as clean, and every attacked one, if it is still misclassified, as attacked.
         conditions: benign conditions under each of which the false-alarm rate is promised.
         confidence: of that promise, in (0, 1), where there are images enough for one; None promises it on average, for
-            pictures of every group (groups.Groups).
+            pictures of every group (picture_groups.Groups).
         by_class: thresholds of their own for predicted classes that have enough calibration images.
         pretrained: heads taught on other networks; a fit on clean images alone takes these, and makes no attack.
         refine: with pretrained heads, so many images are attacked after all, by `attacks` in turn, and move the heads.
@@ -616,12 +617,12 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             images: a path (a file, a folder, an array file), a PIL picture, an array or tensor, or a sequence of these.
-            reading: of files, see pictures.decode_variants.
+            reading: of files, see decoding.decode_variants.
 
         Raises:
             DataError: what cannot be read.
         """
-        from advconn.data.inputs import read_all
+        from advconn.data.input_conversion import read_all
 
         return read_all(images, self.classifier.preprocessing, reading=reading)
 

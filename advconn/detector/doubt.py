@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from advconn.features.families import Trace
+from advconn.features.path_features import Trace
 
 FEWEST = 10  # calibration images in doubt, else there is no cut
 WRONG_SHARE = 0.5

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.cascade.cascade import Cascade
-from advconn.detector.result import Judgement
-from advconn.features.families import Trace
+from advconn.detector.judgement import Judgement
+from advconn.features.path_features import Trace
 from advconn.models.classifier import Classifier
 from advconn.paths.bypass import DELTA
 from advconn.paths.path import Path, profile, straight

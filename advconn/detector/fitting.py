@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from advconn.attacks.attack import parse_all
 from advconn.attacks.strength import choose_mixture, images_per_attack
 from advconn.cascade import pretrained
-from advconn.cascade.augmentation import features_of
+from advconn.cascade.attacked_copies import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
-from advconn.data.inputs import as_tensor, image_hashes
+from advconn.data.input_conversion import as_tensor, image_hashes
 from advconn.detector.calibration import check_calibration_size, min_calibration_size
-from advconn.detector.detector import GROUPED, HELD_OUT, Detector
-from advconn.detector.preparation import (
+from advconn.detector.clean_images import (
     FOR_REFERENCES,
     CleanSet,
     add_references,
@@ -31,13 +30,15 @@ from advconn.detector.preparation import (
     label_preserving,
     prepare_images,
 )
+from advconn.detector.detector import GROUPED, HELD_OUT, Detector
 from advconn.detector.refinement import Remedy, refine_until_effective
-from advconn.detector.trial import MAX_ATTACKED, Trial
+from advconn.detector.trial_attack import MAX_ATTACKED, Trial
 from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
-from advconn.parallel import Runner, ignore_progress
+from advconn.runtime.parallel import Runner
+from advconn.runtime.progress import ignore_progress
 
 FEW = 20  # attacked images that a head cannot learn much from
 
@@ -95,9 +96,9 @@ def fit(
     References are chosen among a fifth of the images, which are in no other use, or synthesised. Where the images leave
     a class without a reference, own and rival paths are left out, and `note` is told.
 
-    The finished detector is tried on one attack (detector.trial.Trial). Where it catches less than half, a quick fit
-    attacks REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more than
-    detector.refinement.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
+    The finished detector is tried on one attack (detector.trial_attack.Trial). Where it catches less than half, a
+    quick fit attacks REFINED images and moves its heads, and then fits heads of its own, as far as that takes no more
+    than detector.refinement.MAX_SECONDS. What was measured is kept as `detector.fitted_.efficacy`.
 
     Args:
         classifier: what is to be guarded.
@@ -105,8 +106,8 @@ def fit(
         labels: true classes (n,) where known, as integers or one-hot.
         fpr: false-alarm rate asked for, in (0, 1).
         confidence: with which it is promised, in (0, 1). By default ('none') it holds on average over draws of the
-            calibration images, in every group of pictures that are alike (groups.Groups); with a confidence there is
-            one lower threshold for all.
+            calibration images, in every group of pictures that are alike (picture_groups.Groups); with a confidence
+            there is one lower threshold for all.
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else a part of `images` is kept for it.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advconn.data.inputs import as_tensor, require_image_tensor
+from advconn.data.input_conversion import as_tensor, require_image_tensor
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnWarning, DataError, FitError, ModelError

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from advconn.data.inputs import as_labels, as_tensor, image_hashes
+from advconn.data.input_conversion import as_labels, as_tensor, image_hashes
 from advconn.detector.calibration import check_calibration_size
+from advconn.detector.clean_images import drop_non_finite
 from advconn.detector.detector import Detector
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.fitting import warn, warn_weak_guarantee
-from advconn.detector.preparation import drop_non_finite
-from advconn.detector.trial import MIN_ATTACKED, is_effective, measure_efficacy
+from advconn.detector.trial_attack import MIN_ATTACKED, is_effective, measure_efficacy
 from advconn.errors import FitError
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 UNTOLD = "as before"
 CHANCE = 0.7  # AUROC under which scores mean nothing, whatever they told before

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from advconn.detector.detector import Detector
-from advconn.detector.trial import Trial
+from advconn.detector.trial_attack import Trial
 from advconn.errors import AttackError, FitError
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 MAX_SECONDS = 900.0  # that one remedy is thought to take, at most
 

@@ -11,7 +11,7 @@ from advconn.lazy import attach
 
 if TYPE_CHECKING:
     from advconn.features.connectivity import Connectivity
-    from advconn.features.families import FEATURES, Trace
+    from advconn.features.path_features import FEATURES, Trace
     from advconn.features.references import References, choose, synthesise
     from advconn.features.transforms import COPIES
 
@@ -21,9 +21,9 @@ __getattr__, __dir__ = attach(
     {
         "COPIES": "transforms",
         "Connectivity": "connectivity",
-        "FEATURES": "families",
+        "FEATURES": "path_features",
         "References": "references",
-        "Trace": "families",
+        "Trace": "path_features",
         "choose": "references",
         "synthesise": "references",
     },

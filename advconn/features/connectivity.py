@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from advconn.data.inputs import as_tensor
+from advconn.data.input_conversion import as_tensor
 from advconn.errors import DataError
-from advconn.features.families import FEATURES, Trace, feature_table
-from advconn.features.noise import GRAIN, grain
-from advconn.features.pixels import NEAR, PIXELS, nearness, pixels
+from advconn.features.noise_level import GRAIN, grain
+from advconn.features.path_features import FEATURES, Trace, feature_table
+from advconn.features.pixel_features import NEAR, PIXELS, nearness, pixels
 from advconn.features.references import References
 from advconn.features.transforms import COPIES, transform_named
-from advconn.inference import batch_limit
 from advconn.models.classifier import Classifier
 from advconn.models.margin import MarginLandscape, margin, margin_of_loss
 from advconn.paths.bypass import DELTA, SLACK, Detour, bypass
 from advconn.paths.path import Profile, path_positions, straight
 from advconn.paths.space import PIXEL, Space
+from advconn.runtime.forward_passes import batch_limit
 
 BARE = frozenset({"query", "self", "grain", "pixels", "companion"})  # families that need no references
 LARGEST = 2**21  # values of the images walked from at once
@@ -48,7 +48,8 @@ class Connectivity(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         levels: of bypass, for the family 'complexity'.
         steps: of every bypass.
         nearest: take the references nearest to the query in pixels (L2) instead of each class's first.
-        batch_size: images walked from at once, on a GPU inference.ON_A_GPU times as many; memory grows with it alone.
+        batch_size: images walked from at once, on a GPU forward_passes.ON_A_GPU times as many; memory grows with
+            it alone.
         companion: a second network of the same classes, trained against attacks, that the images are shown to too.
         temperature: what the classifier's logits are divided by before features are read and barriers are gone round,
             above 0 (Guo et al. 2017); models.margin.temperature_of brings networks of any confidence to one scale.

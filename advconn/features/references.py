@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.errors import DataError
-from advconn.inference import gradients_enabled
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin, temperature_of
+from advconn.runtime.forward_passes import gradients_enabled
 
 
 @dataclass(frozen=True)

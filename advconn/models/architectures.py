@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from advconn.data.pictures import resize_and_crop, to_chw
+from advconn.data.decoding import resize_and_crop, to_chw
 from advconn.data.preprocessing import preprocessing_of
 from advconn.errors import ModelError, first_line
 

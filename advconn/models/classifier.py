@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from advconn.data.preprocessing import parse_class_names, positive_int, preprocessing_of, to_height_width
 from advconn.errors import DataError, ModelError, first_line
-from advconn.inference import batched_forward, gradients_enabled
 from advconn.models.adapter import Adapter, AsModule, Output, is_training, unwrap
-from advconn.models.checks import classes_of, is_quantised, probe_images, scale_of
 from advconn.models.fingerprint import fingerprint
 from advconn.models.margin import MarginLandscape
+from advconn.models.sanity_checks import classes_of, is_quantised, probe_images, scale_of
+from advconn.runtime.forward_passes import batched_forward, gradients_enabled
 
 LARGEST = 3 * 2**17  # values in a batch on a CPU
 LARGEST_ON_A_GPU = 2**25
@@ -171,7 +171,7 @@ class Classifier:
             num_classes: k.
             options: as for Classifier; `size` and `channels` above all.
         """
-        from advconn.models.black_box import CallableModule
+        from advconn.models.onnx_and_http import CallableModule
 
         return cls(CallableModule(f), num_classes=num_classes, **options)
 
@@ -182,7 +182,7 @@ class Classifier:
         Raises:
             ModelError: onnxruntime is not installed, or the file is no image classifier.
         """
-        from advconn.models.black_box import Onnx
+        from advconn.models.onnx_and_http import Onnx
 
         network = Onnx(file)
         return cls(network, **(network.options() | {"name": f"onnx:{file}"} | options))
@@ -211,7 +211,7 @@ class Classifier:
         Raises:
             ModelError: no answer, no such model, no image classifier.
         """
-        from advconn.models.black_box import Endpoint
+        from advconn.models.onnx_and_http import Endpoint
 
         shape = None
         if options.get("size") is not None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.models.checks import probe_images
 from advconn.models.classifier import Classifier
+from advconn.models.sanity_checks import probe_images
 
 # How far apart two forms of one classifier may answer, as a share of the largest logit, by precision.
 _SAME = {"float32": 1e-4, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advconn.inference import Forward
+from advconn.runtime.forward_passes import Forward
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

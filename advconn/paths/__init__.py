@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from advconn.lazy import attach
 
 if TYPE_CHECKING:
-    from advconn.paths.band import Band, relax_band
     from advconn.paths.bypass import Detour
     from advconn.paths.connection import Connection, connect
     from advconn.paths.decoder import Decoder
+    from advconn.paths.elastic_band import Band, relax_band
     from advconn.paths.path import Path, Profile, profile, straight
     from advconn.paths.space import Space
 
@@ -34,7 +34,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "Band": "band",
+        "Band": "elastic_band",
         "Connection": "connection",
         "Decoder": "decoder",
         "Detour": "bypass",
@@ -43,7 +43,7 @@ __getattr__, __dir__ = attach(
         "Space": "space",
         "connect": "connection",
         "profile": "path",
-        "relax_band": "band",
+        "relax_band": "elastic_band",
         "straight": "path",
     },
 )

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from advconn.errors import PathError
 from advconn.models.margin import margin_of_loss
-from advconn.paths.band import relax_band
 from advconn.paths.bypass import DELTA, SLACK, bypass
+from advconn.paths.elastic_band import relax_band
 from advconn.paths.path import Path, Profile, profile, straight
 from advconn.paths.space import Space
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from advconn.errors import DataError, PathError
 from advconn.files import atomic_file
-from advconn.inference import gradients_enabled
-from advconn.parallel import Progress, ignore_progress
 from advconn.paths.space import Space
+from advconn.runtime.forward_passes import gradients_enabled
+from advconn.runtime.progress import Progress, ignore_progress
 
 WIDTH = 64
 SMALLEST = 4  # side that a vector is laid out on

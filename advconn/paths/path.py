@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advconn.inference import gradients_enabled
+from advconn.runtime.forward_passes import gradients_enabled
 
 Landscape = Callable[[Tensor], Tensor]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from advconn.errors import PathError
-from advconn.inference import batched_forward
 from advconn.models.classifier import Classifier
 from advconn.models.margin import MarginLandscape
+from advconn.runtime.forward_passes import batched_forward
 
 PIXEL = "pixel"
 

@@ -14,7 +14,7 @@ from advconn.data.prefetch import prefetch
 from advconn.data.preprocessing import Preprocessing
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
-from advconn.parallel import Runner
+from advconn.runtime.parallel import Runner
 from advconn.scoring.records import Failure, Result, score_batch
 
 Place = tuple[int, int]  # which collection, and which of its images

@@ -15,7 +15,7 @@ from rich.table import Table
 from advconn.data.collection import Batch
 from advconn.detector.calibration import Calibration, combine_readings
 from advconn.detector.detector import Detector
-from advconn.detector.result import Judgement
+from advconn.detector.judgement import Judgement
 from advconn.errors import Unanswered, first_line, printable
 
 VERDICTS = ("clean", "ADVERSARIAL")

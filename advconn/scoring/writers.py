@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from advconn.data.inputs import as_bytes
+from advconn.data.input_conversion import as_bytes
 from advconn.data.laundering import Laundering
 from advconn.errors import DataError, printable
 from advconn.files import atomic_folder

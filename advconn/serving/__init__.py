@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from advconn.lazy import attach
 
 if TYPE_CHECKING:
-    from advconn.serving.judge import Judge
+    from advconn.serving.framework_callable import Judge
 
 __all__ = ["Judge"]
-__getattr__, __dir__ = attach(__name__, {"Judge": "judge"})
+__getattr__, __dir__ = attach(__name__, {"Judge": "framework_callable"})

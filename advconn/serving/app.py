@@ -24,19 +24,26 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from advconn.data.collection import Batch, batch_of, merge_batches
+from advconn.data.decoding import Wanted, views_far, views_near
 from advconn.data.formats import COMMON, FORMATS
-from advconn.data.pictures import Wanted, views_far, views_near
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, first_line, printable
-from advconn.models.black_box import Endpoint
-from advconn.scoring.html import PageEntry, page, template_source
+from advconn.models.onnx_and_http import Endpoint
 from advconn.scoring.records import Failure, Record, Result, score_batch
+from advconn.scoring.report_page import PageEntry, page, template_source
 from advconn.serving.batching import Batcher, QueueFull
-from advconn.serving.browser import Guarded, PlainJSON, policy
-from advconn.serving.judge import Judge, per_picture, predict
+from advconn.serving.framework_callable import Judge, per_picture, predict
 from advconn.serving.metrics import Metrics, VerdictRow
-from advconn.serving.protocol import HEADER, NEAR_JSON, InferRequest, build_response, model_metadata, parse_request
-from advconn.serving.requests import DIGITS, Bodies, Limits, files_in
+from advconn.serving.open_inference_protocol import (
+    HEADER,
+    NEAR_JSON,
+    InferRequest,
+    build_response,
+    model_metadata,
+    parse_request,
+)
+from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
+from advconn.serving.web_security import Guarded, PlainJSON, policy
 
 Note = Callable[[str], None]
 T = TypeVar("T")
@@ -62,7 +69,7 @@ class Server:
         hosts: names that clients may give as Host; None allows any.
         show_flagged: tell every client which files were flagged last.
         every_format: also of pictures that Python code decodes.
-        reading: of pictures, see pictures.decode_variants.
+        reading: of pictures, see decoding.decode_variants.
         note: told what its operator should know.
     """
 

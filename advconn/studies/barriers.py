@@ -14,11 +14,11 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack
 from advconn.data.conditions import noise_of_size
-from advconn.inference import gradients_enabled
 from advconn.metrics import auroc, auroc_bootstrap_interval
 from advconn.models.classifier import Classifier
 from advconn.paths.connection import losses
 from advconn.paths.path import straight
+from advconn.runtime.forward_passes import gradients_enabled
 from advconn.studies.common import Pairs, Pool, Study, Subject, boxes, pool, same_class, spread, to_class
 
 if TYPE_CHECKING:

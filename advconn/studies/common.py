@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advconn.errors import DataError, PathError
 from advconn.models.classifier import Classifier
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from advconn.errors import PathError
-from advconn.parallel import Progress, ignore_progress
 from advconn.paths.connection import OUTCOMES, SCAN, connect
 from advconn.paths.path import Path, Profile, straight
 from advconn.paths.space import PIXEL, Space
+from advconn.runtime.progress import Progress, ignore_progress
 from advconn.studies.common import Pairs, Pool, Study, Subject, blocks, pool, same_class, to_class
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from advconn.errors import DataError
 from advconn.features.references import synthesise
-from advconn.inference import gradients_enabled
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.paths.connection import connect
 from advconn.paths.space import Space
+from advconn.runtime.forward_passes import gradients_enabled
 from advconn.studies.common import Study, Subject, pool, spread
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from advconn import bundle
-from advconn.benchmark.attacks import AttackProtocol, to_attack
+from advconn.benchmark.attack_sources import AttackProtocol, to_attack
 from advconn.benchmark.candidate import Candidate
 from advconn.data.datasets import digits
-from advconn.data.inputs import as_bytes
+from advconn.data.input_conversion import as_bytes
 from advconn.errors import AttackError, wrap_user_errors
 from advconn.models.classifier import Classifier
 

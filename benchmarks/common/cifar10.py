@@ -20,11 +20,11 @@ from torch import Tensor
 
 from advconn import models
 from advconn.attacks.attack import Attack, SuccessfulAttacks
-from advconn.cascade.augmentation import AttackAugmenter
+from advconn.cascade.attacked_copies import AttackAugmenter
 from advconn.cascade.cascade import NEAR
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, concat_traces, feature_table
-from advconn.features.noise import grain
+from advconn.features.noise_level import grain
+from advconn.features.path_features import Trace, concat_traces, feature_table
 from advconn.models.classifier import Classifier
 from benchmarks.common.provenance import SEED
 from benchmarks.common.training import MEAN, STD, split

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from advconn.attacks.attack import Attack
-from advconn.features.families import Trace, feature_table
+from advconn.features.path_features import Trace, feature_table
 from advconn.metrics import auroc, auroc_bootstrap_interval
 
 ATTACKS = (

@@ -18,7 +18,7 @@ import torch
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import still_misclassified
+from advconn.cascade.attacked_copies import still_misclassified
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise

@@ -210,7 +210,7 @@ def journal_faults(rng: Rng, folder: Path) -> Iterator[str]:
     from click.testing import CliRunner
 
     from advconn.cli import main
-    from advconn.scoring.journal import SUFFIX
+    from advconn.scoring.resume_journal import SUFFIX
 
     images, out = folder / "in", folder / "out.jsonl"
     if not images.exists():
@@ -218,11 +218,11 @@ def journal_faults(rng: Rng, folder: Path) -> Iterator[str]:
         for i in range(12):
             Image.fromarray(PIXELS[i]).save(images / f"{i:02}.png")
         line = ["score", "--detector", "digits", "--full", "--out", str(out), str(images)]
-        from advconn.cli import score_run
+        from advconn.cli import score_output
 
-        write, score_run.ScoreRun.write = score_run.ScoreRun.write, _stop  # type: ignore[assignment]
+        write, score_output.ScoreRun.write = score_output.ScoreRun.write, _stop  # type: ignore[assignment]
         CliRunner().invoke(main, line)
-        score_run.ScoreRun.write = write  # type: ignore[method-assign]
+        score_output.ScoreRun.write = write  # type: ignore[method-assign]
         (folder / "kept").write_bytes(Path(f"{out}{SUFFIX}").read_bytes())
     lines = (folder / "kept").read_bytes().splitlines(keepends=True)
     for _ in range(rng.choice((1, 1, 2))):

@@ -26,18 +26,18 @@ from torch import Tensor, nn
 
 from advconn import bundle, models
 from advconn.attacks.attack import Attack, compatible_attacks, parse_all
-from advconn.cascade.augmentation import AttackAugmenter, features_of
+from advconn.cascade.attacked_copies import AttackAugmenter, features_of
 from advconn.cascade.cascade import STAGES, stage_extractors
 from advconn.cascade.training import TrainingSet, build_training_set, corrupted_features
 from advconn.data.conditions import BENIGN
 from advconn.data.datasets import DIGIT_MIXTURE, TRAIN_END, digits
-from advconn.data.inputs import as_bytes
+from advconn.data.input_conversion import as_bytes
 from advconn.data.laundering import parse_laundering
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import choose
 from advconn.models.classifier import Classifier
 from advconn.models.margin import temperature_of
-from advconn.parallel import ignore_progress
+from advconn.runtime.progress import ignore_progress
 from benchmarks.common.cifar10 import CLASSES, Part, kept, parts, read
 from benchmarks.common.families import WIDE
 from benchmarks.common.families import network as large

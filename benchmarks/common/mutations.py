@@ -26,7 +26,7 @@ from sklearn.neural_network import MLPClassifier
 
 import advconn
 from advconn import bundle, models
-from advconn.bundle import card as cards
+from advconn.bundle import card_schema as cards
 from advconn.cascade.early_exit import cascade_score
 from advconn.detector import calibration
 from advconn.models.fingerprint import fingerprint

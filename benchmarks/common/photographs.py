@@ -19,7 +19,7 @@ from torch import Tensor
 from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_images, concat_hits
 from advconn.bundle.shipped import efficientnet_lite0
 from advconn.data.collection import Collection
-from advconn.data.inputs import as_bytes, read_all
+from advconn.data.input_conversion import as_bytes, read_all
 from advconn.models.classifier import Classifier
 from benchmarks.common.cifar10 import kept
 from benchmarks.common.provenance import SEED

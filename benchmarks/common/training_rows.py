@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import still_misclassified
+from advconn.cascade.attacked_copies import still_misclassified
 from advconn.cascade.cascade import stage_extractors
 from advconn.cascade.training import TrainingSet
 from advconn.cascade.training import training_set_of as taught_rows

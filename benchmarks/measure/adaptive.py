@@ -28,9 +28,9 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, Score, evade
-from advconn.benchmark.adaptive import claimed_robustness
-from advconn.benchmark.adaptive_check import plant
+from advconn.benchmark.adaptive_evaluation import claimed_robustness
 from advconn.benchmark.baselines.advconn import differentiable_score_of
+from advconn.benchmark.planted_examples import plant
 from advconn.detector.detector import Detector
 from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.cascade.cascade import head_log_odds
-from advconn.cascade.heads import default_head
+from advconn.cascade.head_files import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
-from advconn.detector.result import Judgement
+from advconn.detector.judgement import Judgement
 from advconn.features.connectivity import Connectivity
 from advconn.metrics import auroc
 from benchmarks.common.cifar10 import attacked, kept, parts, tables, whole

@@ -23,10 +23,10 @@ from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import head_log_odds, log_odds
 from advconn.cascade.early_exit import cascade_score
-from advconn.cascade.heads import default_head
+from advconn.cascade.head_files import default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
-from advconn.features.families import Trace
+from advconn.features.path_features import Trace
 from advconn.metrics import auroc
 from benchmarks.common.cifar10 import Part, attacked, parts, tables, taught, whole
 from benchmarks.common.detection import ATTACKS, SQUARE, family, logits_only, only, row

@@ -40,7 +40,7 @@ from PIL import Image
 import advconn
 from advconn import bundle, models
 from advconn.data.collection import Collection
-from advconn.data.pictures import views
+from advconn.data.decoding import views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnError, DataError
 from benchmarks.common.hostile import Served, journal_faults
@@ -66,7 +66,7 @@ def watch(event: str, given: tuple[Any, ...]) -> None:
     if wrote and isinstance(given[0], (str, bytes, os.PathLike)):
         path = os.path.abspath(os.fsdecode(given[0]))
         wrote = not (path.startswith(str(held.folder)) or "__pycache__" in path or path == os.devnull)
-    own = event == "subprocess.Popen" and "advconn.data.isolation" in str(given[1])  # what decodes under limits
+    own = event == "subprocess.Popen" and "advconn.data.sandbox" in str(given[1])  # what decodes under limits
     if (wrote or RUNS.match(event)) and not own:
         held.seen.append(f"{event} {given[:2]!r}"[:150])
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 import advconn
 from advconn import bundle
 from advconn.detector.detector import Detector
-from advconn.inference import tf32_disabled
 from advconn.models.classifier import Classifier
+from advconn.runtime.forward_passes import tf32_disabled
 from benchmarks.common.cifar10 import read
 from benchmarks.common.provenance import write_record
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.data.inputs import as_bytes
+from advconn.data.input_conversion import as_bytes
 from advconn.data.laundering import LAUNDERINGS, parse_laundering
 from advconn.detector.detector import Detector
 from advconn.metrics import auroc, clopper_pearson

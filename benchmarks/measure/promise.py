@@ -24,7 +24,7 @@ from advconn.data.conditions import CONDITIONS
 from advconn.detector.calibration import Calibration, Cell
 from advconn.detector.detector import Detector
 from advconn.detector.fitting import fit
-from advconn.detector.result import Judgement
+from advconn.detector.judgement import Judgement
 from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, network, others_than, pooled
 from benchmarks.common.lessons import arguments
 from benchmarks.common.provenance import SEED, write_record

@@ -28,9 +28,9 @@ from advconn import bundle
 from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import log_odds
-from advconn.cascade.heads import default_head
+from advconn.cascade.head_files import default_head
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace
+from advconn.features.path_features import Trace
 from advconn.metrics import auroc
 from benchmarks.common.cifar10 import attacked, everything, parts, stacked, taught, walked
 from benchmarks.common.detection import logits_only, only

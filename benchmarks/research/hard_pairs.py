@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn import bundle
-from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
-from advconn.paths.band import relax_band
 from advconn.paths.connection import Connection, connect
+from advconn.paths.elastic_band import relax_band
 from advconn.paths.path import straight
 from advconn.paths.space import Space
+from advconn.runtime.forward_passes import count_passes
 from benchmarks.common.cifar10 import read
 from benchmarks.common.provenance import write_record
 from benchmarks.common.training import MEAN, STD, network

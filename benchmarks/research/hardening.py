@@ -31,7 +31,7 @@ from advconn.cascade.cascade import head_log_odds
 from advconn.detector.detector import Detector
 from advconn.features import connectivity, transforms
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace
+from advconn.features.path_features import Trace
 from advconn.features.references import synthesise
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from advconn.attacks.attack import Attack
 from advconn.attacks.catalog import MIXTURE
-from advconn.cascade.augmentation import still_misclassified
+from advconn.cascade.attacked_copies import still_misclassified
 from advconn.cascade.cascade import STAGES, head_log_odds, stage_extractors
 from advconn.data.conditions import BENIGN, CONDITIONS
 from advconn.metrics import auroc

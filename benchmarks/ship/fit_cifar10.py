@@ -28,9 +28,9 @@ import torch
 from advconn import bundle
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import stage_extractors
-from advconn.cascade.differentiable import adaptive_training_images
+from advconn.cascade.differentiable_score import adaptive_training_images
 from advconn.cascade.training import TrainingSet
-from advconn.data.inputs import image_hashes
+from advconn.data.input_conversion import image_hashes
 from advconn.detector.detector import GROUPED, Detector
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import synthesise

@@ -19,10 +19,10 @@ import torch
 
 from advconn import bundle
 from advconn.cascade import pretrained
-from advconn.cascade.augmentation import features_of
+from advconn.cascade.attacked_copies import features_of
 from advconn.cascade.cascade import STAGES, stage_extractors
 from advconn.cascade.training import training_set_of
-from advconn.data.inputs import image_hashes
+from advconn.data.input_conversion import image_hashes
 from advconn.detector.detector import Detector
 from advconn.features.connectivity import Connectivity
 from advconn.models.margin import temperature_of

@@ -11,10 +11,10 @@ from advconn.attacks.attack import Attack, is_misclassified, parse_all
 from advconn.attacks.catalog import FAMILIES, KINDS, MIXTURE
 from advconn.attacks.surrogate import train_surrogate
 from advconn.errors import AttackError
-from advconn.inference import count_passes
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
+from advconn.runtime.forward_passes import count_passes
 
 
 def test_a_specification_is_read_and_written_back():

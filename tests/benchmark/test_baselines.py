@@ -8,7 +8,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from advconn import bundle
-from advconn.benchmark.baselines.layers import (
+from advconn.benchmark.baselines.feature_squeezing import median2
+from advconn.benchmark.baselines.lid_and_mahalanobis import (
     LID,
     LayerActivations,
     average_over_space,
@@ -19,7 +20,6 @@ from advconn.benchmark.baselines.layers import (
     neighbour_log_ratios,
 )
 from advconn.benchmark.baselines.noise import NOISES, NoiseLogOdds
-from advconn.benchmark.baselines.squeezing import median2
 from advconn.benchmark.baselines.transformations import DEGREES, SHIFTS, RawTransformations, Transformations, turn
 from advconn.data.datasets import digits
 

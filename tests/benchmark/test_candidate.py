@@ -14,17 +14,17 @@ from PIL import Image
 
 import advconn
 from advconn import bundle
-from advconn.benchmark.adaptive import claimed_robustness, is_credible
-from advconn.benchmark.attacks import to_attack, to_attacks
+from advconn.benchmark.adaptive_evaluation import claimed_robustness, is_credible
+from advconn.benchmark.attack_sources import to_attack, to_attacks
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.results import sentence
+from advconn.benchmark.result_types import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
 from advconn.data.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
-from advconn.parallel import Runner
+from advconn.runtime.parallel import Runner
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 THIRD = """

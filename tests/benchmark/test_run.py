@@ -18,15 +18,16 @@ from advconn import bundle
 from advconn.attacks.adaptive import WAYS, evade
 from advconn.attacks.attack import Attack, SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
-from advconn.benchmark import measure
-from advconn.benchmark.adaptive import AdaptiveBudget, evade_images
-from advconn.benchmark.adaptive_check import plant
-from advconn.benchmark.attacks import to_attacks
+from advconn.benchmark import feature_tables
+from advconn.benchmark.adaptive_evaluation import AdaptiveBudget, evade_images
+from advconn.benchmark.attack_sources import to_attacks
+from advconn.benchmark.barrier_controls import controls
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted, differentiable_score_of
 from advconn.benchmark.baselines.logits import MaxSoftmax
-from advconn.benchmark.controls import controls
-from advconn.benchmark.measure import FeatureTables, FittedDetector, ImageSetKey, fit_and_threshold
+from advconn.benchmark.feature_tables import FeatureTables, ImageSetKey
+from advconn.benchmark.fitted_detector import FittedDetector, fit_and_threshold
+from advconn.benchmark.planted_examples import plant
 from advconn.benchmark.report.folder import save
 from advconn.benchmark.report.tables import benchmark_tables
 from advconn.benchmark.run import Settings, make_splits, unseen
@@ -38,7 +39,8 @@ from advconn.detector.detector import Detector
 from advconn.errors import AttackError, FitError
 from advconn.metrics import auroc, mcnemar_p_value
 from advconn.models.classifier import untrained
-from advconn.parallel import DiskCache, Runner, cluster
+from advconn.runtime.cache import DiskCache
+from advconn.runtime.parallel import Runner, cluster
 
 KEYS = {
     "detector", "attack", "family", "in_training", "auroc", "auroc_low", "auroc_high", "tpr", "fpr", "success",
@@ -129,26 +131,12 @@ def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     sets = {ImageSetKey("train"): bench.part("train"), ImageSetKey("calibrate"): bench.part("calibrate")}
     sets |= {ImageSetKey("train", name): found.images for name, found in hits.items()}
     ours, given = AdvconnRefitted(shipped, bench.part("train")), AdvconnAsGiven(shipped, bench.part("train"))
-    found = measure.measure([ours, given], sets, Runner())
+    found = feature_tables.measure([ours, given], sets, Runner())
     frozen = fit_and_threshold(ours, found["advconn"], hits, bench, 0.05)
     assert 0.03 < frozen.flags(found["advconn"].clean("calibrate")).mean() <= 0.05
     as_given = fit_and_threshold(given, found["advconn (as given)"], hits, bench, 0.05)
     assert as_given.calibration.threshold == shipped.calibration_.threshold
     assert {where.part for where in found["advconn (as given)"].columns} == {"calibrate"}  # it has nothing to learn
-
-
-def test_finished_work_is_not_done_again(tmp_path):
-    """The same call is answered from the cache, another is not, and an ignored argument does not matter."""
-    done = []
-
-    def work(values, key, other):
-        done.append(key)
-        return values.sum()
-
-    calls = [(np.arange(3), "a", object()), (np.arange(4), "a", object())]
-    for _ in range(2):
-        assert Runner(store=DiskCache(tmp_path)).map("work", work, calls, "other") == [3, 6]
-    assert done == ["a", "a"]
 
 
 def test_the_differentiable_score_is_the_detectors_own(shipped, images):
@@ -203,7 +191,7 @@ def test_clean_pairs_of_a_class_have_lower_barriers_than_of_two(shipped, images,
     """What connectivity says of images that no one attacked; a network drawn anew has other parameters."""
     model = shipped.classifier
     clean = model.check(images.images[:100])
-    rows = controls(clean.numpy(), attacked["cw"][:50].numpy(), images.labels[:50].numpy(), 0, "", model)
+    rows = controls(clean.numpy(), attacked["cw"][:50].numpy(), images.labels[:50].numpy(), 0, model)
     at = {(r.network, r.pairs): r for r in rows}
     same, other = at["trained", "clean to clean, same class"], at["trained", "clean to clean, another class"]
     assert same.auroc == 0.5
@@ -343,7 +331,7 @@ def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
     follow, at = differentiable_score_of(trees, lambda: columns), trees.calibration_.threshold
     right = (model.logits(model.check(small.images)).argmax(1).cpu() == small.labels).nonzero()[:12, 0]
     pixels, labels = small.images[right], small.labels[right]
-    lowest = evade_images(pixels.numpy(), labels.numpy(), 0.2, "lagrangian", 10, 1, 0, "", (one, follow, at))
+    lowest = evade_images(pixels.numpy(), labels.numpy(), 0.2, "lagrangian", 10, 1, 0, (one, follow, at))
     made = evade(model, follow, model.check(pixels), labels, at, eps=0.2, way="lagrangian", steps=10, restarts=1)
     wrong = np.isfinite(made.score)
     assert wrong.any()
@@ -507,7 +495,7 @@ def test_what_is_planted_is_there_and_a_weak_attack_misses_it(classifier, digits
 def test_the_papers_barrier_costs_what_its_paths_take(shipped, images):
     """Three references at seven inner samples each, and the image itself; nothing for the names of features."""
     from advconn.benchmark.baselines.barrier import PaperBarrier
-    from advconn.inference import count_passes
+    from advconn.runtime.forward_passes import count_passes
 
     model = shipped.classifier
     made = PaperBarrier(model, images.images[:400])

@@ -13,8 +13,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
-from advconn.bundle import card as cards
-from advconn.cascade.heads import clone_unfitted, default_head
+from advconn.bundle import card_schema as cards
+from advconn.cascade.head_files import clone_unfitted, default_head
 from advconn.detector.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.features.connectivity import Connectivity

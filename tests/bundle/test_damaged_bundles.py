@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 import advconn
 from advconn import bundle
-from advconn.bundle import card as cards
-from advconn.bundle.card import LATER
+from advconn.bundle import card_schema as cards
+from advconn.bundle.card_schema import LATER
 from advconn.errors import BundleError
 
 

@@ -9,8 +9,8 @@ from advconn.cascade.early_exit import cascade_score, choose_exits
 from advconn.detector.detector import Detector
 from advconn.errors import DataError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import feature_table
-from advconn.inference import count_passes
+from advconn.features.path_features import feature_table
+from advconn.runtime.forward_passes import count_passes
 
 
 def test_each_stage_goes_on_where_the_one_before_it_ended(detector, classifier, digits):

@@ -17,11 +17,11 @@ from advconn.cascade.cascade import STAGES, log_odds
 from advconn.data.labels import memorisation_warning
 from advconn.detector.detector import Detector
 from advconn.detector.fitting import fit
-from advconn.detector.trial import Trial, is_effective
+from advconn.detector.trial_attack import Trial, is_effective
 from advconn.errors import BundleError, FitError
 from advconn.features.connectivity import Connectivity
-from advconn.inference import count_passes
 from advconn.models.classifier import Classifier
+from advconn.runtime.forward_passes import count_passes
 
 
 def test_a_quick_fit_makes_no_attack_and_asks_for_few_gradients(classifier, digits):

@@ -419,7 +419,7 @@ def test_attack_says_which_copies_succeeded(tmp_path):
 def test_a_quick_fit_reports_the_phases_that_it_tells():
     """By their names, in their order."""
     from advconn.detector.fitting import fit, phases_of
-    from advconn.parallel import Runner
+    from advconn.runtime.parallel import Runner
 
     images = (load_digits().images[1000:1300] * 255 / 16).round().astype(np.uint8)[:, None]
     classifier = bundle.load(bundle.default("digits")).classifier

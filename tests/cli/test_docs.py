@@ -13,7 +13,7 @@ from advconn.attacks.catalog import KINDS
 from advconn.cli import main
 from advconn.cli.docs import GUIDE, PAGES
 from advconn.data.conditions import CONDITIONS, USES
-from advconn.features.pixels import NEAR, PIXELS
+from advconn.features.pixel_features import NEAR, PIXELS
 from advconn.scoring.records import Failure, Record
 
 TEXTS = {page: (GUIDE / f"{page}.md").read_text(encoding="utf-8") for page in PAGES}
@@ -63,7 +63,7 @@ def test_routes_and_metrics_stand_in_their_tables():
     """What the server answers and counts."""
     pytest.importorskip("starlette")
     pytest.importorskip("prometheus_client")
-    from advconn.serving.judge import OUTPUTS
+    from advconn.serving.framework_callable import OUTPUTS
 
     text = TEXTS["serving"]
     assert all(f"`{name}`" in text for name in OUTPUTS)

@@ -24,12 +24,12 @@ from PIL import Image, TiffImagePlugin
 from sklearn.datasets import load_digits
 
 from advconn import bundle
-from advconn.data import isolation, pictures
+from advconn.data import decoding, sandbox
 from advconn.data.collection import Collection
-from advconn.data.pictures import content, frames_of, views
+from advconn.data.decoding import content, frames_of, views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnWarning, DataError
-from advconn.scoring.journal import SUFFIX
+from advconn.scoring.resume_journal import SUFFIX
 
 CLEAN = (load_digits().images[1000:1200] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
@@ -186,8 +186,8 @@ def test_frames_are_judged_some_at_a_time(tmp_path):
 def test_a_picture_that_takes_too_long_is_refused():
     """The worker is ended, and the next call has another."""
     slow = saved(Image.effect_noise((3000, 3000), 50).convert("RGB"), "JPEG2000")
-    with pytest.raises(isolation.Limited, match="takes more than"):
-        isolation.call("data.pictures:decode", slow, "x", pictures.Wanted(LOOK, "plain"), seconds=0.05)
+    with pytest.raises(sandbox.Limited, match="takes more than"):
+        sandbox.call("data.pictures:decode", slow, "x", decoding.Wanted(LOOK, "plain"), seconds=0.05)
     found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, "plain")
     assert np.array_equal(found[0][0].pixels[0], CLEAN[3])
 
@@ -345,7 +345,7 @@ def test_a_journal_of_other_images_or_a_damaged_one_is_no_finished_run(change, s
 
 
 def test_two_runs_do_not_write_one_journal(stopped):
-    from advconn.scoring.journal import Journal
+    from advconn.scoring.resume_journal import Journal
 
     file = Path(f"{stopped / 'out.jsonl'}{SUFFIX}")
     about = json.loads(file.open().readline())["about"]
@@ -359,7 +359,7 @@ def test_a_shipped_name_is_the_shipped_detector(tmp_path, monkeypatch):
     """Whatever lies in the current folder; ./digits is the folder. One that can flag nothing is remarked on."""
     from safetensors.numpy import load_file, save
 
-    from advconn.bundle import card as cards
+    from advconn.bundle import card_schema as cards
     from advconn.cascade.early_exit import cascade_score
 
     base = bundle.default("digits")
@@ -437,7 +437,7 @@ def test_sigterm_shows_what_was_judged(tmp_path):
 
 def test_lists_and_packed_pictures(tmp_path, monkeypatch):
     """From a file, a table, standard input; zip, tar with labels, Parquet: every picture in them is judged."""
-    from advconn.cli.lists import read_lists
+    from advconn.cli.path_lists import read_lists
 
     for name, array in (("a", CLEAN[3]), ("b", NOISE[0])):
         Image.fromarray(array).save(tmp_path / f"{name}.png")
@@ -605,7 +605,7 @@ def test_tables_name_their_other_columns_and_are_read_a_few_rows_at_a_time(tmp_p
 
 def test_names_in_lists_are_taken_as_they_are(tmp_path):
     """Spaces and other line ends belong to them; a table has one column of paths."""
-    from advconn.cli.lists import read_lists
+    from advconn.cli.path_lists import read_lists
 
     for name in ("d.png", "d.png ", "c.png\u2028c.png"):
         (tmp_path / name).write_bytes(png(NOISE[0] if name != "d.png" else CLEAN[3]))

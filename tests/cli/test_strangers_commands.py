@@ -230,7 +230,7 @@ def test_crop_modes_are_timms(crop, resize, tmp_path):
     pytest.importorskip("timm")
     from timm.data.transforms_factory import transforms_imagenet_eval
 
-    from advconn.data.pictures import resize_and_crop as brought
+    from advconn.data.decoding import resize_and_crop as brought
     from advconn.data.preprocessing import Preprocessing
 
     mean = (0.485, 0.456, 0.406)
@@ -459,7 +459,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_no_home_and_no_cache(tmp_path, monkeypatch):
     """Work goes on without one; the environment's own folders are looked at first."""
-    from advconn.parallel import DiskCache, cache_folder
+    from advconn.runtime.cache import DiskCache, cache_folder
 
     monkeypatch.setenv("ADVCONN_CACHE", str(tmp_path / "c"))
     assert cache_folder() == tmp_path / "c"
@@ -483,7 +483,7 @@ def test_no_home_and_no_cache(tmp_path, monkeypatch):
 
 def test_a_damaged_cache_entry_is_a_miss(tmp_path):
     """Truncated, emptied, a bit flipped: made again, and right again."""
-    from advconn.parallel import DiskCache
+    from advconn.runtime.cache import DiskCache
 
     store = DiskCache(tmp_path)
     calls = []
@@ -506,8 +506,9 @@ def test_a_damaged_cache_entry_is_a_miss(tmp_path):
 
 def test_a_fit_goes_on_where_it_was_interrupted(tmp_path):
     """Attacks that were finished are not made again; the detector is the same."""
-    from advconn.cascade.augmentation import AttackAugmenter
-    from advconn.parallel import DiskCache, Runner
+    from advconn.cascade.attacked_copies import AttackAugmenter
+    from advconn.runtime.cache import DiskCache
+    from advconn.runtime.parallel import Runner
 
     made, attacked = [], AttackAugmenter.attacked
 

@@ -278,7 +278,7 @@ def test_a_judge_travels_with_its_folders_whole_name(tmp_path, monkeypatch):
 
 
 def test_words_are_no_kinds_of_image():
-    from advconn.data.inputs import parse_y
+    from advconn.data.input_conversion import parse_y
 
     with pytest.raises(FitError, match="y == 'attacked' gives them"):
         parse_y(["clean", "attacked"], 2)
@@ -375,7 +375,7 @@ def test_class_names_that_are_none_get_one_line(tmp_path):
 
 def test_a_phones_photograph_is_judged(tmp_path):
     """48 megapixels, by a worker."""
-    from advconn.data.pictures import content, views
+    from advconn.data.decoding import content, views
 
     Image.new("RGB", (8064, 6048), (90, 120, 60)).save(tmp_path / "a.jpg", quality=80)
     ((way,),), _ = views(content(tmp_path / "a.jpg"), "a", Preprocessing(size=(32, 32)), "both")
@@ -385,7 +385,7 @@ def test_a_phones_photograph_is_judged(tmp_path):
 
 def test_bands_are_resized_one_by_one_and_shown():
     """A fourth is no transparency; figures and pages show what they can."""
-    from advconn.data.pictures import resize_array
+    from advconn.data.decoding import resize_array
     from advconn.paths.plots import to_display
 
     bands = np.stack([np.full((64, 64), v, np.uint8) for v in (120, 60, 30)] + [np.indices((64, 64)).sum(0) % 2 * 2])
@@ -397,7 +397,7 @@ def test_bands_are_resized_one_by_one_and_shown():
 
 def test_the_layout_of_a_described_input():
     """Four and twelve channels behind the sides; small pictures of three channels before them."""
-    from advconn.models.black_box import ArrayModule
+    from advconn.models.onnx_and_http import ArrayModule
 
     for shape, last, size in (
         ([1, 32, 32, 4], True, (32, 32)), ([-1, 64, 64, 12], True, (64, 64)), ([1, 3, 8, 8], False, (8, 8)),

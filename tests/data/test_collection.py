@@ -178,7 +178,7 @@ def test_another_size_is_brought_to_the_input_as_torchvision_does_it(width, heig
 
 def test_channels_that_callers_still_give_are_taken(tmp_path):
     """As before preprocessing held them."""
-    from advconn.data.inputs import read_all
+    from advconn.data.input_conversion import read_all
 
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
     (batch,) = Collection(tmp_path / "a.png").batches(LOOK, 1)

@@ -17,9 +17,9 @@ from sklearn.datasets import load_digits
 
 import advconn
 from advconn import bundle
-from advconn.data import pictures
+from advconn.data import decoding
 from advconn.data.collection import Collection
-from advconn.data.pictures import views
+from advconn.data.decoding import views
 from advconn.data.preprocessing import Preprocessing
 from advconn.detector.calibration import Calibration, combine_readings
 from advconn.errors import AdvconnWarning, DataError, FitError
@@ -131,7 +131,7 @@ def test_what_unpacks_to_much_is_no_matter_for_this_process():
         (empty, False),
         (jpeg[:2] + segment * 5 + jpeg[2:], False),
     ):
-        assert pictures._is_near(data) == near
+        assert decoding._is_near(data) == near
 
 
 def test_members_are_told_by_their_content(tmp_path):
@@ -203,7 +203,7 @@ def test_tables_that_name_much_in_few_bytes(tmp_path):
 
 
 def test_files_sent_as_binary_are_read_in_one_pass():
-    from advconn.serving.protocol import parse_request
+    from advconn.serving.open_inference_protocol import parse_request
 
     about = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 4 * 10**6}}
     head = json.dumps({"inputs": [about]}).encode()

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from advconn import bundle, models
-from advconn.cascade.differentiable import adaptive_training_images, differentiable_score
+from advconn.cascade.differentiable_score import adaptive_training_images, differentiable_score
 from advconn.cli import main
 from advconn.detector.fitting import fit
 from advconn.errors import BundleError, DataError, FitError, ModelError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import feature_table
+from advconn.features.path_features import feature_table
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin

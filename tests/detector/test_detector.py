@@ -181,7 +181,7 @@ def test_kinds_of_attack_may_be_told_apart(classifier, clean, attacked):
 
 def test_attacked_copies_under_benign_conditions_are_still_wrong(classifier, digits):
     """In turn noise and light; those that are put right again are left out."""
-    from advconn.cascade.augmentation import still_misclassified
+    from advconn.cascade.attacked_copies import still_misclassified
     from advconn.data.conditions import CONDITIONS
 
     images, labels = classifier.check(digits[0][1400:1520]), digits[1][1400:1520]

@@ -7,7 +7,7 @@ from brought import fit, images, trained
 
 import advconn
 from advconn.detector.doubt import FEWEST, certainty, doubt_threshold
-from advconn.features.families import Trace
+from advconn.features.path_features import Trace
 from advconn.models.classifier import Classifier
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from advconn import bundle
 from advconn.cli import main
-from advconn.detector import trial
+from advconn.detector import trial_attack
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.fitting import fit
 from advconn.detector.guard import Guard
@@ -30,7 +30,7 @@ def build():
 def measuring(monkeypatch, *found):
     """Let trials find this in turn, and the last for ever after."""
     left = list(found)
-    monkeypatch.setattr(trial.Trial, "measure", lambda *_, **__: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(trial_attack.Trial, "measure", lambda *_, **__: left.pop(0) if len(left) > 1 else left[0])
 
 
 def run(*args):
@@ -42,7 +42,7 @@ def test_what_is_measured_is_kept(classifier, digits, tmp_path):
     fitted = fit(classifier, digits[0][900:1400], digits[1][900:1400], accept_weak=True, note=lambda text: None)
     found = fitted.fitted_.efficacy
     assert found.attack.startswith("pgd")
-    assert trial.MIN_ATTACKED <= found.count <= trial.MAX_ATTACKED
+    assert trial_attack.MIN_ATTACKED <= found.count <= trial_attack.MAX_ATTACKED
     assert found.auroc > 0.9
     assert set(found.prices) == set(fitted.calibration_.conditions) - {"clean"}
     assert all(price >= 0 for price in found.prices.values())
@@ -56,9 +56,9 @@ def test_what_is_measured_is_kept(classifier, digits, tmp_path):
 def test_a_trial_that_would_take_too_long_says_nothing(classifier, digits):
     detector = bundle.load(bundle.default("digits"))
     some = digits[0][1500:1540], digits[1][1500:1540]
-    assert trial.Trial(*some, seconds=0).measure(detector) is None
-    found = trial.Trial(*some, seconds=60).measure(detector)
-    assert found.count >= trial.MIN_ATTACKED
+    assert trial_attack.Trial(*some, seconds=0).measure(detector) is None
+    found = trial_attack.Trial(*some, seconds=60).measure(detector)
+    assert found.count >= trial_attack.MIN_ATTACKED
     assert found.auroc > 0.9
 
 

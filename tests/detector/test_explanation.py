@@ -15,7 +15,7 @@ from advconn.attacks.attack import Attack
 from advconn.cascade.cascade import head_log_odds
 from advconn.detector.explanation import CleanBaseline, reason_of
 from advconn.errors import DataError
-from advconn.scoring.html import PageEntry, page, write
+from advconn.scoring.report_page import PageEntry, page, write
 
 
 @pytest.fixture(scope="module")

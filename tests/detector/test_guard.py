@@ -112,7 +112,7 @@ def test_it_leaves_torchs_own_state_alone(guard, images):
 
 def test_a_bound_on_the_stages_bounds_the_cost(detector, images):
     """max_stage=1 asks four forwards of every image, with a threshold of its own; no such stage is refused."""
-    from advconn.inference import count_passes
+    from advconn.runtime.forward_passes import count_passes
 
     with count_passes() as cost:
         verdict = Guard(detector, max_stage=1)(images)

@@ -7,10 +7,10 @@ from sklearn.base import clone
 
 from advconn.errors import DataError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import FEATURES, feature_table
+from advconn.features.path_features import FEATURES, feature_table
 from advconn.features.references import References, choose
-from advconn.inference import count_passes
 from advconn.paths.space import Space
+from advconn.runtime.forward_passes import count_passes
 
 EVERY = ("query", "self", "own", "rival", "latent", "complexity")
 

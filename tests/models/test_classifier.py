@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from advconn.errors import DataError, ModelError
-from advconn.inference import count_passes
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
 from advconn.models.fingerprint import fingerprint
 from advconn.models.margin import margin, margin_of_loss
 from advconn.paths.path import energy_and_gradient
+from advconn.runtime.forward_passes import count_passes
 
 
 def small(**options) -> nn.Module:
@@ -183,7 +183,7 @@ def test_a_classifier_travels_to_another_process():
 
 def test_batches_of_many_sizes_become_few():
     """Padded to a power of two with the last point, cut off again; never over the largest batch."""
-    from advconn.inference import padded_forward
+    from advconn.runtime.forward_passes import padded_forward
 
     seen = []
 

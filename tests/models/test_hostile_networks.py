@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits
 
 from advconn import bundle
 from advconn.errors import DataError, ModelError, Unanswered
-from advconn.models.black_box import Endpoint, _exchanged
 from advconn.models.classifier import Classifier
+from advconn.models.onnx_and_http import Endpoint, _exchanged
 from advconn.serving import Judge
 
 pytest.importorskip("starlette")
@@ -33,8 +33,8 @@ pytest.importorskip("uvicorn")
 from starlette.testclient import TestClient
 
 from advconn.serving.app import Server
-from advconn.serving.protocol import parse_body, parse_request
-from advconn.serving.requests import Limits, files_in
+from advconn.serving.open_inference_protocol import parse_body, parse_request
+from advconn.serving.request_body import Limits, files_in
 
 CLEAN = (load_digits().images[1000:1020] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
@@ -537,7 +537,7 @@ def test_bodies_have_limits_of_time_and_of_all_together(shipped):
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-    from advconn.serving.requests import Bodies
+    from advconn.serving.request_body import Bodies
 
     async def read(bodies, parts, wait=0.0):
         async def receive():

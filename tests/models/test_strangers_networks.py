@@ -632,7 +632,7 @@ def test_every_attack_class_of_torchattacks_runs(name):
 
 def test_no_class_lacks_a_reference_by_chance():
     """Of ten classes among sixty images each has one."""
-    from advconn.detector.preparation import _every_class
+    from advconn.detector.clean_images import _every_class
 
     predicted = torch.arange(60) % 10
     for seed in range(20):

@@ -6,11 +6,11 @@ from torch import nn
 
 from advconn import Classifier
 from advconn.errors import ModelError, PathError
-from advconn.inference import count_passes
 from advconn.models.architectures import compact
-from advconn.paths.band import relax_band
+from advconn.paths.elastic_band import relax_band
 from advconn.paths.path import profile, straight
 from advconn.paths.space import Space, layers, split_network
+from advconn.runtime.forward_passes import count_passes
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from advconn.data.collection import Collection
 from advconn.data.prefetch import prefetch
 from advconn.detector.detector import Detector
 from advconn.errors import DataError
-from advconn.inference import tf32_disabled
-from advconn.parallel import Runner
+from advconn.runtime.forward_passes import tf32_disabled
+from advconn.runtime.parallel import Runner
 from advconn.scoring.batch import BatchScorer
-from advconn.scoring.journal import SUFFIX, Journal
 from advconn.scoring.records import Failure
+from advconn.scoring.resume_journal import SUFFIX, Journal
 from advconn.scoring.writers import COLUMNS, as_csv, as_parquet
 
 judge = Detector.judge

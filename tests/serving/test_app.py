@@ -20,7 +20,7 @@ from advconn import bundle
 from advconn.errors import AdvconnError, DataError
 from advconn.models.classifier import Classifier
 from advconn.serving import Judge
-from advconn.serving.judge import OUTPUTS
+from advconn.serving.framework_callable import OUTPUTS
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
@@ -31,7 +31,7 @@ from starlette.testclient import TestClient
 
 from advconn.serving.app import Server
 from advconn.serving.batching import Batcher, QueueFull
-from advconn.serving.requests import Limits
+from advconn.serving.request_body import Limits
 
 
 @pytest.fixture(scope="module")

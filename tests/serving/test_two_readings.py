@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from advconn import bundle
-from advconn.cascade.heads import default_head, highest_log_odds
+from advconn.cascade.head_files import default_head, highest_log_odds
 from advconn.errors import DataError
 from advconn.scoring.records import Record, parse_result
 from advconn.serving import Judge
-from advconn.serving.protocol import parse_body
+from advconn.serving.open_inference_protocol import parse_body
 
 PIXELS = [0.0] * 64
 

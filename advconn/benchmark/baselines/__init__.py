@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from advconn.benchmark.baselines.barrier import PaperBarrier
-from advconn.benchmark.baselines.layers import KNN, LID, LastLayerMahalanobis, LayerRegression, Mahalanobis, MultiLID
+from advconn.benchmark.baselines.feature_squeezing import FeatureSqueezing, FlipShift
+from advconn.benchmark.baselines.lid_and_mahalanobis import (
+    KNN,
+    LID,
+    LastLayerMahalanobis,
+    LayerRegression,
+    Mahalanobis,
+    MultiLID,
+)
 from advconn.benchmark.baselines.logits import Energy, LogitsOnly, MaxSoftmax, SecondClassifier
 from advconn.benchmark.baselines.noise import Mixup, NoiseLogOdds
-from advconn.benchmark.baselines.squeezing import FeatureSqueezing, FlipShift
 from advconn.benchmark.baselines.transformations import RawTransformations, Spectrum, Transformations
 from advconn.benchmark.candidate import Candidate
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate, Learned, as_numpy
-from advconn.cascade.differentiable import linear_odds
+from advconn.cascade.differentiable_score import linear_odds
 from advconn.errors import DataError
-from advconn.features.families import Trace, feature_table
+from advconn.features.path_features import Trace, feature_table
 from advconn.models.margin import margin
 
 

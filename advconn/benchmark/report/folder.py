@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from advconn.benchmark.results import Report, Row
+from advconn.benchmark.result_types import Report, Row
 from advconn.errors import DataError
 from advconn.files import atomic_folder
 

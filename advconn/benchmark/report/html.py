@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from advconn.benchmark.adaptive import BEST
+from advconn.benchmark.adaptive_evaluation import BEST
 from advconn.benchmark.report import plots
-from advconn.benchmark.results import OURS, ErrorExample, Report, rank, sentence, worst_auroc
+from advconn.benchmark.result_types import OURS, ErrorExample, Report, rank, sentence, worst_auroc
 
 CAPTIONS = {
     "overview": "Detection rate by detector and attack, the worst detected first",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advconn.benchmark.results import OURS, Report, best_baseline, rank
+from advconn.benchmark.result_types import OURS, Report, best_baseline, rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from advconn.benchmark.adaptive import BEST
-from advconn.benchmark.results import OURS, FalsePositiveRow, Report, Row, sentence
+from advconn.benchmark.adaptive_evaluation import BEST
+from advconn.benchmark.result_types import OURS, FalsePositiveRow, Report, Row, sentence
 from advconn.errors import DataError
 
 

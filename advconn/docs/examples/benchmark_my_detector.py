@@ -10,7 +10,7 @@ from advconn.benchmark import Candidate
 from advconn.benchmark.run import Settings, run
 from advconn.bundle import default, load
 from advconn.data.datasets import unseen_digits
-from advconn.parallel import Runner
+from advconn.runtime.parallel import Runner
 from advconn.testing import check_attack, check_detector
 
 

@@ -88,7 +88,7 @@ def relax_band(
 
     Example:
         >>> import torch
-        >>> from advconn.paths.band import relax_band
+        >>> from advconn.paths.elastic_band import relax_band
         >>> from advconn.paths import profile, straight
         >>> def hill(points):
         ...     return torch.exp(-points.square().sum(2))

@@ -12,12 +12,12 @@ from brought import saved
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from advconn.data import pictures
+from advconn.data import decoding
 from advconn.data.collection import Collection
-from advconn.data.pictures import views
+from advconn.data.decoding import views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
-from advconn.serving.requests import files_in
+from advconn.serving.request_body import files_in
 
 CLEAN = (load_digits().images[1000:1012] * 255 / 16).round().astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
@@ -132,9 +132,9 @@ def test_many_empty_tables_are_no_matter_for_this_process():
     for data in (jpeg[:2] + b"\xff\xc4\0\2" * 10**6 + jpeg[2:], jpeg[:2] + b"\xff\xdd\0\4\0\0" * 10**6 + jpeg[2:],
                  png[:33] + empty * 10**5 + png[33:]):  # fmt: skip
         started = time.perf_counter()
-        assert not pictures._is_near(data)
+        assert not decoding._is_near(data)
         assert time.perf_counter() - started < 2
-    assert all(map(pictures._is_near, (jpeg, png)))
+    assert all(map(decoding._is_near, (jpeg, png)))
 
 
 def test_a_picture_is_no_text_beside_a_picture(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from advconn import bundle
 from advconn.detector.calibration import Calibration, Cell
 from advconn.detector.fitting import fit
-from advconn.detector.groups import MAX_GROUPS, learn_groups
+from advconn.detector.picture_groups import MAX_GROUPS, learn_groups
 from advconn.errors import BundleError
 
 NAMES = ("query.margin", "grain.mean", "pixels.same")

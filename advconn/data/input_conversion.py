@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from advconn.data.axis_order import layout
 from advconn.data.collection import Collection, read_picture
-from advconn.data.layout import layout
-from advconn.data.pictures import decode_variants, resize_and_crop, resize_array, to_chw
+from advconn.data.decoding import decode_variants, resize_and_crop, resize_array, to_chw
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, FitError
 
@@ -119,7 +119,7 @@ def read_all(given: Any, preprocessing: Preprocessing, channels: int | None = No
         given: any of these.
         preprocessing: of the classifier.
         channels: of the images, where not those of `preprocessing`; accepted for one version.
-        reading: of files, see pictures.decode_variants.
+        reading: of files, see decoding.decode_variants.
 
     Raises:
         DataError: anything else, or what cannot be read.

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from advconn.features.families import Trace, feature_table, own_features, rival_features, self_features
-from advconn.features.noise import GRAIN, LEVELS, STRUCTURE, _median5, grain
+from advconn.features.noise_level import GRAIN, LEVELS, STRUCTURE, _median5, grain
+from advconn.features.path_features import Trace, feature_table, own_features, rival_features, self_features
 
 QUERY = torch.tensor([[2.0, 0.0, -1.0]])
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.benchmark.attacks import NamedAttack, SavedAttack
-from advconn.benchmark.measure import FeatureTable, FittedDetector
-from advconn.benchmark.results import CostRow, ErrorExample, FalsePositiveRow, LeaveOneOutRow, Row
+from advconn.benchmark.attack_sources import NamedAttack, SavedAttack
+from advconn.benchmark.feature_tables import FeatureTable
+from advconn.benchmark.fitted_detector import FittedDetector
+from advconn.benchmark.result_types import CostRow, ErrorExample, FalsePositiveRow, LeaveOneOutRow, Row
 from advconn.benchmark.splits import BenchmarkData
 from advconn.detector.calibration import Calibration, min_calibration_size
 from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mcnemar_p_value, mean_share

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from advconn.attacks.adaptive import WAYS, Score, evade
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.benchmark.adaptive_check import ENOUGH, plant
-from advconn.benchmark.measure import FeatureTable, FittedDetector
-from advconn.benchmark.results import AdaptiveRow
+from advconn.benchmark.feature_tables import FeatureTable
+from advconn.benchmark.fitted_detector import FittedDetector
+from advconn.benchmark.planted_examples import ENOUGH, plant
+from advconn.benchmark.result_types import AdaptiveRow
 from advconn.benchmark.splits import BenchmarkData
 from advconn.metrics import clopper_pearson
 
@@ -40,7 +41,7 @@ class AdaptiveBudget:
 
 
 def evade_images(
-    images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int, key: str,
+    images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int,
     aimed: tuple[FittedDetector, Score, float],
 ) -> np.ndarray:  # fmt: skip
     """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
@@ -53,7 +54,6 @@ def evade_images(
         steps: from one start, at most.
         restarts: random starts.
         seed: of the starts.
-        key: what the detector depends on, for a cache.
         aimed: the detector, the differentiable score that the attack follows, and the score that it aims under.
     """
     detector, score, aim = aimed
@@ -94,7 +94,7 @@ def evasion_rows(
 
 
 def planted_found(
-    images: np.ndarray, eps: float, ways: tuple[str, ...], steps: int, restarts: int, seed: int, key: str,
+    images: np.ndarray, eps: float, ways: tuple[str, ...], steps: int, restarts: int, seed: int,
     aimed: tuple[FittedDetector, Score, float],
 ) -> tuple[int, dict[str, np.ndarray]]:  # fmt: skip
     """Near how many of checked images (n, c, h, w) others were planted, m, and which (m,) each way finds.
@@ -106,7 +106,6 @@ def planted_found(
         steps: from one start, at most.
         restarts: random starts.
         seed: of the planted images and of the starts.
-        key: what the detector depends on, for a cache.
         aimed: the detector, the differentiable score that the attack follows, and the score that it aims under.
     """
     detector, score, aim = aimed
@@ -138,21 +137,21 @@ def _of(
     key = f"{detector.candidate.key()} {strict!r} {loose!r}"
     tries = [(size, way, chunk) for size in effort.eps for way in WAYS for chunk in rows.split(CHUNK)]
     calls = [
-        (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed, key,
+        (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed,
          (detector, score, aim))
         for size, way, c in tries
     ]  # fmt: skip
-    made = bench.runner.map(f"evade {detector.name}", evade_images, calls, "aimed")
+    made = bench.runner.map(f"evade {detector.name}", evade_images, calls, [(*call[:-1], key) for call in calls])
     by_way: dict[tuple[float, str], list[np.ndarray]] = {}
     for (size, way, _), scores in zip(tries, made, strict=True):
         by_way.setdefault((size, way), []).append(scores)
     some = bench.images[rows[:PLANTED_NEAR]].numpy()
     checks = [
-        (some, size, WAYS, effort.steps, effort.restarts, bench.seed, key, (detector, score, aim))
-        for size in effort.eps
+        (some, size, WAYS, effort.steps, effort.restarts, bench.seed, (detector, score, aim)) for size in effort.eps
     ]
+    keys = [(*check[:-1], key) for check in checks]
     planted = dict(
-        zip(effort.eps, bench.runner.map(f"plant {detector.name}", planted_found, checks, "aimed"), strict=True)
+        zip(effort.eps, bench.runner.map(f"plant {detector.name}", planted_found, checks, keys), strict=True)
     )
     out = []
     for size in effort.eps:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.benchmark.results import Control
+from advconn.benchmark.result_types import Control
 from advconn.metrics import auroc, auroc_bootstrap_interval
 from advconn.models.classifier import Classifier, untrained
 from advconn.paths.path import Profile, path_positions, straight
@@ -35,7 +35,7 @@ def barriers(classifier: Classifier, starts: Tensor, ends: Tensor, labels: Tenso
 
 
 def controls(
-    images: np.ndarray, attacks: np.ndarray, classes: np.ndarray, seed: int, key: str, classifier: Classifier
+    images: np.ndarray, attacks: np.ndarray, classes: np.ndarray, seed: int, classifier: Classifier
 ) -> list[Control]:
     """Rows: kind of pair, how many, median barrier, and its AUROC against clean pairs of a class.
 
@@ -46,7 +46,6 @@ def controls(
         attacks: attacked ones (m, c, h, w), uint8 or in [0, 1].
         classes: true classes (m,) of the attacked ones.
         seed: of the pairs, of the untrained network and of the bootstrap.
-        key: what the rows depend on besides, for a cache.
         classifier: the trained one; an untrained copy is set beside it.
     """
     clean, attacked = (classifier.check(torch.from_numpy(values)) for values in (images, attacks))

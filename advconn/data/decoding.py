@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advconn.data import isolation
+from advconn.data import sandbox
 from advconn.data.formats import FORMATS, HEAD, UNREAD, looks_unread, registered
-from advconn.data.hidden import has_much_metadata, hidden_pictures
+from advconn.data.hidden_pictures import has_much_metadata, hidden_pictures
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError, first_line
 
@@ -174,8 +174,8 @@ def _near(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.n
 def _far(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]]:
     """The same from a worker."""
     try:
-        return isolation.call(f"data.pictures:{work}", data, name, *more)
-    except isolation.Limited as error:
+        return sandbox.call(f"data.pictures:{work}", data, name, *more)
+    except sandbox.Limited as error:
         raise DataError(f"{name}: {error}") from error
 
 

@@ -15,9 +15,9 @@ from advconn.cascade.cascade import Cascade
 from advconn.cascade.early_exit import stage_threshold
 from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
 from advconn.errors import AttackError
-from advconn.features.families import feature_table
+from advconn.features.path_features import feature_table
 from advconn.models.margin import margin
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 QUICK, STEPS = 2, 20  # stages that are followed, and steps, where many evasive images are made to learn from
 

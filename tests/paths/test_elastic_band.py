@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from advconn.errors import PathError
-from advconn.paths.band import relax_band
+from advconn.paths.elastic_band import relax_band
 from advconn.paths.path import Path, profile, straight
 
 MULLER_BROWN = landscapes.muller_brown, *landscapes.MULLER_BROWN_MINIMA[:2, None]

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advconn.features.noise import LEVELS, STRUCTURE
-from advconn.features.pixels import NEAR, PIXELS
+from advconn.features.noise_level import LEVELS, STRUCTURE
+from advconn.features.pixel_features import NEAR, PIXELS
 from advconn.models.margin import margin
 from advconn.paths.bypass import Detour
 from advconn.paths.path import Profile

@@ -14,9 +14,10 @@ from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_ima
 from advconn.data.conditions import CONDITIONS
 from advconn.errors import AttackError
 from advconn.features.connectivity import Connectivity
-from advconn.features.families import Trace, columns_of
+from advconn.features.path_features import Trace, columns_of
 from advconn.models.classifier import Classifier
-from advconn.parallel import Progress, Runner
+from advconn.runtime.parallel import Runner
+from advconn.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

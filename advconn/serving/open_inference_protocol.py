@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from advconn.data import isolation
+from advconn.data import sandbox
 from advconn.data.formats import HEAD, looks_like_picture
 from advconn.errors import DataError
 
@@ -73,7 +73,7 @@ def parse_request(body: bytes | bytearray, header_length: int | None, most: int)
     about, arrays = (
         parse_body(text, blob, most)
         if len(text) <= NEAR_JSON
-        else isolation.call("serving.protocol:parse_body", text, blob, most)
+        else sandbox.call("serving.protocol:parse_body", text, blob, most)
     )
     name, outputs, all_binary, files = about
     binary = dict(outputs)

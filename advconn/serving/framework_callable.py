@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.data.inputs import as_tensor, read_all, require_image_tensor
-from advconn.data.layout import layout
+from advconn.data.axis_order import layout
+from advconn.data.input_conversion import as_tensor, read_all, require_image_tensor
 from advconn.detector.calibration import Calibration, combine_readings
 from advconn.detector.detector import Detector
-from advconn.detector.result import Judgement
+from advconn.detector.judgement import Judgement
 from advconn.errors import AdvconnError, DataError, first_line
 from advconn.models.classifier import Classifier
 

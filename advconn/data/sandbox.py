@@ -90,7 +90,7 @@ class _Worker:
 
     def __init__(self) -> None:
         path = [os.path.abspath(p) for p in sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from advconn.data.isolation import answer_calls; answer_calls()"
+        code = f"import sys; sys.path[:] = {path!r}; from advconn.data.sandbox import answer_calls; answer_calls()"
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],

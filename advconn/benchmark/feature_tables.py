@@ -1,8 +1,7 @@
-"""What every candidate measures on every image, and what is fitted and frozen on that."""
+"""What every candidate measures on every image: its columns, kept and counted."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advconn.attacks.attack import SuccessfulAttacks
 from advconn.benchmark.candidate import Candidate
-from advconn.benchmark.splits import CHUNK, BenchmarkData
-from advconn.detector.calibration import Calibration
+from advconn.benchmark.splits import CHUNK
 from advconn.errors import FitError, wrap_user_errors
-from advconn.inference import count_passes
-from advconn.parallel import Runner
+from advconn.runtime.forward_passes import count_passes
+from advconn.runtime.parallel import Runner
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,11 @@ class FeatureTables:
         return tuple(where.condition for where in self.columns if where.condition)
 
 
-def measure_images(images: np.ndarray, key: str, candidate: Candidate) -> FeatureTable:
+def measure_images(images: np.ndarray, candidate: Candidate) -> FeatureTable:
     """A candidate's columns of images (uint8, or floats in [0, 1]).
 
     Args:
         images: (n, c, h, w), uint8 or in [0, 1].
-        key: the candidate's, for a cache.
         candidate: what measures them.
 
     Raises:
@@ -98,7 +94,8 @@ def is_cached(candidate: Candidate, sets: Mapping[ImageSetKey, Tensor], runner: 
         sets: images (n, c, h, w) by what they are, uint8 or in [0, 1].
         runner: whose store is looked into.
     """
-    return all(runner.kept(measure_images, call, "candidate") for _, call in _calls(candidate, candidate.key(), sets))
+    key = candidate.key()
+    return all(runner.kept(measure_images, (images, key)) for _, images in _chunks(candidate, sets))
 
 
 def measure(
@@ -115,11 +112,12 @@ def measure(
     keys = {candidate.name: candidate.key() for candidate in candidates}
     calls, places = [], []
     for key, candidate in {keys[c.name]: c for c in candidates}.items():
-        for where, call in _calls(candidate, key, sets):
-            calls.append(call)
+        for where, images in _chunks(candidate, sets):
+            calls.append((images, candidate))
             places.append((key, where))
     by_key: dict[str, dict[ImageSetKey, list[FeatureTable]]] = {}
-    for (key, where), columns in zip(places, runner.map("measure", measure_images, calls, "candidate"), strict=True):
+    kept_by = [(images, key) for (images, _), (key, _) in zip(calls, places, strict=True)]
+    for (key, where), columns in zip(places, runner.map("measure", measure_images, calls, kept_by), strict=True):
         by_key.setdefault(key, {}).setdefault(where, []).append(columns)
     return {
         name: FeatureTables({where: _joined(parts) for where, parts in by_key[key].items()})
@@ -127,13 +125,11 @@ def measure(
     }
 
 
-def _calls(
-    candidate: Candidate, key: str, sets: Mapping[ImageSetKey, Tensor]
-) -> Iterator[tuple[ImageSetKey, tuple[np.ndarray, str, Candidate]]]:
+def _chunks(candidate: Candidate, sets: Mapping[ImageSetKey, Tensor]) -> Iterator[tuple[ImageSetKey, np.ndarray]]:
     for where, images in sets.items():
         for chunk in images.split(CHUNK) if _is_asked(candidate, where.part) else ():
             if len(chunk):
-                yield where, (chunk.numpy(), key, candidate)
+                yield where, chunk.numpy()
 
 
 def _is_asked(candidate: Candidate, part: str) -> bool:
@@ -148,97 +144,3 @@ def _joined(parts: Sequence[FeatureTable]) -> FeatureTable:
         sum(c.gradients for c in parts),
         sum(c.seconds for c in parts),
     )
-
-
-def candidate_scores(candidate: Candidate, columns: np.ndarray) -> np.ndarray:
-    """Scores (n,) of columns (n, d); of no image, none.
-
-    Raises:
-        FitError: the candidate fails, or gives other than one score an image.
-    """
-    if not len(columns):
-        return np.zeros(0)
-    with wrap_user_errors(f"{candidate.name}: score", FitError):
-        scores = np.asarray(candidate.score(columns), np.float64)
-    if scores.shape != (len(columns),):
-        raise FitError(f"{candidate.name}: score gives {scores.shape}; expected ({len(columns)},)")
-    return scores
-
-
-@dataclass(frozen=True)
-class FittedDetector:
-    """A fitted candidate with its threshold, and what it measured: nothing of it changes any more."""
-
-    candidate: Candidate
-    calibration: Calibration
-    measured: FeatureTables
-
-    @property
-    def name(self) -> str:
-        """The candidate's."""
-        return self.candidate.name
-
-    def score(self, columns: FeatureTable) -> np.ndarray:
-        """Scores (n,)."""
-        return candidate_scores(self.candidate, columns.values)
-
-    def flags(self, columns: FeatureTable) -> np.ndarray:
-        """Which are above the threshold."""
-        return self.score(columns) > self.calibration.threshold
-
-
-def reference_rows(bench: BenchmarkData) -> Tensor:
-    """Rows of the training part that a candidate which is fitted apart compares with; it is fitted on the others."""
-    rows = bench.parts.train
-    return rows[: len(rows) // 2]
-
-
-def fit_and_threshold(
-    candidate: Candidate,
-    measured: FeatureTables,
-    taught: Mapping[str, SuccessfulAttacks],
-    bench: BenchmarkData,
-    fpr: float,
-    part: str = "train",
-) -> FittedDetector:
-    """Fit on the training part what has something to learn, and set the threshold on the calibration part.
-
-    Args:
-        candidate: stays as it is; a copy is fitted.
-        measured: its columns of the images in all three parts.
-        taught: the attacked training images that are fitted on, by attack.
-        bench: whose training part the columns are of.
-        fpr: false-alarm rate of the threshold, in (0, 1).
-        part: of the attacked images: 'train', or 'alone' for those of an attack that is trained on alone.
-
-    Raises:
-        FitError: none of these attacks succeeded, or the candidate's own `fit` or `score` fails.
-    """
-    own = copy.copy(candidate)  # fitting one leaves the others as they are
-    if own.fits:
-        tables = _training(own, measured, taught, bench, part)
-        with wrap_user_errors(f"{own.name}: fit", FitError):
-            own.fit(np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(t) for t in tables]))
-    scores = candidate_scores(own, measured.clean("calibrate").values)
-    return FittedDetector(own, own.calibrated(scores, fpr), measured)
-
-
-def _training(
-    candidate: Candidate,
-    measured: FeatureTables,
-    taught: Mapping[str, SuccessfulAttacks],
-    bench: BenchmarkData,
-    part: str,
-) -> list[np.ndarray]:
-    """A candidate's columns (n, d) of the clean training images, and of what each attack made of them."""
-    apart = reference_rows(bench)
-
-    def mine(columns: FeatureTable, rows: Tensor) -> np.ndarray:
-        return columns.values[~torch.isin(rows, apart).numpy()] if candidate.apart else columns.values
-
-    clean = mine(measured.clean("train"), bench.parts.train)
-    tables = [mine(measured.attacked(part, name), hits.rows) for name, hits in taught.items() if len(hits.rows)]
-    tables = [table for table in tables if len(table)]
-    if not tables:
-        raise FitError("no attack succeeded on the images to train on: there is nothing to learn from")
-    return [clean, *tables]

@@ -13,8 +13,8 @@ from advconn.cascade.cascade import Cascade, CascadeOutput
 from advconn.cascade.early_exit import cascade_score
 from advconn.detector.calibration import Calibration
 from advconn.detector.doubt import certainty
-from advconn.features.families import Trace
-from advconn.inference import PassCount
+from advconn.features.path_features import Trace
+from advconn.runtime.forward_passes import PassCount
 
 
 @dataclass(frozen=True, kw_only=True)

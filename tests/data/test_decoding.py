@@ -14,7 +14,7 @@ from torchvision.datasets.folder import default_loader
 import advconn
 from advconn.attacks.attack import Attack, round_to_bytes
 from advconn.data.collection import Collection, Item
-from advconn.data.pictures import content, views
+from advconn.data.decoding import content, views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import DataError
 

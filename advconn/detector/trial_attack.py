@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advconn.attacks.attack import Attack, SuccessfulAttacks, parse_all
 from advconn.attacks.catalog import as_fraction
-from advconn.cascade.augmentation import AttackAugmenter
+from advconn.cascade.attacked_copies import AttackAugmenter
 from advconn.cascade.early_exit import cascade_score
 from advconn.data.conditions import CLEAN
 from advconn.detector.detector import Detector
@@ -18,7 +18,7 @@ from advconn.detector.efficacy import Efficacy
 from advconn.features.connectivity import Connectivity
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
-from advconn.parallel import Progress, ignore_progress
+from advconn.runtime.progress import Progress, ignore_progress
 
 MAX_ATTACKED = 40  # images
 MAX_PRICED = 24  # images that the price of a condition is measured on

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advconn.data.conditions import CONDITIONS, usable
-from advconn.data.inputs import as_bytes, as_labels, as_tensor, image_hashes
+from advconn.data.input_conversion import as_bytes, as_labels, as_tensor, image_hashes
 from advconn.data.labels import check_accuracy, memorisation_warning
 from advconn.errors import FitError
 from advconn.features.references import References, choose, synthesise
