@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advconn import models
-from advconn.attacks import built_in
+from advconn.attacks import own_attacks
 from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
 from advconn.attacks.libraries import LIBRARIES
 from advconn.attacks.surrogate import train_surrogate
@@ -185,7 +185,7 @@ class Attack:
             )
         library, _, cls = kind.made_by.rpartition(":")
         if not library:
-            out: Tensor = getattr(built_in, cls)(classifier, images, labels, **settings)
+            out: Tensor = getattr(own_attacks, cls)(classifier, images, labels, **settings)
             return out
         if self.name == "autoattack" and classifier.num_classes < 4:
             raise AttackError("autoattack needs four classes or more: its targeted part aims at three wrong ones")

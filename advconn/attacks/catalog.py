@@ -40,7 +40,7 @@ class AttackSpec:
 
     Attributes:
         family: one of FAMILIES.
-        made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in `perturb`.
+        made_by: 'library:Class' of torchattacks or foolbox, or the name of a function in own_attacks.
         defaults: its parameters unless told.
         source: where it comes from.
         fixed: further arguments of the class.

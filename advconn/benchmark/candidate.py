@@ -11,7 +11,7 @@ from torch import Tensor
 from advconn.attacks.adaptive import Score
 from advconn.benchmark.cache_keys import code, parameters
 from advconn.cascade.cascade import log_odds
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.detector.calibration import Calibration
 from advconn.errors import AttackError
 from advconn.models.classifier import Classifier

@@ -22,6 +22,8 @@ from advconn.benchmark.barrier_controls import controls
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
 from advconn.benchmark.candidate import Candidate
+from advconn.benchmark.cost import bare_milliseconds, cost_rows
+from advconn.benchmark.error_examples import false_alarm_examples, missed_examples
 from advconn.benchmark.feature_tables import FeatureTables, ImageSetKey, is_cached, measure
 from advconn.benchmark.fitted_detector import fit_and_threshold, reference_rows
 from advconn.benchmark.result_types import PUBLISHED, Control, LeaveOneOutRow, Report, Row
@@ -132,7 +134,7 @@ def run(
     ]
     left = leave_one_family_out(candidates, measured, attacked, bench, settings) if settings.leave_one_out else []
     aware = evasion_rows(bench, frozen, attacked.taught, settings.effort) if settings.effort else []
-    bare = result_rows.bare_milliseconds(bench)
+    bare = bare_milliseconds(bench)
     return Report(
         settings=run_metadata(data, bench, settings, attacked, candidates),
         rows=tuple(
@@ -145,7 +147,7 @@ def run(
             bench.size(a.name, a.family, a.key in {m.key for m in attacked.mixture}, attacked.tested[a.name])
             for a in attacked.attacks
         ),
-        expenses=tuple(cost for fitted in frozen for cost in result_rows.cost_rows(fitted, attacked.attacks, bare)),
+        expenses=tuple(cost for fitted in frozen for cost in cost_rows(fitted, attacked.attacks, bare)),
         evasions=tuple(aware),
         saved=tuple(
             result_rows.row(fitted, a, attacked.tested[a.name], bench, a.family in attacked.families, frozen[0])
@@ -156,8 +158,8 @@ def run(
         left=tuple(left),
         controls=tuple(barriers(bench, attacked.first)),
         scores={fitted.name: result_rows.scores(fitted, attacked.attacks) for fitted in frozen},
-        missed=tuple(result_rows.missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
-        alarmed=tuple(result_rows.false_alarm_examples(bench, frozen[0])),
+        missed=tuple(missed_examples(bench, frozen[0], attacked.attacks, attacked.tested)),
+        alarmed=tuple(false_alarm_examples(bench, frozen[0])),
         split={name: bench.rows(name).numpy() for name in ("train", "calibrate", "test")},
         attacked={a.name: (attacked.tested[a.name].images.numpy(), attacked.tested[a.name].rows.numpy())
          for a in attacked.attacks},

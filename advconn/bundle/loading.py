@@ -22,8 +22,9 @@ from advconn.bundle.card_schema import CARD, FORMAT, TENSORS
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.cascade.early_exit import cascade_score
-from advconn.cascade.head_files import highest_log_odds
+from advconn.cascade.heads import highest_log_odds
 from advconn.detector.detector import Detector, FitSummary
+from advconn.detector.fit_plan import FitPlan
 from advconn.errors import AdvconnError, AdvconnWarning, BundleError, ModelError, first_line
 from advconn.features.connectivity import Connectivity
 from advconn.files import SHIPPED
@@ -188,6 +189,7 @@ def _load(
     made = FitSummary(
         fitted["train"], fitted["calibrate"], attacks, hashes, missed, fitted["pretrained"], precision,
         restoring.efficacy_of(card["efficacy"]), fitted["reading"],
+        None if fitted["plan"] is None else FitPlan.from_dict(fitted["plan"], stages),
     )  # fmt: skip
     conditions, number = tuple(card["conditions"]["calibrated"]), len(card["exits"]) + 1
     count = len(cascade.connectivities)

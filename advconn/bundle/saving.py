@@ -102,7 +102,7 @@ def _card(detector: Detector, figures: dict[str, Any] | None) -> dict[str, Any]:
         | {"pretrained": fitted.pretrained}
         | {"mixture": [str(attack) for attack in detector.attacks], "per_attack": detector.per_attack}
         | {"held_out": detector.calibrate, "refine": detector.refine, "evasive": detector.evasive}
-        | {"reading": fitted.reading},
+        | {"reading": fitted.reading, "plan": None if fitted.plan is None else fitted.plan.to_dict()},
         "stages": None if detector.stages is None else [_stage(stage) for stage in detector.stages],
         "exits": [_number(limit) for limit in detector.cascade_.exits],
         "gate": detector.cascade_.gate,

@@ -11,7 +11,7 @@ from advconn.lazy import attach
 
 if TYPE_CHECKING:
     from advconn.cascade.cascade import Cascade, Stage
-    from advconn.cascade.head_files import default_head
+    from advconn.cascade.heads import default_head
 
 __all__ = ["Cascade", "Stage", "default_head"]
-__getattr__, __dir__ = attach(__name__, {"Cascade": "cascade", "Stage": "cascade", "default_head": "head_files"})
+__getattr__, __dir__ = attach(__name__, {"Cascade": "cascade", "Stage": "cascade", "default_head": "heads"})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -193,20 +193,20 @@ def fit(**given: Any) -> None:
         raise AttackError("--attack auto finds the whole mixture: give no other attack beside it")
     parse_all(() if auto else options.attacks)
     require_empty(options.out)
-    classifier, images, truth, apart = _images(options)
-    parameters = _parameters(options, classifier, images, truth)
+    classifier, images = _images(options)
+    parameters = _parameters(options, classifier, images)
     store = DiskCache(cache_folder(options.cache), note)
     others = {
         "surrogate": _other(options.surrogate, options.surrogate_weights, classifier),
         "companion": _other(options.asked.companion, options.asked.companion_weights, classifier),
     }
     sure = {"confidence": options.confidence if isinstance(options.confidence, float) else None}
-    seconds, phases = _expected(classifier, others["companion"], len(images), parameters | sure, quick)
-    _tell(seconds, len(images), 1 if quick else options.jobs, phases, store)
+    seconds, phases = _expected(classifier, others["companion"], len(images.clean), parameters | sure, quick)
+    _tell(seconds, len(images.clean), 1 if quick else options.jobs, phases, store)
     kept = DiskCache(None) if quick else store
     with cluster(options.backend, options.jobs), progress_bar(seconds, phases) as progress, _going_on(kept):
         runner = Runner(options.jobs, options.backend, store, progress)
-        detector = _fitted(options, classifier, (images, truth, apart), parameters | others, quick, runner)
+        detector = _fitted(options, classifier, images, parameters | others, quick, runner)
     detector.fitted_ = replace(detector.fitted_, reading=options.how["reading"])
     bundle.save(detector, options.out)
     say_fitted(detector, options.out)
@@ -226,8 +226,17 @@ def _is_quick(options: FitOptions) -> bool:
     return not useless if quick is None else quick
 
 
-def _images(options: FitOptions) -> tuple[Classifier, Tensor, Tensor | None, Tensor | None]:
-    """The classifier, clean images and their labels if known, and those to calibrate on if they are others."""
+class _Images(NamedTuple):
+    """Clean images, others to calibrate on if there are any, and the labels of both where known."""
+
+    clean: Tensor
+    labels: Tensor | None
+    apart: Tensor | None
+    apart_labels: Tensor | None
+
+
+def _images(options: FitOptions) -> tuple[Classifier, _Images]:
+    """The classifier and its images."""
     from advconn.data.collection import Collection
 
     how, reading = options.how, (options.labels, options.max_bad, options.accept)
@@ -238,7 +247,8 @@ def _images(options: FitOptions) -> tuple[Classifier, Tensor, Tensor | None, Ten
         [read(c, classifier, *reading, limit=options.limit, seed=options.seed)[:2] for c in collections]
     )
     apart = options.apart
-    return classifier, images, truth, None if apart is None else read(Collection(apart, **how), classifier, *reading)[0]
+    others = (None, None) if apart is None else read(Collection(apart, **how), classifier, *reading)[:2]
+    return classifier, _Images(images, truth, *others)
 
 
 def _input_of(classifier: Classifier) -> str:
@@ -254,7 +264,7 @@ def _few(values: Sequence[float] | None) -> str:
     return ", ".join(f"{value:.3g}" for value in values or ())
 
 
-def _parameters(options: FitOptions, classifier: Classifier, images: Tensor, truth: Tensor | None) -> dict[str, Any]:
+def _parameters(options: FitOptions, classifier: Classifier, images: _Images) -> dict[str, Any]:
     """Parameters of the detector that were given."""
     out: dict[str, Any] = {
         "per_attack": options.limit_attacked,
@@ -264,26 +274,28 @@ def _parameters(options: FitOptions, classifier: Classifier, images: Tensor, tru
     out = {name: value for name, value in out.items() if value is not None}
     if options.attacks:
         auto = "auto" in options.attacks
-        out["attacks"] = _suited(classifier, images, truth, options.seed) if auto else options.attacks
+        out["attacks"] = _suited(classifier, images.clean, images.labels, options.seed) if auto else options.attacks
     return out
 
 
 def _fitted(
     options: FitOptions,
     classifier: Classifier,
-    images: tuple[Tensor, Tensor | None, Tensor | None],
+    images: _Images,
     parameters: dict[str, Any],
     quick: bool,
     runner: Runner,
 ) -> Detector:
-    """The detector; `images`: clean ones, their labels, those to calibrate on."""
+    """The detector."""
     from advconn.detector.fitting import fit as fit_detector
 
     return fit_detector(
         classifier,
-        images[0],
-        images[1],
-        apart=images[2],
+        images.clean,
+        images.labels,
+        apart=images.apart,
+        apart_labels=images.apart_labels,
+        on_plan=lambda plan: note(str(plan)),
         synthesised=options.references == "synthesise",
         quick=quick,
         accept_accuracy=True,  # looked at while reading

@@ -54,8 +54,13 @@ def to_native_array(values: Any) -> np.ndarray:
     return plain if plain.flags.writeable else plain.copy()
 
 
-def as_labels(labels: Any, count: int) -> Tensor:
+def as_labels(labels: Any, count: int, *, least: int = 0) -> Tensor:
     """True classes (n,) from a tensor, array or list of integers, whole floats, (n, 1) or one-hot rows.
+
+    Args:
+        labels: as users give them.
+        count: how many there must be.
+        least: the smallest that is taken; -1 takes unknown ones too.
 
     Raises:
         DataError: another number of them, or none of these.
@@ -68,14 +73,15 @@ def as_labels(labels: Any, count: int) -> Tensor:
     if values.ndim == 2 and values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all()):
         values = values.to(torch.float64).argmax(1) if bool((values.sum(1) == 1).all()) else values
     values = values.flatten() if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < 0).any()):
+    if values.shape != (count,) or bool((values != values.to(torch.int64)).any()) or bool((values < least).any()):
         raise DataError(f"{given} labels for {count} images: expected one class index an image")
     return values.to(torch.int64)
 
 
 def select_labels(labels: Any, rows: np.ndarray) -> Tensor | None:
-    """Of labels as `as_labels` takes them those where `rows` (n,) is true; None of none."""
-    return None if labels is None else as_labels(labels, len(rows))[torch.from_numpy(rows)]
+    """Of labels as `as_labels` takes them those where `rows` (n,) is true; None of none, or where one is -1."""
+    chosen = None if labels is None else as_labels(labels, len(rows), least=-1)[torch.from_numpy(rows)]
+    return None if chosen is None or bool((chosen < 0).any()) else chosen
 
 
 def parse_y(y: Any, count: int) -> np.ndarray:

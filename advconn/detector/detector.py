@@ -26,7 +26,7 @@ from advconn.cascade.cascade import (
     stage_extractors,
 )
 from advconn.cascade.early_exit import EarlyExitMisses, cascade_score
-from advconn.cascade.head_files import clone_unfitted, default_head
+from advconn.cascade.heads import clone_unfitted, default_head
 from advconn.cascade.pretrained import PretrainedHeads, floor_of
 from advconn.cascade.scaling import BoundedScaler
 from advconn.cascade.training import (
@@ -43,6 +43,7 @@ from advconn.detector.calibration import Calibration, check_calibration_size, mi
 from advconn.detector.doubt import FEWEST, certainty, doubt_threshold
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.explanation import CleanBaseline, Explanation, explain_image, reason_of
+from advconn.detector.fit_plan import FitPlan
 from advconn.detector.judgement import Judgement, judgement_of
 from advconn.detector.picture_groups import Groups, learn_groups
 from advconn.errors import DataError, FitError
@@ -54,6 +55,7 @@ from advconn.runtime.parallel import Runner
 from advconn.runtime.progress import Progress, ignore_progress
 
 HELD_OUT = 0.4  # of the clean images, to calibrate on
+PER_ATTACK = 1000  # images that each attack is run on, at most
 GATE = 0.5  # of the false-alarm rate: the share of clean images over which a companion is held against the heads
 GROUPED = 100  # clean training images that groups of pictures are learned from
 TURNS = 2  # in which heads are taught on what evades them
@@ -74,6 +76,7 @@ class FitSummary:
         precision: that the calibration's scores were made in, see models.equivalence.precision_of.
         efficacy: how well it caught one attack; None where that was not measured.
         reading: how files of pictures were read, 'plain' or 'upright'; None of arrays.
+        plan: what `fit` decided; None where the parts were put together otherwise.
     """
 
     train: int
@@ -85,6 +88,7 @@ class FitSummary:
     precision: str = "float32"
     efficacy: Efficacy | None = None
     reading: str | None = None
+    plan: FitPlan | None = None
 
     @property
     def shown_reading(self) -> str:
@@ -148,7 +152,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         connectivity: Connectivity,
         head: Any = None,
         attacks: Sequence[str | Attack] = MIXTURE,
-        per_attack: int = 1000,
+        per_attack: int = PER_ATTACK,
         fpr: float = 0.05,
         calibrate: float = HELD_OUT,
         seed: int = 0,
@@ -190,7 +194,6 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Any = None,
         groups: Any = None,
         kept: Any = None,
-        kept_labelled: bool = True,
         surrogate: Classifier | None = None,
         runner: Runner | None = None,
     ) -> Detector:
@@ -201,10 +204,10 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: None if all are clean: the attacked copies are then made here, of the training part's images alone. Else
                 0 clean, 1 attacked; or 0 clean and a number for each kind of attack, which the head then tells apart.
             labels: true classes (n,), where known; only images classified right are attacked. Else predictions count.
+                -1 for all images to calibrate on, or for all others, says that these are not known.
             groups: with y, which image each row is a copy of (n,); a clean image kept for calibration takes its
                 attacked copies out of the training part.
             kept: (n,) true for the clean images to calibrate on, where they are not to be drawn by `calibrate`.
-            kept_labelled: whether `labels` are true for these too.
             surrogate: another classifier of the same classes, on which attacks that need a gradient are made where this
                 one gives none; only those that change its prediction count.
             runner: spreads the attacks over processes, keeps what is finished, and tells how far it is.
@@ -225,7 +228,7 @@ class Detector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = np.arange(len(images)) if groups is None else np.asarray(groups)
         kept = self._split(kinds, names) if kept is None else np.asarray(kept, dtype=bool) & (kinds == 0)
         check_calibration_size(int(kept.sum()), self.fpr)
-        truth = select_labels(labels, kept) if kept_labelled else None
+        truth = select_labels(labels, kept)
         train = ~np.isin(names, names[kept])
         connectivities = stage_extractors(self.connectivity, self.stages)
         benign = usable(self.benign, images.shape[1])

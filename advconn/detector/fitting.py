@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advconn.attacks.attack import parse_all
+from advconn.attacks.catalog import MIXTURE
 from advconn.attacks.strength import choose_mixture, images_per_attack
 from advconn.cascade import pretrained
 from advconn.cascade.attacked_copies import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
-from advconn.data.input_conversion import as_tensor, image_hashes
+from advconn.data.input_conversion import as_labels, as_tensor, image_hashes
 from advconn.detector.calibration import check_calibration_size, min_calibration_size
 from advconn.detector.clean_images import (
     FOR_REFERENCES,
@@ -30,7 +31,8 @@ from advconn.detector.clean_images import (
     label_preserving,
     prepare_images,
 )
-from advconn.detector.detector import GROUPED, HELD_OUT, Detector
+from advconn.detector.detector import GROUPED, HELD_OUT, PER_ATTACK, Detector
+from advconn.detector.fit_plan import FitPlan
 from advconn.detector.refinement import Remedy, refine_until_effective
 from advconn.detector.trial_attack import MAX_ATTACKED, Trial
 from advconn.errors import AdvconnWarning, FitError, ModelError
@@ -40,6 +42,9 @@ from advconn.models.classifier import Classifier
 from advconn.runtime.parallel import Runner
 from advconn.runtime.progress import ignore_progress
 
+DECIDED = {  # parameters of Detector that a plan decides
+    "attacks", "per_attack", "calibrate", "stages", "benign", "conditions", "evasive",
+}  # fmt: skip
 FEW = 20  # attacked images that a head cannot learn much from
 
 EVASIVE = 256  # images that what evades is made from, with a companion
@@ -79,6 +84,7 @@ def fit(
     seed: int = 0,
     synthesised: bool = False,
     apart: Any = None,
+    apart_labels: Any = None,
     quick: bool | None = None,
     refine: int = 0,
     surrogate: Classifier | nn.Module | None = None,
@@ -88,6 +94,7 @@ def fit(
     accuracy: float | None = None,
     runner: Runner | None = None,
     note: Callable[[str], None] = warn,
+    on_plan: Callable[[FitPlan], None] = lambda plan: None,
     connectivity: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
@@ -111,6 +118,7 @@ def fit(
         seed: of every split and attack.
         synthesised: make the references instead of choosing them; needs gradients.
         apart: other clean images, to calibrate on; else a part of `images` is kept for it.
+        apart_labels: true classes of these where known, as `labels`.
         quick: take heads that were taught on other networks, standardised by the clean images, and make no attack: no
             gradient is needed then, and most of the images are calibrated on. Default: quick, unless an option says
             how attacks are made, images walked or heads fitted (OF_ATTACKS, connectivity, stages, benign).
@@ -127,6 +135,7 @@ def fit(
             it gets significantly more of these right, and without one where it gets all of them right.
         runner: see Detector.fit.
         note: told what a user should know (else these are warnings).
+        on_plan: told what is going to be done, before it is; once more where a remedy is tried.
         connectivity: options of Connectivity.
         options: of Detector; `attacks` are chosen to suit the classifier where they are not given, and of the benign
             `conditions` those that leave it its predictions. Every image is attacked by about seven of the attacks
@@ -169,9 +178,11 @@ def fit(
         connectivity=connectivity or {},
         companion=beside,
         surrogate=other,
-        apart=None if apart is None else as_tensor(apart),
+        apart=None if apart is None else _apart(classifier, clean.images[rest], apart, apart_labels, note),
         runner=runner,
         note=note,
+        on_plan=on_plan,
+        trial=len(trial.images),
         options=options,
     )
     detector = refine_until_effective(
@@ -196,6 +207,7 @@ class _Task:
         references: that paths lead to, or None.
         chosen: rows that they were chosen among.
         rest: rows to train and calibrate on.
+        trial: images that the finished detector is tried on.
         others: as the parameters of fit.
     """
 
@@ -210,53 +222,104 @@ class _Task:
     connectivity: dict[str, Any]
     companion: Classifier | None
     surrogate: Classifier | None
-    apart: Tensor | None
+    apart: _Apart | None
     runner: Runner
     note: Callable[[str], None]
+    on_plan: Callable[[FitPlan], None]
+    trial: int
     options: dict[str, Any]
 
     def fitted(self, quick: bool, refine: int) -> Detector:
-        """A detector with taught heads, moved by so many attacked images, or with heads of its own."""
-        detector = self.unfitted(quick, refine)
-        clean, note, kept = self.clean, self.note, None
-        if detector.pretrained is not None:
-            _served(detector, note)
-        used, truth = clean.images[self.rest], None if clean.truth is None else clean.truth[self.rest]
+        """A detector with pretrained heads, moved by so many attacked images, or with heads of its own."""
+        plan = self.plan(quick, refine)
+        self.on_plan(plan)
+        detector = self.unfitted(plan)
+        used, truth = self.clean.images[self.rest], None if self.clean.truth is None else self.clean.truth[self.rest]
+        kept: np.ndarray | None = None
         if self.apart is not None:
-            used, truth, kept = _with_apart(self.classifier, used, truth, self.apart, note)
-        else:
-            _enough(len(clean.images), len(used), detector)
-        _promise(detector, self.confidence, round(detector.calibrate * len(used)) if kept is None else int(kept.sum()))
+            used, truth, kept = _joined(self.classifier, used, truth, self.apart)
         surrogate = self.surrogate if refine or not quick else None
-        detector.fit(used, labels=truth, kept=kept, kept_labelled=kept is None, surrogate=surrogate, runner=self.runner)
-        _tell(detector, note)
-        hashes = np.union1d(image_hashes(clean.images), detector.fitted_.image_hashes)
-        detector.fitted_ = replace(detector.fitted_, image_hashes=hashes)
+        detector.fit(used, labels=truth, kept=kept, surrogate=surrogate, runner=self.runner)
+        _tell(detector, self.note)
+        hashes = np.union1d(image_hashes(self.clean.images), detector.fitted_.image_hashes)
+        detector.fitted_ = replace(detector.fitted_, image_hashes=hashes, plan=plan)
         return detector
 
-    def unfitted(self, quick: bool, refine: int) -> Detector:
-        """The detector before its fit, with options that suit the classifier where none are given."""
-        classifier, clean, options = self.classifier, self.clean, dict(self.options)
-        own: dict[str, Any] = {"temperature": clean.temperature} | self.connectivity
-        if self.companion is not None:
-            own["companion"] = self.companion
-            options = {"evasive": EVASIVE} | options
+    def plan(self, quick: bool, refine: int) -> FitPlan:
+        """What such a fit does: as the user asked, and what suits the classifier where nothing was asked for.
+
+        Raises:
+            FitError: too few images for the false-alarm rate, or no head serves what the classifier shows.
+        """
+        asked = {name: value for name, value in self.options.items() if value is not None or name == "stages"}
+        left = len(self.rest)
+        held_out = asked.get("calibrate", _held_out(left) if quick else HELD_OUT)
+        held = round(held_out * left) if self.apart is None else len(self.apart.images)
+        train = left - held if self.apart is None else left
+        usual = _quick_stages(self.classifier, self.clean) if quick else STAGES
+        stages = asked.get("stages", usual)
         if quick:
-            options = _quick_options(classifier, clean, len(self.rest), refine) | options
-            options["benign"] = BENIGN  # under which the heads were taught
-        if (refine or not quick) and options.get("attacks") is None:
-            stand = clean.predicted if clean.truth is None else clean.truth
-            some = clean.images[self.rest], stand[self.rest]
-            options["attacks"] = choose_mixture(classifier, *some, self.surrogate, self.note, self.seed)
-        if not quick and options.get("per_attack") is None:
-            whole = self.apart is not None
-            train = len(self.rest) if whole else round((1 - options.get("calibrate", HELD_OUT)) * len(self.rest))
-            options["per_attack"] = images_per_attack(train, len(options["attacks"]))
-        some_images = clean.images[self.chosen] if len(self.chosen) else clean.images[self.rest]
-        for option, wanted in (("conditions", PROMISED), ("benign", BENIGN)):
-            if options.get(option) is None:
-                options[option] = label_preserving(classifier, some_images, wanted, self.note, self.seed)
-        return Detector(Connectivity(classifier, self.references, **own), fpr=self.fpr, seed=self.seed, **options)
+            stages = _served(self._connectivity(), stages, self.note)
+        if self.apart is None:
+            _check_enough(len(self.clean.images), left, held_out, self.fpr)
+        attacks = tuple(asked.get("attacks", ())) if refine or not quick else ()
+        if (refine or not quick) and not attacks:
+            attacks = choose_mixture(self.classifier, *self._attacked(), self.surrogate, self.note, self.seed)
+        per_attack = PER_ATTACK if quick else images_per_attack(train, len(attacks))
+        return FitPlan(
+            pretrained=quick,
+            refine=refine,
+            stages=None if stages is None else tuple(stages),
+            images={
+                "references": 0 if self.references is None else len(self.references.images),
+                "trial": self.trial,
+                "train": train,
+                "calibrate": held,
+            },
+            held_out=held_out,
+            attacks=attacks,
+            per_attack=asked.get("per_attack", per_attack),
+            evasive=asked.get("evasive", 0 if self.companion is None else EVASIVE),
+            benign=BENIGN if quick else tuple(asked.get("benign") or self._preserving(BENIGN)),
+            conditions=tuple(asked.get("conditions") or self._preserving(PROMISED)),
+            fpr=self.fpr,
+            confidence=_confidence(self.confidence, held, self.fpr),
+        )
+
+    def unfitted(self, plan: FitPlan) -> Detector:
+        """The detector of a plan before its fit."""
+        rest = {name: value for name, value in self.options.items() if name not in DECIDED}
+        return Detector(
+            self._connectivity(),
+            attacks=plan.attacks or MIXTURE,
+            per_attack=plan.per_attack,
+            fpr=plan.fpr,
+            calibrate=plan.held_out,
+            seed=self.seed,
+            stages=plan.stages,
+            benign=plan.benign,
+            conditions=plan.conditions,
+            confidence=plan.confidence,
+            pretrained=pretrained.load() if plan.pretrained else None,
+            refine=plan.refine,
+            evasive=plan.evasive,
+            **rest,
+        )
+
+    def _connectivity(self) -> Connectivity:
+        own: dict[str, Any] = {"temperature": self.clean.temperature} | self.connectivity
+        own |= {} if self.companion is None else {"companion": self.companion}
+        return Connectivity(self.classifier, self.references, **own)
+
+    def _attacked(self) -> tuple[Tensor, Tensor]:
+        """Images to choose attacks by, and the classes that these must change."""
+        clean = self.clean
+        return clean.images[self.rest], (clean.predicted if clean.truth is None else clean.truth)[self.rest]
+
+    def _preserving(self, conditions: Sequence[str]) -> tuple[str, ...]:
+        """Those that leave this classifier its predictions."""
+        some = self.clean.images[self.chosen if len(self.chosen) else self.rest]
+        return label_preserving(self.classifier, some, conditions, self.note, self.seed)
 
     def remedies(self, quick: bool, refine: int) -> tuple[Remedy, ...]:
         """What is left to try where the detector turns out weak, cheapest first."""
@@ -271,7 +334,7 @@ class _Task:
         )
 
     def _seconds(self, quick: bool, refine: int) -> float:
-        return estimate(self.unfitted(quick, refine), len(self.clean.images))
+        return estimate(self.unfitted(self.plan(quick, refine)), len(self.clean.images))
 
 
 def _trial(
@@ -306,24 +369,27 @@ def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
     return bool(refine) or not told & {*OF_ATTACKS, "connectivity", "stages", "benign"}
 
 
-def _quick_options(classifier: Classifier, clean: CleanSet, left: int, refine: int) -> dict[str, Any]:
-    stages = single_copy_stage(classifier) if min(clean.images.shape[2:]) < FINE else STAGES
+def _quick_stages(classifier: Classifier, clean: CleanSet) -> tuple[Stage, ...]:
+    """STAGES; of images with few pixels those with all copies in the first."""
+    return single_copy_stage(classifier) if min(clean.images.shape[2:]) < FINE else STAGES
+
+
+def _held_out(left: int) -> float:
+    """Share of so many images that a quick fit calibrates on."""
     train = min(max(min(left // 2, QUICK_TRAIN), left // 4), left - 1) if left > 1 else left
-    share = min(max(1 - train / max(left, 1), 0.1), 0.9)
-    return {"calibrate": share, "stages": stages, "pretrained": pretrained.load(), "refine": refine}
+    return min(max(1 - train / max(left, 1), 0.1), 0.9)
 
 
-def _promise(detector: Detector, confidence: float | str | None, held: int) -> None:
-    """Set the confidence of the promise, if one was asked for; `held`: images to calibrate on.
+def _confidence(asked: float | str | None, held: int, fpr: float) -> float | None:
+    """The confidence of the guarantee, if one was asked for; `held`: images to calibrate on.
 
     Raises:
         FitError: too few for it.
     """
-    if confidence == "none":
-        detector.confidence = None
-    elif confidence is not None:
-        check_calibration_size(held, detector.fpr, float(confidence))
-        detector.confidence = float(confidence)
+    if asked is None or asked == "none":
+        return None
+    check_calibration_size(held, fpr, float(asked))
+    return float(asked)
 
 
 def _tell(detector: Detector, note: Callable[[str], None]) -> None:
@@ -353,22 +419,23 @@ def single_copy_stage(classifier: Classifier) -> tuple[Stage, ...]:
     return Stage(tuple(whole.copies), tuple(whole.halves), share=STAGES[-2].share, pixels=True), STAGES[-1]
 
 
-def _served(detector: Detector, note: Callable[[str], None]) -> None:
-    """Leave out the last stages as long as no pretrained head serves them.
+def _served(
+    connectivity: Connectivity, asked: Sequence[Stage] | None, note: Callable[[str], None]
+) -> tuple[Stage, ...]:
+    """The first stages, as far as a pretrained head serves them.
 
     Raises:
         FitError: none is left.
     """
-    heads, stages = detector.pretrained, tuple(detector.stages or ())
-    connectivities = stage_extractors(detector.connectivity, detector.stages)
-    served = 0 if heads is None or not stages else len(heads.serving(connectivities))
+    stages = tuple(asked or ())
+    served = len(pretrained.load().serving(stage_extractors(connectivity, stages))) if stages else 0
     if not served:
         raise FitError(pretrained.UNTAUGHT)
-    while len(stage_extractors(detector.connectivity, stages)) > served:
+    while len(stage_extractors(connectivity, stages)) > served:
         stages = stages[:-1]
-    if len(stages) < len(detector.stages or ()) and detector.connectivity.references is not None:
+    if len(stages) < len(asked or ()) and connectivity.references is not None:
         note("paths to references are left out: no head was taught for what this classifier shows of them")
-    detector.stages = stages
+    return stages
 
 
 def _tell_prices(detector: Detector, note: Callable[[str], None], *, free: bool) -> None:
@@ -413,14 +480,21 @@ def _tell_exits(detector: Detector, note: Callable[[str], None]) -> None:
         )
 
 
-def _enough(count: int, rest: int, detector: Detector) -> None:
-    """Raise FitError where so many images, of which `rest` are in no other use, leave too few to calibrate on."""
-    left = round(detector.calibrate * rest)
-    needed = math.ceil(1 / detector.fpr - 1e-9) - 1 if 0 < detector.fpr < 1 else 0
+def _check_enough(count: int, rest: int, held_out: float, fpr: float) -> None:
+    """Raise FitError where so many images, of which `rest` are in no other use, leave too few to calibrate on.
+
+    Args:
+        count: images in all.
+        rest: images in no other use.
+        held_out: share of these to calibrate on.
+        fpr: false-alarm rate asked for.
+    """
+    left = round(held_out * rest)
+    needed = math.ceil(1 / fpr - 1e-9) - 1 if 0 < fpr < 1 else 0
     if left < needed:
-        share = detector.calibrate * rest / max(count, 1)
+        share = held_out * rest / max(count, 1)
         raise FitError(
-            f"{count} images leave {left} to calibrate on, and a false-alarm rate of {detector.fpr:g} needs at least "
+            f"{count} images leave {left} to calibrate on, and a false-alarm rate of {fpr:g} needs at least "
             f"{needed}: give {math.ceil(needed / share) + 1} images or more, or a higher rate"
         )
 
@@ -435,21 +509,46 @@ def _other(given: Classifier | nn.Module | None, classifier: Classifier, name: s
     return network
 
 
-def _with_apart(
-    classifier: Classifier, used: Tensor, truth: Tensor | None, apart: Tensor, note: Callable[[str], None]
-) -> tuple[Tensor, Tensor | None, np.ndarray]:
-    """Images to train on and, after them, those to calibrate on, which are none of the former."""
-    shared = np.isin(image_hashes(apart), image_hashes(used))
+class _Apart(NamedTuple):
+    """Images to calibrate on alone, and their true classes where known."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+def _apart(classifier: Classifier, used: Tensor, images: Any, labels: Any, note: Callable[[str], None]) -> _Apart:
+    """Images to calibrate on, less those that are trained on and those for which the classifier gives NaN.
+
+    Args:
+        classifier: what is to be guarded.
+        used: images that are trained on.
+        images: as users give them.
+        labels: their classes, or None.
+        note: told how many are left out.
+    """
+    found = as_tensor(images)
+    truth = None if labels is None else as_labels(labels, len(found))
+    shared = torch.from_numpy(np.isin(image_hashes(found), image_hashes(used)))
     if shared.any():
-        note(f"{int(shared.sum())} of {len(apart)} images to calibrate on are trained on too: they are left out")
-        apart = apart[torch.from_numpy(~shared)]
-    apart, _, _ = drop_non_finite(classifier, apart, None, note)
-    if used.dtype != apart.dtype:
-        used, apart = classifier.check(used).cpu(), classifier.check(apart).cpu()
-    kept = np.repeat([False, True], [len(used), len(apart)])
-    if truth is not None:
-        truth = torch.cat([truth, torch.zeros(len(apart), dtype=torch.int64, device="cpu")])
-    return torch.cat([used, apart]), truth, kept
+        note(f"{int(shared.sum())} of {len(found)} images to calibrate on are trained on too: they are left out")
+        found, truth = found[~shared], None if truth is None else truth[~shared]
+    found, truth, _ = drop_non_finite(classifier, found, truth, note)
+    return _Apart(found, truth)
+
+
+def _joined(
+    classifier: Classifier, used: Tensor, truth: Tensor | None, apart: _Apart
+) -> tuple[Tensor, Tensor | None, np.ndarray]:
+    """Images to train on and after them those to calibrate on, labels (-1 where unknown), which are the latter."""
+    images = used, apart.images
+    if used.dtype != apart.images.dtype:
+        images = classifier.check(used).cpu(), classifier.check(apart.images).cpu()
+    kept = np.repeat([False, True], [len(used), len(apart.images)])
+    labels = [
+        torch.full((len(some),), -1, dtype=torch.int64, device="cpu") if known is None else known
+        for some, known in ((used, truth), apart)
+    ]
+    return torch.cat(images), torch.cat(labels), kept
 
 
 EVADING = 1300  # gradients that go into what is made of an image to evade the heads: turns x sizes x steps x stops

@@ -48,6 +48,10 @@ class Verdict(_Columns):
         made.doubtful = doubtful
         return made
 
+    def _replace(self, **changes: Any) -> Verdict:
+        """The same with some columns exchanged, and doubt as it is unless that is one of them."""
+        return Verdict(**{**self._asdict(), "doubtful": self.doubtful, **changes})
+
 
 class Guard(nn.Module):
     """A module from images (n, c, h, w) in [0, 1] to a Verdict, all on the classifier's device.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.cascade.cascade import head_log_odds
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch

@@ -23,7 +23,7 @@ from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import head_log_odds, log_odds
 from advconn.cascade.early_exit import cascade_score
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.features.path_features import Trace

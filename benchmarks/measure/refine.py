@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import make_pipeline
 
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.cascade.pretrained import refine_head
 from advconn.cascade.scaling import BoundedScaler
 from benchmarks.common.heads import FPR, TEACHERS, Heads, group, judged, taught

@@ -28,7 +28,7 @@ from advconn import bundle
 from advconn.attacks.attack import SuccessfulAttacks
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import log_odds
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.path_features import Trace
 from advconn.metrics import auroc

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from advconn.attacks.catalog import MIXTURE
 from advconn.cascade.cascade import log_odds
 from advconn.cascade.early_exit import cascade_score, choose_exits
-from advconn.cascade.head_files import default_head
+from advconn.cascade.heads import default_head
 from advconn.features.connectivity import Connectivity
 from advconn.features.path_features import Trace, feature_table
 from advconn.features.references import synthesise

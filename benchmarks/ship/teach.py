@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import make_pipeline
 
-from advconn.cascade.head_files import default_head, largest_share
 from advconn.cascade.head_files import save as save_head
+from advconn.cascade.heads import default_head, largest_share
 from advconn.cascade.scaling import BoundedScaler
 from benchmarks.common.heads import FPR, TEACHERS, Heads, family, group, judged, stages_of, taught
 from benchmarks.common.lessons import Lesson, arguments, lessons

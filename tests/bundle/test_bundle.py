@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPClassifier
 
 from advconn import bundle, models
 from advconn.bundle import card_schema as cards
-from advconn.cascade.head_files import clone_unfitted, default_head
+from advconn.cascade.heads import clone_unfitted, default_head
 from advconn.detector.detector import Detector
 from advconn.errors import BundleError, DataError, FitError
 from advconn.features.connectivity import Connectivity

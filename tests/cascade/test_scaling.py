@@ -8,9 +8,9 @@ from torch import nn
 from advconn import bundle
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import log_odds
-from advconn.cascade.head_files import default_head, largest_share
 from advconn.cascade.head_files import load as load_head
 from advconn.cascade.head_files import save as save_head
+from advconn.cascade.heads import default_head, largest_share
 from advconn.cascade.scaling import COARSE, FINE, BoundedScaler
 from advconn.detector.fitting import fit
 from advconn.errors import BundleError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from advconn import bundle
-from advconn.cascade.head_files import default_head, highest_log_odds
+from advconn.cascade.heads import default_head, highest_log_odds
 from advconn.errors import DataError
 from advconn.scoring.records import Record, parse_result
 from advconn.serving import Judge

@@ -12,7 +12,7 @@ from advconn.attacks.adaptive import Score
 from advconn.benchmark.candidate import Candidate
 from advconn.cascade.cascade import head_log_odds, log_odds
 from advconn.cascade.differentiable_score import differentiable_score, linear_odds
-from advconn.cascade.head_files import clone_unfitted, default_head
+from advconn.cascade.heads import clone_unfitted, default_head
 from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.errors import AttackError
