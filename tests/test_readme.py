@@ -66,7 +66,7 @@ def reader(tmp_path_factory):
         Image.fromarray(pixels[i]).save(place / name)
     for _, kind, text in BLOCKS:
         name = re.match(r"# (my_\w+\.py)\n", text)
-        if kind == "python" and name:
+        if kind == "python" and name and name[1] != "my_model.py":
             (place / name[1]).write_text(text)
     return place
 
@@ -129,6 +129,18 @@ def test_the_snippets(tmp_path, monkeypatch):
     assert ran >= 1
     assert names["flag"].dtype == torch.bool
     assert len(names["p_value"]) == 8
+
+
+def test_the_model_file(tmp_path, monkeypatch):
+    """It gives a network that is ready, from weights beside it."""
+    from torchvision.models import resnet18
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(resnet18(num_classes=10).state_dict(), "resnet18.pt")
+    (text,) = (text for _, kind, text in BLOCKS if text.startswith("# my_model.py"))
+    names = {}
+    exec(compile(text, "README.md", "exec"), names)  # the document itself
+    assert not names["build"]().training
 
 
 def test_links_and_options_are_there():

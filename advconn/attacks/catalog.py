@@ -251,7 +251,7 @@ def parse_number(name: str, key: str, text: str) -> float:
     Raises:
         AttackError: no number, or one that the parameter cannot have.
     """
-    value = _number(text)
+    value = _number(name, key, text)
     if value < 0 or (key in INTEGERS and value < 1):
         raise AttackError(f"{name}: {key} must be positive, got {text}")
     if key in INTEGERS and value % 1:
@@ -274,11 +274,11 @@ def as_fraction(value: float) -> str:
     return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-9 and value < 1 else f"{value:.4g}"
 
 
-def _number(text: str) -> float:
+def _number(name: str, key: str, text: str) -> float:
     try:
         value = float(Fraction(text)) if "/" in text else float(text)
         if not math.isfinite(value):
             raise ValueError
         return value
     except (ValueError, ZeroDivisionError):
-        raise AttackError(f"not a number: {text!r} (expected such as 10, 0.5 or 8/255)") from None
+        raise AttackError(f"{name}: {key} must be a number such as 10, 0.5 or 8/255, got {text!r}") from None

@@ -89,6 +89,8 @@ class _Group(click.Group):
                 print_error("interrupted")
                 return INTERRUPTED
             if isinstance(error, click.ClickException):
+                for theirs, ours in KINDS_OF_NUMBER.items():
+                    vars(error)["message"] = error.message.replace(theirs, ours)
                 error.show()
             elif isinstance(error, SystemExit):
                 print_error(f"something ended the run from inside (status {error.code})")
@@ -106,6 +108,14 @@ class _Group(click.Group):
                     "shows the whole trace)"
                 )
         return FAILED
+
+
+KINDS_OF_NUMBER = {  # click's names of types, longest first
+    "is not a valid integer range": "is not a whole number",
+    "is not a valid float range": "is not a number",
+    "is not a valid integer": "is not a whole number",
+    "is not a valid float": "is not a number",
+}
 
 
 def _writable() -> None:

@@ -278,8 +278,8 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     "attacks",
     multiple=True,
     metavar="SPEC",
-    help="Attack to test: NAME[:key=value,...], FILE.py:FACTORY, or foolbox:, torchattacks:, art:, "
-    "advlib:CLASS(key=value, ...); repeat for more [default: eleven].",
+    help="Attack to test: NAME[:key=value,...], FILE.py:FUNCTION, or LIBRARY:CLASS(key=value, ...), where LIBRARY is "
+    "foolbox, torchattacks, art or advlib; repeat for more [default: eleven of its own].",
 )
 @click.option(
     "--attacked",
@@ -298,12 +298,16 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     metavar="NAME",
     help="Baseline, or FILE.py:CLASS; repeat for more [default: all].",
 )
-@click.option("--second", metavar="SPEC", help=f"Another classifier of the same classes: {SPEC}")
+@click.option(
+    "--second",
+    metavar="SPEC",
+    help=f"A second classifier with the same classes, for the baseline `second-model`: {SPEC}",
+)
 @click.option("--second-weights", type=PATH, help="Its state dict.")
 @click.option(
     "--limit",
     type=click.IntRange(min=10),
-    help="Attack at most N test images with each attack; each part keeps a quarter more clean images.",
+    help="Attack at most N test images with each attack. Each part of the split keeps at most 1.25 N clean images.",
 )
 @click.option(
     "--save-as",
@@ -317,8 +321,8 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     type=click.Choice(["used", "both"]),
     default="used",
     show_default=True,
-    help="used: one head and one threshold for all attacks. both: also as papers have it, with a head of each tested "
-    "attack alone.",
+    help="used: as deployed, one detector and one threshold for all attacks. both: also as most papers do, one "
+    "detector trained on each attack.",
 )
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also run an adaptive attack, which knows the detector (slow).")

@@ -50,7 +50,7 @@ def calibrate(
 ) -> None:
     """Set a new threshold from clean images.
 
-    It also serves after the classifier was trained a little further.
+    Use it too after the classifier was fine-tuned slightly.
 
     One attack is made on the images first: if the scores no longer tell it from clean ones, a new fit is needed.
 

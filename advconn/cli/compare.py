@@ -11,7 +11,9 @@ from advconn.cli.options import PATH
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=PATH, metavar="RESULTS...")
-@click.option("--table", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True)
+@click.option(
+    "--table", type=click.Choice(["md", "latex", "csv"]), default="md", show_default=True, help="Format of the table."
+)
 def compare(results: tuple[Path, ...], table: str) -> None:
     """Put benchmarks side by side.
 

@@ -35,15 +35,32 @@ KINDS = (".html", ".png", ".json")
     metavar="pixel|LAYER",
     help="Space of the path: pixels, or the output of a layer.",
 )
-@click.option("--method", type=click.Choice(["line", "bypass", "band"]), default="band", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["line", "bypass", "band"]),
+    default="band",
+    show_default=True,
+    help="How the path is found: line (straight), bypass (bent around each barrier), band (an elastic band, relaxed).",
+)
 @click.option(
     "--delta", type=float, default=1e-3, show_default=True, help="Cross-entropy above which a path has a barrier."
 )
 @click.option(
-    "--decoder", "decoder_file", type=PATH, metavar="FILE", help="Decoder file that shows a latent path as images."
+    "--decoder",
+    "decoder_file",
+    type=PATH,
+    metavar="FILE",
+    help="File of a decoder that turns a latent path into images.",
 )
-@click.option("--data", type=PATH, metavar="PATH", help="Images to train the decoder on if its file does not exist.")
-@click.option("--out", type=PATH, metavar="FILE", help="A .html page, a .png picture or .json figures.")
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="PATH",
+    help="Images to train the decoder on; it is written to its file if that does not exist.",
+)
+@click.option(
+    "--out", type=PATH, metavar="FILE", help="Write the path as .html (a page), .png (a picture) or .json (numbers)."
+)
 @device_option
 def connect(
     first: Path,

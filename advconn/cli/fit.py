@@ -142,8 +142,8 @@ def say_efficacy(detector: Detector) -> None:
     "attacks",
     multiple=True,
     metavar="NAME[:key=value,...]",
-    help="Attack to train on; repeat for more. `auto` finds strengths at which this classifier "
-    "falls [default: a mixture up to 8/255, or auto where that is too weak].",
+    help="Attack to train on; repeat for more. `auto` searches for strengths that fool this "
+    "classifier [default: a mixture up to 8/255, or auto where that is too weak].",
 )
 @click.option("--limit-attacked", type=click.IntRange(min=1), help="Attack at most N images with each attack.")
 @click.option("--surrogate", metavar="SPEC", help=f"For a --model without gradients, one to attack instead: {SPEC}")
@@ -153,7 +153,8 @@ def say_efficacy(detector: Detector) -> None:
     type=click.Choice(["choose", "synthesise"]),
     default="choose",
     show_default=True,
-    help="Take references from the images (they are stored in the detector), or make them.",
+    help="choose: take reference images from --data (they are stored in the detector). synthesise: generate them from "
+    "the classifier.",
 )
 @spread_options
 @click.option("--cache", type=PATH, help="Cache folder for finished attacks [default: ~/.cache/advconn].")
@@ -170,7 +171,8 @@ def fit(**given: Any) -> None:
     an interrupted fit.
 
     At the end fit tests the detector with one attack. If the detector misses more than half, fit attacks 100 images and
-    adapts the heads, and then trains new ones. If it still misses more than half, fit writes nothing and exits with 2.
+    adapts the heads. If that is not enough, fit trains new heads. It skips a step that it expects to take more than 15
+    minutes. If the detector still misses more than half, fit writes nothing and exits with status 2.
 
     \b
     Example:

@@ -32,7 +32,7 @@ class SharedOptions:
 
 
 SPEC = (
-    "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
+    "FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, timm:NAME, torchvision:NAME, hf:FOLDER, onnx:FILE or an endpoint's URL."
 )
 
 
@@ -137,8 +137,8 @@ fpr_option = click.option("--fpr", type=float, help="False-alarm rate [default: 
 confidence_option = click.option(
     "--confidence",
     type=_Confidence(),
-    help="Guarantee the rate with this confidence, such as 0.95. The word `none` means: on average only, which is what "
-    "`fit` does by default.",
+    help="Keep the false-alarm rate with this confidence, such as 0.95, or `none`: only on average [default: none in "
+    "`fit`, else the detector's].",
 )
 conditions_option = click.option(
     "--conditions",
@@ -176,13 +176,17 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 INPUTS = ("size", "channels", "resize", "interpolation", "mean", "std")
 _INPUTS = (
-    click.option("--size", type=_Side(), help="Input size, 224 or 480x640 [default: what the --model reveals]."),
+    click.option(
+        "--size",
+        type=_Side(),
+        help="Input size in pixels: one side, or HEIGHTxWIDTH, such as 224 or 480x640 [default: read from the model].",
+    ),
     click.option("--channels", type=click.IntRange(min=1), help="Input channels: 3, or 1 for grey."),
     click.option(
         "--resize",
         type=click.Choice(list(RESIZES)),
-        help="What to do with images of another size, if the model does not define it: stretch them, crop the middle "
-        "out, or pad the shorter side [default: crop].",
+        help="How images of another size are resized, if the model does not define it: stretch, crop (keep the "
+        "centre), pad (fill the shorter side) [default: crop].",
     ),
     click.option(
         "--interpolation",
@@ -193,15 +197,15 @@ _INPUTS = (
     click.option("--std", type=_Numbers(), help="Per-channel standard deviation."),
 )
 _MODEL = (
-    click.option("--model", metavar="SPEC", help=SPEC),
+    click.option("--model", metavar="SPEC", help=f"The classifier: {SPEC}"),
     click.option("--weights", type=PATH, help="State dict: .safetensors, or a torch file."),
     *_INPUTS,
     click.option("--classes", type=PATH, metavar="FILE", help="Class names: one a line, a JSON list, or id2label."),
     click.option(
         "--companion",
         metavar="SPEC",
-        help="A second network with the same classes, adversarially trained. A detector that is fitted with one is "
-        "harder to evade. Name it again later only if the detector's folder does not contain it.",
+        help="A second, adversarially trained network with the same classes; a detector fitted with it is harder to "
+        "evade. Give it again only with a detector whose folder does not store it.",
     ),
     click.option("--companion-weights", type=PATH, help="State dict of the companion."),
     click.option(
@@ -260,7 +264,8 @@ LABELS = click.option(
     type=click.Choice(["auto", "index", "name", "sorted", "none"]),
     default="auto",
     show_default=True,
-    help="What class folders mean; auto picks what agrees best with the classifier.",
+    help="How folder names give classes: index (a number), name (a class name), sorted (alphabetical, as ImageFolder), "
+    "none (no labels), auto (whichever fits the classifier's predictions best).",
 )
 MAX_BAD = click.option(
     "--max-bad",

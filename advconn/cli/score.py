@@ -104,17 +104,19 @@ def threshold_options(function: F) -> F:
 @click.option(
     "--reading",
     type=click.Choice(["plain", "upright", "both"]),
-    help="As a plain loader reads a picture (no EXIF turn, transparency ignored, 16 bits cut off), as people see it, "
-    "or both [default: both; upright alone if the detector was fitted so].",
+    help="plain: as most loaders decode (no EXIF rotation, transparency ignored, 16 bits cut off). upright: as people "
+    "see it. both: judge both [default: both; upright if the detector was fitted so].",
 )
 @frames_option
 @click.option(
     "--strict",
     is_flag=True,
-    help="Also exit with status 2 if a file is no image, or holds further pictures that were not judged.",
+    help="Also exit with status 2 if a file is no image, or holds pictures or arrays that were not judged.",
 )
 @click.option(
-    "--full", is_flag=True, help="Run every stage for every image: slower, but every record has its barriers."
+    "--full",
+    is_flag=True,
+    help="Run all stages on every image, without early exit: slower, but every record contains the barriers.",
 )
 @click.option(
     "--out",
@@ -279,7 +281,11 @@ def shipped_for(collections: Sequence[Collection]) -> tuple[Path, str]:
             large = large or min(collection.sample(1).size()) > SMALL
     if large and shipped.photographs_installed():
         return bundle.default("imagenet"), (
-            "no --detector given: the one for photographs judges what EfficientNet-Lite0 (ImageNet) sees at 224x224"
+            "no --detector given: using `imagenet`, which resizes images to 224x224 and judges them through "
+            "EfficientNet-Lite0 (ImageNet)"
         )
-    said = "no --detector given: the shipped one judges a 32x32 CIFAR-10 classifier's view of the image"
+    said = (
+        "no --detector given: using `cifar10`, which resizes images to 32x32 and judges them through a CIFAR-10 "
+        "classifier"
+    )
     return bundle.default(), said + f"; for photographs there is another: {shipped.EXTRA}" * large

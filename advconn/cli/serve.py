@@ -50,7 +50,7 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     multiple=True,
     envvar="ADVCONN_SERVE_ALLOW_HOST",
     metavar="NAME",
-    help="Further Host header to accept. With a loopback --host only loopback names are accepted.",
+    help="Accept this Host header; repeat for more. Without it: loopback names if --host is loopback, else any name.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 picks a free one."

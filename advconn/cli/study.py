@@ -11,7 +11,7 @@ import click
 from advconn.cli.arguments import ModelOptions, classifier_of, default_subject, detector_of, read
 from advconn.cli.options import PATH, SPEC, device_option, input_options, seed_option
 from advconn.cli.output import note, progress_bar
-from advconn.errors import DataError
+from advconn.errors import DataError, expected_one_of
 from advconn.files import require_empty
 
 if TYPE_CHECKING:
@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 NAMES = ("linear-or-not", "barriers", "bypass", "untrained", "training", "percolation", "architectures")
 
 
+class _Name(click.ParamType):  # type: ignore[type-arg]
+    name = "name"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value not in NAMES:
+            self.fail(f"no study {value!r}: {expected_one_of(str(value), NAMES)}", param, ctx)
+        return value
+
+
 @click.command()
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", type=_Name(), metavar="NAME")
 @click.option("--fast", is_flag=True, help="Run a short version (minutes on two cores) instead of the papers' setting.")
 @click.option("--model", "models", multiple=True, metavar="SPEC", help=f"{SPEC} Repeat for `architectures`.")
 @click.option("--weights", "weights", multiple=True, type=PATH, help="State dict; one for each --model, in order.")
@@ -46,6 +55,10 @@ def study(
     They are Vrabel et al. (2025) and Gu & Borovykh (2023); the figures stand beside theirs.
 
     Without --model the shipped CIFAR-10 classifier is used.
+
+    \b
+    NAME is one of:
+      linear-or-not, barriers, bypass, untrained, training, percolation, architectures
 
     \b
     Example:

@@ -32,8 +32,8 @@ def test_a_specification_is_read_and_written_back():
     [
         ("nonsense", "no attack named"),
         ("pgd:epsilon=1", "no parameter"),
-        ("pgd:eps=a", "not a number"),
-        ("pgd:eps=1/0", "not a number"),
+        ("pgd:eps=a", "must be a number"),
+        ("pgd:eps=1/0", "must be a number"),
         ("pgd:steps=0", "positive"),
         ("fgsm:steps=3", "no parameter"),
         ("pgd:eps", "no parameter"),

@@ -407,7 +407,7 @@ def test_attacks_are_listed_with_their_parameters():
         (["--baseline", "nothing"], "no baseline 'nothing'"),
         (["--model", "advconn:compact"], "--data is needed"),
         (["--attack", "pgd:strength=2", "--data", "DATA", "--detector", "DIGITS"], "no parameter"),
-        (["--attack", "pgd:eps=nan"], "not a number"),
+        (["--attack", "pgd:eps=nan"], "must be a number"),
         (["--attack", "pgd:steps=2.5"], "whole number"),
         (["--attack", "pgd:eps=8"], "8/255"),
         (["--fpr", "0", "--limit", "20", "--data", "DATA", "--detector", "DIGITS"], "must lie in (0, 1)"),

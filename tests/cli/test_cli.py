@@ -446,3 +446,18 @@ def test_a_card_in_other_formats():
     assert component["hashes"][0]["content"] == read["card"]
     assert component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] == "0.05"
     assert all({"type", "name", "version"} <= set(each) for each in bom["components"])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("fit", "--limit", "many"), "'many' is not a whole number"),
+        (("benchmark", "--fpr", "lots"), "'lots' is not a number"),
+        (("study", "bariers"), "did you mean barriers"),
+        (("attack", "--attack", "pgd:eps=huge", "--data", "x", "--out", "y"), "pgd: eps must be a number such as"),
+    ],
+)
+def test_a_wrong_value_is_named_in_plain_words(line, says):
+    out = run(*line)
+    assert out.exit_code == 2
+    assert says in out.output
