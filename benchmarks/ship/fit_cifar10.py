@@ -60,9 +60,7 @@ def hardened(cache: Path, detector: Detector, fit: Part, learned: TrainingSet) -
                 learned = learned.with_attacked(f"evasive:eps={size}/255", made, hits.rows.numpy() + i, hits.tried)
         print({k: v for k, v in learned.attacks.items() if "evasive" in k}, flush=True)
         if turn < len(EVADING) - 1:
-            rows_of = f"{len(learned.kinds)} rows, {float(learned.features[0].sum())!r}"
-            key = f"taught {companion.fingerprint} {rows_of}"
-            cascade = kept(cache, key, lambda rows=learned: detector.fit_cascade(rows).cascade_)
+            cascade = detector.fit_cascade(learned).cascade_
     detector.fit_cascade(learned)
     detector.evasive = len(EVADING[0]) * CHUNK
 
