@@ -62,6 +62,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
             "framework_callable",
             "metrics",
             "open_inference_protocol",
+            "query_watch",
             "request_body",
         },
         {"app"},

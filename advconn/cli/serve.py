@@ -60,6 +60,13 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     is_flag=True,
     help="Answer 422 if an image is flagged or cannot be judged completely.",
 )
+@click.option(
+    "--watch-queries",
+    metavar="HEADER",
+    help="Notice clients that send many nearly equal pictures, as attacks do that see answers alone. HEADER names who "
+    "asks, such as X-Client-Id; `address` goes by the client's address. A walking client is logged and counted, and "
+    "its answers carry Advconn-Client-Walks.",
+)
 @click.option("--show-flagged", is_flag=True, help="Let GET /flagged show the last flagged files to every client.")
 @click.option("--all-formats", is_flag=True, help="Also accept rare picture formats, which decode slowly.")
 @click.option(
@@ -99,6 +106,7 @@ def serve(
     allowed: tuple[str, ...],
     port: int,
     block: bool,
+    watch_queries: str | None,
     show_flagged: bool,
     all_formats: bool,
     reading: str | None,
@@ -147,6 +155,7 @@ def serve(
     server = Server(
         Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, hosts=hosts, show_flagged=show_flagged,
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading, note=note,
+        watch_queries=None if watch_queries is None else _client_header(watch_queries),
     )  # fmt: skip
 
     class Telling(uvicorn.Server):
@@ -183,6 +192,15 @@ def serve(
         raise DataError(
             f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"
         )
+
+
+def _client_header(asked: str) -> str:
+    """The header that names a client; '' goes by addresses."""
+    if asked == "address":
+        return ""
+    if re.fullmatch(r"[A-Za-z0-9-]+", asked) is None:
+        raise click.UsageError(f"--watch-queries: expected the name of a header, or address, got {asked!r}")
+    return asked
 
 
 def _detector(

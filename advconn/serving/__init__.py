@@ -11,6 +11,7 @@ from advconn.lazy import attach
 
 if TYPE_CHECKING:
     from advconn.serving.framework_callable import Judge
+    from advconn.serving.query_watch import QueryWatch
 
-__all__ = ["Judge"]
-__getattr__, __dir__ = attach(__name__, {"Judge": "framework_callable"})
+__all__ = ["Judge", "QueryWatch"]
+__getattr__, __dir__ = attach(__name__, {"Judge": "framework_callable", "QueryWatch": "query_watch"})

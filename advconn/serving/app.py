@@ -42,6 +42,7 @@ from advconn.serving.open_inference_protocol import (
     model_metadata,
     parse_request,
 )
+from advconn.serving.query_watch import QueryWatch
 from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
 from advconn.serving.web_security import Guarded, PlainJSON, policy
 
@@ -52,6 +53,8 @@ TOLD = 4  # flagged images of a request that the log names
 NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
 REQUEST_SECONDS = 60.0  # after which no more files of a request are read
+CLIENT_LETTERS = 200  # of the header that says who asks
+WALKS = "Advconn-Client-Walks"  # the header of an answer to a client that asks about nearly equal pictures
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
 UNCLEAR = "the classifier fails on it, or gives NaN"
@@ -70,6 +73,8 @@ class Server:
         show_flagged: tell every client which files were flagged last.
         every_format: also of pictures that Python code decodes.
         reading: of pictures, see decoding.decode_variants.
+        watch_queries: watch for clients that ask about nearly equal pictures; a client is who gives one value of this
+            header, or with '' who has one address. None does not watch.
         note: told what its operator should know.
     """
 
@@ -85,10 +90,12 @@ class Server:
         show_flagged: bool = False,
         every_format: bool = False,
         reading: str = "both",
+        watch_queries: str | None = None,
         note: Note = print,
     ) -> None:
         self.judge, self.name, self.about, self.block, self.note = judge, name, about, block, note
         self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
+        self.client_header, self.queries = watch_queries, None if watch_queries is None else QueryWatch()
         self.formats = FORMATS if every_format else COMMON
         self.limits = limits = limits or Limits()
         self.bodies = Bodies(limits)
@@ -224,6 +231,7 @@ class Server:
             body.clear()
             images, unread, readings = await self._images(said)
         self._fits(images)
+        walks = await self._walks(request, _first_rows(images, readings))
         verdicts = await self._judged(images, readings)
         for i, text in unread.items():
             verdicts["advconn_error"][i] = text
@@ -236,11 +244,11 @@ class Server:
             errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
             said_so = f"{len(flagged) - len(errors)} of {len(images)} images flagged, {len(errors)} could not be judged"
             told = {"error": said_so, "id": said.id, "flagged": flagged, "errors": errors}
-            return PlainJSON(told | {"p_value": [p_values[i] for i in flagged]}, 422)
+            return PlainJSON(told | {"p_value": [p_values[i] for i in flagged]}, 422, walks)
         content, head = build_response(verdicts, said, self.name)
         if head is None:
-            return Response(content, media_type="application/json")
-        return Response(content, headers={HEADER: str(head)}, media_type="application/octet-stream")
+            return Response(content, headers=walks, media_type="application/json")
+        return Response(content, headers={HEADER: str(head)} | walks, media_type="application/octet-stream")
 
     async def _images(self, said: InferRequest) -> tuple[torch.Tensor, dict[int, str], list[tuple[str, ...]]]:
         """The images of a request, why some could not be read, and the readings of each, which are rows of images.
@@ -316,6 +324,10 @@ class Server:
                 raise DataError(f"{len(pictures)} files; a page is of one")
             read = [await self._read(*picture, self.reading, until) for picture in pictures]
             pictures.clear()
+            walks: dict[str, str] = {}
+            for one in () if wanted else read:
+                if isinstance(one, Batch):
+                    walks = await self._walks(request, one.images[:1])
             cases: list[PageEntry] = []
             for some in _together(read, self.limits.batch):
                 if isinstance(some, Failure):
@@ -332,9 +344,26 @@ class Server:
             self.metrics.refused.labels("422").inc()
         status = 422 if blocked else 200
         if not wanted:
-            return PlainJSON(list(map(_answer, said)), status)
+            return PlainJSON(list(map(_answer, said)), status, walks)
         async with self.drawing:  # in a thread, one page at a time
             return HTMLResponse(await self._run(self.near, page, cases, self.about), status)
+
+    async def _walks(self, request: Request, images: torch.Tensor) -> dict[str, str]:
+        """Show a request's images to the watch over queries; the header of the answer where its client walks."""
+        if self.queries is None:
+            return {}
+        address = request.client.host if request.client is not None else "?"
+        client = request.headers.get(self.client_header, "") if self.client_header else address
+        seen = await self._run(self.near, self.queries.see, images, client[:CLIENT_LETTERS])
+        self.metrics.near.inc(int(seen.near.sum()))
+        if seen.began:
+            self.metrics.walks.inc()
+            self.note(
+                f"{address} {request.url.path}: client {printable(client[:CLIENT_LETTERS])!r} asks about many nearly "
+                f"equal pictures ({self.queries.alert} or more of its last {self.queries.window}), as attacks do that "
+                "see answers alone"
+            )
+        return {WALKS: "true"} if len(seen.walks) and seen.walks[-1] else {}
 
     async def _read(self, name: str, content: bytes, reading: str, until: float) -> Batch | Failure:
         """A file's picture as the command reads it, or why it cannot be read; none after this time of the loop's."""
@@ -425,6 +454,12 @@ class Server:
         """The same of what HTTP itself refuses."""
         self.metrics.refused.labels(str(error.status_code)).inc()
         return PlainJSON({"error": error.detail}, error.status_code, error.headers)
+
+
+def _first_rows(images: torch.Tensor, readings: Sequence[tuple[str, ...]]) -> torch.Tensor:
+    """Of pictures that have several rows of images each, the first."""
+    starts = np.cumsum([0, *(len(rows) for rows in readings)])[:-1]
+    return images[torch.from_numpy(starts)]
 
 
 def _answer(result: Result) -> dict[str, Any]:

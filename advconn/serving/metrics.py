@@ -38,6 +38,8 @@ class Metrics:
         self.stage = Counter("advconn_stage", "Images by the stage they left at.", ["stage"], **own)
         self.errors = Counter("advconn_errors", "Images that could not be judged; they are flagged.", **own)
         self.refused = Counter("advconn_refused", "Requests refused, by status.", ["status"], **own)
+        self.near = Counter("advconn_near_queries", "Images nearly equal to one that the same client sent.", **own)
+        self.walks = Counter("advconn_walks", "Times that a client began to send many nearly equal images.", **own)
         self.seconds = Histogram("advconn_seconds_per_image", "Seconds of judging an image.", buckets=SECONDS, **own)
         self.batch = Histogram("advconn_batch_images", "Images judged together.", buckets=SIZES, **own)
         self.waiting = Gauge("advconn_waiting_images", "Images that wait.", **own)

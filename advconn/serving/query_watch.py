@@ -21,8 +21,9 @@ from advconn.errors import DataError
 
 SIDE_PIXELS = 32  # of a view
 LEAST_CONTRAST = 4 / 255  # standard deviation that a flat picture is taken to have
-SMALLEST_PIXELS = 8  # of a side, to tell a movement by
-EXPLAINED = 0.5  # share of a difference's energy that a movement must explain
+SMOOTHINGS = 6  # before a movement is looked for
+SMALLEST_PIXELS = 16  # of a side, to tell a movement by: in fewer, noise looks like one
+EXPLAINED = 0.25  # share of a difference's energy that a movement must explain
 
 
 @dataclass
@@ -78,7 +79,7 @@ class QueryWatch:
     """
 
     def __init__(
-        self, *, window: int = 100, alert: int = 10, memory: int = 128, distance: float = 0.2, clients: int = 256
+        self, *, window: int = 100, alert: int = 15, memory: int = 128, distance: float = 0.2, clients: int = 256
     ) -> None:
         if not (1 <= alert <= window and memory >= 1 and clients >= 1 and 0 < distance < 1):
             raise DataError(
@@ -169,8 +170,8 @@ def is_movement(before: np.ndarray, after: np.ndarray) -> bool:
 
 
 def _smoothed(view: np.ndarray) -> np.ndarray:
-    """Twice by the weights 1, 2, 1 along both axes."""
-    for axis in (0, 1, 0, 1):
+    """SMOOTHINGS times by the weights 1, 2, 1 along both axes."""
+    for axis in (0, 1) * SMOOTHINGS:
         padded = np.pad(view, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
         before, here, after = (np.take(padded, np.arange(view.shape[axis]) + i, axis) for i in range(3))
         view = (before + 2 * here + after) / 4

@@ -546,3 +546,25 @@ def test_serve_takes_its_options_from_a_file_and_the_environment(tmp_path, monke
         out = CliRunner().invoke(main, ["serve", "--config", str(file)])
         assert (out.exit_code, said in out.output) == (2, True), out.output
     assert CliRunner().invoke(main, ["serve", "--config", str(tmp_path / "none.toml")]).exit_code == 2
+
+
+def test_a_client_that_walks_is_told_of_and_others_are_not(shipped, pixels):
+    """By the header that names it: in the log once, in the metrics, and in its answers."""
+    told = []
+    watching = Server(Judge(shipped), "digits", "about", note=told.append, watch_queries="X-Client")
+    noise = np.random.default_rng(0).integers(0, 6, (40, *pixels.shape[1:])).astype(np.uint8)
+    probes = np.clip(pixels[:1].astype(int) + noise, 0, 255).astype(np.uint8)
+    with TestClient(watching.app()) as one:
+        url = "/v2/models/digits/infer"
+        honest = one.post(url, json=request(pixels), headers={"X-Client": "honest"})
+        walking = one.post(url, json=request(probes), headers={"X-Client": "walker"})
+        again = one.post("/score", files={"f": ("a.png", png(probes[0, 0]))}, headers={"X-Client": "walker"})
+        metrics = one.get("/metrics").text
+    assert "Advconn-Client-Walks" not in honest.headers
+    assert walking.headers["Advconn-Client-Walks"] == "true"
+    assert again.headers["Advconn-Client-Walks"] == "true"
+    assert [line for line in told if "nearly equal" in line] == [line for line in told if "'walker'" in line]
+    assert sum("nearly equal" in line for line in told) == 1
+    assert "advconn_walks_total 1.0" in metrics
+    with TestClient(server(shipped).app()) as plain:
+        assert "Advconn-Client-Walks" not in plain.post(url, json=request(probes)).headers
