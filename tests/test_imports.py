@@ -64,6 +64,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
             "open_inference_protocol",
             "query_watch",
             "request_body",
+            "shadow",
         },
         {"app"},
     ),

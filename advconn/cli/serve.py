@@ -17,7 +17,7 @@ from advconn.cli.arguments import ModelOptions, detector_of
 from advconn.cli.config_file import config_option
 from advconn.cli.options import detector_option, device_option, model_options
 from advconn.cli.output import note
-from advconn.errors import DataError, ModelError
+from advconn.errors import DataError, ModelError, printable
 
 if TYPE_CHECKING:
     from advconn.detector.detector import Detector
@@ -67,6 +67,15 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     "asks, such as X-Client-Id; `address` goes by the client's address. A walking client is logged and counted, and "
     "its answers carry Advconn-Client-Walks.",
 )
+@click.option(
+    "--shadow",
+    is_flag=True,
+    help="Judge copies of another model's requests, which KServe's inference logger sends to POST / as CloudEvents. "
+    "They are answered with 202 before they are judged.",
+)
+@click.option(
+    "--sink", metavar="URL", help="With --shadow: send a CloudEvent there for each request with flagged images."
+)
 @click.option("--show-flagged", is_flag=True, help="Let GET /flagged show the last flagged files to every client.")
 @click.option("--all-formats", is_flag=True, help="Also accept rare picture formats, which decode slowly.")
 @click.option(
@@ -107,6 +116,8 @@ def serve(
     port: int,
     block: bool,
     watch_queries: str | None,
+    shadow: bool,
+    sink: str | None,
     show_flagged: bool,
     all_formats: bool,
     reading: str | None,
@@ -149,13 +160,17 @@ def serve(
         name = re.sub(r"[^A-Za-z0-9._-]", "-", (detector or bundle.default()).absolute().name) or "detector"
     elif re.fullmatch(r"[A-Za-z0-9._-]+", name) is None:
         raise click.UsageError("--name: expected letters, digits, '-', '_' and '.'")
+    if sink is not None and not (shadow and sink.startswith(("http://", "https://"))):
+        raise click.UsageError(
+            f"--sink: expected http://HOST:PORT/PATH together with --shadow, got {printable(sink)!r}"
+        )
     loaded = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
     hosts = None if host not in LOOPBACK and not allowed else {*LOOPBACK, host, *allowed}
     server = Server(
         Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, hosts=hosts, show_flagged=show_flagged,
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading, note=note,
-        watch_queries=None if watch_queries is None else _client_header(watch_queries),
+        watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
     )  # fmt: skip
 
     class Telling(uvicorn.Server):

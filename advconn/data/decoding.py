@@ -174,7 +174,7 @@ def _near(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.n
 def _far(work: str, data: bytes, name: str, *more: Any) -> tuple[Any, list[np.ndarray]]:
     """The same from a worker."""
     try:
-        return sandbox.call(f"data.pictures:{work}", data, name, *more)
+        return sandbox.call(f"{__name__}:{work}", data, name, *more)
     except sandbox.Limited as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -42,7 +42,7 @@ def call(work: str, *args: Any, seconds: float = SECONDS) -> tuple[Any, list[np.
     """What a function of advconn's gives when a worker calls it.
 
     Args:
-        work: "module:function", of advconn; it returns what JSON can hold, and a list of arrays.
+        work: "module:function", its module in full; it returns what JSON can hold, and a list of arrays.
         args: its arguments, which are pickled.
         seconds: that it may take.
 
@@ -170,7 +170,7 @@ def answer_calls() -> None:
         arrays: list[np.ndarray] = []
         try:
             module, _, name = work.partition(":")
-            value, arrays = getattr(importlib.import_module(f"advconn.{module}"), name)(*args)
+            value, arrays = getattr(importlib.import_module(module), name)(*args)
             head: dict[str, Any] = {"value": value}
         except MemoryError:
             head = {"error": "needs too much memory to decode; expected an ordinary one"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
@@ -44,6 +44,7 @@ from advconn.serving.open_inference_protocol import (
 )
 from advconn.serving.query_watch import QueryWatch
 from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
+from advconn.serving.shadow import REQUESTS, Event, flagged_event, parse_event, send_event
 from advconn.serving.web_security import Guarded, PlainJSON, policy
 
 Note = Callable[[str], None]
@@ -53,6 +54,7 @@ TOLD = 4  # flagged images of a request that the log names
 NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
 REQUEST_SECONDS = 60.0  # after which no more files of a request are read
+SHADOWED = 256  # events that wait to be judged
 CLIENT_LETTERS = 200  # of the header that says who asks
 WALKS = "Advconn-Client-Walks"  # the header of an answer to a client that asks about nearly equal pictures
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
@@ -75,6 +77,8 @@ class Server:
         reading: of pictures, see decoding.decode_variants.
         watch_queries: watch for clients that ask about nearly equal pictures; a client is who gives one value of this
             header, or with '' who has one address. None does not watch.
+        shadow: judge copies of another model's requests, which arrive as CloudEvents at POST /.
+        sink: address that events of flagged requests are sent to.
         note: told what its operator should know.
     """
 
@@ -91,11 +95,16 @@ class Server:
         every_format: bool = False,
         reading: str = "both",
         watch_queries: str | None = None,
+        shadow: bool = False,
+        sink: str | None = None,
         note: Note = print,
     ) -> None:
         self.judge, self.name, self.about, self.block, self.note = judge, name, about, block, note
         self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
         self.client_header, self.queries = watch_queries, None if watch_queries is None else QueryWatch()
+        self.shadow, self.sink = shadow, sink
+        self.events: asyncio.Queue[Event] = asyncio.Queue(SHADOWED)
+        self.waiting_bytes = 0  # of the events that wait
         self.formats = FORMATS if every_format else COMMON
         self.limits = limits = limits or Limits()
         self.bodies = Bodies(limits)
@@ -129,6 +138,7 @@ class Server:
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
         ]
+        routes += [Route("/", self.take_event, methods=["POST"])] if self.shadow else []
         for path in (model, f"{model}/versions/1"):
             routes += [
                 Route(path, self.model),
@@ -152,7 +162,10 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         await self.batcher.start()
+        following = asyncio.create_task(self._follow_events()) if self.shadow else None
         yield
+        if following is not None:
+            following.cancel()
         if self.probe is not None:
             self.probe.cancel()
         await self.batcher.stop()
@@ -232,9 +245,7 @@ class Server:
             images, unread, readings = await self._images(said)
         self._fits(images)
         walks = await self._walks(request, _first_rows(images, readings))
-        verdicts = await self._judged(images, readings)
-        for i, text in unread.items():
-            verdicts["advconn_error"][i] = text
+        verdicts = await self._judged(images, readings, unread)
         flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
         p_values = verdicts["advconn_p_value"].tolist()
         of = "image" if said.id is None else f"request {said.id[:40]}, image"
@@ -285,14 +296,56 @@ class Server:
         """Refuse images of another size, before they wait with others."""
         self.classifier.check(torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device="cpu"))
 
-    async def _judged(self, images: torch.Tensor, readings: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-        """Verdicts of pictures, of which each has as many rows of images as readings."""
+    async def _judged(
+        self, images: torch.Tensor, readings: Sequence[tuple[str, ...]], unread: Mapping[int, str]
+    ) -> dict[str, Any]:
+        """Verdicts of pictures, of which each has as many rows of images as readings; why some could not be read."""
         rows = await self.batcher.ask(images)
         verdicts = per_picture(rows, readings, self.judge.detector.calibration_)
         names = self.classifier.label_names(np.nan_to_num(verdicts["logits"]).argmax(1).tolist())
         columns = (verdicts[f"advconn_{name}"].tolist() for name in ("score", "p_value", "flag", "stage", "error"))
         self._count([None if row[-1] else VerdictRow(*row[:-1]) for row in zip(names, *columns, strict=True)])
+        for i, text in unread.items():
+            verdicts["advconn_error"][i] = text
         return verdicts
+
+    async def take_event(self, request: Request) -> Response:
+        """A copy of another model's request: 202 at once, 503 where too many wait."""
+        async with self.bodies.of(request) as body:
+            event = parse_event(request.headers, bytes(body))
+        if not event.kind.endswith(REQUESTS):
+            return Response(status_code=202)
+        if self.events.full() or self.waiting_bytes + len(event.content) > 2 * self.limits.bytes:
+            self.metrics.refused.labels("503").inc()
+            return PlainJSON({"error": "too many events wait already"}, 503, {"Retry-After": "1"})
+        self.waiting_bytes += len(event.content)
+        self.events.put_nowait(event)
+        return Response(status_code=202)
+
+    async def _follow_events(self) -> None:
+        """Judge the events that arrive, one after the other, and tell the sink what is flagged."""
+        while True:
+            event = await self.events.get()
+            try:
+                told = flagged_event(event, self.name, await self._event_verdicts(event))
+                if told is not None:
+                    self.note(f"{event.source}: flagged {told['data']['flagged'][:TOLD]} of request {event.id[:40]}")
+                    if self.sink is not None:
+                        await self._run(self.far, send_event, self.sink, told)
+            except AdvconnError as error:
+                self.metrics.refused.labels("event").inc()
+                self.note(f"{event.source}: request {event.id[:40]} was not judged, or not told of: {error}")
+            except Exception as error:  # one event that nobody thought of must not end the others
+                self.metrics.refused.labels("event").inc()
+                self.note(f"an error inside advconn, please report it: {type(error).__name__}: {first_line(error)}")
+            finally:
+                self.waiting_bytes -= len(event.content)
+
+    async def _event_verdicts(self, event: Event) -> dict[str, Any]:
+        said = await self._run(self.far, parse_request, event.content, None, self.limits.images)
+        images, unread, readings = await self._images(said)
+        self._fits(images)
+        return await self._judged(images, readings, unread)
 
     def _tell(self, request: Request, flagged: Sequence[tuple[str, float, str]]) -> None:
         """Log what was flagged, or could not be judged: each image's name, p-value, and error if it has one."""

@@ -73,7 +73,7 @@ def parse_request(body: bytes | bytearray, header_length: int | None, most: int)
     about, arrays = (
         parse_body(text, blob, most)
         if len(text) <= NEAR_JSON
-        else sandbox.call("serving.protocol:parse_body", text, blob, most)
+        else sandbox.call(f"{__name__}:parse_body", text, blob, most)
     )
     name, outputs, all_binary, files = about
     binary = dict(outputs)

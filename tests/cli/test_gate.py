@@ -187,7 +187,7 @@ def test_a_picture_that_takes_too_long_is_refused():
     """The worker is ended, and the next call has another."""
     slow = saved(Image.effect_noise((3000, 3000), 50).convert("RGB"), "JPEG2000")
     with pytest.raises(sandbox.Limited, match="takes more than"):
-        sandbox.call("data.pictures:decode", slow, "x", decoding.Wanted(LOOK, "plain"), seconds=0.05)
+        sandbox.call("advconn.data.decoding:decode", slow, "x", decoding.Wanted(LOOK, "plain"), seconds=0.05)
     found, _ = views(saved(Image.fromarray(CLEAN[3]), "TIFF"), "x", LOOK, "plain")
     assert np.array_equal(found[0][0].pixels[0], CLEAN[3])
 
