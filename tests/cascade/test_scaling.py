@@ -120,4 +120,4 @@ def test_the_temperature_travels_with_the_bundle(classifier, digits, tmp_path):
     assert fitted.connectivity.temperature != 1.0
     bundle.save(fitted, tmp_path / "d")
     assert bundle.load(tmp_path / "d", model=classifier).connectivity.temperature == fitted.connectivity.temperature
-    assert bundle.load(bundle.default("digits")).connectivity.temperature == 1.0  # of an older card
+    assert bundle.load(bundle.default()).connectivity.temperature == 1.0

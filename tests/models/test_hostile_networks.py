@@ -453,8 +453,8 @@ def port():
         number = probe.getsockname()[1]
     script = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); from advconn.serving import connections; "
-        "connections.HEAD_SECONDS = 1.5; connections.MOST = 40; from advconn.__main__ import main; main()"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); from advconn.serving import connection_limits; "
+        "connection_limits.HEAD_SECONDS = 1.5; connection_limits.MOST = 40; from advconn.__main__ import main; main()"
     )
     line = [
         sys.executable,
