@@ -36,16 +36,22 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
+    parser.add_argument("--ways", default=WAYS, help="of saving, with commas between them")
+    parser.add_argument("--setting", default="both")
+    parser.add_argument("--baselines", nargs="*", default=(), help="else all")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     args = parser.parse_args()
     line = [sys.executable, "-m", "advconn", "benchmark", "--detector", str(args.detector), "--data", str(args.data)]
-    line += ["--limit", str(args.limit), "--save-as", WAYS, "--setting", "both", "--out", str(args.out)]
+    line += ["--limit", str(args.limit), "--save-as", args.ways, "--setting", args.setting, "--out", str(args.out)]
     line += ["--second", "advconn:compact"]
     line += ["--second-weights", str(bundle.default("cifar10-hardened") / "companion.safetensors")]
     line += [] if args.cache is None else ["--cache", str(args.cache)]
-    for spec in ATTACKS:
+    for spec in args.attacks:
         line += ["--attack", spec]
+    for name in args.baselines:
+        line += ["--baseline", name]
     subprocess.run(line, check=True)
     write_record(args.record, "benchmark", json.loads((args.out / "results.json").read_text()), __file__)
 

@@ -280,8 +280,8 @@ def stopped(tmp_path):
     np.save(tmp_path / "other.npy", CLEAN[:5])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     script = (
-        "from advconn.cli import score_run; from advconn.cli import main\n"
-        "score_run.ScoreRun.write = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)\nmain()"
+        "from advconn.cli import score_output; from advconn.cli import main\n"
+        "score_output.ScoreRun.write = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)\nmain()"
     )
     line = [sys.executable, "-c", script, "score", "--detector", "digits", "--out", str(out), str(tmp_path / "in")]
     subprocess.run(line, env=environment, capture_output=True, check=False)
