@@ -52,7 +52,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"fitting"},
         {"recalibration"},
     ),
-    "bundle": ({"card_schema"}, {"shipped"}, {"restoring", "saving"}, {"loading"}),
+    "bundle": ({"card_schema"}, {"shipped", "signature"}, {"restoring", "saving"}, {"loading"}),
     "scoring": ({"records"}, {"resume_journal", "writers"}, {"batch", "report_page"}),
     "serving": (
         {

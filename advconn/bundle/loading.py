@@ -19,6 +19,7 @@ from advconn.attacks.catalog import MIXTURE
 from advconn.bundle import card_schema as cards
 from advconn.bundle import restoring
 from advconn.bundle.card_schema import CARD, FORMAT, TENSORS
+from advconn.bundle.signature import verify
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.cascade.early_exit import cascade_score
@@ -44,6 +45,7 @@ def load(
     companion: Classifier | None = None,
     device: str | None = None,
     same_weights: bool = True,
+    verify_key: Path | str | None = None,
 ) -> Detector:
     """The detector in a folder, ready to judge.
 
@@ -55,11 +57,13 @@ def load(
         device: for networks that the bundle holds.
         same_weights: False takes a classifier of the same input and classes whatever its weights: its scores mean
             nothing until they are calibrated anew (recalibration.recalibrate).
+        verify_key: file of an Ed25519 public key; the folder must be signed with its private key, see signature.sign.
 
     Raises:
         ModelError: a model or a companion that is no Classifier.
         BundleError: missing, truncated or edited files, another format, a head of unknown types, other weights, or a
-            trial verdict that fails.
+            trial verdict that fails; with `verify_key` no signature by that key.
+        DataError: `verify_key` is no such file.
 
     Example:
         >>> from advconn import bundle
@@ -72,6 +76,8 @@ def load(
     for name, given in (("model", model), ("companion", companion)):
         if given is not None and not isinstance(given, Classifier):
             raise ModelError(f"{name}= takes a Classifier, got {type(given).__name__}: Classifier(module, size=...)")
+    if verify_key is not None:
+        verify(folder, verify_key)
     try:
         card = read_card(folder)
         beside = restoring.companion_of(folder, card, companion, device)

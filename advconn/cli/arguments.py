@@ -46,6 +46,7 @@ class ModelOptions:
         headers: tuple[str, ...] = (),
         resize: str | None = None,
         interpolation: str | None = None,
+        verify_key: Path | None = None,
     ) -> None:
         self.model, self.weights, self.classes = model, weights, classes
         self.companion, self.companion_weights = companion, companion_weights
@@ -54,7 +55,7 @@ class ModelOptions:
         self.options: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         if resize in ("stretch", "pad"):
             self.options["resize"] = None  # straight to the input's size
-        self.headers = headers
+        self.headers, self.verify_key = headers, verify_key
         if model is None and (weights is not None or classes is not None or self.options):
             raise DataError(
                 "--weights, --size, --channels, --resize, --interpolation, --mean, --std and --classes go with "
@@ -163,7 +164,7 @@ def _loaded(detector: Path | None, asked: ModelOptions, device: str, same_weight
     folder = detector or bundle.default()
     beside = None if asked.companion is None else _companion(folder, asked, device)
     if asked.model is None:
-        return bundle.load(folder, companion=beside, device=resolve_device(device))
+        return bundle.load(folder, companion=beside, device=resolve_device(device), verify_key=asked.verify_key)
     options = _described(bundle.read_card(folder)["classifier"])
     for name in ("crop", "interpolation"):
         if asked.options.get(name, options[name]) != options[name]:
@@ -172,7 +173,9 @@ def _loaded(detector: Path | None, asked: ModelOptions, device: str, same_weight
                 "leave them out, or fit it anew"
             )
     classifier = asked.load(device, None, **options)
-    return bundle.load(folder, model=classifier, companion=beside, same_weights=same_weights)
+    return bundle.load(
+        folder, model=classifier, companion=beside, same_weights=same_weights, verify_key=asked.verify_key
+    )
 
 
 def _companion(folder: Path, asked: ModelOptions, device: str) -> Classifier:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from advconn.cli.options import DETECTOR
+from advconn.cli.options import DETECTOR, PATH
+from advconn.cli.output import note
 from advconn.errors import printable
 
 
@@ -23,7 +24,15 @@ from advconn.errors import printable
     show_default=True,
     help="json: the card as it is. cyclonedx: a model card for a bill of materials (1.7).",
 )
-def card(detector: Path, style: str) -> None:
+@click.option(
+    "--sign",
+    "key",
+    type=PATH,
+    metavar="FILE",
+    help="Sign the detector with this Ed25519 private key (PEM) instead of printing it. --verify-key of other commands "
+    "checks the signature.",
+)
+def card(detector: Path, style: str, key: Path | None) -> None:
     """Print what a detector is.
 
     The card names its classifier, what it was fitted on, what it guarantees, and what it caught.
@@ -40,6 +49,11 @@ def card(detector: Path, style: str) -> None:
     from advconn import bundle
 
     read, name = bundle.read_card(detector), detector.resolve().name
+    if key is not None:
+        from advconn.bundle.signature import sign
+
+        note(f"{sign(detector, key)}: the signature; give others the public key")
+        return
     if style in ("json", "cyclonedx"):
         click.echo(json.dumps(read if style == "json" else as_cyclonedx(name, read), indent=1))
         return

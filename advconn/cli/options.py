@@ -216,6 +216,12 @@ _MODEL = (
         help="'NAME: VALUE' for a served classifier, such as 'Authorization: Bearer TOKEN'. ADVCONN_UPSTREAM_HEADER "
         "is safer: other users of the machine can see command lines.",
     ),
+    click.option(
+        "--verify-key",
+        type=PATH,
+        metavar="FILE",
+        help="Ed25519 public key (PEM): reject a --detector that was not signed with its private key (extra sign).",
+    ),
 )
 
 
@@ -223,7 +229,7 @@ def model_options(function: F) -> F:
     """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
     names = (
         "model", "weights", "size", "channels", "resize", "interpolation", "mean", "std", "classes", "companion",
-        "companion_weights", "headers",
+        "companion_weights", "headers", "verify_key",
     )  # fmt: skip
 
     @wraps(function)

@@ -234,6 +234,6 @@ def _detector(
     if not upstream.startswith(("http://", "https://")):
         raise click.UsageError(f"--upstream: expected http://HOST:PORT, got {upstream!r}")
     address = f"{upstream.rstrip('/')}/v2/models/{upstream_model}"
-    there = ModelOptions(address, headers=asked.headers)
+    there = ModelOptions(address, headers=asked.headers, verify_key=asked.verify_key)
     there.options["timeout"] = timeout
     return detector_of(detector, there, device)

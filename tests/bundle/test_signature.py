@@ -1,0 +1,86 @@
+"""Who made a detector."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from advconn import bundle
+from advconn.bundle import card_schema
+from advconn.bundle.signature import sign, verify
+from advconn.cli import main
+from advconn.errors import BundleError, DataError
+
+pytest.importorskip("cryptography")
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+
+def write_keys(folder, name, kind=Ed25519PrivateKey):
+    """Files of a private and of its public key."""
+    private = kind.generate()
+    paths = folder / f"{name}.pem", folder / f"{name}.pub"
+    paths[0].write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    paths[1].write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return paths
+
+
+@pytest.fixture
+def mine(tmp_path):
+    shutil.copytree(bundle.default("digits"), tmp_path / "d")
+    return tmp_path / "d"
+
+
+def test_a_signed_detector_loads_and_another_does_not(mine, tmp_path):
+    private, public = write_keys(tmp_path, "ours")
+    _, other = write_keys(tmp_path, "theirs")
+    with pytest.raises(BundleError, match="is not signed"):
+        bundle.load(mine, verify_key=public)
+    sign(mine, private)
+    assert bundle.load(mine, verify_key=public).classifier.num_classes == 10
+    assert bundle.load(mine).classifier.num_classes == 10
+    with pytest.raises(BundleError, match="its signature is not by"):
+        bundle.load(mine, verify_key=other)
+    card = json.loads((mine / "card.json").read_text())  # changed, and made to fit its own digest again
+    card["figures"]["by"] = "somebody else"
+    card["card"] = card_schema.digest(card)
+    (mine / "card.json").write_text(json.dumps(card))
+    assert bundle.load(mine).figures_["by"] == "somebody else"
+    with pytest.raises(BundleError, match="was changed since"):
+        bundle.load(mine, verify_key=public)
+    (mine / "card.sig").write_text("no base64!")
+    with pytest.raises(BundleError, match="its signature is not by"):
+        verify(mine, public)
+
+
+def test_other_keys_are_refused(mine, tmp_path):
+    private, public = write_keys(tmp_path, "ours")
+    other, _ = write_keys(tmp_path, "exchange", X25519PrivateKey)
+    (tmp_path / "text").write_text("no key")
+    for wrong, says in (
+        (public, "not a private key"),
+        (other, "expected an Ed25519"),
+        (tmp_path / "text", "not a private"),
+    ):
+        with pytest.raises(DataError, match=says):
+            sign(mine, wrong)
+    with pytest.raises(DataError, match="cannot be read"):
+        sign(mine, tmp_path / "none")
+    with pytest.raises(DataError, match="not a public key"):
+        verify(mine, private)
+    assert not (mine / "card.sig").exists()
+
+
+def test_the_commands(mine, tmp_path):
+    """card --sign, then --verify-key wherever a detector is taken."""
+    private, public = write_keys(tmp_path, "ours")
+    line = ["score", "--detector", str(mine), "--verify-key", str(public), str(tmp_path / "none.png")]
+    before = CliRunner().invoke(main, line)
+    assert before.exit_code == 2
+    assert "is not signed" in before.output
+    signed = CliRunner().invoke(main, ["card", str(mine), "--sign", str(private)])
+    assert signed.exit_code == 0, signed.output
+    assert "no such file" in CliRunner().invoke(main, line).output  # past the signature
