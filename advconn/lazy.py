@@ -33,7 +33,7 @@ FORMER = {  # modules of advconn by the names that they had before; accepted for
     "cascade.differentiable": "cascade.differentiable_score",
     "classifier": "models.classifier",
     "cli.config": "cli.config_file",
-    "cli.findings": "cli.sarif_ocsf_junit",
+    "cli.findings": "scoring.sarif_ocsf_junit",
     "cli.guide": "cli.guide_html",
     "cli.lists": "cli.path_lists",
     "cli.loading": "cli.arguments",

@@ -53,13 +53,14 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"recalibration"},
     ),
     "bundle": ({"card_schema"}, {"shipped", "signature"}, {"restoring", "saving"}, {"loading"}),
-    "scoring": ({"records"}, {"resume_journal", "writers"}, {"batch", "report_page"}),
+    "scoring": ({"records"}, {"resume_journal", "sarif_ocsf_junit", "writers"}, {"batch", "report_page"}),
     "serving": (
         {
             "batching",
             "web_security",
             "connection_limits",
             "framework_callable",
+            "log",
             "metrics",
             "open_inference_protocol",
             "query_watch",
@@ -88,7 +89,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"architectures", "bypass"},
     ),
     "cli": (
-        {"sarif_ocsf_junit", "guide_html", "path_lists", "output"},
+        {"guide_html", "path_lists", "output"},
         {"arguments", "score_output"},
         {"options"},
         {"config_file"},

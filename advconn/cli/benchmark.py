@@ -279,7 +279,7 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     multiple=True,
     metavar="SPEC",
     help="Attack to test: NAME[:key=value,...], FILE.py:FUNCTION, or LIBRARY:CLASS(key=value, ...), where LIBRARY is "
-    "foolbox, torchattacks, art or advlib; repeat for more [default: eleven of its own].",
+    "foolbox, torchattacks, art or advlib; repeat for more [default: eleven built-in attacks].",
 )
 @click.option(
     "--attacked",
@@ -321,8 +321,8 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
     type=click.Choice(["used", "both"]),
     default="used",
     show_default=True,
-    help="used: as deployed, one detector and one threshold for all attacks. both: also as most papers do, one "
-    "detector trained on each attack.",
+    help="used: as deployed, one detector and one threshold for all attacks. both: in addition, a separate "
+    "detector trained for each attack, as in most papers.",
 )
 @click.option("--fpr", type=float, default=0.05, show_default=True, help="False-alarm rate of every threshold.")
 @click.option("--adaptive", is_flag=True, help="Also run an adaptive attack, which knows the detector (slow).")
@@ -356,8 +356,9 @@ def benchmark(**given: Any) -> None:
 
     There is one split by image and one frozen threshold for each detector; only successful attacks count.
 
-    Without --detector and --model the shipped one is measured; without --data on CIFAR-10's test images, or where they
-    cannot be had, on the digits inside scikit-learn. Attacks and detectors of your own are Python files, see README.
+    Without --detector and --model, the shipped detector is measured. Without --data, CIFAR-10's test images are used
+    or, if they cannot be downloaded, scikit-learn's digits. Attacks and detectors of your own are Python files, see
+    README.
 
     \b
     Example:

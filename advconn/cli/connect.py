@@ -56,7 +56,7 @@ KINDS = (".html", ".png", ".json")
     "--data",
     type=PATH,
     metavar="PATH",
-    help="Images to train the decoder on; it is written to its file if that does not exist.",
+    help="If --decoder FILE does not exist, train a decoder on these images and save it there.",
 )
 @click.option(
     "--out", type=PATH, metavar="FILE", help="Write the path as .html (a page), .png (a picture) or .json (numbers)."

@@ -137,8 +137,8 @@ fpr_option = click.option("--fpr", type=float, help="False-alarm rate [default: 
 confidence_option = click.option(
     "--confidence",
     type=_Confidence(),
-    help="Keep the false-alarm rate with this confidence, such as 0.95, or `none`: only on average [default: none in "
-    "`fit`, else the detector's].",
+    help="Confidence, such as 0.95, with which the false-alarm rate is kept; `none` keeps it on average only [default: "
+    "none in `fit`, else the detector's].",
 )
 conditions_option = click.option(
     "--conditions",
@@ -149,7 +149,7 @@ conditions_option = click.option(
 by_class_option = click.option(
     "--by-class/--no-by-class",
     default=None,
-    help="Own thresholds for predicted classes with enough calibration images.",
+    help="Give each predicted class with enough calibration images its own threshold.",
 )
 
 
@@ -205,7 +205,7 @@ _MODEL = (
         "--companion",
         metavar="SPEC",
         help="A second, adversarially trained network with the same classes; a detector fitted with it is harder to "
-        "evade. Give it again only with a detector whose folder does not store it.",
+        "evade. When you use the detector, give it again only if the detector's folder does not contain it.",
     ),
     click.option("--companion-weights", type=PATH, help="State dict of the companion."),
     click.option(

@@ -136,8 +136,8 @@ def threshold_options(function: F) -> F:
 def score(images: tuple[Path, ...], **given: Any) -> None:
     """Tell which images were attacked.
 
-    IMAGE is a file, a folder, an array, an archive or a list. Exit status: 0 if none is flagged, 1 if some are, 2 if
-    some could not be judged (the others are).
+    IMAGE is a file, a folder, an array, an archive or a list. Exit status: 0 if none is flagged, 1 if any
+    is, 2 if any could not be judged, whether or not others are flagged (the rest are still judged).
 
     \b
     Example:

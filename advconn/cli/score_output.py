@@ -14,7 +14,6 @@ import numpy as np
 
 from advconn import bundle
 from advconn.cli.output import flagged_where, note, print_error, print_table
-from advconn.cli.sarif_ocsf_junit import as_junit, as_ocsf, as_sarif
 from advconn.detector.drift import Watch
 from advconn.errors import DataError
 from advconn.files import atomic_file, atomic_folder
@@ -22,6 +21,7 @@ from advconn.scoring.batch import BatchScorer, ScoredImage
 from advconn.scoring.records import Failure, Record, Result, as_json, as_table
 from advconn.scoring.report_page import FIGURES, LISTED, PICTURES, Counts, PageEntry, page, write
 from advconn.scoring.resume_journal import Journal
+from advconn.scoring.sarif_ocsf_junit import as_junit, as_ocsf, as_sarif
 from advconn.scoring.writers import writer_for
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import signal
 import threading
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,9 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 @click.option(
     "--watch-queries",
     metavar="HEADER",
-    help="Notice clients that send many nearly equal pictures, as attacks do that see answers alone. HEADER names who "
-    "asks, such as X-Client-Id; `address` goes by the client's address. A walking client is logged and counted, and "
-    "its answers carry Advconn-Client-Walks.",
+    help="Notice clients that send many nearly equal pictures, as black-box attacks do. HEADER is the request header "
+    "that identifies the client, such as X-Client-Id; `address` uses its network address. Such a client is logged and "
+    "counted, and its answers carry the header Advconn-Client-Walks.",
 )
 @click.option(
     "--shadow",
@@ -75,6 +76,14 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
 )
 @click.option(
     "--sink", metavar="URL", help="With --shadow: send a CloudEvent there for each request with flagged images."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json", "ocsf"]),
+    default="text",
+    show_default=True,
+    help="The log on stderr: text for people; json, an object a line; ocsf, each flagged image as an OCSF Detection "
+    "Finding and all else as json.",
 )
 @click.option("--show-flagged", is_flag=True, help="Let GET /flagged show the last flagged files to every client.")
 @click.option("--all-formats", is_flag=True, help="Also accept rare picture formats, which decode slowly.")
@@ -117,6 +126,7 @@ def serve(
     block: bool,
     watch_queries: str | None,
     shadow: bool,
+    log_format: str,
     sink: str | None,
     show_flagged: bool,
     all_formats: bool,
@@ -148,6 +158,7 @@ def serve(
 
         from advconn.serving.app import Server
         from advconn.serving.connection_limits import Protocol
+        from advconn.serving.log import Log
         from advconn.serving.request_body import Limits
         from advconn.serving.web_security import LOOPBACK
     except ImportError as error:
@@ -169,7 +180,8 @@ def serve(
     hosts = None if host not in LOOPBACK and not allowed else {*LOOPBACK, host, *allowed}
     server = Server(
         Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, hosts=hosts, show_flagged=show_flagged,
-        every_format=all_formats, reading=reading or loaded.fitted_.shown_reading, note=note,
+        every_format=all_formats, reading=reading or loaded.fitted_.shown_reading,
+        note=Log(note if log_format == "text" else partial(click.echo, err=True), log_format, name),
         watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
     )  # fmt: skip
 

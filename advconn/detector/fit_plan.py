@@ -16,16 +16,17 @@ class FitPlan:
     """What `fit` does with a classifier and its images. `detector.fitted_.plan` and the card keep it.
 
     Attributes:
-        pretrained: whether heads that were trained on other networks are scaled, and none is trained.
-        refine: of pretrained heads, so many images are attacked to adapt them; 0 for none.
-        stages: what is walked, in order; None walks everything at once.
+        pretrained: whether pretrained heads are scaled instead of new ones being trained.
+        refine: number of images that are attacked to adapt pretrained heads; 0 for none.
+        stages: of the cascade, in order; None computes all features at once.
         images: how many images are in each use: `references`, `trial` (the test of the finished detector), `train` and
             `calibrate`.
-        held_out: share of the images left after references and trial that is calibrated on, in (0, 1).
-        attacks: specifications of the attacks that are made to train on; none without such.
+        held_out: share, in (0, 1), of the images left after references and trial that is used for calibration.
+        attacks: specifications of the attacks used for training; empty if there are none.
         per_attack: images that each of them is run on, at most.
         evasive: images from which adaptive attacks on the new heads are made in each turn; 0 for none.
-        benign: conditions under which clean images are trained on once more.
+        benign: conditions under which heads are trained on changed copies of clean images too; of pretrained heads,
+            those that they were trained under.
         conditions: conditions under which the false-alarm rate is guaranteed.
         fpr: the false-alarm rate, in (0, 1).
         confidence: of the guarantee, in (0, 1); None guarantees it on average.
@@ -45,7 +46,7 @@ class FitPlan:
     confidence: float | None
 
     def __str__(self) -> str:
-        """In a line."""
+        """The plan in one line."""
         count = self.images
         if self.pretrained:
             heads = f"pretrained heads, scaled by {count['train']} images"

@@ -33,6 +33,7 @@ from advconn.scoring.records import Failure, Record, Result, score_batch
 from advconn.scoring.report_page import PageEntry, page, template_source
 from advconn.serving.batching import Batcher, QueueFull
 from advconn.serving.framework_callable import Judge, per_picture, predict
+from advconn.serving.log import Asked, FlaggedImage, Log, trace_of
 from advconn.serving.metrics import Metrics, VerdictRow
 from advconn.serving.open_inference_protocol import (
     HEADER,
@@ -47,10 +48,8 @@ from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
 from advconn.serving.shadow import REQUESTS, Event, flagged_event, parse_event, send_event
 from advconn.serving.web_security import Guarded, PlainJSON, policy
 
-Note = Callable[[str], None]
 T = TypeVar("T")
 SHOWN = 12  # flagged images that the page remembers
-TOLD = 4  # flagged images of a request that the log names
 NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
 REQUEST_SECONDS = 60.0  # after which no more files of a request are read
@@ -97,9 +96,10 @@ class Server:
         watch_queries: str | None = None,
         shadow: bool = False,
         sink: str | None = None,
-        note: Note = print,
+        note: Log | Callable[[str], None] = print,
     ) -> None:
-        self.judge, self.name, self.about, self.block, self.note = judge, name, about, block, note
+        self.judge, self.name, self.about, self.block = judge, name, about, block
+        self.note = note if isinstance(note, Log) else Log(note)
         self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
         self.client_header, self.queries = watch_queries, None if watch_queries is None else QueryWatch()
         self.shadow, self.sink = shadow, sink
@@ -249,7 +249,7 @@ class Server:
         flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
         p_values = verdicts["advconn_p_value"].tolist()
         of = "image" if said.id is None else f"request {said.id[:40]}, image"
-        self._tell(request, [(f"{of} {i}", p_values[i], verdicts["advconn_error"][i]) for i in flagged])
+        self._tell(request, [FlaggedImage(f"{of} {i}", p_values[i], verdicts["advconn_error"][i]) for i in flagged])
         if self.block and flagged:
             self.metrics.refused.labels("422").inc()
             errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
@@ -329,7 +329,11 @@ class Server:
             try:
                 told = flagged_event(event, self.name, await self._event_verdicts(event))
                 if told is not None:
-                    self.note(f"{event.source}: flagged {told['data']['flagged'][:TOLD]} of request {event.id[:40]}")
+                    rows = zip(told["data"]["flagged"], told["data"]["p_value"], strict=True)
+                    errors = told["data"]["errors"]
+                    of = f"request {event.id[:40]}, image"
+                    seen = [FlaggedImage(f"{of} {i}", p, errors.get(str(i), "")) for i, p in rows]
+                    self.note.flagged(Asked(event.source, "/", ""), seen)
                     if self.sink is not None:
                         await self._run(self.far, send_event, self.sink, told)
             except AdvconnError as error:
@@ -347,15 +351,9 @@ class Server:
         self._fits(images)
         return await self._judged(images, readings, unread)
 
-    def _tell(self, request: Request, flagged: Sequence[tuple[str, float, str]]) -> None:
-        """Log what was flagged, or could not be judged: each image's name, p-value, and error if it has one."""
-        if not flagged:
-            return
-        client = request.client.host if request.client is not None else "?"
-        reasons = [error.removeprefix(f"{name}: ")[:80] or f"p {p:.3g}" for name, p, error in flagged[:TOLD]]
-        said = [f"{name[:80]} ({why})" for (name, *_), why in zip(flagged[:TOLD], reasons, strict=True)]
-        more = f" and {len(flagged) - TOLD} more" if len(flagged) > TOLD else ""
-        self.note(f"{client} {request.url.path}: flagged {', '.join(said)}{more}")
+    def _tell(self, request: Request, flagged: Sequence[FlaggedImage]) -> None:
+        """Log what was flagged, or could not be judged."""
+        self.note.flagged(asked_by(request), flagged)
 
     def _count(self, verdicts: list[VerdictRow | None]) -> None:
         if self.metrics.judged(verdicts):
@@ -521,9 +519,17 @@ def _answer(result: Result) -> dict[str, Any]:
     return result.to_dict() | ({"other_pictures": 0, "adversarial": True} if failed else {})
 
 
-def _named(result: Result) -> tuple[str, float, str]:
+def _named(result: Result) -> FlaggedImage:
     """Name, p-value and error, as the log tells them."""
-    return (result.image, 0.0, result.error) if isinstance(result, Failure) else (result.image, result.p_value, "")
+    if isinstance(result, Failure):
+        return FlaggedImage(result.image, 0.0, result.error)
+    return FlaggedImage(result.image, result.p_value, "")
+
+
+def asked_by(request: Request) -> Asked:
+    """Who asked."""
+    client = request.client.host if request.client is not None else "?"
+    return Asked(client, request.url.path, trace_of(request.headers.get("traceparent")))
 
 
 def _verdict_row(record: Record) -> VerdictRow:

@@ -41,8 +41,8 @@ class Seen:
 
     Attributes:
         near: (n,) bool, whether each is near an earlier query of this client, and not the same.
-        walks: (n,) bool, whether the client walked as of each query.
-        began: whether it began to with one of these.
+        walks: (n,) bool, whether the client counts as walking after each query.
+        began: whether it started to walk during these queries.
     """
 
     near: np.ndarray
@@ -53,10 +53,11 @@ class Seen:
 class QueryWatch:
     """Notices clients that ask about many nearly equal pictures, as score- and decision-based attacks do.
 
-    A client walks while at least `alert` of its last `window` queries are near one of the `memory` queries before them.
+    A client *walks* (searches step by step, as such an attack does) while at least `alert` of its last `window` queries
+    are near one of the `memory` queries before them.
     Exact repetitions do not count. Memory is bounded: `clients` times `memory` views of 2 kB; the client that asked
     least recently is forgotten first. An attacker with many identities, or one who moves the picture as a camera
-    would, is not noticed; a camera that stands still looks like an attack. Safe in threads.
+    would, is not noticed; a camera that stands still looks like an attack. Thread-safe.
 
     Args:
         window: queries that are looked back on, 1 or more.
@@ -125,6 +126,7 @@ class QueryWatch:
         same_size = [other for other in known.views if other.shape == view.shape]
         if not same_size:
             return False, True
+        view = view.astype(np.float32)
         differences = np.stack(same_size).astype(np.float32) - view
         distances = np.sqrt((differences**2).mean((1, 2)))
         nearest = int(distances.argmin())
@@ -137,12 +139,12 @@ class QueryWatch:
 
 
 def views_of(images: Tensor) -> list[np.ndarray]:
-    """Grey views (h, w) float32 of images (n, c, h, w), at most SIDE_PIXELS a side, without their mean."""
+    """Grey views (h, w) float16 of images (n, c, h, w), at most SIDE_PIXELS a side, without their mean."""
     grey = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).nan_to_num().mean(1, keepdim=True)
     height, width = (min(SIDE_PIXELS, side) for side in grey.shape[2:])
     small = F.interpolate(grey, size=(height, width), mode="area")[:, 0].cpu()
     centred = small - small.mean((1, 2), keepdim=True)
-    return [view.astype(np.float16).astype(np.float32) for view in centred.numpy()]
+    return [view.astype(np.float16) for view in centred.numpy()]
 
 
 def is_movement(before: np.ndarray, after: np.ndarray) -> bool:

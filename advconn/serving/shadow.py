@@ -39,7 +39,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
     """The CloudEvent of a request, in the binary or the structured content mode.
 
     Args:
-        headers: of the request, found in any case.
+        headers: of the request, looked up case-insensitively.
         body: of the request.
 
     Raises:
@@ -76,7 +76,7 @@ def _event(said: Mapping[str, Any], content: bytes) -> Event:
 
 
 def flagged_event(event: Event, model: str, verdicts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is sent of a request's verdicts, as a structured CloudEvent; None where nothing is flagged.
+    """The structured CloudEvent to send about a request's verdicts; None where nothing is flagged.
 
     Args:
         event: that held the request; the event that is sent names its id as `subject`.

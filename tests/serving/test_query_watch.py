@@ -56,7 +56,7 @@ def test_any_images_are_looked_at(kind):
 def test_movements_explain_frames_and_not_probes():
     """A shifted picture is a movement of it, a picture with noise is none."""
     picture = pictures(1, side=40)[0]
-    old, new = (views_of(picture[None, :, i : i + 32, i : i + 32])[0] for i in (3, 4))
+    old, new = (views_of(picture[None, :, i : i + 32, i : i + 32])[0].astype(np.float32) for i in (3, 4))
     assert is_movement(old, new)
     noisy = views_of(probes(picture[:, 3:35, 3:35], 20))
     assert sum(is_movement(old, one) for one in noisy) <= 2

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
-from advconn.scoring.records import Failure, Record, Result
+from advconn.scoring.records import Failure, Result
 
 FLAGGED, FAILED = "adversarial", "not-judged"
 OCSF_VERSION = "1.4.0"
@@ -64,10 +64,26 @@ def as_ocsf(result: Result) -> dict[str, Any]:
     Args:
         result: of the image.
     """
-    failed = isinstance(result, Failure)
-    said = result.error if isinstance(result, Failure) else f"p {result.p_value:.4f}: {result.why}"
+    if isinstance(result, Failure):
+        return ocsf_finding(result.image, result.error, failed=True)
+    data = {
+        "prediction": _plain(result.class_name), "score": result.score, "p_value": result.p_value,
+        "stage": result.stage, "consensus": _plain(result.consensus_name), "doubtful": result.doubtful,
+    }  # fmt: skip
+    return ocsf_finding(result.image, f"p {result.p_value:.4f}: {result.why}", failed=False, data=data)
+
+
+def ocsf_finding(image: str, message: str, *, failed: bool, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An OCSF Detection Finding (class 2004) of an image.
+
+    Args:
+        image: its path or name.
+        message: what was found.
+        failed: whether it could not be judged; else it was flagged.
+        data: what is known of its verdict.
+    """
     title = "An image could not be judged" if failed else "An image was adversarially perturbed"
-    name = _plain(result.image)
+    name = _plain(image)
     finding: dict[str, Any] = {
         "class_uid": OCSF_CLASS,
         "category_uid": OCSF_CLASS // 1000,
@@ -76,7 +92,7 @@ def as_ocsf(result: Result) -> dict[str, Any]:
         "time": int(time.time() * 1000),
         "severity_id": OCSF_LOW if failed else OCSF_HIGH,
         "is_alert": True,
-        "message": _plain(said),
+        "message": _plain(message),
         "metadata": {
             "version": OCSF_VERSION,
             "product": {"name": "advconn", "vendor_name": "advconn", "version": version("advconn")},
@@ -85,11 +101,9 @@ def as_ocsf(result: Result) -> dict[str, Any]:
             "name": "advconn", "type_id": 4, "type": "Learning (ML/DL)"}},
         "evidences": [{"file": {"name": PurePath(name).name or name, "path": name, "type_id": 1}}],
     }  # fmt: skip
-    if isinstance(result, Record):
-        finding["evidences"][0]["data"] = {
-            "prediction": _plain(result.class_name), "score": result.score, "p_value": result.p_value,
-            "stage": result.stage, "consensus": _plain(result.consensus_name), "doubtful": result.doubtful,
-        }  # fmt: skip
+    if data is not None:
+        finding["evidences"][0]["data"] = data
+    if not failed:
         finding["finding_info"]["attacks"] = [{"technique": TECHNIQUE}]
     return finding
 
