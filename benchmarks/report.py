@@ -46,6 +46,7 @@ SUBJECTS = {  # of records, by the script that writes them, where they are calle
     "teach": ["pretrained"],
     "adaptive": ["adaptive", "adaptive-hardened"],
     "detection": ["detection", "detection-before", "detection-hardened"],
+    "laundering": ["laundering", "laundering-hardened", "laundering-photographs"],
     "certificate": ["certificate-sigma-12", "certificate-sigma-25"],
     "gpu": ["gpu", "gpu-exact"],
 }
@@ -583,6 +584,20 @@ def laundering(record: dict) -> list[str]:
     return out + lines(["clean images", *ways], rows)
 
 
+def query_watch(record: dict) -> list[str]:
+    """Attackers that are noticed, and honest pictures that raise an alert."""
+    out = [f"## A watch over queries (`query_watch.py`, {record['folder']})", ""]
+    out += ["Runs that are noticed within 100 queries, of 100 each, by what the attacker does to every query; in brackets "
+            "the median query at which, and the runs that ended before they asked enough.", ""]  # fmt: skip
+    disguises = list(dict.fromkeys(row["disguise"] for row in record["attacks"]))
+    by_pair = {(row["attack"], row["disguise"]): row for row in record["attacks"]}
+    cells = {k: f"{r['noticed']} ({r['median_queries']:g}; {r['ended_early']})" for k, r in by_pair.items()}
+    names = dict.fromkeys(row["attack"] for row in record["attacks"])
+    out += lines(["attack", *disguises], [[name, *(cells[name, d] for d in disguises)] for name in names])
+    rows = [[row["shown"], row.get("films", ""), row["n"], row["alerts"]] for row in record["honest"]]
+    return out + lines(["shown", "films", "pictures", "alerts"], rows)
+
+
 def promise(record: dict) -> list[str]:
     """Rules of calibration."""
     out = [f"## Is the rate spent, and kept? (`promise.py`, {record['folder']})", ""]
@@ -720,6 +735,7 @@ def main() -> None:
         ("laundering", laundering),
         ("laundering-hardened", laundering),
         ("laundering-photographs", laundering),
+        ("query-watch", query_watch),
         ("stages", stages),
         ("conditions", conditions),
         ("benchmark", benchmark),
