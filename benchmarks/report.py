@@ -587,7 +587,7 @@ def laundering(record: dict) -> list[str]:
 def query_watch(record: dict) -> list[str]:
     """Attackers that are noticed, and honest pictures that raise an alert."""
     out = [f"## A watch over queries (`query_watch.py`, {record['folder']})", ""]
-    out += ["Runs that are noticed within 100 queries, of 100 each, by what the attacker does to every query; in brackets "
+    out += ["Runs that are noticed within 100 queries, by what the attacker does to every query; in brackets "
             "the median query at which, and the runs that ended before they asked enough.", ""]  # fmt: skip
     disguises = list(dict.fromkeys(row["disguise"] for row in record["attacks"]))
     by_pair = {(row["attack"], row["disguise"]): row for row in record["attacks"]}

@@ -196,6 +196,51 @@ def _described(entry: dict[str, Any]) -> dict[str, Any]:
     return options | {"channels": entry["channels"], "class_names": entry["class_names"]}
 
 
+ASKED = 200  # images that two networks are compared on
+
+
+def other_classifier(
+    name: str, spec: str | None, weights: Path | None, subject: Classifier, images: Tensor
+) -> Classifier | None:
+    """A second network of the same classes that the command line names, if it does: it sees images as the first does.
+
+    What it does not reveal of its input is taken from the first: size, channels, mean and std.
+
+    Args:
+        name: what it is here: surrogate, companion or second model.
+        spec: see models.loading.SPEC.
+        weights: its state dict.
+        subject: the first network.
+        images: (n, c, h, w), on which the two must agree more often than by chance.
+
+    Raises:
+        DataError: they do not.
+    """
+    from advconn import models
+    from advconn.metrics import clopper_pearson
+
+    if spec is None:
+        return None
+    how = subject.preprocessing
+    like: dict[str, Any] = {"size": how.size, "channels": subject.channels, "device": str(subject.device)}
+    other = models.load(spec, weights, **like)
+    if other.preprocessing.mean is None and how.mean is not None:
+        other = models.load(spec, weights, **like, mean=how.mean, std=how.std)
+        note(f"the {name} does not say how its input is scaled: it gets the mean and std of the classifier")
+    if other.num_classes != subject.num_classes:
+        raise ModelError(f"the {name} has {other.num_classes} classes, the classifier {subject.num_classes}")
+    some = images[:ASKED]
+    if len(some):
+        same = (other.predict(some) == subject.predict(some)).numpy()
+        if clopper_pearson(same)[0] <= 1 / subject.num_classes and len(same) >= ASKED // 4:
+            raise DataError(
+                f"the {name} and the classifier agree on {same.mean():.0%} of {len(same)} images, as by chance: are "
+                "its weights, mean and std, and the order of its classes right?"
+            )
+        note(f"the {name} and the classifier agree on {same.mean():.0%} of {len(same)} images")
+    return other
+
+
 def default_subject(device: str) -> tuple[Detector, Data]:
     """What stands in where no images are named: CIFAR-10's test images, or digits, with the detector shipped for them.
 

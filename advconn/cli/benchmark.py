@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advconn.cli.arguments import classifier_of, default_subject, detector_of, read
+from advconn.cli.arguments import classifier_of, default_subject, detector_of, other_classifier, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -97,18 +97,6 @@ def baselines_of(names: Sequence[str]) -> tuple[Any, ...]:
         else:
             raise DataError(f"no baseline {name!r}: expected FILE.py:CLASS or some of {', '.join(BASELINES)}")
     return tuple(out)
-
-
-def second_classifier(options: BenchmarkOptions, subject: Classifier) -> Classifier | None:
-    """Another classifier of the same classes, for the baselines that need one."""
-    from advconn import models
-
-    if options.second is None:
-        return None
-    return models.load(
-        options.second, options.second_weights, size=subject.preprocessing.size, num_classes=subject.num_classes,
-        device=str(subject.device),
-    )  # fmt: skip
 
 
 def subject_of(options: BenchmarkOptions, progress: Progress) -> tuple[Detector, Data, list[Item]]:
@@ -409,7 +397,7 @@ def _reports(options: BenchmarkOptions, kinds: tuple[Any, ...], progress: Progre
     )
     clean = options.data or Path()
     ready = [precomputed_attack(path, items, classifier, clean, options.how) for path in options.attacked]
-    other = second_classifier(options, classifier)
+    other = other_classifier("second model", options.second, options.second_weights, classifier, images.images)
     folder = cache_folder(options.cache)
     runner = Runner(options.jobs, options.backend, DiskCache(folder, note), progress)
     for i in range(options.repeats):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from advconn.cli.arguments import classifier_of, read
+from advconn.cli.arguments import classifier_of, other_classifier, read
 from advconn.cli.options import (
     PATH,
     SPEC,
@@ -201,8 +201,11 @@ def fit(**given: Any) -> None:
     parameters = _parameters(options, classifier, images)
     store = DiskCache(cache_folder(options.cache), note)
     others = {
-        "surrogate": _other(options.surrogate, options.surrogate_weights, classifier),
-        "companion": _other(options.asked.companion, options.asked.companion_weights, classifier),
+        name: other_classifier(name, spec, weights, classifier, images.clean)
+        for name, spec, weights in (
+            ("surrogate", options.surrogate, options.surrogate_weights),
+            ("companion", options.asked.companion, options.asked.companion_weights),
+        )
     }
     sure = {"confidence": options.confidence if isinstance(options.confidence, float) else None}
     seconds, phases = _expected(classifier, others["companion"], len(images.clean), parameters | sure, quick)
@@ -312,16 +315,6 @@ def _fitted(
         accuracy=options.accuracy,
         **parameters,
     )
-
-
-def _other(spec: str | None, weights: Path | None, classifier: Classifier) -> Classifier | None:
-    """The surrogate or the companion, if one is given."""
-    from advconn import models
-
-    if spec is None:
-        return None
-    like: dict[str, Any] = {"size": classifier.preprocessing.size, "channels": classifier.channels}
-    return models.load(spec, weights, **like, device=str(classifier.device), note=note)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import advconn
 from advconn import bundle
@@ -22,8 +23,11 @@ from advconn.benchmark.result_types import sentence
 from advconn.benchmark.run import Settings
 from advconn.benchmark.run import run as benchmark
 from advconn.cli import main
+from advconn.cli.arguments import other_classifier
 from advconn.data.datasets import DIGIT_MIXTURE, unseen_digits
 from advconn.errors import AttackError
+from advconn.models.architectures import compact
+from advconn.models.classifier import Classifier
 from advconn.runtime.parallel import Runner
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -452,3 +456,46 @@ def test_a_row_that_some_repeats_lack_says_so():
     table = print_tables("md", {"seed-0": run("mine", "paper-barrier"), "seed-1": run("mine")}, spread=True)
     assert "| paper-barrier (1 of 2 runs) | 0.900 / 0.500 |" in table
     assert "| mine | 0.900 ± 0.000 / 0.500 ± 0.000 |" in table
+
+
+BESIDE = """
+from safetensors.torch import load_file
+from advconn import bundle
+from advconn.models.architectures import compact
+
+def scaled():
+    net = compact(10, 1, {widths})
+    net.load_state_dict(load_file(bundle.default("digits") / bundle.WEIGHTS))
+    return net.eval()
+
+def another():
+    return compact(10, 1, {widths}).eval()
+"""
+
+
+def test_a_second_model_is_asked_as_the_first_and_must_agree(folder):
+    """One whose weights are those of nobody is refused; one that says nothing of its scale gets the classifier's."""
+    state = load_file(bundle.default("digits") / bundle.WEIGHTS)
+    widths = (state["stem.weight"].shape[0], *(v.shape[0] for k, v in sorted(state.items()) if "widen.weight" in k))
+    (folder / "beside.py").write_text(BESIDE.format(widths=widths))
+    line = ("--attack", "fgsm:eps=51/255", "--baseline", "second-model")
+    done = run(folder, *line, "--second", f"{folder}/beside.py:scaled")
+    assert done.exit_code == 0, done.output
+    assert "the second model and the classifier agree on 100% of 200 images" in done.stderr
+    refused = CliRunner().invoke(
+        main, ["benchmark", "--detector", str(bundle.default("digits")), "--data", str(folder / "digits.npz"),
+               "--baseline", "second-model", "--second", f"{folder}/beside.py:another"],
+    )  # fmt: skip
+    assert refused.exit_code == 2
+    assert "as by chance" in refused.output
+
+
+def test_what_a_second_network_does_not_reveal_is_the_first_ones(tmp_path):
+    """mean and std, of an architecture that knows none."""
+    net = compact(10, 3, (8, 16, 32)).eval()
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    first = Classifier(net, size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    images = torch.rand(60, 3, 32, 32)
+    other = other_classifier("companion", "advconn:compact", tmp_path / "w.safetensors", first, images)
+    assert (other.preprocessing.mean, other.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    assert torch.equal(other.predict(images), first.predict(images))
