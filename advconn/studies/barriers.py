@@ -1,7 +1,8 @@
 """Vrabel et al., section 4.2 and figure 6: the barrier between two real images against real and adversarial ones.
 
 Largest cross-entropy and gap on one straight path a pair, and the AUROC of a single pair. Their attack is unbounded and
-targeted; beside it stand what they lack: attacks bounded in eps, misclassified images, and noise of an attack's size.
+targeted; beside it stand what they lack: attacks bounded in eps, the same after they were saved as JPEG, misclassified
+images, and noise of an attack's size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advconn.attacks.attack import Attack
-from advconn.data.conditions import noise_of_size
+from advconn.data.conditions import CONDITIONS, noise_of_size
+from advconn.data.input_conversion import as_bytes
 from advconn.metrics import auroc, auroc_bootstrap_interval
 from advconn.models.classifier import Classifier
 from advconn.paths.connection import losses
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 PAPER = 0.94  # AUROC of one pair, from their published pairs on GoogLeNet: unbounded targeted attack
 REAL = "real, real"
+SAVED = "jpeg75"  # how attacked images are saved again
 ATTACKS = {"pgd": "pgd:eps=8/255,steps=10", "cw": "cw:c=1,kappa=0,steps=50", "fgsm": "fgsm:eps=8/255"}
 
 
@@ -80,6 +83,7 @@ def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
         given = classifier.logits(attacked).argmax(1)
         rows = (given != labels).nonzero()[:, 0]
         out[f"real, adversarial {name}"] = to_class(attacked[rows], given[rows], pooled, seed)
+        out[f"real, adversarial {name}, {SAVED}"] = _saved(classifier, attacked[rows], labels[rows], pooled, seed)
         if name == "pgd" and len(rows):
             change = float((attacked - images)[rows].flatten(1).norm(dim=1).mean())
     wrong = (~pooled.right).nonzero()[:count, 0]
@@ -87,6 +91,14 @@ def pairs(subject: Subject, pooled: Pool, count: int) -> dict[str, Pairs]:
     spoilt = classifier.check(noise_of_size(change)((images * 255).round().byte().cpu(), seed))
     out["real, noisy"] = to_class(spoilt, classifier.logits(spoilt).argmax(1), pooled, seed)
     return out
+
+
+def _saved(classifier: Classifier, attacked: Tensor, labels: Tensor, pooled: Pool, seed: int) -> Pairs:
+    """Pairs of attacked images that still fool the classifier after they were saved as SAVED."""
+    shown = classifier.check(CONDITIONS[SAVED](as_bytes(attacked.cpu()), seed)).to(attacked)
+    given = classifier.logits(shown).argmax(1)
+    rows = (given != labels).nonzero()[:, 0]
+    return to_class(shown[rows], given[rows], pooled, seed)
 
 
 def unbounded(

@@ -62,7 +62,7 @@ def write_record(folder: Path | None, subject: str, record: Mapping[str, Any], s
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({**about, **record}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({**about, **record, **about}, indent=1) + "\n", encoding="utf-8")
     partial.rename(file)
 
 

@@ -63,6 +63,8 @@ def test_barriers(subject):
     assert kinds["real, adversarial unbounded"]["gap"]["auroc"] > 0.7
     assert kinds["real, adversarial cw"]["barrier"]["auroc"] > 0.8
     assert kinds["real, adversarial unbounded"]["barrier"]["n"] >= 50
+    saved = kinds["real, adversarial fgsm, jpeg75"]["barrier"]
+    assert 2 <= saved["n"] <= kinds["real, adversarial fgsm"]["barrier"]["n"]
 
 
 def test_bypass(subject):
