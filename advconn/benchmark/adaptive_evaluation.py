@@ -17,6 +17,7 @@ from advconn.benchmark.fitted_detector import FittedDetector
 from advconn.benchmark.planted_examples import ENOUGH, plant
 from advconn.benchmark.result_types import AdaptiveRow
 from advconn.benchmark.splits import BenchmarkData
+from advconn.detector.calibration import Calibration
 from advconn.metrics import clopper_pearson
 
 CHUNK = 16
@@ -44,7 +45,9 @@ def evade_images(
     images: np.ndarray, labels: np.ndarray, eps: float, way: str, steps: int, restarts: int, seed: int,
     aimed: tuple[FittedDetector, Score, float],
 ) -> np.ndarray:  # fmt: skip
-    """Real scores (n,) of images (n, c, h, w) that an attacker made of these, inf where they keep their class.
+    """By how much images that an attacker made of these exceed their threshold at STRICT and at LOOSE, (n, 2).
+
+    inf where they keep their class.
 
     Args:
         images: clean ones (n, c, h, w), uint8 or in [0, 1].
@@ -66,7 +69,18 @@ def evade_images(
     )  # fmt: skip
     made = model.check(evaded.images)
     fooled = (model.logits(made).argmax(1).cpu() != truth).numpy()
-    return np.where(fooled, detector.score(FeatureTable(detector.candidate.measure(made))), np.inf)
+    return np.where(fooled[:, None], _margins(detector, made), np.inf)
+
+
+def _calibrations(detector: FittedDetector) -> list[Calibration]:
+    """A detector's at STRICT and at LOOSE."""
+    return [detector.calibration.at(fpr=rate, confidence=None) for rate in (STRICT, LOOSE)]
+
+
+def _margins(detector: FittedDetector, images: Tensor) -> np.ndarray:
+    """By how much checked images exceed their threshold at STRICT and at LOOSE, (n, 2)."""
+    columns = FeatureTable(detector.candidate.measure(images))
+    return np.stack([detector.margins(columns, calibration) for calibration in _calibrations(detector)], 1)
 
 
 def evasion_rows(
@@ -112,7 +126,7 @@ def planted_found(
     model = detector.candidate.classifier
 
     def accepts(points: Tensor) -> np.ndarray:
-        return detector.score(FeatureTable(detector.candidate.measure(points))) <= aim
+        return np.asarray((_margins(detector, points) <= 0).all(1))
 
     planted = plant(model, accepts, model.check(torch.from_numpy(images)), eps, seed=seed)
     if planted is None:
@@ -131,10 +145,10 @@ def planted_found(
 def _of(
     bench: BenchmarkData, detector: FittedDetector, rows: Tensor, sample: Tensor, effort: AdaptiveBudget
 ) -> list[AdaptiveRow]:
-    strict, loose = (detector.calibration.at(fpr=rate, confidence=None).threshold for rate in (STRICT, LOOSE))
-    aim = min(strict, loose)
+    thresholds = [c.every_threshold for c in _calibrations(detector)]
+    aim = min(min(some) for some in thresholds)
     score = detector.candidate.follow(aim, sample)
-    key = f"{detector.candidate.key()} {strict!r} {loose!r}"
+    key = f"{detector.candidate.key()} {thresholds!r}"
     tries = [(size, way, chunk) for size in effort.eps for way in WAYS for chunk in rows.split(CHUNK)]
     calls = [
         (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed,
@@ -160,35 +174,34 @@ def _of(
         done = {way: np.concatenate(by_way[size, way]) for way in WAYS}
         done[BEST] = np.min(list(done.values()), axis=0)
         out += [
-            _evasion(detector.name, size, way, lowest, (strict, loose), (count, int(hit[way].sum())), bench)
+            _evasion(detector.name, size, way, lowest, (count, int(hit[way].sum())), bench)
             for way, lowest in done.items()
         ]
     return out
 
 
 def _evasion(
-    name: str, eps: float, way: str, lowest: np.ndarray, thresholds: tuple[float, float], planted: tuple[int, int],
-    bench: BenchmarkData,
-) -> AdaptiveRow:  # fmt: skip
-    """From the lowest scores (n,) of images that are misclassified (inf: of none), at both thresholds.
+    name: str, eps: float, way: str, lowest: np.ndarray, planted: tuple[int, int], bench: BenchmarkData
+) -> AdaptiveRow:
+    """From the lowest margins (n, 2) of images that are misclassified (inf: of none), at STRICT and LOOSE.
 
     planted: how many were planted, and how many of these the way finds.
     """
-    threshold, loose = thresholds
-    low, high = clopper_pearson(lowest <= threshold)
-    strict = float((lowest <= threshold).mean())
+    evaded, loosely = (lowest <= 0).T
+    low, high = clopper_pearson(evaded)
+    strict = float(evaded.mean())
     claim = claimed_robustness(strict, bench.accuracy)
     published = tuple(bench.images.shape[1:]) == KNOWN and bench.classifier.num_classes == 10
     return AdaptiveRow(
         detector=name,
         way=way,
         eps=255 * eps,
-        success=float(np.isfinite(lowest).mean()),
+        success=float(np.isfinite(lowest[:, 0]).mean()),
         n_attacked=len(lowest),
         sr5=strict,
         sr5_low=low,
         sr5_high=high,
-        sr50=float((lowest <= loose).mean()),
+        sr50=float(loosely.mean()),
         claimed=claim,
         credible=is_credible(claim, 255 * eps / 2) if published else None,
         planted=planted[0],

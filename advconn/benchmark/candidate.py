@@ -68,6 +68,15 @@ class Candidate:
         """The threshold, from scores (n,) of the calibration part's clean images."""
         return Calibration(scores, fpr)
 
+    def thresholds(self, columns: np.ndarray, calibration: Calibration) -> np.ndarray:
+        """The largest score (n,) that is not flagged, of each image: the same of all unless overridden.
+
+        Args:
+            columns: (n, d) of the images.
+            calibration: what `calibrated` gave, or the same at another rate.
+        """
+        return np.full(len(columns), calibration.threshold)
+
     def consensus(self, columns: np.ndarray) -> np.ndarray | None:
         """The class (n,) that it takes each image for, whatever the classifier says; None where it has no opinion."""
         return None

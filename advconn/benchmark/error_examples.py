@@ -33,7 +33,7 @@ def missed_examples(
     """
     lowest: list[tuple[float, str, int]] = []
     for attack in attacks:
-        scores = detector.score(detector.measured.attacked("test", attack.name)) - detector.calibration.threshold
+        scores = detector.margins(detector.measured.attacked("test", attack.name))
         lowest += [(float(scores[i]), attack.name, int(i)) for i in np.argsort(scores)[:COUNT] if scores[i] <= 0]
     out = []
     for score, name, i in sorted(lowest)[: 2 * COUNT]:
@@ -45,7 +45,7 @@ def missed_examples(
 
 def false_alarm_examples(bench: BenchmarkData, detector: FittedDetector) -> list[ErrorExample]:
     """Clean images over the threshold, the highest scores first."""
-    scores = detector.score(detector.measured.clean("test")) - detector.calibration.threshold
+    scores = detector.margins(detector.measured.clean("test"))
     out = []
     for i in np.argsort(-scores)[:COUNT]:
         if scores[i] > 0:

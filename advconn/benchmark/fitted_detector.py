@@ -50,9 +50,21 @@ class FittedDetector:
         """Scores (n,)."""
         return candidate_scores(self.candidate, columns.values)
 
+    def margins(self, columns: FeatureTable, calibration: Calibration | None = None) -> np.ndarray:
+        """By how much each image's score exceeds its threshold (n,).
+
+        Args:
+            columns: of the images.
+            calibration: its own at another rate; None takes its own.
+        """
+        if not len(columns.values):
+            return np.zeros(0)
+        thresholds = self.candidate.thresholds(columns.values, calibration or self.calibration)
+        return np.asarray(self.score(columns) - thresholds)
+
     def flags(self, columns: FeatureTable) -> np.ndarray:
-        """Which are above the threshold."""
-        return self.score(columns) > self.calibration.threshold
+        """Which are above their threshold."""
+        return self.margins(columns) > 0
 
 
 def reference_rows(bench: BenchmarkData) -> Tensor:

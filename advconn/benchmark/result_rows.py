@@ -9,10 +9,11 @@ import numpy as np
 
 from advconn.attacks.attack import SuccessfulAttacks
 from advconn.benchmark.attack_sources import NamedAttack, SavedAttack
+from advconn.benchmark.feature_tables import FeatureTable
 from advconn.benchmark.fitted_detector import FittedDetector
 from advconn.benchmark.result_types import FalsePositiveRow, LeaveOneOutRow, Row
 from advconn.benchmark.splits import BenchmarkData
-from advconn.detector.calibration import Calibration, min_calibration_size
+from advconn.detector.calibration import min_calibration_size
 from advconn.metrics import auroc, auroc_bootstrap_interval, clopper_pearson, mcnemar_p_value, mean_share
 
 LEAST = 10  # clean images of a predicted class that a rate is told of
@@ -39,7 +40,7 @@ def row(
     clean, attacked = detector.measured.clean("test"), detector.measured.attacked("test", attack.name)
     before, after = detector.score(clean), detector.score(attacked)
     low, high = auroc_bootstrap_interval(before, after, seed=bench.seed)
-    caught = after > detector.calibration.threshold
+    caught = detector.flags(attacked)
     tpr_low, tpr_high = clopper_pearson(caught)
     consensus = detector.candidate.consensus(attacked.values)
     restored = consensus == bench.labels[hits.rows].numpy() if consensus is not None else np.zeros(0)
@@ -57,10 +58,10 @@ def row(
         tpr=mean_share(caught),
         tpr_low=tpr_low,
         tpr_high=tpr_high,
-        tpr_at_1=_share_above(after, detector.calibration, 0.01),
-        tpr_at_01=_share_above(after, detector.calibration, 0.001),
+        tpr_at_1=_share_above(detector, attacked, 0.01),
+        tpr_at_01=_share_above(detector, attacked, 0.001),
         mcnemar_p=math.nan if ours is None or not len(after) else mcnemar_p_value(ours, caught),
-        fpr=mean_share(before > detector.calibration.threshold),
+        fpr=mean_share(detector.flags(clean)),
         success=len(hits.rows) / hits.tried if hits.tried else math.nan,
         n_clean=n,
         n_attacked=len(after),
@@ -71,11 +72,12 @@ def row(
     )
 
 
-def _share_above(scores: np.ndarray, calibration: Calibration, fpr: float) -> float:
-    """The share of scores above a calibration's threshold at another rate; nan where it has too few images."""
+def _share_above(detector: FittedDetector, columns: FeatureTable, fpr: float) -> float:
+    """The share of images flagged at another rate; nan where too few images were calibrated on for it."""
+    calibration = detector.calibration
     if len(calibration.scores) < min_calibration_size(fpr, calibration.confidence):
         return math.nan
-    return mean_share(scores > calibration.at(fpr=fpr).threshold)
+    return mean_share(detector.margins(columns, calibration.at(fpr=fpr)) > 0)
 
 
 def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttack) -> LeaveOneOutRow:
@@ -86,11 +88,9 @@ def leave_one_out_rows(detector: FittedDetector, family: str, attack: NamedAttac
         family: the one left out.
         attack: one of that family.
     """
-    before, after = (
-        detector.score(detector.measured.clean("test")),
-        detector.score(detector.measured.attacked("test", attack.name)),
-    )
-    caught = mean_share(after > detector.calibration.threshold)
+    attacked = detector.measured.attacked("test", attack.name)
+    before, after = detector.score(detector.measured.clean("test")), detector.score(attacked)
+    caught = mean_share(detector.flags(attacked))
     return LeaveOneOutRow(family, detector.name, attack.name, auroc(before, after), caught, len(after))
 
 
@@ -125,8 +125,6 @@ def _alarm(detector: str, condition: str, images: str, flags: np.ndarray) -> Fal
 
 def scores(detector: FittedDetector, attacks: Sequence[NamedAttack]) -> Mapping[str, np.ndarray]:
     """Scores less the threshold of clean test images and of every attack's."""
-    threshold = detector.calibration.threshold
-    out = {"clean": detector.score(detector.measured.clean("test")) - threshold}
-    for attack in attacks:
-        out[attack.name] = detector.score(detector.measured.attacked("test", attack.name)) - threshold
-    return out
+    tables = {"clean": detector.measured.clean("test")}
+    tables |= {attack.name: detector.measured.attacked("test", attack.name) for attack in attacks}
+    return {name: detector.margins(columns) for name, columns in tables.items()}

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from sklearn.ensemble import ExtraTreesClassifier
 
@@ -137,6 +138,23 @@ def test_the_threshold_is_set_on_the_calibration_part_alone(shipped, images):
     as_given = fit_and_threshold(given, found["advconn (as given)"], hits, bench, 0.05)
     assert as_given.calibration.threshold == shipped.calibration_.threshold
     assert {where.part for where in found["advconn (as given)"].columns} == {"calibrate"}  # it has nothing to learn
+
+
+@pytest.mark.parametrize("fpr", [0.05, 0.01])
+def test_a_detector_as_given_flags_what_it_flags(fpr):
+    """Each image by the threshold of its own group of pictures, at any rate."""
+    detector = bundle.load(bundle.default())
+    smooth = F.interpolate(torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(0)), size=32, mode="bicubic")
+    noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(1))
+    images = torch.cat([smooth, smooth + 0.03 * noise, smooth + 0.1 * noise]).clamp(0, 1)
+    candidate = AdvconnAsGiven(detector, images)
+    given = FittedDetector(candidate, candidate.calibrated(np.zeros(0), fpr), FeatureTables({}))
+    columns = feature_tables.FeatureTable(candidate.measure(detector.classifier.check(images)))
+    assert len(np.unique(given.candidate.thresholds(columns.values, given.calibration))) > 1
+    detector.set_params(fpr=fpr)
+    expected = detector.judge(images).adversarial
+    assert 0 < expected.sum() < len(images)
+    np.testing.assert_array_equal(given.flags(columns), expected)
 
 
 def test_the_differentiable_score_is_the_detectors_own(shipped, images):
@@ -335,7 +353,9 @@ def test_a_head_without_a_gradient_is_judged_itself(shipped, small):
     made = evade(model, follow, model.check(pixels), labels, at, eps=0.2, way="lagrangian", steps=10, restarts=1)
     wrong = np.isfinite(made.score)
     assert wrong.any()
-    np.testing.assert_allclose(lowest[wrong], trees.score_samples(made.images[wrong]), atol=1e-6)
+    scores = trees.score_samples(made.images[wrong])
+    for column, rate in enumerate((0.05, 0.5)):
+        np.testing.assert_allclose(lowest[wrong, column], scores - trees.calibration_.at(fpr=rate).threshold, atol=1e-6)
     assert np.isinf(lowest[~wrong]).all()
 
 

@@ -114,9 +114,13 @@ class AdvconnAsGiven(Candidate):
         self.detector = detector
 
     def measure(self, images: Tensor) -> np.ndarray:
-        """Its score, its consensus' class, and what each image cost in forwards and gradients: (n, 4)."""
+        """Its score, its consensus' class, what each image cost in forwards and gradients, class and group: (n, 6)."""
         judgement = self.detector.judge(images)
-        return np.stack([judgement.score, judgement.consensus, judgement.forwards, judgement.gradients], 1)
+        groups = self.detector.group_of(judgement)
+        return np.stack([
+            judgement.score, judgement.consensus, judgement.forwards, judgement.gradients, judgement.predicted,
+            np.full(len(images), -1) if groups is None else groups,
+        ], 1)  # fmt: skip
 
     def score(self, columns: np.ndarray) -> np.ndarray:
         """Its own score."""
@@ -125,6 +129,11 @@ class AdvconnAsGiven(Candidate):
     def calibrated(self, scores: np.ndarray, fpr: float) -> Calibration:
         """Its own calibration, at this rate."""
         return self.detector.calibration_.at(fpr=fpr)
+
+    def thresholds(self, columns: np.ndarray, calibration: Calibration) -> np.ndarray:
+        """Those of each image's class or group of pictures, as the detector has them."""
+        groups = columns[:, 5].astype(int)
+        return calibration.thresholds(columns[:, 4].astype(int), None if (groups < 0).any() else groups)
 
     def consensus(self, columns: np.ndarray) -> np.ndarray | None:
         """The class that most copies of an image are given."""
@@ -150,11 +159,12 @@ class AdvconnAsGiven(Candidate):
         return out
 
     def state(self) -> bytes:
-        """Its walk, stages and heads; the scores of its calibration images say what the heads are."""
+        """Its walk, stages, heads and groups; the scores of its calibration images say what the heads are."""
         cascade = self.detector.cascade_
         stages = [(w.copies, w.halves, w.families) for w in cascade.connectivities]
         scores = b"".join(np.ascontiguousarray(values).tobytes() for values in self.detector.clean_.values())
-        return _depends(self.detector.connectivity) + f"{stages} {cascade.exits}".encode() + scores
+        groups = "" if self.detector.groups_ is None else repr(vars(self.detector.groups_))
+        return _depends(self.detector.connectivity) + f"{stages} {cascade.exits} {groups}".encode() + scores
 
 
 def _depends(connectivity: Connectivity) -> bytes:
