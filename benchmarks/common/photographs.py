@@ -98,6 +98,8 @@ def read(model: Classifier, imagenette: Path, imagenet500: Path) -> tuple[Photog
     )
 
 
+SCALED = 120  # photographs of ImageNet that heads are scaled by, and as many of Flickr's
+OTHERS = 280  # photographs of ImageNet that are calibrated on, at most
 FLICKR_SPLIT = (120, 270)  # up to these rows heads learn of Flickr's, and thresholds are calibrated; others are tested
 
 

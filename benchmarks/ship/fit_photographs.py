@@ -26,11 +26,8 @@ from advconn.data.input_conversion import image_hashes
 from advconn.detector.detector import Detector
 from advconn.features.connectivity import Connectivity
 from advconn.models.margin import temperature_of
-from benchmarks.common.photographs import flickr, lite, read
+from benchmarks.common.photographs import OTHERS, SCALED, flickr, lite, read
 from benchmarks.common.provenance import SEED, machine
-
-SCALED = 120  # photographs of ImageNet that heads are scaled by, and as many of Flickr's
-OTHERS = 280  # photographs of ImageNet that are calibrated on, at most
 
 
 def told(stage: str, done: int, total: int) -> None:
