@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-FORMER = {  # modules of advconn by the names that they had before; accepted for one version
+FORMER = {  # modules of advconn by former names, each with where its names are now; accepted for one version
     "agreement": "data.labels",
     "arrays": "data.arrays",
     "attacks.custom": "attacks.own_attacks",
@@ -22,9 +22,9 @@ FORMER = {  # modules of advconn by the names that they had before; accepted for
     "benchmark.baselines.layers": "benchmark.baselines.lid_and_mahalanobis",
     "benchmark.baselines.squeezing": "benchmark.baselines.feature_squeezing",
     "benchmark.controls": "benchmark.barrier_controls",
-    "benchmark.measure": "benchmark.feature_tables",
+    "benchmark.measure": "benchmark.feature_tables benchmark.fitted_detector",
     "benchmark.results": "benchmark.result_types",
-    "benchmark.rows": "benchmark.result_rows",
+    "benchmark.rows": "benchmark.result_rows benchmark.cost benchmark.error_examples",
     "blackbox": "models.onnx_and_http",
     "bundle.card": "bundle.card_schema",
     "bypass": "paths.bypass",
@@ -72,7 +72,7 @@ FORMER = {  # modules of advconn by the names that they had before; accepted for
     "models.checks": "models.sanity_checks",
     "modes": "features.references",
     "nets": "models.architectures",
-    "parallel": "runtime.parallel",
+    "parallel": "runtime.parallel runtime.cache runtime.progress",
     "paths.band": "paths.elastic_band",
     "perturb": "attacks.own_attacks",
     "pictures": "data.decoding",
@@ -131,16 +131,21 @@ class FormerModules(MetaPathFinder, Loader):
             path: of its package.
             target: a module that is reloaded.
         """
-        return ModuleSpec(name, self) if name.removeprefix("advconn.") in FORMER else None
+        package, _, rest = name.partition(".")
+        return ModuleSpec(name, self) if package == "advconn" and rest in FORMER else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module whose names are those of the one that it became."""
-        home = f"advconn.{FORMER[spec.name.removeprefix('advconn.')]}"
-        warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
-        module, known = ModuleType(spec.name), importlib.import_module(home)
+        homes = [f"advconn.{home}" for home in FORMER[spec.name.removeprefix("advconn.")].split()]
+        warnings.warn(f"{spec.name} is now {' and '.join(homes)}", DeprecationWarning, stacklevel=2)
+        module, known = ModuleType(spec.name), [importlib.import_module(home) for home in homes]
 
         def get(name: str) -> Any:
-            return getattr(known, name if hasattr(known, name) else FORMER_NAMES.get(name, name))
+            for wanted in (name, FORMER_NAMES.get(name, name)):
+                for home in known:
+                    if hasattr(home, wanted):
+                        return getattr(home, wanted)
+            raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
 
         vars(module)["__getattr__"] = get
         return module

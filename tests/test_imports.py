@@ -57,7 +57,6 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
     "serving": (
         {
             "batching",
-            "web_security",
             "connection_limits",
             "framework_callable",
             "log",
@@ -65,8 +64,11 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
             "open_inference_protocol",
             "query_watch",
             "request_body",
-            "shadow",
+            "trace",
+            "web_security",
         },
+        {"cloudevents"},
+        {"shadow"},
         {"app"},
     ),
     "benchmark": (
@@ -226,13 +228,20 @@ def test_modules_are_found_under_their_former_names():
 
     from advconn.lazy import FORMER
 
-    for former, home in FORMER.items():
+    for former, homes in FORMER.items():
         sys.modules.pop(f"advconn.{former}", None)
         with pytest.warns(DeprecationWarning, match="is now"):
             module = importlib.import_module(f"advconn.{former}")
-        known = importlib.import_module(f"advconn.{home}")
-        name = next(n for n in vars(known) if not n.startswith("_") and n != "annotations")
-        assert getattr(module, name) is getattr(known, name)
+        for home in homes.split():
+            known = importlib.import_module(f"advconn.{home}")
+            own = [n for n, v in vars(known).items() if getattr(v, "__module__", "") == known.__name__ and n[0] != "_"]
+            for name in own:
+                assert getattr(module, name) is getattr(known, name)
+    for name in ("parallel", "watch", "inference"):  # which may be anybody's
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        importlib.import_module("advconn.parallel").nothing  # noqa: B018
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("advconn.nothing")
     from advconn.exits import ordered

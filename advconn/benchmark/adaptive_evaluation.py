@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _of(
     thresholds = [c.every_threshold for c in _calibrations(detector)]
     aim = min(min(some) for some in thresholds)
     score = detector.candidate.follow(aim, sample)
-    key = f"{detector.candidate.key()} {thresholds!r}"
+    key = f"{detector.candidate.key()} {thresholds!r} {hashlib.sha256(sample.numpy().tobytes()).hexdigest()}"
     tries = [(size, way, chunk) for size in effort.eps for way in WAYS for chunk in rows.split(CHUNK)]
     calls = [
         (bench.images[c].numpy(), bench.labels[c].numpy(), size, way, effort.steps, effort.restarts, bench.seed,

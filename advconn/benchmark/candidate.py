@@ -106,7 +106,7 @@ class Candidate:
 
     def state(self) -> bytes:
         """Whatever else its columns depend on besides classifier, parameters and code."""
-        second = "" if self.second is None else self.second.fingerprint
+        second = "" if self.second is None else f"{self.second.fingerprint} {self.second.preprocessing}"
         return self.clean.numpy().tobytes() + second.encode()
 
     def key(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -264,7 +264,17 @@ class BenchmarkData:
         )
 
 
+MADE_WITH = ("advconn", "torch", "torchattacks", "pillow", "foolbox", "adversarial-robustness-toolbox", "adv-lib")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
 def classifier_key(classifier: Classifier) -> str:
     """What every attack depends on besides its own settings: weights, preprocessing, versions."""
-    versions = [version(name) for name in ("advconn", "torch", "torchattacks", "pillow")]
+    versions = [_version(name) for name in MADE_WITH]
     return f"{classifier.fingerprint} {classifier.preprocessing} {versions}"

@@ -93,7 +93,7 @@ class AttackAugmenter:
 
         if self.runner.store.folder is None:
             return make()
-        other = None if self.surrogate is None else self.surrogate.fingerprint
+        other = None if self.surrogate is None else f"{self.surrogate.fingerprint} {self.surrogate.preprocessing}"
         truth = None if labels is None else labels.cpu().numpy()
         key = (self.key, images.cpu().numpy(), truth, str(attack), seed, self.per_attack, self.benign, other)
         return self.runner.store.get("attack", key, make)
@@ -131,7 +131,7 @@ class AttackAugmenter:
         return self.surrogate
 
     def attacked(self, images: Tensor, labels: Tensor | None, attack: Attack, *, seed: int) -> SuccessfulAttacks:
-        """Successful copies of at most `per_attack` images, see attacks.successful.
+        """Successful copies of at most `per_attack` images, see attack.attack_correct_images.
 
         Args:
             images: clean ones (n, c, h, w).

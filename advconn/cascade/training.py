@@ -97,7 +97,7 @@ def training_set_of(
         features: (n, d) for each stage.
         kinds: (n,) 0 clean, 1 and more the attacks.
         groups: (n,) which image each is a copy of; every one an image of its own unless told.
-        others: `attacks` of Taught.
+        others: `attacks` of TrainingSet.
     """
     names = np.arange(len(kinds)) if groups is None else np.asarray(groups)
     return TrainingSet(features, np.asarray(kinds), names, np.zeros(len(kinds), bool), **others)
@@ -163,7 +163,17 @@ def with_adaptive(
                 hits.tried,
             )
 
-        key = (maker.key, cascade.heads, cascade.exits, some.cpu().numpy(), truth.cpu().numpy(), eps, maker.seed, turn)
+        key = (
+            maker.key,
+            cascade.heads,
+            cascade.exits,
+            cascade.gate,
+            some.cpu().numpy(),
+            truth.cpu().numpy(),
+            eps,
+            maker.seed,
+            turn,
+        )
         features, kept, tried = maker.runner.store.get("evasive", key, make)
         rows = rows.with_attacked(f"evasive:eps={255 * eps:g}/255", features, mine.numpy()[kept], tried)
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +158,14 @@ def detector_of(detector: Path | None, asked: ModelOptions, device: str, *, same
 
 def _loaded(detector: Path | None, asked: ModelOptions, device: str, same_weights: bool) -> Detector:
     from advconn import bundle
+    from advconn.bundle.signature import verify
 
     if detector is None and (asked.model is not None or asked.companion is not None):
         name = "--model" if asked.model is not None else "--companion"
         raise DataError(f"{name} needs the --detector that was fitted for it: make one with advconn fit")
     folder = detector or bundle.default()
+    if asked.verify_key is not None:
+        verify(folder, asked.verify_key)  # before anything of the folder, or a factory, is used
     beside = None if asked.companion is None else _companion(folder, asked, device)
     if asked.model is None:
         return bundle.load(folder, companion=beside, device=resolve_device(device), verify_key=asked.verify_key)
@@ -196,48 +200,51 @@ def _described(entry: dict[str, Any]) -> dict[str, Any]:
     return options | {"channels": entry["channels"], "class_names": entry["class_names"]}
 
 
-ASKED = 200  # images that two networks are compared on
+FEWEST_COMPARED = 50  # images on which two networks must agree more often than by chance
 
 
 def other_classifier(
     name: str, spec: str | None, weights: Path | None, subject: Classifier, images: Tensor
 ) -> Classifier | None:
-    """A second network of the same classes that the command line names, if it does: it sees images as the first does.
+    """A second network of the same classes that the command line names, if it does.
 
-    What it does not reveal of its input is taken from the first: size, channels, mean and std.
+    What it does not reveal of its input is taken from the first: size, channels, and mean and std if it then agrees
+    more often with the first.
 
     Args:
         name: what it is here: surrogate, companion or second model.
         spec: see models.loading.SPEC.
         weights: its state dict.
         subject: the first network.
-        images: (n, c, h, w), on which the two must agree more often than by chance.
+        images: (n, c, h, w), on some of which the two must agree more often than by chance.
 
     Raises:
         DataError: they do not.
+        ModelError: no such network, or one of other classes.
     """
     from advconn import models
+    from advconn.data.labels import sample_rows
     from advconn.metrics import clopper_pearson
+    from advconn.models.equivalence import agreement, scaled_like
 
     if spec is None:
         return None
-    how = subject.preprocessing
-    like: dict[str, Any] = {"size": how.size, "channels": subject.channels, "device": str(subject.device)}
-    other = models.load(spec, weights, **like)
-    if other.preprocessing.mean is None and how.mean is not None:
-        other = models.load(spec, weights, **like, mean=how.mean, std=how.std)
-        note(f"the {name} does not say how its input is scaled: it gets the mean and std of the classifier")
+    how, some = subject.preprocessing, images[sample_rows(len(images))]
+    make = partial(
+        models.load, spec, weights, size=how.size, channels=subject.channels, device=str(subject.device), note=note
+    )
+    other = scaled_like(subject, make, some)
     if other.num_classes != subject.num_classes:
         raise ModelError(f"the {name} has {other.num_classes} classes, the classifier {subject.num_classes}")
-    some = images[:ASKED]
     if len(some):
-        same = (other.predict(some) == subject.predict(some)).numpy()
-        if clopper_pearson(same)[0] <= 1 / subject.num_classes and len(same) >= ASKED // 4:
+        same = agreement(subject, other, some)
+        if clopper_pearson(same)[0] <= 1 / subject.num_classes and len(same) >= FEWEST_COMPARED:
             raise DataError(
                 f"the {name} and the classifier agree on {same.mean():.0%} of {len(same)} images, as by chance: are "
                 "its weights, mean and std, and the order of its classes right?"
             )
-        note(f"the {name} and the classifier agree on {same.mean():.0%} of {len(same)} images")
+        scale = "as they are" if other.preprocessing.mean is None else "with a mean and std"
+        note(f"the {name} sees images {scale}, and agrees with the classifier on {same.mean():.0%} of {len(same)}")
     return other
 
 

@@ -50,6 +50,8 @@ def card(detector: Path, style: str, key: Path | None) -> None:
 
     read, name = bundle.read_card(detector), detector.resolve().name
     if key is not None:
+        if style != "text":
+            raise click.UsageError("--sign prints no card: leave --format out")
         from advconn.bundle.signature import sign
 
         note(f"{sign(detector, key)}: the signature; give others the public key")

@@ -188,8 +188,6 @@ def fit(**given: Any) -> None:
     options = FitOptions(**given)
     if options.asked.model is None:
         raise click.UsageError("Missing option '--model'.")
-    if options.asked.verify_key is not None:
-        raise click.UsageError("--verify-key checks a detector, and fit takes none")
     check_calibration_size(10**9, options.fpr)
     quick = _is_quick(options)
     auto = "auto" in options.attacks

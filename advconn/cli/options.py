@@ -226,7 +226,7 @@ _MODEL = (
 
 
 def model_options(function: F) -> F:
-    """--model and what it cannot say itself, handed on as one `asked` of type Asked."""
+    """--model and what it cannot say itself, handed on as one `asked` of type ModelOptions."""
     names = (
         "model", "weights", "size", "channels", "resize", "interpolation", "mean", "std", "classes", "companion",
         "companion_weights", "headers", "verify_key",
@@ -234,6 +234,8 @@ def model_options(function: F) -> F:
 
     @wraps(function)
     def command(**given: Any) -> Any:
+        if given["verify_key"] is not None and given.get("detector") is None:
+            raise click.UsageError("--verify-key checks the signature of a --detector: name one")
         return function(asked=ModelOptions(**{name: given.pop(name) for name in names}), **given)
 
     for option in reversed(_MODEL):

@@ -201,7 +201,9 @@ def serve(
             await super().startup(sockets)
             if self.started:
                 bound = next((s.getsockname()[1] for one in self.servers for s in one.sockets), port)
-                note(f"serving {name} on http://{host}:{bound}" + f"; images wait {wait:g} ms for others" * (wait > 0))
+                server.note(
+                    f"serving {name} on http://{host}:{bound}" + f"; images wait {wait:g} ms for others" * (wait > 0)
+                )
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # pictures are refused by their size
     config = uvicorn.Config(

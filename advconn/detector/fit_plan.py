@@ -15,12 +15,14 @@ LISTS = ("attacks", "benign", "conditions")
 class FitPlan:
     """What `fit` does with a classifier and its images. `detector.fitted_.plan` and the card keep it.
 
+    A later calibration, which the card tells too, changes nothing of it.
+
     Attributes:
         pretrained: whether pretrained heads are scaled instead of new ones being trained.
         refine: number of images that are attacked to adapt pretrained heads; 0 for none.
         stages: of the cascade, in order; None computes all features at once.
-        images: how many images are in each use: `references`, `trial` (the test of the finished detector), `train` and
-            `calibrate`.
+        images: how many images are in each use: `references` (chosen or synthesised), `trial` (the test of the
+            finished detector), `train` and `calibrate`.
         held_out: share, in (0, 1), of the images left after references and trial that is used for calibration.
         attacks: specifications of the attacks used for training; empty if there are none.
         per_attack: images that each of them is run on, at most.

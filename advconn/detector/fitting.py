@@ -22,6 +22,7 @@ from advconn.cascade.attacked_copies import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.input_conversion import as_labels, as_tensor, image_hashes
+from advconn.data.labels import sample_rows
 from advconn.detector.calibration import check_calibration_size, min_calibration_size
 from advconn.detector.clean_images import (
     FOR_REFERENCES,
@@ -39,6 +40,7 @@ from advconn.errors import AdvconnWarning, FitError, ModelError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
+from advconn.models.equivalence import scaled_like
 from advconn.runtime.parallel import Runner
 from advconn.runtime.progress import ignore_progress
 
@@ -164,8 +166,8 @@ def fit(
     clean = prepare_images(classifier, images, labels, accept=accept_accuracy, accuracy=accuracy, note=note)
     references, chosen, rest = add_references(classifier, clean, synthesised=synthesised, seed=seed, note=note)
     trial, rest = _trial(clean, references, chosen, rest, seed)
-    other = _other(surrogate, classifier, "surrogate")
-    beside = None if companion is None else _other(companion, classifier, "companion")
+    other = _other(surrogate, classifier, "surrogate", clean.images)
+    beside = _other(companion, classifier, "companion", clean.images)
     task = _Task(
         classifier=classifier,
         clean=clean,
@@ -178,7 +180,7 @@ def fit(
         connectivity=connectivity or {},
         companion=beside,
         surrogate=other,
-        apart=None if apart is None else _apart(classifier, clean.images[rest], apart, apart_labels, note),
+        apart=_apart(classifier, clean.images, apart, apart_labels, note),
         runner=runner,
         note=note,
         on_plan=on_plan,
@@ -280,8 +282,8 @@ class _Task:
             attacks=attacks,
             per_attack=asked.get("per_attack", per_attack),
             evasive=asked.get("evasive", 0 if self.companion is None else EVASIVE),
-            benign=BENIGN if quick else tuple(asked.get("benign") or self._preserving(BENIGN)),
-            conditions=tuple(asked.get("conditions") or self._preserving(PROMISED)),
+            benign=BENIGN if quick else tuple(asked["benign"] if "benign" in asked else self._preserving(BENIGN)),
+            conditions=tuple(asked["conditions"] if "conditions" in asked else self._preserving(PROMISED)),
             fpr=self.fpr,
             confidence=_confidence(self.confidence, held, self.fpr),
         )
@@ -455,6 +457,8 @@ def _tell_prices(detector: Detector, note: Callable[[str], None], *, free: bool)
     kept = tuple(name for name in detector.calibration_.conditions if name not in (dropped or dear))
     if dropped:
         detector.set_params(conditions=kept)
+        if detector.fitted_.plan is not None:
+            detector.fitted_ = replace(detector.fitted_, plan=replace(detector.fitted_.plan, conditions=kept))
         caught = dict(found.prices)
         detector.fitted_ = replace(
             detector.fitted_, efficacy=replace(found, prices={k: v for k, v in caught.items() if k in kept})
@@ -499,11 +503,15 @@ def _check_enough(count: int, rest: int, held_out: float, fpr: float) -> None:
         )
 
 
-def _other(given: Classifier | nn.Module | None, classifier: Classifier, name: str) -> Classifier | None:
+def _other(
+    given: Classifier | nn.Module | None, classifier: Classifier, name: str, images: Tensor
+) -> Classifier | None:
+    """A second network of the same classes; a bare module is shown images as scaled_like says."""
     if given is None or isinstance(given, Classifier):
         network = given
     else:
-        network = Classifier(given, size=classifier.preprocessing.size, channels=classifier.channels)
+        make = partial(Classifier, given, size=classifier.preprocessing.size, channels=classifier.channels)
+        network = scaled_like(classifier, make, images[sample_rows(len(images))])
     if network is not None and network.num_classes != classifier.num_classes:
         raise ModelError(f"the {name} has {network.num_classes} classes, the classifier {classifier.num_classes}")
     return network
@@ -516,21 +524,34 @@ class _Apart(NamedTuple):
     labels: Tensor | None
 
 
-def _apart(classifier: Classifier, used: Tensor, images: Any, labels: Any, note: Callable[[str], None]) -> _Apart:
-    """Images to calibrate on, less those that are trained on and those for which the classifier gives NaN.
+def _apart(
+    classifier: Classifier, used: Tensor, images: Any, labels: Any, note: Callable[[str], None]
+) -> _Apart | None:
+    """Images to calibrate on, less those in another use and those for which the classifier gives NaN; None of None.
 
     Args:
         classifier: what is to be guarded.
-        used: images that are trained on.
+        used: images in any other use.
         images: as users give them.
         labels: their classes, or None.
         note: told how many are left out.
+
+    Raises:
+        FitError: labels without images, or one that is no class.
     """
+    if images is None:
+        if labels is not None:
+            raise FitError("apart_labels are of the images to calibrate on: give these as apart")
+        return None
     found = as_tensor(images)
     truth = None if labels is None else as_labels(labels, len(found))
+    if truth is not None and len(truth) and int(truth.max()) >= classifier.num_classes:
+        raise FitError(
+            f"a label in apart_labels is {int(truth.max())}, and the classifier has {classifier.num_classes} classes"
+        )
     shared = torch.from_numpy(np.isin(image_hashes(found), image_hashes(used)))
     if shared.any():
-        note(f"{int(shared.sum())} of {len(found)} images to calibrate on are trained on too: they are left out")
+        note(f"{int(shared.sum())} of {len(found)} images to calibrate on are among the others too: they are left out")
         found, truth = found[~shared], None if truth is None else truth[~shared]
     found, truth, _ = drop_non_finite(classifier, found, truth, note)
     return _Apart(found, truth)

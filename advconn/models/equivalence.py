@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,36 @@ def probe_logits(classifier: Classifier, references: Tensor | None) -> np.ndarra
     """Logits of images that are the same every time, of the references' size, by which another form of it is known."""
     images = probe_images(4, classifier.channels, *input_size(classifier, references))
     return np.asarray(classifier.logits(images.to(classifier.device)).cpu().numpy())
+
+
+def agreement(first: Classifier, second: Classifier, images: Tensor) -> np.ndarray:
+    """Which images two classifiers give the same class, (n,) bool.
+
+    Args:
+        first: one.
+        second: the other.
+        images: (n, c, h, w).
+    """
+    return np.asarray((first.predict(images) == second.predict(images)).numpy())
+
+
+def scaled_like(subject: Classifier, make: Callable[..., Classifier], images: Tensor) -> Classifier:
+    """Another network of the same classes, shown images as it is made, or with the subject's mean and std.
+
+    Of a network that says nothing of its scale, the way in which it agrees with the subject more often.
+
+    Args:
+        subject: the classifier beside which it stands.
+        make: gives it; takes `mean` and `std`.
+        images: (n, c, h, w) that both are shown.
+    """
+    plain, how = make(), subject.preprocessing
+    if plain.preprocessing.mean is not None or how.mean is None or not len(images):
+        return plain
+    scaled = make(mean=how.mean, std=how.std)
+    if scaled.preprocessing.mean is None or scaled.num_classes != subject.num_classes:
+        return plain
+    return max((scaled, plain), key=lambda other: agreement(subject, other, images).mean())
 
 
 def same_outputs(

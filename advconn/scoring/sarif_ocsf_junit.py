@@ -73,13 +73,16 @@ def as_ocsf(result: Result) -> dict[str, Any]:
     return ocsf_finding(result.image, f"p {result.p_value:.4f}: {result.why}", failed=False, data=data)
 
 
-def ocsf_finding(image: str, message: str, *, failed: bool, data: dict[str, Any] | None = None) -> dict[str, Any]:
+def ocsf_finding(
+    image: str, message: str, *, failed: bool, uid: str | None = None, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """An OCSF Detection Finding (class 2004) of an image.
 
     Args:
         image: its path or name.
         message: what was found.
         failed: whether it could not be judged; else it was flagged.
+        uid: of the finding; made of its kind and the image's name unless given, so that a second run gives the same.
         data: what is known of its verdict.
     """
     title = "An image could not be judged" if failed else "An image was adversarially perturbed"
@@ -97,7 +100,7 @@ def ocsf_finding(image: str, message: str, *, failed: bool, data: dict[str, Any]
             "version": OCSF_VERSION,
             "product": {"name": "advconn", "vendor_name": "advconn", "version": version("advconn")},
         },
-        "finding_info": {"uid": f"{FAILED if failed else FLAGGED}:{name}", "title": title, "analytic": {
+        "finding_info": {"uid": uid or f"{FAILED if failed else FLAGGED}:{name}", "title": title, "analytic": {
             "name": "advconn", "type_id": 4, "type": "Learning (ML/DL)"}},
         "evidences": [{"file": {"name": PurePath(name).name or name, "path": name, "type_id": 1}}],
     }  # fmt: skip

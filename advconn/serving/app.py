@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ from advconn.models.onnx_and_http import Endpoint
 from advconn.scoring.records import Failure, Record, Result, score_batch
 from advconn.scoring.report_page import PageEntry, page, template_source
 from advconn.serving.batching import Batcher, QueueFull
+from advconn.serving.cloudevents import Event, parse_event
 from advconn.serving.framework_callable import Judge, per_picture, predict
-from advconn.serving.log import Asked, FlaggedImage, Log, trace_of
+from advconn.serving.log import Asked, FlaggedImage, Log
 from advconn.serving.metrics import Metrics, VerdictRow
 from advconn.serving.open_inference_protocol import (
     HEADER,
@@ -45,7 +47,8 @@ from advconn.serving.open_inference_protocol import (
 )
 from advconn.serving.query_watch import QueryWatch
 from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
-from advconn.serving.shadow import REQUESTS, Event, flagged_event, parse_event, send_event
+from advconn.serving.shadow import REQUESTS, flagged_event, send_event
+from advconn.serving.trace import trace_of
 from advconn.serving.web_security import Guarded, PlainJSON, policy
 
 T = TypeVar("T")
@@ -54,7 +57,7 @@ NEAR, FAR = 4, 2  # threads that read what takes little, and what may take long
 UPSTREAM_THREADS = 4  # that wait for a classifier upstream
 REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 SHADOWED = 256  # events that wait to be judged
-CLIENT_LETTERS = 200  # of the header that says who asks
+CLIENT_LETTERS = 12  # of the digest of the header that says who asks
 WALKS = "Advconn-Client-Walks"  # the header of an answer to a client that asks about nearly equal pictures
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
@@ -118,6 +121,7 @@ class Server:
             threads=1 if self.upstream is None else UPSTREAM_THREADS,
         )  # fmt: skip
         self.near, self.far = ThreadPoolExecutor(NEAR, "advconn-near"), ThreadPoolExecutor(FAR, "advconn-far")
+        self.watching, self.sending = ThreadPoolExecutor(1, "advconn-watch"), ThreadPoolExecutor(1, "advconn-sink")
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self.probed = float("-inf")  # when the classifier upstream was asked last whether it is the same
         self.replaced = False  # whether the classifier upstream was another one when it was asked last
@@ -166,10 +170,12 @@ class Server:
         yield
         if following is not None:
             following.cancel()
+            if not self.events.empty():
+                self.note(f"{self.events.qsize()} events were not judged before the server ended")
         if self.probe is not None:
             self.probe.cancel()
         await self.batcher.stop()
-        for pool in (self.near, self.far):
+        for pool in (self.near, self.far, self.watching, self.sending):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
@@ -244,8 +250,8 @@ class Server:
             body.clear()
             images, unread, readings = await self._images(said)
         self._fits(images)
-        walks = await self._walks(request, _first_rows(images, readings))
         verdicts = await self._judged(images, readings, unread)
+        walks = await self._walks(request, _first_rows(images, readings))
         flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
         p_values = verdicts["advconn_p_value"].tolist()
         of = "image" if said.id is None else f"request {said.id[:40]}, image"
@@ -312,7 +318,7 @@ class Server:
     async def take_event(self, request: Request) -> Response:
         """A copy of another model's request: 202 at once, 503 where too many wait."""
         async with self.bodies.of(request) as body:
-            event = parse_event(request.headers, bytes(body))
+            event = await self._run(self.far, parse_event, request.headers, bytes(body))
         if not event.kind.endswith(REQUESTS):
             return Response(status_code=202)
         if self.events.full() or self.waiting_bytes + len(event.content) > 2 * self.limits.bytes:
@@ -333,9 +339,9 @@ class Server:
                     errors = told["data"]["errors"]
                     of = f"request {event.id[:40]}, image"
                     seen = [FlaggedImage(f"{of} {i}", p, errors.get(str(i), "")) for i, p in rows]
-                    self.note.flagged(Asked(event.source, "/", ""), seen)
+                    self.note.flagged(Asked(event.source, "/", event.trace), seen)
                     if self.sink is not None:
-                        await self._run(self.far, send_event, self.sink, told)
+                        await self._run(self.sending, send_event, self.sink, told)
             except AdvconnError as error:
                 self.metrics.refused.labels("event").inc()
                 self.note(f"{event.source}: request {event.id[:40]} was not judged, or not told of: {error}")
@@ -346,7 +352,8 @@ class Server:
                 self.waiting_bytes -= len(event.content)
 
     async def _event_verdicts(self, event: Event) -> dict[str, Any]:
-        said = await self._run(self.far, parse_request, event.content, None, self.limits.images)
+        self._require_same_upstream()
+        said = await self._run(self.far, parse_request, event.content, event.json_bytes, self.limits.images)
         images, unread, readings = await self._images(said)
         self._fits(images)
         return await self._judged(images, readings, unread)
@@ -375,16 +382,16 @@ class Server:
                 raise DataError(f"{len(pictures)} files; a page is of one")
             read = [await self._read(*picture, self.reading, until) for picture in pictures]
             pictures.clear()
-            walks: dict[str, str] = {}
-            for one in () if wanted else read:
-                if isinstance(one, Batch):
-                    walks = await self._walks(request, one.images[:1])
             cases: list[PageEntry] = []
             for some in _together(read, self.limits.batch):
                 if isinstance(some, Failure):
                     cases.append(PageEntry(some))
                 else:  # some at a time: other requests have their turn
                     cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
+            walks: dict[str, str] = {}
+            for one in read:
+                if isinstance(one, Batch):
+                    walks = await self._walks(request, one.images[:1])
         said = [case.result for case in cases]
         flagged = [r for r in said if isinstance(r, Failure) or r.adversarial]
         blocked = self.block and (bool(flagged) or any(isinstance(r, Record) and r.other_pictures for r in said))
@@ -397,21 +404,28 @@ class Server:
         if not wanted:
             return PlainJSON(list(map(_answer, said)), status, walks)
         async with self.drawing:  # in a thread, one page at a time
-            return HTMLResponse(await self._run(self.near, page, cases, self.about), status)
+            return HTMLResponse(await self._run(self.near, page, cases, self.about), status, walks)
 
     async def _walks(self, request: Request, images: torch.Tensor) -> dict[str, str]:
         """Show a request's images to the watch over queries; the header of the answer where its client walks."""
         if self.queries is None:
             return {}
         address = request.client.host if request.client is not None else "?"
-        client = request.headers.get(self.client_header, "") if self.client_header else address
-        seen = await self._run(self.near, self.queries.see, images, client[:CLIENT_LETTERS])
+        client = address
+        if self.client_header:  # which may be a secret
+            said = request.headers.get(self.client_header, "")
+            client = hashlib.sha256(said.encode()).hexdigest()[:CLIENT_LETTERS] if said else "without that header"
+        try:
+            seen = await self._run(self.watching, self.queries.see, images, client)
+        except Exception as error:  # a watch must not fail a request
+            self.note(f"the watch over queries failed, please report it: {type(error).__name__}: {first_line(error)}")
+            return {}
         self.metrics.near.inc(int(seen.near.sum()))
         if seen.began:
             self.metrics.walks.inc()
             self.note(
-                f"{address} {request.url.path}: client {printable(client[:CLIENT_LETTERS])!r} asks about many nearly "
-                f"equal pictures ({self.queries.alert} or more of its last {self.queries.window}), as attacks do that "
+                f"{address} {request.url.path}: client {client} asks about many nearly equal "
+                f"pictures ({self.queries.alert} or more of its last {self.queries.window}), as attacks do that "
                 "see answers alone"
             )
         return {WALKS: "true"} if len(seen.walks) and seen.walks[-1] else {}

@@ -77,7 +77,7 @@ class Batcher:
         """What is said of images (n, c, h, w).
 
         Raises:
-            Full: too many wait, or no more are taken. AdvconnError: they could not be judged.
+            QueueFull: too many wait, or no more are taken. AdvconnError: they could not be judged.
         """
         mine = _Waiting(images, asyncio.get_running_loop().create_future())
         with self._waits(len(images)):
@@ -88,7 +88,7 @@ class Batcher:
         """What `work` gives, in a thread that judges; `count`: the images that it is about.
 
         Raises:
-            Full: too many wait, or no more are taken.
+            QueueFull: too many wait, or no more are taken.
         """
         with self._waits(count):
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)

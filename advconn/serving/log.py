@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from advconn.errors import printable
@@ -14,7 +16,6 @@ from advconn.scoring.sarif_ocsf_junit import ocsf_finding
 STYLES = ("text", "json", "ocsf")
 TOLD = 4  # flagged images of a request that a line for people names
 LETTERS = 80  # of a name or a reason in such a line
-_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 class FlaggedImage(NamedTuple):
@@ -31,12 +32,6 @@ class Asked(NamedTuple):
     client: str
     path: str
     trace: str
-
-
-def trace_of(traceparent: str | None) -> str:
-    """The trace id of a W3C traceparent header, 32 hexadecimal digits; '' of none, or of one that is malformed."""
-    found = _TRACE.fullmatch(traceparent or "")
-    return "" if found is None else found[1]
 
 
 class Log:
@@ -83,11 +78,16 @@ class Log:
     def _finding(self, asked: Asked, one: FlaggedImage) -> dict[str, Any]:
         said = one.error or f"p {one.p_value:.4g}"
         finding = ocsf_finding(
-            one.image, said, failed=bool(one.error), data={"p_value": one.p_value, "model": self.model}
+            one.image,
+            said,
+            failed=bool(one.error),
+            uid=uuid.uuid4().hex,
+            data={"p_value": one.p_value, "model": self.model},
         )
-        finding["src_endpoint"] = {"ip": asked.client}
         finding["metadata"] |= {"correlation_uid": asked.trace} if asked.trace else {}
-        finding["unmapped"] = {"path": asked.path}
+        finding["unmapped"] = {"path": asked.path, "client": asked.client}
+        with suppress(ValueError):
+            finding["evidences"][0]["src_endpoint"] = {"ip": str(ip_address(asked.client))}
         return finding
 
 
@@ -96,4 +96,4 @@ def _sentence(asked: Asked, images: Sequence[FlaggedImage]) -> str:
     said = [f"{one.image[:LETTERS]} ({why})" for one, why in zip(images[:TOLD], reasons, strict=True)]
     more = f" and {len(images) - TOLD} more" if len(images) > TOLD else ""
     trace = f" [trace {asked.trace}]" if asked.trace else ""
-    return f"{asked.client} {printable(asked.path)}: flagged {', '.join(said)}{more}{trace}"
+    return printable(f"{asked.client} {asked.path}: flagged {', '.join(said)}{more}{trace}")

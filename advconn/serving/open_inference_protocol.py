@@ -96,7 +96,7 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
         DataError: no JSON, or not one input of images.
     """
     try:
-        said = json.loads(text, object_pairs_hook=_once)
+        said = json.loads(text, object_pairs_hook=unique_names)
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -121,7 +121,7 @@ def parse_body(text: bytes, blob: bytes, most: int) -> tuple[Any, list[np.ndarra
     return (name, list(binary.items()), all_binary, False), [_array(inputs[0], blob, most)]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of a name that stands in it twice, readers take the first or the last value.
 
     Raises:

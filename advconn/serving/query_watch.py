@@ -104,9 +104,9 @@ class QueryWatch:
             for i, view in enumerate(views):
                 is_near, is_new = self._compared(known, view)
                 near[i] = is_near
-                if is_new:
+                if is_new:  # a repetition says nothing, and must not push out what does
                     known.views.append(view)
-                known.near.append(is_near)
+                    known.near.append(is_near)
                 if len(known.near) > self.window:
                     known.near.popleft()
                 walking = sum(known.near) >= self.alert
@@ -140,7 +140,8 @@ class QueryWatch:
 
 def views_of(images: Tensor) -> list[np.ndarray]:
     """Grey views (h, w) float16 of images (n, c, h, w), at most SIDE_PIXELS a side, without their mean."""
-    grey = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).nan_to_num().mean(1, keepdim=True)
+    values = images.float() / 255 if images.dtype == torch.uint8 else images.float().nan_to_num().clamp(0, 1)
+    grey = values.mean(1, keepdim=True)
     height, width = (min(SIDE_PIXELS, side) for side in grey.shape[2:])
     small = F.interpolate(grey, size=(height, width), mode="area")[:, 0].cpu()
     centred = small - small.mean((1, 2), keepdim=True)

@@ -6,73 +6,22 @@ before anything is judged, so that the served model never waits.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import http.client
 import json
 import urllib.request
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from advconn.errors import AdvconnError, DataError, first_line, printable
+from advconn.errors import AdvconnError, first_line
+from advconn.serving.cloudevents import STRUCTURED, Event
 
-STRUCTURED = "application/cloudevents+json"
 REQUESTS = ".request"  # the end of the type of events that hold a request; others, such as responses, are passed over
 FLAGGED = "org.advconn.flagged"  # the type of events that are sent
-LONGEST = 500  # characters of an event's id, type and source
 SINK_SECONDS = 5.0  # that a sink may take to answer
-
-
-class Event(NamedTuple):
-    """A CloudEvent: its id, type and source, and its data, a request of the Open Inference Protocol."""
-
-    id: str
-    kind: str
-    source: str
-    content: bytes
-
-
-def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
-    """The CloudEvent of a request, in the binary or the structured content mode.
-
-    Args:
-        headers: of the request, looked up case-insensitively.
-        body: of the request.
-
-    Raises:
-        DataError: no CloudEvent of version 1.0.
-    """
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != STRUCTURED:
-        names = {name: headers.get(f"ce-{name}", "") for name in ("specversion", "id", "type", "source")}
-        return _event(names, body)
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        raise DataError(f"the body is no JSON, as {STRUCTURED} says") from None
-    if not isinstance(said, dict):
-        raise DataError("the CloudEvent is no JSON object")
-    try:
-        content = (
-            base64.b64decode(said["data_base64"], validate=True)
-            if "data_base64" in said
-            else json.dumps(said.get("data")).encode()
-        )
-    except (TypeError, ValueError, binascii.Error):
-        raise DataError("the CloudEvent's data_base64 is no base64") from None
-    return _event(said, content)
-
-
-def _event(said: Mapping[str, Any], content: bytes) -> Event:
-    if said.get("specversion") != "1.0":
-        raise DataError("expected a CloudEvent of version 1.0 (Ce-Specversion: 1.0), in binary or structured mode")
-    names = [said.get(name) for name in ("id", "type", "source")]
-    if not all(isinstance(name, str) and 0 < len(name) <= LONGEST for name in names):
-        raise DataError(f"a CloudEvent needs an id, a type and a source of 1 to {LONGEST} characters")
-    name, kind, source = (printable(str(text)) for text in names)
-    return Event(name, kind, source, content)
 
 
 def flagged_event(event: Event, model: str, verdicts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -89,7 +38,7 @@ def flagged_event(event: Event, model: str, verdicts: Mapping[str, Any]) -> dict
     errors = {str(i): str(text) for i in rows if (text := verdicts["advconn_error"][i])}
     return {
         "specversion": "1.0",
-        "id": f"{event.id}-advconn",
+        "id": uuid.uuid4().hex,
         "source": f"advconn/{model}",
         "type": FLAGGED,
         "subject": event.id,
@@ -106,6 +55,16 @@ def flagged_event(event: Event, model: str, verdicts: Mapping[str, Any]) -> dict
     }
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would turn the event into a GET without it."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """None, so that the answer counts as an error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def send_event(sink: str, event: Mapping[str, Any]) -> None:
     """Send a structured CloudEvent to a sink.
 
@@ -114,7 +73,7 @@ def send_event(sink: str, event: Mapping[str, Any]) -> None:
     """
     request = urllib.request.Request(sink, json.dumps(event).encode(), {"Content-Type": STRUCTURED})
     try:
-        with urllib.request.urlopen(request, timeout=SINK_SECONDS):
+        with _OPENER.open(request, timeout=SINK_SECONDS):
             return
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise AdvconnError(f"the sink did not take event {event['id']}: {first_line(error)}") from None
+        raise AdvconnError(f"the sink did not take the event of {event['subject']}: {first_line(error)}") from None

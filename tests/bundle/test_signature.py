@@ -84,3 +84,17 @@ def test_the_commands(mine, tmp_path):
     signed = CliRunner().invoke(main, ["card", str(mine), "--sign", str(private)])
     assert signed.exit_code == 0, signed.output
     assert "no such file" in CliRunner().invoke(main, line).output  # past the signature
+
+
+def test_a_signature_is_checked_before_anything_is_run(mine, tmp_path):
+    """No factory, and no silence where there is no detector to check."""
+    _, public = write_keys(tmp_path, "ours")
+    (tmp_path / "mine.py").write_text("def build():\n    raise SystemExit('was run')\n")
+    more = ["--model", f"{tmp_path}/mine.py:build", "--verify-key", str(public)]
+    out = CliRunner().invoke(main, ["score", "--detector", str(mine), *more, "x.png"])
+    assert out.exit_code == 2
+    assert "is not signed" in out.output
+    for line in (["score", "x.png"], ["fit", "--data", "x", "--out", str(tmp_path / "o")]):
+        refused = CliRunner().invoke(main, [*line, *more])
+        assert refused.exit_code == 2
+        assert "name one" in refused.output

@@ -12,6 +12,7 @@ from advconn.cascade.cascade import STAGES
 from advconn.detector.fit_plan import FitPlan
 from advconn.detector.fitting import fit
 from advconn.detector.guard import Verdict
+from advconn.errors import FitError
 from advconn.models.classifier import Classifier
 
 
@@ -71,6 +72,10 @@ def test_images_to_calibrate_on_may_have_labels_of_their_own(classifier):
     assert unknown.doubt_ is None
     assert alone.doubt_ is not None
     assert known.fitted_.plan.images["calibrate"] == len(known.clean_["clean"]) == 600
+    with pytest.raises(FitError, match="apart_labels"):
+        fit(classifier, x[:300], y[:300], apart_labels=labels, **some)
+    with pytest.raises(FitError, match="a label in apart_labels is"):
+        fit(classifier, x[:300], y[:300], apart=apart, apart_labels=labels + 9 - labels.min(), **some)
     assert np.array_equal(known.clean_["clean"], unknown.clean_["clean"], equal_nan=True)
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from advconn.serving.log import Asked, FlaggedImage, Log, trace_of
+from advconn.serving.log import Asked, FlaggedImage, Log
+from advconn.serving.trace import trace_of
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 ASKED = Asked("10.0.0.7", "/score", TRACE)
@@ -50,9 +51,10 @@ def test_findings_for_a_siem():
             "type_uid",
         }
         assert required <= set(finding)
-        assert finding["src_endpoint"] == {"ip": "10.0.0.7"}
+        assert finding["evidences"][0]["src_endpoint"] == {"ip": "10.0.0.7"}
         assert finding["metadata"]["correlation_uid"] == TRACE
     assert flagged["evidences"][0]["data"] == {"p_value": 0.003, "model": "mine"}
+    assert flagged["finding_info"]["uid"] != failed["finding_info"]["uid"]
     assert flagged["severity_id"] > failed["severity_id"]
     assert "attacks" not in failed["finding_info"]
 

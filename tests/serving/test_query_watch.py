@@ -80,3 +80,21 @@ def test_impossible_settings_are_refused(wrong):
 def test_pictures_that_hold_nan_are_looked_at_too():
     broken = torch.full((3, 3, 16, 16), torch.nan)
     assert np.array_equal(QueryWatch().see(broken).near, [False, False, False])
+
+
+def test_values_beyond_all_bounds_do_no_harm():
+    """Nothing that a client sends makes a later query fail."""
+    watch = QueryWatch()
+    watch.see(torch.full((1, 3, 32, 32), 3e38))
+    watch.see(torch.full((1, 3, 32, 32), torch.inf))
+    assert not watch.see(pictures(3)).near.any()
+
+
+def test_repetitions_do_not_hide_a_walk():
+    """They stand between probes, and count as nothing."""
+    watch = QueryWatch(window=20, alert=10)
+    picture = pictures(1)[0]
+    for probe in probes(picture, 20):
+        watch.see(picture.expand(9, -1, -1, -1))
+        walks = watch.see(probe[None]).walks[-1]
+    assert walks

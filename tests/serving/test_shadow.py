@@ -14,7 +14,8 @@ from advconn import bundle
 from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.errors import AdvconnError, DataError
 from advconn.serving import Judge
-from advconn.serving.shadow import STRUCTURED, flagged_event, parse_event, send_event
+from advconn.serving.cloudevents import STRUCTURED, parse_event
+from advconn.serving.shadow import flagged_event, send_event
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
@@ -138,6 +139,9 @@ def test_without_shadow_there_is_no_such_route():
         ({"ce-specversion": "1.0", "ce-id": "1"}, b"{}", "needs an id"),
         ({"content-type": STRUCTURED}, b"{", "no JSON"),
         ({"content-type": STRUCTURED}, b"[]", "no JSON object"),
+        ({"content-type": STRUCTURED}, b'{"data": {"a": 1, "a": 2}}', "a name twice"),
+        ({"content-type": STRUCTURED}, b"[" * 600_000, "lists and objects"),
+        ({"ce-specversion": "1.0", "inference-header-content-length": "x"}, b"{}", "expected a number of bytes"),
         ({"content-type": STRUCTURED}, b'{"data_base64": "*"}', "no base64"),
         ({"content-type": STRUCTURED}, b'{"specversion": "1.0", "id": 3, "type": "t", "source": "s"}', "needs an id"),
     ],
@@ -156,9 +160,43 @@ def test_a_sink_that_fails_is_told_of():
     )
     assert event["data"]["errors"] == {"0": "broken"}
     assert event["data"]["score"] == [None]
-    with pytest.raises(AdvconnError, match="did not take event 7-advconn"):
+    with pytest.raises(AdvconnError, match="did not take the event of 7"):
         send_event(refusing.url, event)
     refusing.server.shutdown()
     refusing.server.server_close()
     with pytest.raises(AdvconnError, match="did not take"):
         send_event(refusing.url, event)
+
+
+def test_a_sink_that_redirects_has_not_taken_the_event():
+    """A redirect would lose what is sent."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *args):
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(AdvconnError, match="did not take"):
+        send_event(f"http://127.0.0.1:{server.server_port}/", {"subject": "7"})
+    server.shutdown()
+    server.server_close()
+
+
+def test_binary_tensors_and_traces_are_read():
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    more = {"ce-traceparent": f"00-{trace}-00f067aa0ba902b7-01", "inference-header-content-length": "2"}
+    event = parse_event(HEADERS | more, b"{}\0\1")
+    assert (event.trace, event.json_bytes, event.content) == (trace, 2, b"{}\0\1")
+
+
+def test_large_events_are_read_elsewhere():
+    """By another process; what it gives is the same."""
+    inner = {"specversion": "1.0", "id": "8", "type": KIND, "source": "s", "data": {"inputs": ["x" * 2**21]}}
+    event = parse_event({"content-type": STRUCTURED}, json.dumps(inner).encode())
+    assert json.loads(event.content) == inner["data"]

@@ -144,7 +144,7 @@ class AdvconnAsGiven(Candidate):
         return columns[:, 2:4]
 
     def follow(self, threshold: float, images: Tensor) -> Score:
-        """See following.differentiable; a head without a gradient is imitated on `images`."""
+        """See differentiable_score_of; a head without a gradient is imitated on `images`."""
         return differentiable_score_of(self.detector, lambda: self.detector.connectivity.transform(images), threshold)
 
     def profile(self, image: Tensor) -> dict[str, list[list[float]]]:
