@@ -30,7 +30,7 @@ from advconn.files import shipped_path
 from advconn.runtime.forward_passes import gradients_enabled
 
 CARD = "card.json"
-UNTAUGHT = "no head was taught for these copies and stages: attack the classifier instead (quick=False, --full)"
+UNTAUGHT = "no head was trained for these copies and stages: attack the classifier instead (quick=False, --full)"
 LEAST = 20  # clean images that a median and a spread are taken of
 PULL = 30.0  # towards what was taught, as benchmarks/measure/refine.py found
 TINY = 1e-9  # floor of a feature that no teaching network has

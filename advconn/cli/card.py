@@ -136,7 +136,7 @@ def _sections(read: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "Classifier", _classifier(read["classifier"])
     if read["companion"] is not None:
         yield "Companion", _classifier(read["companion"])
-    made = "taught on other networks" if fitted["pretrained"] else "fitted to attacks on this classifier"
+    made = "trained on other networks" if fitted["pretrained"] else "trained on attacks on this classifier"
     hits = {name: counts for name, counts in fitted["attacks"].items() if counts["succeeded"]}
     lines = [f"heads {made}, {len(read['exits']) + 1} stages, {len(read['features'])} features"]
     lines += [f"{fitted['train']} clean images to fit, {fitted['calibrate']} others to calibrate"]

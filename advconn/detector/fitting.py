@@ -436,7 +436,7 @@ def _served(
     while len(stage_extractors(connectivity, stages)) > served:
         stages = stages[:-1]
     if len(stages) < len(asked or ()) and connectivity.references is not None:
-        note("paths to references are left out: no head was taught for what this classifier shows of them")
+        note("paths to references are left out: no head was trained for what this classifier shows of them")
     return stages
 
 
