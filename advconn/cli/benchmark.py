@@ -58,9 +58,26 @@ class BenchmarkOptions(SharedOptions):
     out: Path | None
     extras: tuple[str, ...]
     table: str | None
+    preset: str | None
+
+    def completed(self) -> BenchmarkOptions:
+        """With what the preset stands for where nothing else was asked for."""
+        if self.preset is None:
+            return self
+        return replace(self, attacks=self.attacks or CARD, save_as=self.save_as or CARD_WAYS, setting="both")
 
 
 STAMP = re.compile(r"^\d{5}-")  # which `advconn attack` puts before a file's name
+CARD = (  # the attacks of a table for a paper, and how their images are saved again
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=2/255,steps=50",
+    "fgsm:eps=8/255",
+    "cw:c=1,kappa=0,steps=100",
+    "deepfool",
+    "square:eps=8/255,n_queries=500",
+    "pgd-jpeg:eps=8/255,quality=75",
+)
+CARD_WAYS = ("jpeg75", "webp80")
 EVERY = (
     "pgd:eps=8/255,steps=10",
     "pgd:eps=2/255,steps=50",
@@ -324,9 +341,17 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 )
 @spread_options
 @click.option("--cache", type=PATH, help="Cache folder for finished work [default: ~/.cache/advconn].")
-@click.option("--out", type=PATH, metavar="DIR", help="For results.json, results.csv, report.html and figures.")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="For results.json, results.csv, table.tex, report.html and figures."
+)
 @click.option(
     "--save", "extras", metavar="LIST", callback=_extras, help="Also write these into --out: scores,split,images."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["card"]),
+    help="card: what a table for a paper needs: seven attacks, also saved as JPEG 75 and WebP 80, in both settings, "
+    "beside all baselines.",
 )
 @click.option(
     "--table", type=click.Choice(["md", "latex", "csv"]), help="Print only AUROC / detection rate in this format."
@@ -357,7 +382,7 @@ def benchmark(**given: Any) -> None:
     from advconn.benchmark.attack_sources import to_attacks
     from advconn.runtime.parallel import cluster
 
-    options = BenchmarkOptions(**given)
+    options = BenchmarkOptions(**given).completed()
     if options.out is not None:
         require_empty(options.out)
     elif options.extras:

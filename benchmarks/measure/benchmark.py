@@ -16,18 +16,8 @@ import sys
 from pathlib import Path
 
 from advconn import bundle
+from advconn.cli.benchmark import CARD, CARD_WAYS
 from benchmarks.common.provenance import write_record
-
-ATTACKS = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=2/255,steps=50",
-    "fgsm:eps=8/255",
-    "cw:c=1,kappa=0,steps=100",
-    "deepfool",
-    "square:eps=8/255,n_queries=500",
-    "pgd-jpeg:eps=8/255,quality=75",
-)
-WAYS = "jpeg75,webp80"
 
 
 def main() -> None:
@@ -36,8 +26,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
-    parser.add_argument("--ways", default=WAYS, help="of saving, with commas between them")
+    parser.add_argument("--attacks", nargs="+", default=CARD)
+    parser.add_argument("--ways", default=",".join(CARD_WAYS), help="of saving, with commas between them")
     parser.add_argument("--setting", default="both")
     parser.add_argument("--baselines", nargs="*", default=(), help="else all")
     parser.add_argument("--cache", type=Path)

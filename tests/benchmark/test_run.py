@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from advconn import bundle
 from advconn.attacks.adaptive import WAYS, evade
-from advconn.attacks.attack import Attack, SuccessfulAttacks
+from advconn.attacks.attack import Attack, SuccessfulAttacks, parse_all
 from advconn.attacks.catalog import MIXTURE
 from advconn.benchmark import feature_tables
 from advconn.benchmark.adaptive_evaluation import AdaptiveBudget, evade_images
@@ -523,3 +523,16 @@ def test_the_papers_barrier_costs_what_its_paths_take(shipped, images):
     with count_passes() as cost:
         made.measure(model.check(images.images[400:410]))
     assert cost.forwards == 10 * 22
+
+
+def test_a_preset_stands_for_what_was_not_asked_for():
+    """An attack that is named stays; the folder holds a table for a paper."""
+    from advconn.cli.benchmark import CARD, CARD_WAYS, BenchmarkOptions
+
+    plain = {field.name: None for field in fields(BenchmarkOptions)}
+    plain |= {"attacks": (), "save_as": (), "setting": "used"}
+    whole = BenchmarkOptions(**plain | {"preset": "card"}).completed()
+    assert (whole.attacks, whole.save_as, whole.setting) == (CARD, CARD_WAYS, "both")
+    assert BenchmarkOptions(**plain | {"preset": "card", "attacks": ("cw",)}).completed().attacks == ("cw",)
+    assert BenchmarkOptions(**plain).completed().attacks == ()
+    assert [str(attack) for attack in parse_all(CARD)] == list(CARD)

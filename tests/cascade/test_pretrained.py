@@ -64,7 +64,7 @@ def test_two_classes_have_no_third_one_to_walk_to(digits):
     two = Classifier(net.eval(), size=(8, 8), channels=1)
     detector = fit(two, images[900:1300], labels[900:1300], quick=True, note=said.append)
     assert len(detector.cascade_.connectivities) == 1
-    assert any("no head was taught" in text for text in said)
+    assert any("no head was trained" in text for text in said)
 
 
 def test_it_is_saved_and_loaded_and_says_the_same(classifier, digits, tmp_path):
@@ -79,7 +79,7 @@ def test_it_is_saved_and_loaded_and_says_the_same(classifier, digits, tmp_path):
 
 def test_what_no_head_was_taught_for_is_refused(classifier, digits):
     """Other copies, too few images, a folder without heads: each in one line."""
-    with pytest.raises(FitError, match="no head was taught"):
+    with pytest.raises(FitError, match="no head was trained"):
         fit(classifier, digits[0][900:1300], digits[1][900:1300], quick=True, connectivity={"copies": ("flip",)})
     few = Detector(Connectivity(classifier), pretrained=pretrained.load(), stages=STAGES[:-1], fpr=0.2, calibrate=0.8)
     with pytest.raises(FitError, match="to standardise by"):

@@ -34,6 +34,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
     """
     from advconn.benchmark.report.html import html
     from advconn.benchmark.report.plots import figures, svg
+    from advconn.benchmark.report.tables import print_tables
 
     with atomic_folder(folder) as partial:
         (partial / "results.json").write_text(json.dumps(as_record(report), indent=1) + "\n")
@@ -41,6 +42,7 @@ def save(report: Report, folder: Path, extras: Sequence[str] = ()) -> None:
             writer = csv.DictWriter(file, [f.name for f in fields(Row)])
             writer.writeheader()
             writer.writerows(asdict(row) for row in (*report.rows, *report.saved, *report.published))
+        (partial / "table.tex").write_text(print_tables("latex", {"": [as_record(report)]}) + "\n")
         (partial / "figures").mkdir()
         drawn = {}
         for name, figure in figures(report).items():
