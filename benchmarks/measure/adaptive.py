@@ -44,11 +44,12 @@ Judge = Callable[[Tensor], np.ndarray]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is attacked: its name, what an attacker follows and aims under, and what it really says (n,)."""
+    """What is attacked: its name, what an attacker follows and aims under, and what it really says (n,): threshold."""
 
     name: str
     key: str
     follow: Score
+    aim: float
     threshold: float
     judge: Judge
     stage: Callable[[Tensor], list[int]] | None = None
@@ -56,13 +57,14 @@ class Subject:
 
 def of_detector(name: str, detector: Detector) -> Subject:
     detector.set_params(fpr=FPR, confidence=None, conditions=("clean",))
-    threshold = detector.calibration_.threshold
+    thresholds = detector.calibration_.every_threshold
 
     def stages(images: Tensor) -> list[int]:
         return np.bincount(detector.judge(images).stage, minlength=5)[1:].tolist()
 
-    key = f"{name} {threshold!r} {detector.cascade_.exits}"
-    return Subject(name, key, differentiable_score_of(detector), threshold, detector.score_samples, stages)
+    key, aim = f"{name} {thresholds!r} {detector.cascade_.exits}", min(thresholds)
+    follow = differentiable_score_of(detector, threshold=aim)
+    return Subject(name, key, follow, aim, 0.0, detector.decision_function, stages)
 
 
 def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject:
@@ -73,7 +75,7 @@ def of_odds(name: str, model: Classifier, odds: Score, clean: Tensor) -> Subject
             return torch.cat([odds(x) for x in model.check(images).split(256)]).cpu().double().numpy()
 
     threshold = float(np.quantile(judge(clean), 1 - FPR))
-    return Subject(name, f"{name} {threshold!r}", odds, threshold, judge)
+    return Subject(name, f"{name} {threshold!r}", odds, threshold, threshold, judge)
 
 
 def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
@@ -104,7 +106,7 @@ def subjects(folders: list[str], device: str, clean: Tensor) -> list[Subject]:
 def evaded(subject: Subject, model: Classifier, part: Part, size: int, way: str, args: argparse.Namespace):
     """Real scores (n,) of what one way finds, inf where an image keeps its class; and the images."""
     images = evade(
-        model, subject.follow, model.check(part.images), part.labels, subject.threshold,
+        model, subject.follow, model.check(part.images), part.labels, subject.aim,
         eps=size / 255, way=way, steps=args.steps, restarts=args.restarts, batch_size=args.batch,
     ).images  # fmt: skip
     wrong = (model.predict(images) != part.labels).numpy()
@@ -119,7 +121,7 @@ def finds(subject: Subject, model: Classifier, part: Part, size: int, args: argp
     out = {}
     for way in args.ways:
         made = evade(
-            model, subject.follow, planted.images, planted.labels, subject.threshold, eps=size / 255, way=way,
+            model, subject.follow, planted.images, planted.labels, subject.aim, eps=size / 255, way=way,
             steps=args.steps, restarts=args.restarts, batch_size=args.batch, logits=planted.logits,
         ).images.to(planted.images)  # fmt: skip
         out[way] = [len(made), int((planted.reached(made) & (subject.judge(made) <= subject.threshold)).sum())]

@@ -21,6 +21,7 @@ from advconn import bundle
 from advconn.cascade.cascade import head_log_odds
 from advconn.cascade.heads import default_head
 from advconn.data.conditions import CONDITIONS, PROMISED, USES
+from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.detector.drift import Watch
 from advconn.detector.judgement import Judgement
@@ -43,18 +44,26 @@ def judged(cache: Path, detector: Detector, name: str, images: Tensor) -> dict[s
     def make() -> dict[str, np.ndarray]:
         judgements = [detector.judge(block) for block in detector.cascade_.blocks(images)]
         print(name, len(images), flush=True)
-        return {key: np.concatenate([np.asarray(getattr(judgement, key)) for judgement in judgements]) for key in KEPT}
+        found = {key: np.concatenate([np.asarray(getattr(one, key)) for one in judgements]) for key in KEPT}
+        if detector.groups_ is not None:
+            found["group"] = np.concatenate([np.asarray(detector.group_of(one)) for one in judgements])
+        return found
 
     mark = hash(tuple(detector.calibration_.scores.tolist()))
-    return kept(cache, f"judged {mark} {name} {len(images)} {float(images.double().sum())}", make)
+    return kept(cache, f"judged {mark} {name} {len(images)} {float(images.double().sum())} grouped", make)
+
+
+def flagged_by(calibration: Calibration, verdicts: dict[str, np.ndarray]) -> np.ndarray:
+    """Which images (n,) a calibration flags, each by the threshold of its class or group of pictures."""
+    return verdicts["score"] > calibration.thresholds(verdicts["predicted"], verdicts.get("group"))
 
 
 KEPT = ("score", "predicted", "consensus", "stage", "forwards", "gradients", "adversarial")
 assert set(KEPT) <= set(Judgement.__dataclass_fields__) | {"predicted"}
 
 
-def alarms(verdicts: dict[str, np.ndarray], labels: np.ndarray, threshold: float) -> dict[str, float]:
-    flagged, right = verdicts["score"] > threshold, verdicts["predicted"] == labels
+def alarms(verdicts: dict[str, np.ndarray], labels: np.ndarray, calibration: Calibration) -> dict[str, float]:
+    flagged, right = flagged_by(calibration, verdicts), verdicts["predicted"] == labels
     cost = verdicts["forwards"] + 3 * verdicts["gradients"]
     return {
         "n": len(flagged),
@@ -161,12 +170,8 @@ def main() -> None:
     clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in CONDITIONS}
     rates = [
         {"condition": name, "use": USES[name]}
-        | alarms(verdicts, labels, calibration.threshold)
-        | {
-            "flagged_right_clean_only": alarms(verdicts, labels, calibration.at(conditions=("clean",)).threshold)[
-                "flagged_right"
-            ]
-        }
+        | alarms(verdicts, labels, calibration)
+        | {"flagged_right_clean_only": alarms(verdicts, labels, calibration.at(conditions=("clean",)))["flagged_right"]}
         for name, verdicts in clean.items()
     ]
     choices = {"clean, on average": calibration.at(conditions=("clean",), confidence=None)}
@@ -186,11 +191,7 @@ def main() -> None:
                 "forwards": float((hit_verdicts["forwards"] + 3 * hit_verdicts["gradients"]).mean()),
             }
             | {"restored": float((hit_verdicts["consensus"] == truth).mean())}
-            | {
-                "caught": {
-                    what: float((hit_verdicts["score"] > choice.threshold).mean()) for what, choice in choices.items()
-                }
-            }
+            | {"caught": {what: float(flagged_by(choice, hit_verdicts).mean()) for what, choice in choices.items()}}
         )
         for name in AFTER:
             changed = CONDITIONS[name]((hits.images[:LATER] * 255).round().to(torch.uint8), SEED)

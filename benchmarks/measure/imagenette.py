@@ -112,7 +112,7 @@ def main() -> None:
             "auroc": auroc(clean.score, score),
             "auroc_low": low,
             "auroc_high": high,
-            "tpr": float((score > detector.calibration_.threshold).mean()),
+            "tpr": float(hit_judgement.adversarial.mean()),
             "fpr": float(clean.adversarial.mean()),
             "success": len(hits) / len(targets),
             "n_clean": len(clean.score),
