@@ -360,7 +360,7 @@ class Server:
 
     def _tell(self, request: Request, flagged: Sequence[FlaggedImage]) -> None:
         """Log what was flagged, or could not be judged."""
-        self.note.flagged(asked_by(request), flagged)
+        self.note.flagged(_asked_by(request), flagged)
 
     def _count(self, verdicts: list[VerdictRow | None]) -> None:
         if self.metrics.judged(verdicts):
@@ -424,7 +424,7 @@ class Server:
         if seen.began:
             self.metrics.walks.inc()
             self.note(
-                f"{address} {request.url.path}: client {client} asks about many nearly equal "
+                f"{address} {printable(request.url.path)}: client {client} asks about many nearly equal "
                 f"pictures ({self.queries.alert} or more of its last {self.queries.window}), as attacks do that "
                 "see answers alone"
             )
@@ -540,7 +540,7 @@ def _named(result: Result) -> FlaggedImage:
     return FlaggedImage(result.image, result.p_value, "")
 
 
-def asked_by(request: Request) -> Asked:
+def _asked_by(request: Request) -> Asked:
     """Who asked."""
     client = request.client.host if request.client is not None else "?"
     return Asked(client, request.url.path, trace_of(request.headers.get("traceparent")))
