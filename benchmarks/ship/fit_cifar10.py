@@ -27,6 +27,7 @@ import torch
 
 from advconn import bundle
 from advconn.attacks.catalog import MIXTURE
+from advconn.bundle.shipped import compact_cifar10
 from advconn.cascade.cascade import stage_extractors
 from advconn.cascade.differentiable_score import adaptive_training_images
 from advconn.cascade.training import TrainingSet
@@ -87,11 +88,15 @@ def main() -> None:
     parser.add_argument("--companion", type=Path, help="its weights; else those in models/cifar10-hardened")
     args = parser.parse_args()
 
-    model = classifier(args.weights or bundle.default() / "classifier.safetensors")
+    with_companion = args.hardened or args.companion
+    if with_companion and args.weights is None:
+        model = compact_cifar10()  # by name: its weights lie in models/cifar10 alone
+    else:
+        model = classifier(args.weights or bundle.default() / "classifier.safetensors")
     groups = parts(args.data)
     references = kept(args.cache, f"references {model.fingerprint}", lambda: synthesise(model))
     shipped_companion = bundle.default("cifar10-hardened") / "companion.safetensors"
-    beside = classifier(args.companion or shipped_companion) if args.hardened or args.companion else None
+    beside = classifier(args.companion or shipped_companion) if with_companion else None
     detector = Detector(Connectivity(model, references, companion=beside))
     learned = rows(args.cache, args.nets, detector, groups["fit"])
     if beside is None:
