@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from joblib import Parallel, delayed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -123,27 +124,27 @@ def simba(network: nn.Module, image: Tensor, label: Tensor, seed: int, size: flo
 ATTACKS = {"Square": square, "HopSkipJump": _foolbox(hopskipjump), "Boundary": _foolbox(boundary), "SimBA": simba}
 
 
-def attack_rows(classifier: Classifier, images: Tensor, labels: Tensor, runs: int) -> list[dict[str, Any]]:
-    """Of every attack and disguise, how many runs are noticed, and after how many queries."""
-    rows = []
-    for name, attack in ATTACKS.items():
-        for disguise in DISGUISES:
-            found = []
-            for i in range(runs):
-                torch.manual_seed(SEED + i)
-                np.random.seed(SEED + i)
-                network = Watched(classifier, QueryWatch(), disguise, SEED + i)
-                with suppress(Noticed, ValueError, AssertionError):  # of foolbox, whose start a disguise may undo
-                    attack(network.eval(), images[i : i + 1].float() / 255, labels[i : i + 1], SEED + i)
-                found.append((network.noticed, network.asked))
-            at = [n for n, _ in found if n is not None]
-            low, high = clopper_pearson(np.array([n is not None for n, _ in found]))
-            row = {"attack": name, "disguise": disguise, "runs": runs, "noticed": len(at), "low": low, "high": high}
-            row["median_queries"] = statistics.median(at) if at else None
-            row["ended_early"] = sum(n is None and asked < QUERIES for n, asked in found)
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+def attack_row(
+    classifier: Classifier, images: Tensor, labels: Tensor, runs: int, name: str, disguise: str
+) -> dict[str, Any]:
+    """Of one attack in one disguise, how many runs are noticed, and after how many queries."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    found = []
+    for i in range(runs):
+        torch.manual_seed(SEED + i)
+        np.random.seed(SEED + i)
+        network = Watched(classifier, QueryWatch(), disguise, SEED + i)
+        with suppress(Noticed, ValueError, AssertionError):  # of foolbox, whose start a disguise may undo
+            ATTACKS[name](network.eval(), images[i : i + 1].float() / 255, labels[i : i + 1], SEED + i)
+        found.append((network.noticed, network.asked))
+    at = [n for n, _ in found if n is not None]
+    low, high = clopper_pearson(np.array([n is not None for n, _ in found]))
+    ended = [asked for n, asked in found if n is None and asked < QUERIES]
+    row = {"attack": name, "disguise": disguise, "runs": runs, "noticed": len(at), "low": low, "high": high}
+    row |= {"median_queries": statistics.median(at) if at else None, "ended_early": len(ended), "ended_at": ended}
+    print(row, flush=True)
+    return row
 
 
 def film(picture: Image.Image, speed: float, rng: np.random.Generator) -> Tensor:
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10's")
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--films", type=int, default=200)
     parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     args = parser.parse_args()
@@ -202,7 +204,10 @@ def main() -> None:
     pictures = [Image.open(file).convert("RGB") for file in files[: args.films]]
     others = read(args.data / "train.npz").images[: HONEST - len(test.images)]
     honest = honest_rows(torch.cat([test.images, others]), pictures)
-    attacks = attack_rows(classifier, chosen.images, chosen.labels, args.runs)
+    pairs = [(name, disguise) for name in ATTACKS for disguise in DISGUISES]
+    attacks = Parallel(n_jobs=args.jobs)(
+        delayed(attack_row)(classifier, chosen.images, chosen.labels, args.runs, *pair) for pair in pairs
+    )
     watch = {k: v for k, v in vars(QueryWatch()).items() if not k.startswith("_")}
     record = {"claim": __doc__.strip().split("\n")[0], "seed": SEED, "watch": watch}
     write_record(args.record, "query-watch", record | {"honest": honest, "attacks": attacks}, __file__)
