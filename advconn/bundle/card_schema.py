@@ -84,6 +84,7 @@ def _stage(value: Any) -> bool:
 
 FORMAT = 3
 CARD = "card.json"
+LARGEST_CARD = 2**20  # bytes
 WEIGHTS, TENSORS, COMPANION = "classifier.safetensors", "detector.safetensors", "companion.safetensors"
 HEAD = head_files(1)[0]  # the last stage's
 MOST_STAGES = 8

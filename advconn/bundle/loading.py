@@ -18,7 +18,7 @@ import torch
 from advconn.attacks.catalog import MIXTURE
 from advconn.bundle import card_schema as cards
 from advconn.bundle import restoring
-from advconn.bundle.card_schema import CARD, FORMAT, TENSORS
+from advconn.bundle.card_schema import CARD, FORMAT, LARGEST_CARD, TENSORS
 from advconn.bundle.signature import verify
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
@@ -34,7 +34,6 @@ from advconn.models.equivalence import input_size
 from advconn.models.sanity_checks import probe_images
 
 LARGEST_LOG_ODDS = 1e4  # that a head gives an image
-LARGEST_CARD = 2**20
 LARGEST_FILE = 2**32
 
 

@@ -10,14 +10,13 @@ import binascii
 from pathlib import Path
 from typing import Any
 
-from advconn.bundle.card_schema import CARD
+from advconn.bundle.card_schema import CARD, LARGEST_CARD
 from advconn.errors import BundleError, DataError
 from advconn.files import atomic_file
 
 SIGNATURE = "card.sig"
 PURPOSE = b"advconn detector card, Ed25519\n"  # a signature of anything else is none of a card
 LARGEST_KEY = 2**14
-LARGEST_CARD = 2**20  # bytes, as loading takes it
 EXTRA = "pip install cryptography, or advconn with the extra 'sign'"
 
 

@@ -43,10 +43,11 @@ from advconn.serving.open_inference_protocol import (
     InferRequest,
     build_response,
     model_metadata,
+    parse_header_length,
     parse_request,
 )
 from advconn.serving.query_watch import QueryWatch
-from advconn.serving.request_body import DIGITS, Bodies, Limits, files_in
+from advconn.serving.request_body import Bodies, Limits, files_in
 from advconn.serving.shadow import REQUESTS, flagged_event, send_event
 from advconn.serving.trace import trace_of
 from advconn.serving.web_security import Guarded, PlainJSON, policy
@@ -239,14 +240,10 @@ class Server:
         lengths = request.headers.getlist(HEADER)
         if len(lengths) > 1:
             raise DataError(f"{len(lengths)} headers {HEADER}; expected one")
-        length = lengths[0] if lengths else None
-        if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
-            raise DataError(f"{HEADER}: expected a number of bytes")
+        length = parse_header_length(lengths[0] if lengths else None)
         async with self.bodies.of(request) as body:  # which counts until its pictures are read
             pool = self.near if len(body) <= NEAR_JSON else self.far
-            said = await self._run(
-                pool, parse_request, body, None if length is None else int(length), self.limits.images
-            )
+            said = await self._run(pool, parse_request, body, length, self.limits.images)
             body.clear()
             images, unread, readings = await self._images(said)
         self._fits(images)
@@ -389,9 +386,9 @@ class Server:
                 else:  # some at a time: other requests have their turn
                     cases += await self.batcher.run(partial(self._scored, some, wanted), len(some.items))
             walks: dict[str, str] = {}
-            for one in read:
-                if isinstance(one, Batch):
-                    walks = await self._walks(request, one.images[:1])
+            firsts = [one.images[:1] for one in read if isinstance(one, Batch)]
+            for _, alike in groupby(firsts, lambda image: (image.shape, image.dtype)):
+                walks = await self._walks(request, torch.cat(list(alike)))
         said = [case.result for case in cases]
         flagged = [r for r in said if isinstance(r, Failure) or r.adversarial]
         blocked = self.block and (bool(flagged) or any(isinstance(r, Record) and r.other_pictures for r in said))

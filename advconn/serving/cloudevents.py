@@ -12,11 +12,16 @@ import numpy as np
 
 from advconn.data import sandbox
 from advconn.errors import DataError, printable
-from advconn.serving.open_inference_protocol import HEADER, MOST_LISTS, NEAR_JSON, unique_names
+from advconn.serving.open_inference_protocol import (
+    HEADER,
+    MOST_LISTS,
+    NEAR_JSON,
+    parse_header_length,
+    unique_names,
+)
 from advconn.serving.trace import trace_of
 
 STRUCTURED = "application/cloudevents+json"
-DIGITS = 18  # of a length in a header
 LONGEST = 500  # characters of an event's id, type and source
 
 
@@ -52,11 +57,8 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         )
         return _event(said, arrays[0].tobytes(), None)
     names = ("specversion", "id", "type", "source", "traceparent")
-    length = headers.get(HEADER)
-    if length is not None and not (length.isdecimal() and len(length) <= DIGITS):
-        raise DataError(f"{HEADER}: expected a number of bytes")
     told = {name: headers.get(f"ce-{name}") for name in names}
-    return _event(told, body, None if length is None else int(length))
+    return _event(told, body, parse_header_length(headers.get(HEADER)))
 
 
 def read_structured(body: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:

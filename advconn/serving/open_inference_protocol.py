@@ -17,6 +17,7 @@ from advconn.data.formats import HEAD, looks_like_picture
 from advconn.errors import DataError
 
 HEADER = "inference-header-content-length"
+LENGTH_DIGITS = 18  # of the number in it
 NEAR_JSON = 2**20  # bytes that are read in this process
 MOST_LISTS = 2**19  # in a request; an image of 224 rows in nested lists has 900
 MOST_SIDE = 2**20
@@ -47,6 +48,17 @@ class InferRequest:
     binary: Mapping[str, bool]
     all_binary: bool
     pictures: tuple[bytes, ...] = ()
+
+
+def parse_header_length(text: str | None) -> int | None:
+    """The number of bytes in the header HEADER; None without it.
+
+    Raises:
+        DataError: no number, or an impossible one.
+    """
+    if text is not None and not (text.isdecimal() and len(text) <= LENGTH_DIGITS):
+        raise DataError(f"{HEADER}: expected a number of bytes")
+    return None if text is None else int(text)
 
 
 def parse_request(body: bytes | bytearray, header_length: int | None, most: int) -> InferRequest:
