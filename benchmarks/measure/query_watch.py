@@ -85,9 +85,9 @@ def square(network: nn.Module, image: Tensor, label: Tensor, seed: int) -> None:
 
 def _foolbox(attack: Any) -> Callable[[nn.Module, Tensor, Tensor, int], None]:
     def run(network: nn.Module, image: Tensor, label: Tensor, seed: int) -> None:
-        import foolbox
+        from foolbox.models.pytorch import PyTorchModel
 
-        model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+        model = PyTorchModel(network, bounds=(0, 1), device="cpu")
         attack()(model, image, label, epsilons=None)
 
     return run
@@ -95,16 +95,16 @@ def _foolbox(attack: Any) -> Callable[[nn.Module, Tensor, Tensor, int], None]:
 
 def hopskipjump() -> Any:
     """Of foolbox (Chen et al. 2020)."""
-    import foolbox
+    from foolbox.attacks.hop_skip_jump import HopSkipJumpAttack
 
-    return foolbox.attacks.HopSkipJumpAttack(steps=3)
+    return HopSkipJumpAttack(steps=3)
 
 
 def boundary() -> Any:
     """Of foolbox (Brendel et al. 2018)."""
-    import foolbox
+    from foolbox.attacks.boundary_attack import BoundaryAttack
 
-    return foolbox.attacks.BoundaryAttack(steps=QUERIES)
+    return BoundaryAttack(steps=QUERIES)
 
 
 def simba(network: nn.Module, image: Tensor, label: Tensor, seed: int, size: float = 0.2) -> None:
@@ -138,7 +138,7 @@ def attack_row(
         with suppress(Noticed, ValueError, AssertionError):  # of foolbox, whose start a disguise may undo
             ATTACKS[name](network.eval(), images[i : i + 1].float() / 255, labels[i : i + 1], SEED + i)
         found.append((network.noticed, network.asked))
-    at = [n for n, _ in found if n is not None]
+    at: list[int] = [n for n, _ in found if n is not None]
     low, high = clopper_pearson(np.array([n is not None for n, _ in found]))
     ended = [asked for n, asked in found if n is None and asked < QUERIES]
     row = {"attack": name, "disguise": disguise, "runs": runs, "noticed": len(at), "low": low, "high": high}
