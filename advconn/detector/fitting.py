@@ -20,6 +20,7 @@ from advconn.attacks.strength import choose_mixture, images_per_attack
 from advconn.cascade import pretrained
 from advconn.cascade.attacked_copies import features_of
 from advconn.cascade.cascade import STAGES, Stage, stage_extractors
+from advconn.cascade.pretrained import PretrainedHeads
 from advconn.data.conditions import BENIGN, CLEAN, PROMISED, usable
 from advconn.data.input_conversion import as_labels, as_tensor, image_hashes
 from advconn.data.labels import sample_rows
@@ -45,7 +46,7 @@ from advconn.runtime.parallel import Runner
 from advconn.runtime.progress import ignore_progress
 
 DECIDED = {  # parameters of Detector that a plan decides
-    "attacks", "per_attack", "calibrate", "stages", "benign", "conditions", "evasive",
+    "attacks", "per_attack", "calibrate", "stages", "benign", "conditions", "evasive", "pretrained",
 }  # fmt: skip
 FEW = 20  # attacked images that a head cannot learn much from
 
@@ -261,7 +262,7 @@ class _Task:
         usual = _quick_stages(self.classifier, self.clean) if quick else STAGES
         stages = asked.get("stages", usual)
         if quick:
-            stages = _served(self._connectivity(), stages, self.note)
+            stages = _served(self._heads(), self._connectivity(), stages, self.note)
         if self.apart is None:
             _check_enough(len(self.clean.images), left, held_out, self.fpr)
         attacks = tuple(asked.get("attacks", ())) if refine or not quick else ()
@@ -302,11 +303,16 @@ class _Task:
             benign=plan.benign,
             conditions=plan.conditions,
             confidence=plan.confidence,
-            pretrained=pretrained.load() if plan.pretrained else None,
+            pretrained=self._heads() if plan.pretrained else None,
             refine=plan.refine,
             evasive=plan.evasive,
             **rest,
         )
+
+    def _heads(self) -> PretrainedHeads:
+        """Those that the user gave, or those that ship."""
+        given = self.options.get("pretrained")
+        return pretrained.load() if given is None else given
 
     def _connectivity(self) -> Connectivity:
         own: dict[str, Any] = {"temperature": self.clean.temperature} | self.connectivity
@@ -422,7 +428,7 @@ def single_copy_stage(classifier: Classifier) -> tuple[Stage, ...]:
 
 
 def _served(
-    connectivity: Connectivity, asked: Sequence[Stage] | None, note: Callable[[str], None]
+    heads: PretrainedHeads, connectivity: Connectivity, asked: Sequence[Stage] | None, note: Callable[[str], None]
 ) -> tuple[Stage, ...]:
     """The first stages, as far as a pretrained head serves them.
 
@@ -430,7 +436,7 @@ def _served(
         FitError: none is left.
     """
     stages = tuple(asked or ())
-    served = len(pretrained.load().serving(stage_extractors(connectivity, stages))) if stages else 0
+    served = len(heads.serving(stage_extractors(connectivity, stages))) if stages else 0
     if not served:
         raise FitError(pretrained.UNTAUGHT)
     while len(stage_extractors(connectivity, stages)) > served:

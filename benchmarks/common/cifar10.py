@@ -59,11 +59,12 @@ def parts(data: Path) -> dict[str, Part]:
     train, test = read(data / "train.npz"), read(data / "test.npz")
     held = train.rows(torch.from_numpy(split(len(train.labels))[1]))
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(SEED))
+    half, clean = len(held.labels) // 2, min(CLEAN, len(test.labels) // 2)
     return {
-        "fit": held.rows(slice(0, 2500)),
-        "calibrate": held.rows(slice(2500, None)),
-        "clean": test.rows(order[:CLEAN]),
-        "attack": test.rows(order[CLEAN:]),
+        "fit": held.rows(slice(0, half)),
+        "calibrate": held.rows(slice(half, None)),
+        "clean": test.rows(order[:clean]),
+        "attack": test.rows(order[clean:]),
     }
 
 

@@ -30,7 +30,25 @@ def logits_only(trace: Trace) -> np.ndarray:
     return torch.cat([feature_table(Trace(trace.query))[0], top], 1).double().numpy()
 
 
-def row(name: str, attack: str, clean: np.ndarray, hits: np.ndarray, threshold: float, tried: int) -> dict[str, object]:
+def row(
+    name: str,
+    attack: str,
+    clean: np.ndarray,
+    hits: np.ndarray,
+    thresholds: tuple[np.ndarray | float, np.ndarray | float],
+    tried: int,
+) -> dict[str, object]:
+    """The figures of an attack, from scores of clean images and of successful copies.
+
+    Args:
+        name: of the detector.
+        attack: its specification.
+        clean: scores (n,).
+        hits: scores (m,).
+        thresholds: the largest scores that are not flagged, one or (n,) of the clean images, and one or (m,) of the
+            copies.
+        tried: how many images were attacked.
+    """
     low, high = auroc_bootstrap_interval(clean, hits)
     return {
         "detector": name,
@@ -38,8 +56,8 @@ def row(name: str, attack: str, clean: np.ndarray, hits: np.ndarray, threshold: 
         "auroc": round(auroc(clean, hits), 4),
         "auroc_low": round(low, 4),
         "auroc_high": round(high, 4),
-        "tpr": round(float((hits > threshold).mean()), 4),
-        "fpr": round(float((clean > threshold).mean()), 4),
+        "tpr": round(float((hits > thresholds[1]).mean()), 4),
+        "fpr": round(float((clean > thresholds[0]).mean()), 4),
         "success": round(len(hits) / tried, 4),
         "n_clean": len(clean),
         "n_attacked": len(hits),

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from advconn import bundle
+from advconn.cascade import pretrained
 from advconn.cascade.pretrained import PretrainedHeads
 from advconn.models.classifier import Classifier
 from benchmarks.common.cifar10 import Part, kept
@@ -16,6 +18,7 @@ from benchmarks.common.lessons import COLOURED_TEST, Subject, lessons, subject
 from benchmarks.common.provenance import SEED
 
 FITTED, CLEAN, ATTACKED = 500, 1000, 100
+PRETRAINED = bundle.default("pretrained")
 RELATIVES = dict.fromkeys(("times-10", "times-0.1", "log-softmax", "softmax"), "resnet20") | {"int8": "mnist-mlp"}
 MNIST = (
     "pgd:eps=0.1,steps=20", "pgd:eps=0.3,steps=40", "fgsm:eps=0.2", "cw:c=1,kappa=0,lr=0.01,steps=200",
@@ -64,8 +67,10 @@ def relatives(name: str) -> set[str]:
     return {group(other) for other in (("smooth", "mixed") if name == "ensemble" else (RELATIVES.get(name, name),))}
 
 
-def others_than(name: str, options: tuple[Path, ...]) -> PretrainedHeads:
-    """Heads that were taught without this network and its relatives."""
+def others_than(name: str, options: tuple[Path, ...], folder: Path | None = None) -> PretrainedHeads:
+    """Heads that were taught without this network and its relatives; those in a folder, where one is given."""
+    if folder is not None:
+        return pretrained.load(folder)
     names = [other for other in TEACHERS if group(other) not in relatives(name)]
 
     def teach() -> PretrainedHeads:

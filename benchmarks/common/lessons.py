@@ -272,11 +272,13 @@ def _made(name: str, about: Subject, few: int, test: int) -> Lesson:
 
 
 @once
-def lessons(names: tuple[str, ...], cache: Path, data: Path, nets: Path, public: Path) -> dict[str, Lesson]:
-    """The lessons of these networks, made where they are not kept yet."""
+def lessons(
+    names: tuple[str, ...], cache: Path, data: Path, nets: Path, public: Path, attacked: int | None = None
+) -> dict[str, Lesson]:
+    """The lessons of these networks, made where they are not kept yet; `attacked`: images of each attack, not FEW."""
     out: dict[str, Lesson] = {}
     for name in names:
-        few, test = FEW.get(name, (16, 60))
+        few, test = FEW.get(name, (16, 60)) if attacked is None else (attacked, attacked)
         out[name] = lesson(cache, name, lambda name=name: subject(name, data, nets, public), few, test)
     return out
 

@@ -17,8 +17,8 @@ HELD_OUT = 5000
 
 def split(total: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images the classifier sees, and of those kept for the detector."""
-    order = np.random.default_rng(seed).permutation(total)
-    return order[:-HELD_OUT], order[-HELD_OUT:]
+    order, held = np.random.default_rng(seed).permutation(total), min(HELD_OUT, total // 8)
+    return order[:-held], order[-held:]
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, reach: int = 4) -> torch.Tensor:

@@ -20,7 +20,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,10 +34,12 @@ from advconn.detector.detector import Detector
 from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import Part, kept, parts
 from benchmarks.common.provenance import SEED, write_record
 
 FPR = 0.05
+FIRST = 600  # image that is attacked: those before it are for ordinary attacks
 Judge = Callable[[Tensor], np.ndarray]
 
 
@@ -129,8 +130,7 @@ def finds(subject: Subject, model: Classifier, part: Part, size: int, args: argp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = parser_of(__doc__, "data", "cache")
     parser.add_argument("--detector", nargs="+", default=["cifar10", "cifar10-hardened"], help="names or folders")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--steps", type=int, default=50)
@@ -140,15 +140,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after so long")
-    parser.add_argument("--cache", type=Path, required=True, help="where finished work is kept")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     parser.add_argument("--subject", default="adaptive", help="of the record: a variant has a name of its own")
-    args = parser.parse_args()
+    args = parse(parser, "data", "cache", detector=["cifar10"], images=2, steps=1, eps=[8], ways=list(WAYS[:1]))
 
     groups, started = parts(args.data), time.time()
     tested = subjects(args.detector, args.device, groups["calibrate"].images)
     model = bundle.load(bundle.default(), device=args.device).classifier
-    pool = groups["attack"].rows(slice(600, 600 + 2 * args.images))
+    first = min(FIRST, len(groups["attack"].labels) // 2)
+    pool = groups["attack"].rows(slice(first, first + 2 * args.images))
     right = (model.predict(pool.images) == pool.labels).nonzero()[: args.images, 0]
     part, accuracy = pool.rows(right), len(right) / max(int(right.max()) + 1, 1)
     results: list[dict] = []

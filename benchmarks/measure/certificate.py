@@ -14,7 +14,6 @@ attack of that length succeeds, whatever it knows. Bounds hold with 99.9 % confi
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -23,13 +22,16 @@ import torch
 from scipy.stats import beta, norm
 from torch import Tensor
 
+from advconn import bundle
 from advconn.bundle import shipped
 from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import classifier, parts
 from benchmarks.common.provenance import SEED, write_record
 
 ALPHA, CLASSES = 0.001, 10
+MANY = 250  # noisy copies that are asked at once
 RADII = (0.1, 0.25, 0.5)
 LEVEL = 0.05
 
@@ -38,10 +40,9 @@ def votes(voter: Classifier, images: Tensor, sigma: float, count: int, seed: int
     """How many of `count` noisy copies of each image (n, c, h, w) get each class, (n, k)."""
     generator = torch.Generator(voter.device).manual_seed(seed)
     out = torch.zeros(len(images), voter.num_classes, dtype=torch.int64, device=voter.device)
-    many = 250
     for i, image in enumerate(images.to(voter.device)):
-        for _ in range(count // many):
-            noise = torch.randn((many, *image.shape), generator=generator, device=voter.device)
+        for _ in range(count // MANY):
+            noise = torch.randn((MANY, *image.shape), generator=generator, device=voter.device)
             out[i] += torch.bincount(voter.logits(image + sigma * noise).argmax(1), minlength=voter.num_classes)
     return out.cpu().numpy()
 
@@ -72,16 +73,15 @@ def certified(tallies: np.ndarray, said: np.ndarray, count: int, sigma: float, r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "voter"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = parser_of(__doc__, "data")
+    parser.add_argument("--voter", type=Path, help="weights of train_robust.py --objective noise")
     parser.add_argument("--sigma", type=float, default=0.25)
     parser.add_argument("--images", type=int, default=500, help="test images, and as many to calibrate on")
     parser.add_argument("--votes", type=int, default=4000)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     parser.add_argument("--subject", default="certificate", help="of the record: a variant has a name of its own")
-    args = parser.parse_args()
+    shipped_weights = bundle.default() / bundle.WEIGHTS
+    args = parse(parser, "data", "voter", voter=shipped_weights, images=2, votes=MANY)
 
     model, voter, groups = shipped.NETWORKS[shipped.CIFAR10](args.device), classifier(args.voter), parts(args.data)
     voter.to(args.device)
@@ -113,7 +113,8 @@ def main() -> None:
                 | {"certified_and_right": float((safe & (said == truth)).mean())}
             )
             print(results[-1], flush=True)
-    about = json.loads(args.voter.with_suffix(".json").read_text())
+    card = args.voter.with_suffix(".json")
+    about = json.loads(card.read_text()) if card.exists() else None
     whole = {"claim": __doc__.strip().split("\n")[0], "votes": args.votes, "voter": about}
     write_record(args.record, args.subject, whole | {"seed": SEED, "results": results}, __file__)
 

@@ -27,10 +27,11 @@ from advconn.detector.drift import Watch
 from advconn.detector.judgement import Judgement
 from advconn.features.connectivity import Connectivity
 from advconn.metrics import auroc
-from benchmarks.common.cifar10 import attacked, kept, parts, tables, whole
+from benchmarks.common.arguments import parse, parser_of
+from benchmarks.common.cifar10 import Part, attacked, kept, parts, tables, whole
 from benchmarks.common.detection import ATTACKS, SQUARE
 from benchmarks.common.provenance import SEED, write_record
-from benchmarks.common.training_rows import rows
+from benchmarks.common.training_rows import FITTED_ON, rows
 
 HARD = ("noise8", "signs8", "sharpen")
 FEW = 600  # images of a condition in the comparison of fits
@@ -80,10 +81,11 @@ def alarms(verdicts: dict[str, np.ndarray], labels: np.ndarray, calibration: Cal
 
 
 def fits(
-    cache: Path, nets: Path, detector: Detector, groups: dict, spoilt: dict[str, Tensor]
+    args: argparse.Namespace, detector: Detector, groups: dict[str, Part], spoilt: dict[str, Tensor]
 ) -> list[dict[str, object]]:
     """All copies at once, with and without noise levels and benign images in the fit."""
-    fit = rows(cache, nets, detector, groups["fit"])
+    cache, left = args.cache, [spec for spec in FITTED_ON if spec not in args.fitted_on]
+    fit = rows(cache, args.nets, detector, groups["fit"], left)
     k = len(detector.cascade_.connectivities) - 2  # the last stage of copies
     names = detector.cascade_.names[k]
     connectivity = detector.connectivity
@@ -124,7 +126,7 @@ def fits(
                 == labels[: len(images)]
             )
             row[name] = float((head_log_odds(head, table(name, images)[:, keep])[said] > threshold).mean())
-        for spec in (*ATTACKS, SQUARE):
+        for spec in args.attacks:
             hits = attacked(
                 cache, connectivity.classifier, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600
             )
@@ -136,7 +138,7 @@ def fits(
     return out
 
 
-def streams(detector: Detector, clean: np.ndarray, other: dict[str, np.ndarray], count: int = 100) -> dict[str, object]:
+def streams(detector: Detector, clean: np.ndarray, other: dict[str, np.ndarray], count: int) -> dict[str, object]:
     """Streams of 500 clean scores, and what follows them: after how many more images the watch speaks."""
     random, false = np.random.default_rng(SEED), 0
     for i in range(count):
@@ -155,14 +157,15 @@ def streams(detector: Detector, clean: np.ndarray, other: dict[str, np.ndarray],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--nets", type=Path, required=True, help="see families.py")
+    parser = parser_of(__doc__, "data", "cache", "nets")
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument("--limit", type=int, default=2000, help="clean images")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    parser.add_argument("--attacks", nargs="+", default=[*ATTACKS, SQUARE])
+    parser.add_argument("--fitted-on", nargs="+", default=FITTED_ON, help="attacks, in the comparison of fits")
+    parser.add_argument("--streams", type=int, default=100, help="that the watch sees")
+    args = parse(
+        parser, "data", "cache", "nets", limit=4, attacks=ATTACKS[:1], fitted_on=ATTACKS[:1], streams=2
+    )  # fmt: skip
 
     detector, groups = bundle.load(args.detector), parts(args.data)
     calibration, model = detector.calibration_, detector.classifier
@@ -179,7 +182,7 @@ def main() -> None:
     choices |= {f"clean, {name}": calibration.at(conditions=("clean", name)) for name in PROMISED[1:]}
     choices |= {"all seven: the default": calibration}
     catches, later, attacked_scores = [], [], {}
-    for spec in (*ATTACKS, SQUARE):
+    for spec in args.attacks:
         hits = attacked(args.cache, model, "attack", groups["attack"], spec, 300 if spec == SQUARE else 600)
         truth = groups["attack"].labels[hits.rows].numpy()
         hit_verdicts = judged(args.cache, detector, spec, hits.images)
@@ -201,12 +204,13 @@ def main() -> None:
                 {"attack": spec, "then": name, "still_wrong": float(wrong.mean()), "n": int(wrong.sum())}
                 | {"caught": float(after["adversarial"][wrong].mean()) if wrong.any() else None}
             )
-    quiet, hit = clean["clean"]["score"], attacked_scores[ATTACKS[2]]
+    one = next((spec for spec in args.attacks if spec.startswith("cw")), args.attacks[0])
+    quiet, hit = clean["clean"]["score"], attacked_scores[one]
     turns = {
         "noise8": clean["noise8"]["score"],
         "blur": clean["blur"]["score"],
-        "one in ten attacked by CW": np.concatenate([quiet[:360], hit[:40]]),
-        "one in three attacked by CW": np.concatenate([quiet[:267], hit[:133]]),
+        f"one in ten attacked by {one}": np.concatenate([quiet[:360], hit[:40]]),
+        f"one in three attacked by {one}": np.concatenate([quiet[:267], hit[:133]]),
     }
     record = {
         "claim": __doc__.strip().split("\n")[0],
@@ -217,8 +221,8 @@ def main() -> None:
         "rates": rates,
         "catches": catches,
         "afterwards": later,
-        "watch": streams(detector, clean["clean"]["score"], turns),
-        "fits": fits(args.cache, args.nets, detector, groups, {n: CONDITIONS[n](images[:FEW], SEED + 1) for n in HARD}),
+        "watch": streams(detector, clean["clean"]["score"], turns, args.streams),
+        "fits": fits(args, detector, groups, {n: CONDITIONS[n](images[:FEW], SEED + 1) for n in HARD}),
     }
     for row in (*rates, *catches, *later, record["watch"]):
         print(row, flush=True)

@@ -12,7 +12,6 @@ last stage. NETS: see families.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,16 +27,16 @@ from advconn.detector.calibration import Calibration
 from advconn.detector.detector import Detector
 from advconn.features.path_features import Trace
 from advconn.metrics import auroc
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import Part, attacked, parts, tables, taught, whole
 from benchmarks.common.detection import ATTACKS, SQUARE, family, logits_only, only, row
 from benchmarks.common.families import TEST, hits_of, tried
 from benchmarks.common.provenance import SEED, write_record
 from benchmarks.common.training_rows import FITTED_ON, rows
 
-FPR = 0.05
+OTHERS = [spec for spec in TEST if spec not in (*ATTACKS, SQUARE)]
 PAPER_LABEL = "paper: own barrier, complexity"
 LOGITS = "logits only"
-CONFIDENCE = 0.95
 DOUBT = {
     "copies": ("query.", "self.", "grain."),
     "copies, own and rival paths": ("query.", "self.", "grain.", "own.", "rival."),
@@ -69,22 +68,31 @@ class Images:
         tables_of = tables(self.trace(name), detector.cascade_.connectivities)
         return np.stack([detector.cascade_.scored(k, table) for k, table in enumerate(tables_of)], 1)
 
+    def verdicts(self, detector: Detector, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Scores (n, stages), the score (n,), the largest that is not flagged (n,) and the stage (n,) that decides."""
+        scores, trace = self.scores(detector, name), self.trace(name)
+        score, reached = cascade_score(scores, detector.cascade_.exits)
+        group = None
+        if detector.groups_ is not None:
+            last = tables(trace, detector.cascade_.connectivities[-1:])[0]
+            group = detector.groups_.of(last, tuple(map(str, detector.names_)))
+        limits = detector.calibration_.thresholds(trace.query.argmax(1).cpu().numpy(), group)
+        return scores, score, limits, reached
 
-def staged(images: Images, detector: Detector, threshold: float, left: str | None, specs: Iterable[str]) -> list[dict]:
+
+def staged(images: Images, detector: Detector, left: str | None, specs: Iterable[str]) -> list[dict]:
     """Rows of the cascade and, beside it, of its last stage alone, at the same share of clean images flagged."""
-    clean = images.scores(detector, "clean")
-    base, _ = cascade_score(clean, detector.cascade_.exits)
-    last_threshold = float(np.quantile(clean[:, -1], 1 - (base > threshold).mean()))
+    clean, base, limits, _ = images.verdicts(detector, "clean")
+    last_threshold = float(np.quantile(clean[:, -1], 1 - (base > limits).mean()))
     out = []
     for spec in specs:
-        scores = images.scores(detector, spec)
-        score, reached = cascade_score(scores, detector.cascade_.exits)
+        scores, score, own_limits, reached = images.verdicts(detector, spec)
         tried = images.hits(spec).tried
         extra = {"left_out": left, "early": round(float((reached < scores.shape[1]).mean()), 4)}
-        out.append(row("advconn", spec, base, score, threshold, tried) | extra)
+        out.append(row("advconn", spec, base, score, (limits, own_limits), tried) | extra)
+        both = (last_threshold, last_threshold)
         out.append(
-            row("last stage for every image", spec, clean[:, -1], scores[:, -1], last_threshold, tried)
-            | {"left_out": left}
+            row("last stage for every image", spec, clean[:, -1], scores[:, -1], both, tried) | {"left_out": left}
         )
     return out
 
@@ -114,67 +122,66 @@ def doubt(images: Images, detector: Detector) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "cache", "nets"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = parser_of(__doc__, "data", "cache", "nets")
     parser.add_argument("--detector", type=Path, default=bundle.default())
     parser.add_argument(
         "--brief", action="store_true", help="no family is left out, nothing is told of images in doubt"
     )
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
+    parser.add_argument("--attacks", nargs="+", default=[*ATTACKS, SQUARE, *OTHERS])
+    parser.add_argument("--mixture", nargs="+", default=MIXTURE, help="attacks that the simple heads are fitted on")
     parser.add_argument("--subject", default="detection", help="of the record: a variant has a name of its own")
-    args = parser.parse_args()
+    args = parse(parser, "data", "cache", "nets", attacks=ATTACKS[:1], mixture=ATTACKS[:1], brief=True)
 
     detector = bundle.load(args.detector)
-    groups = parts(args.data)
+    groups, level = parts(args.data), detector.calibration_
     images = Images(args.cache, args.nets, detector, groups)
-    others = [spec for spec in TEST if spec not in (*ATTACKS, SQUARE)]
-    results = staged(images, detector, detector.calibration_.threshold, None, (*ATTACKS, SQUARE, *others))
-    fit = rows(args.cache, args.nets, detector, groups["fit"])
+    results = staged(images, detector, None, args.attacks)
     for name in (LOGITS, PAPER_LABEL):
         features = logits_only if name == LOGITS else lambda t: only(PAPER, t)
-        made = [attacked(args.cache, images.model, "fit", groups["fit"], spec, taught(spec)).images for spec in MIXTURE]
+        made = [
+            attacked(args.cache, images.model, "fit", groups["fit"], spec, taught(spec)).images for spec in args.mixture
+        ]
         traces = [
             images.trace("fit"),
-            *(whole(args.cache, detector.connectivity, s, x) for s, x in zip(MIXTURE, made, strict=True)),
+            *(whole(args.cache, detector.connectivity, s, x) for s, x in zip(args.mixture, made, strict=True)),
         ]
         matrices = [features(trace) for trace in traces]
         head = default_head().fit(
             np.concatenate(matrices), np.repeat(np.arange(len(matrices)), list(map(len, matrices)))
         )
         base = log_odds(head, features(images.trace("clean")))
-        threshold = Calibration(log_odds(head, features(images.trace("calibrate"))), FPR, CONFIDENCE).threshold
-        for spec in (*ATTACKS, SQUARE, *others):
+        held = log_odds(head, features(images.trace("calibrate")))
+        threshold = Calibration(held, level.fpr, level.confidence).threshold
+        for spec in args.attacks:
             score = log_odds(head, features(images.trace(spec)))
-            results.append(row(name, spec, base, score, threshold, images.hits(spec).tried) | {"left_out": None})
+            both = (threshold, threshold)
+            results.append(row(name, spec, base, score, both, images.hits(spec).tried) | {"left_out": None})
     for left in () if args.brief else dict.fromkeys(map(family, FITTED_ON)):
         out = [spec for spec in FITTED_ON if family(spec) == left]
         other = Detector(detector.connectivity).fit_cascade(rows(args.cache, args.nets, detector, groups["fit"], out))
         other.set_calibration({"clean": images.scores(other, "calibrate")})
         specs = [spec for spec in TEST if family(spec) == left]
-        results += staged(images, other, other.calibration_.threshold, left, specs)
+        results += staged(images, other, left, specs)
     for result in results:
         print(result, flush=True)
-    clean = images.scores(detector, "clean")
-    base, stage = cascade_score(clean, detector.cascade_.exits)
+    clean, base, limits, stage = images.verdicts(detector, "clean")
     predicted = images.trace("clean").query.argmax(1)
     right = (predicted == groups["clean"].labels).numpy()
-    flagged = base > detector.calibration_.threshold
+    flagged = base > limits
     record = {
         "claim": __doc__.strip().split("\n")[0],
         "detector": args.detector.name,
         "seed": SEED,
-        "fpr": FPR,
-        "confidence": detector.calibration_.confidence,
-        "conditions": detector.calibration_.conditions,
-        "level": detector.calibration_.level,
+        "fpr": level.fpr,
+        "confidence": level.confidence,
+        "conditions": level.conditions,
+        "level": level.level,
         "fingerprint": images.model.fingerprint,
-        "fitted_on": len(fit.kinds),
         "clean_accuracy": float(right.mean()),
         "false_alarms": {
             "all": float(flagged.mean()),
             "right": float(flagged[right].mean()),
-            "misclassified": float(flagged[~right].mean()),
+            "misclassified": float(flagged[~right].mean()) if (~right).any() else None,
         },
         "stages_reached": [float((stage >= k + 1).mean()) for k in range(clean.shape[1])],
         "in_doubt": [] if args.brief else doubt(images, detector),

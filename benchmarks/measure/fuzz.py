@@ -13,7 +13,6 @@ image. KIND is image, bundle, request or journal. Cases run in a process of thei
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import collections
 import io
@@ -43,6 +42,7 @@ from advconn.data.collection import Collection
 from advconn.data.decoding import views
 from advconn.data.preprocessing import Preprocessing
 from advconn.errors import AdvconnError, DataError
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.hostile import Served, journal_faults
 from benchmarks.common.mutations import Rng, bundle_seeds, forged, image_seeds, mutated
 from benchmarks.common.provenance import write_record
@@ -199,15 +199,14 @@ def hostile_case(family: str, number: int, rng: Rng) -> tuple[str, str, str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--bundles", type=int, default=5_000)
     parser.add_argument("--requests", type=int, default=2_500)
     parser.add_argument("--journals", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND:NUMBER", help="one case, with what is written to stderr")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    args = parse(parser, images=3, bundles=3, requests=3, journals=1)
     todo = [("image", i) for i in range(args.images)] + [("bundle", i) for i in range(args.bundles)]
     todo += [("request", i) for i in range(args.requests)] + [("journal", i) for i in range(args.journals)]
     if args.only:

@@ -19,9 +19,9 @@ from advconn.attacks.attack import Attack, attack_correct_images
 from advconn.detector.fitting import fit
 from advconn.errors import FitError
 from advconn.metrics import auroc
+from benchmarks.common.arguments import FOLDERS, parse, parser_of
 from benchmarks.common.cifar10 import Part
-from benchmarks.common.left_out import ATTACKED, CLEAN, MNIST, network, others_than
-from benchmarks.common.lessons import arguments
+from benchmarks.common.left_out import ATTACKED, CLEAN, MNIST, PRETRAINED, network, others_than
 from benchmarks.common.provenance import SEED, write_record
 
 NAMES, SIZES = ("resnet20",), {60: 4, 100: 4, 200: 3, 500: 3, 2000: 1}
@@ -29,28 +29,32 @@ COLOURED = ("pgd:eps=8/255,steps=10", "cw:c=1,kappa=0,steps=100", "fgsm:eps=8/25
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__, *FOLDERS)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--heads", type=Path, help="in place of heads that are trained without the network")
+    parser.add_argument("--attacks", nargs="+", help="in place of those that suit the network")
+    args = parse(parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"], sizes=[100])
     options = (args.cache, args.data, args.nets, args.public)
-    record: dict[str, Any] = {"seed": SEED, "fits": SIZES, "networks": {}}
+    record: dict[str, Any] = {"seed": SEED, "fits": {size: SIZES[size] for size in args.sizes}, "networks": {}}
     for name in args.names:
-        about, heads = network(name, *options[1:]), others_than(name, options)
-        model, specs = about.model, MNIST if about.model.channels == 1 else COLOURED
+        about, heads = network(name, *options[1:]), others_than(name, options, args.heads)
+        model = about.model
+        specs = args.attacks or (MNIST if model.channels == 1 else COLOURED)
         whole = Part(*(torch.cat([getattr(part, field) for part in about.images]) for field in ("images", "labels")))
         whole = whole.rows(torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(SEED + 7)))
-        attacked, clean = whole.rows(slice(0, ATTACKED)), whole.rows(slice(ATTACKED, ATTACKED + CLEAN))
-        rest = whole.rows(slice(ATTACKED + CLEAN, None))
+        most = min(CLEAN, len(whole.labels) // 2)
+        attacked, clean = whole.rows(slice(0, ATTACKED)), whole.rows(slice(ATTACKED, ATTACKED + most))
+        rest = whole.rows(slice(ATTACKED + most, None))
         hits = {
             s: attack_correct_images(model, Attack.parse(s), attacked.images, attacked.labels, seed=SEED) for s in specs
         }
         rows = record["networks"][name] = {}
-        for size, repeats in SIZES.items():
+        for size in args.sizes:
             runs: list[dict[str, float]] = []
             if size > len(rest.labels):
                 continue
-            for seed in range(repeats):
+            for seed in range(SIZES[size]):
                 order = torch.randperm(len(rest.labels), generator=torch.Generator().manual_seed(seed))[:size]
                 part, started = rest.rows(order), time.perf_counter()
                 try:

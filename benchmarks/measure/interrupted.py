@@ -9,7 +9,6 @@ left behind but what it goes on from; two runs on one cache give the same figure
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -26,6 +25,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from advconn import bundle
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.provenance import write_record
 
 ADVCONN = [sys.executable, "-m", "advconn"]
@@ -47,10 +47,10 @@ def build():
 """
 
 
-def prepared(place: Path) -> dict[str, tuple[list[str], Callable[[Path], object]]]:
+def prepared(place: Path, images: int) -> dict[str, tuple[list[str], Callable[[Path], object]]]:
     """Commands by name, with --out to be added, and what reads their figures."""
     pixels = (load_digits().images * 255 / 16).round().astype(np.uint8)
-    np.save(place / "many.npy", np.concatenate([pixels] * 2))
+    np.save(place / "many.npy", np.concatenate([pixels] * 2)[:images])
     np.savez(place / "clean.npz", images=pixels[900:1400], labels=load_digits().target[900:1400])
     (place / "my_model.py").write_text(MODEL)
     model = ["--model", str(place / "my_model.py:build")]
@@ -128,16 +128,16 @@ def killed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--images", type=int, default=3594, help="that are scored")
     parser.add_argument("--only", action="append", choices=("score", "fit", "benchmark"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    args = parse(parser, kills=1, only=["score"], images=64)
     rng, results = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for name, (command, figures) in prepared(place).items():
+        for name, (command, figures) in prepared(place, args.images).items():
             if args.only and name not in args.only:
                 continue
             base = place / f"{name}-whole"

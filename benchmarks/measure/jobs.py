@@ -1,6 +1,6 @@
 """Processes or threads: seconds of the same benchmark with --jobs 1 (all cores as threads) and --jobs 2.
 
-    python -m benchmarks.measure.jobs --data test.npz [--record DIR]
+    python -m benchmarks.measure.jobs --data DIR [--record DIR]
 
 Digits (8 x 8) and CIFAR-10 (32 x 32), several attacks, nothing cached, in fresh processes; and the command that README
 shows, `--attack pgd --limit 200`, a first and a second time.
@@ -8,14 +8,14 @@ shows, `--attack pgd --limit 200`, a first and a second time.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from advconn import bundle
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.provenance import write_record
 
 DIGITS = ["--attack", "pgd", "--attack", "cw", "--attack", "square", "--limit", "200"]
@@ -32,21 +32,23 @@ def seconds(options: list[str], cache: str, digits: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10's test images")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
-    detector = str(Path(__file__).parents[1] / "models" / "cifar10")
-    cifar = ["--detector", detector, "--data", str(args.data)]
+    parser = parser_of(__doc__, "data")
+    parser.add_argument("--limit", type=int, help="images attacked, in place of those of each command")
+    args = parse(parser, "data", limit=8)
+    few = [] if args.limit is None else ["--limit", str(args.limit)]
+    images = args.data / ("test.npz" if args.tiny is None else "train.npz")  # of which more are made up
+    cifar = ["--detector", str(bundle.default()), "--data", str(images)]
     record: dict[str, object] = {"cores": os.cpu_count()}
     for name, options, digits in (("digits", DIGITS, True), ("cifar10", [*cifar, *CIFAR], False)):
         for jobs in (1, 2):
             with tempfile.TemporaryDirectory() as cache:
-                record[f"{name}, --jobs {jobs}: seconds"] = seconds([*options, "--jobs", str(jobs)], cache, digits)
+                record[f"{name}, --jobs {jobs}: seconds"] = seconds(
+                    [*options, *few, "--jobs", str(jobs)], cache, digits
+                )
             print(record, flush=True)
     with tempfile.TemporaryDirectory() as cache:
         for time_ in ("first", "second"):
-            record[f"cifar10, pgd, 200 images, {time_} run: seconds"] = seconds([*cifar, *README], cache, False)
+            record[f"cifar10, pgd, 200 images, {time_} run: seconds"] = seconds([*cifar, *README, *few], cache, False)
             print(record, flush=True)
     write_record(args.record, "jobs", record, __file__)
 

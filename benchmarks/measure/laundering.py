@@ -11,7 +11,6 @@ the detector doubts (Judgement.doubtful).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from advconn.data.input_conversion import as_bytes
 from advconn.data.laundering import LAUNDERINGS, parse_laundering
 from advconn.detector.detector import Detector
 from advconn.metrics import auroc, clopper_pearson
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import Part, parts
 from benchmarks.common.families import FROM, hits_of
 from benchmarks.common.photographs import Photographs, flickr
@@ -102,18 +102,15 @@ def attacked_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="CIFAR-10's")
-    parser.add_argument("--nets", type=Path)
+    parser = parser_of(__doc__, "cache", "data", "nets")
     parser.add_argument("--photographs", type=Path, help="nips2017's folder: measure the photographs' detector on it")
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--limit", type=int, default=150, help="successful copies of each attack")
+    parser.add_argument("--attacks", nargs="+", help="in place of those that suit the images")
     parser.add_argument("--ways", nargs="+", default=WAYS, help="of saving; raw comes first")
     parser.add_argument("--clean", type=int, default=1000, help="clean images")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
     parser.add_argument("--subject", default="laundering", help="of the record: a variant has a name of its own")
-    args = parser.parse_args()
+    args = parse(parser, "cache", limit=2, clean=10, ways=[RAW, "jpeg75"], attacks=SMALL[:1], photographs=None)
     part: Part | Photographs
     clean: Part | Photographs
     if args.photographs is None:
@@ -134,7 +131,7 @@ def main() -> None:
 
     flagged, scores = clean_rows(detector, clean, args.ways)
     attacked = []
-    for spec in SMALL if args.photographs is None else LARGE:
+    for spec in args.attacks or (SMALL if args.photographs is None else LARGE):
         hits = copies(spec)
         few = SuccessfulAttacks(hits.images[: args.limit], hits.rows[: args.limit], hits.tried)
         attacked += attacked_rows(detector, spec, few, part.labels, scores, args.ways)

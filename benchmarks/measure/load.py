@@ -28,6 +28,7 @@ from torch import Tensor
 from advconn import bundle
 from advconn.serving import Judge
 from advconn.serving.app import Server
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.provenance import write_record
 
 POOL = 256
@@ -120,20 +121,20 @@ def loaded(judge: Judge, pool: np.ndarray, expected: np.ndarray | None, args: ar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--detector", default="cifar10", choices=["cifar10", "cifar10-hardened"])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--images", type=int, default=1, help="of a request")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    parser.add_argument("--warm", type=int, default=100, help="requests before anything is timed")
+    args = parse(parser, requests=8, clients=2, warm=2)
 
     detector = bundle.load(bundle.default(args.detector))
     pool = pictures(POOL)
     expected = detector.judge(torch.from_numpy(pool)).adversarial
     results = {}
     for name, judge, flags in (("advconn", Judge(detector), expected), ("bare classifier", Bare(detector), None)):
-        loaded(judge, pool, flags, argparse.Namespace(**vars(args) | {"requests": 100}))  # warm
+        loaded(judge, pool, flags, argparse.Namespace(**vars(args) | {"requests": args.warm}))  # warm
         results[name] = loaded(judge, pool, flags, args)
         print(name, results[name], flush=True)
     about = {"claim": __doc__.strip().split("\n")[0], "seed": 0, "detector": args.detector}

@@ -15,7 +15,6 @@ sees crops of two photographs; the others were trained on 1,000 digits for secon
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import subprocess
@@ -41,6 +40,7 @@ import advconn
 from advconn import models
 from advconn.attacks.attack import Attack
 from advconn.metrics import auroc
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.provenance import write_record
 
 SEED, OTHERS, SAME = 0, 12, 1e-4
@@ -311,10 +311,11 @@ def failure(name: str, row: dict[str, Any]) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", action="append", choices=NETWORKS)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    args = parse(parser, only=["cnn-colour"])
+    if args.tiny is not None:
+        FIT[False], HELD[False], FPR[False] = 100, 40, 0.1
     rows: dict[str, dict[str, Any]] = {}
     for name in args.only or NETWORKS:
         torch.manual_seed(SEED)

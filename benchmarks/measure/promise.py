@@ -25,8 +25,8 @@ from advconn.detector.calibration import Calibration, Cell
 from advconn.detector.detector import Detector
 from advconn.detector.fitting import fit
 from advconn.detector.judgement import Judgement
-from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, network, others_than, pooled
-from benchmarks.common.lessons import arguments
+from benchmarks.common.arguments import FOLDERS, parse, parser_of
+from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, PRETRAINED, network, others_than, pooled
 from benchmarks.common.provenance import SEED, write_record
 
 ALONE = 80  # images of a condition in a group
@@ -61,17 +61,18 @@ def rules(detector: Detector) -> dict[str, Calibration]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__, *FOLDERS)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
+    parser.add_argument("--heads", type=Path, help="in place of heads that are trained without the network")
+    parser.add_argument("--attacks", nargs="+", help="in place of those that suit the network")
     parser.add_argument("--splits", type=int, default=SPLITS)
-    args = parser.parse_args()
+    args = parse(parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"], splits=1)
     options = (args.cache, args.data, args.nets, args.public)
     record: dict[str, Any] = {"seed": SEED, "fitted": FITTED, "splits": args.splits}
     record["networks"] = {}
     for name in args.names:
-        about, heads = network(name, *options[1:]), others_than(name, options)
-        specs = MNIST if about.model.channels == 1 else COLOURED
+        about, heads = network(name, *options[1:]), others_than(name, options, args.heads)
+        specs = args.attacks or (MNIST if about.model.channels == 1 else COLOURED)
         shares: dict[str, dict[str, list[float]]] = {}
         for split in range(args.splits):
             train, clean, attacked = pooled(about, 100 + split)

@@ -10,7 +10,6 @@ more, in any depth of folders.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import warnings
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from advconn import bundle
 from advconn.metrics import clopper_pearson
 from advconn.models.classifier import Classifier
 from advconn.serving.query_watch import QueryWatch
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import read
 from benchmarks.common.provenance import SEED, write_record
 
@@ -187,14 +187,13 @@ def honest_rows(images: Tensor, pictures: list[Image.Image]) -> list[dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10's")
-    parser.add_argument("--photographs", type=Path, required=True)
+    parser = parser_of(__doc__, "data")
+    parser.add_argument("--photographs", type=Path, help="a folder")
+    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--films", type=int, default=200)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    args = parse(parser, "data", "photographs", runs=1, jobs=1, films=1, attacks=["Square"])
     warnings.filterwarnings("ignore")
     classifier = bundle.load(bundle.default()).classifier
     test = read(args.data / "test.npz")
@@ -204,7 +203,7 @@ def main() -> None:
     pictures = [Image.open(file).convert("RGB") for file in files[: args.films]]
     others = read(args.data / "train.npz").images[: HONEST - len(test.images)]
     honest = honest_rows(torch.cat([test.images, others]), pictures)
-    pairs = [(name, disguise) for name in ATTACKS for disguise in DISGUISES]
+    pairs = [(name, disguise) for name in args.attacks for disguise in DISGUISES]
     attacks = Parallel(n_jobs=args.jobs)(
         delayed(attack_row)(classifier, chosen.images, chosen.labels, args.runs, *pair) for pair in pairs
     )

@@ -9,7 +9,6 @@ attacked images alone. Claim: about a hundred attacked images bring the taught h
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from sklearn.pipeline import make_pipeline
 from advconn.cascade.heads import default_head
 from advconn.cascade.pretrained import refine_head
 from advconn.cascade.scaling import BoundedScaler
+from benchmarks.common.arguments import FOLDERS, parse, parser_of
 from benchmarks.common.heads import FPR, TEACHERS, Heads, group, judged, taught
-from benchmarks.common.lessons import Lesson, arguments, lessons
+from benchmarks.common.lessons import Lesson, lessons
 from benchmarks.common.provenance import SEED, write_record
 
 EACH = (1, 2, 4, 8, 24)  # attacked images of each attack
@@ -48,17 +48,23 @@ def worst(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__, *FOLDERS)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
-    known = lessons(tuple(dict.fromkeys((*TEACHERS, *args.names))), args.cache, args.data, args.nets, args.public)
+    parser.add_argument("--teachers", nargs="+", default=TEACHERS)
+    parser.add_argument("--with-relatives", action="store_true", help="a network's relatives teach it, and it itself")
+    parser.add_argument("--each", type=int, nargs="+", default=EACH, help="attacked images of each attack")
+    parser.add_argument("--few", type=int, help="images attacked by each attack, in place of those of each network")
+    toy = ["digits", "digits-mlp"]
+    args = parse(parser, *FOLDERS, names=["digits"], teachers=toy, each=[1], few=2, with_relatives=True)
+    every = tuple(dict.fromkeys((*args.teachers, *args.names)))
+    known = lessons(every, args.cache, args.data, args.nets, args.public, args.few)
     curves: dict[str, list[dict[str, Any]]] = {}
     for name in args.names:
         lesson = known[name]
-        heads = taught([known[other] for other in TEACHERS if group(other) != group(name)], lesson.names)
+        others = [other for other in args.teachers if args.with_relatives or group(other) != group(name)]
+        heads = taught([known[other] for other in others], lesson.names)
         curve = [{"attacked": 0} | worst(judged(lesson, heads))]
-        for each in EACH:
+        for each in args.each:
             made, count = refined(lesson, heads, each)
             curve.append({"attacked": count} | worst(judged(lesson, made)))
         own = [default_head(SEED).fit(table, lesson.learn.kinds) for table in lesson.learn.features]

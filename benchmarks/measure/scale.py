@@ -9,7 +9,6 @@ does not grow with the number of images.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from PIL import Image
 from advconn import bundle
 from advconn.data.collection import Collection
 from advconn.scoring.batch import BatchScorer
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import read
 from benchmarks.common.provenance import write_record
 
@@ -95,10 +95,10 @@ def decoding(place: Path, images: np.ndarray) -> dict[str, object]:
     }
 
 
-def memory(place: Path) -> dict[str, float]:
-    """MiB at most, of 2,000 and of 20,000 digits."""
+def memory(place: Path, counts: list[int]) -> dict[str, float]:
+    """MiB at most, of so many digits."""
     out = {}
-    for count in (2_000, 20_000):
+    for count in counts:
         rows = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
         np.save(place / f"{count}.npy", rows)
         out[f"mib_{count}"] = scored(place / f"{count}.npy", place / f"{count}.jsonl", "--detector", "digits")[2]
@@ -106,12 +106,11 @@ def memory(place: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="holds test.npz of CIFAR-10")
+    parser = parser_of(__doc__, "data")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=1000)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    parser.add_argument("--digits", type=int, nargs="+", default=[2_000, 20_000], help="whose memory is measured")
+    args = parse(parser, "data", images=20, files=5, digits=[20])
     torch.set_num_threads(1)
     test = read(args.data / "test.npz").images.permute(0, 2, 3, 1).numpy()
     many = np.concatenate([test, test[:, :, ::-1], test])[: args.images]
@@ -120,7 +119,7 @@ def main() -> None:
         for name, made in (
             ("spread", lambda: spread(Path(folder), many)),
             ("decoding", lambda: decoding(Path(folder), many[: args.files])),
-            ("memory", lambda: memory(Path(folder))),
+            ("memory", lambda: memory(Path(folder), args.digits)),
         ):
             record[name] = made()
             print(name, json.dumps(record[name]), flush=True)

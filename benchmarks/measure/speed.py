@@ -12,7 +12,6 @@ cold start; memory grows with the batch, not the images.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -31,11 +30,12 @@ from advconn.cascade.cascade import STAGES, run_extractor, stage_extractors
 from advconn.features.connectivity import Connectivity
 from advconn.models.architectures import compact
 from advconn.models.classifier import Classifier
+from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import parts
 from benchmarks.common.provenance import write_record
 from benchmarks.common.training import MEAN, STD
 
-CAT = Path(__file__).parents[1] / "tests" / "images" / "cat.png"
+CAT = Path(__file__).parents[2] / "tests" / "images" / "cat.png"
 MEMORY = """
 import resource, sys, torch, advconn
 from advconn.bundle import default
@@ -46,7 +46,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+def seconds(work: Callable[[], object], repeats: int) -> float:
     """Median of repeats, after a warm-up."""
     taken = []
     for _ in range(repeats + 1):
@@ -58,7 +58,9 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(taken[1:])
 
 
-def bare(module: torch.nn.Module, images: torch.Tensor, gradient: bool = False, mean=MEAN, std=STD) -> float:
+def bare(
+    module: torch.nn.Module, images: torch.Tensor, repeats: int, gradient: bool = False, mean=MEAN, std=STD
+) -> float:
     """Seconds per image of a forward, or of an input gradient, of the module as a user has it."""
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
 
@@ -73,7 +75,7 @@ def bare(module: torch.nn.Module, images: torch.Tensor, gradient: bool = False, 
         )
         torch.autograd.grad(loss, leaf)
 
-    return seconds(slope if gradient else forward, 3) / len(images)
+    return seconds(slope if gradient else forward, repeats) / len(images)
 
 
 def resnet20() -> torch.nn.Module:
@@ -95,15 +97,15 @@ def resnet20() -> torch.nn.Module:
 
 
 def copies(
-    module: torch.nn.Module, classifier: Classifier, images: torch.Tensor, sizes, normalisation
+    module: torch.nn.Module, classifier: Classifier, images: torch.Tensor, sizes, normalisation, repeats: int
 ) -> dict[str, float]:
     """Stages of copies: seconds an image, and against as many bare forwards at the best batch size."""
-    best = min(bare(module, images[:n] if n <= len(images) else images, False, *normalisation) for n in sizes)
+    best = min(bare(module, images[:n] if n <= len(images) else images, repeats, False, *normalisation) for n in sizes)
     connectivity = stage_extractors(Connectivity(classifier), STAGES)[-1]
     n = 1 + len(connectivity.copies) + len(connectivity.halves)
     first = stage_extractors(Connectivity(classifier), STAGES)[0]
-    taken = seconds(lambda: run_extractor(connectivity, images), 3) / len(images)
-    single = seconds(lambda: run_extractor(first, images[:1]), 5)
+    taken = seconds(lambda: run_extractor(connectivity, images), repeats) / len(images)
+    single = seconds(lambda: run_extractor(first, images[:1]), repeats)
     return {
         "forwards": n,
         "milliseconds_bare_forward": 1000 * best,
@@ -121,13 +123,18 @@ def efficientnet() -> tuple[torch.nn.Module, Classifier] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "data")
     parser.add_argument("--detector", type=Path, default=bundle.default())
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as .npz; noise stands in without it")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument(
+        "--memory", type=int, nargs="+", default=[64, 256, 2048], help="images whose memory is measured"
+    )
+    parser.add_argument("--no-large", action="store_true", help="leave EfficientNet-Lite0 out")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
+    args = parse(parser, images=16, memory=[4], repeats=1, no_large=True)
+    few = min(3, args.repeats)
 
     torch.set_num_threads(args.threads)
     detector = bundle.load(args.detector, device=args.device)
@@ -136,16 +143,17 @@ def main() -> None:
     module = compact(10, 3, (state["stem.weight"].shape[0], *widths)).eval()
     module.load_state_dict(state)
     module.to(args.device)
-    some = parts(args.data)["clean"].images[:512] if args.data else torch.randint(0, 256, (512, 3, 32, 32)).byte()
+    some = parts(args.data)["clean"].images if args.data else torch.randint(0, 256, (args.images, 3, 32, 32)).byte()
+    some = some[: args.images]
     blocks = some.split(64)
     judgements = [detector.judge(block) for block in blocks]
     forwards, gradients = (
         sum(getattr(f.total_cost, k) for f in judgements) / len(some) for k in ("forwards", "gradients")
     )
-    noise = torch.rand(256, 3, 32, 32, device=args.device)
-    rates = {kind: min(bare(module, noise[:n], kind) for n in (16, 64, 256)) for kind in (False, True)}
-    taken = seconds(lambda: [detector.judge(block) for block in blocks], 3) / len(some)
-    whole = seconds(lambda: [detector.connectivity.transform(block) for block in blocks[:2]], 3) / 128
+    noise = torch.rand(min(256, args.images), 3, 32, 32, device=args.device)
+    rates = {kind: min(bare(module, noise[:n], few, kind) for n in (16, 64, 256)) for kind in (False, True)}
+    taken = seconds(lambda: [detector.judge(block) for block in blocks], few) / len(some)
+    whole = seconds(lambda: [detector.connectivity.transform(block) for block in blocks[:2]], few) / len(some[:128])
     figures: dict[str, object] = {
         "images": len(some),
         "batch": 64,
@@ -155,24 +163,28 @@ def main() -> None:
         "forwards_per_image": forwards,
         "gradients_per_image": gradients,
         "ratio_to_bare_passes": taken / (forwards * rates[False] + gradients * rates[True]),
-        "milliseconds_one_clean_image": 1000 * seconds(lambda: detector.judge(some[:1])),
-        "shipped": copies(module, detector.classifier, noise[:64], (16, 64), (MEAN, STD)),
+        "milliseconds_one_clean_image": 1000 * seconds(lambda: detector.judge(some[:1]), args.repeats),
+        "shipped": copies(module, detector.classifier, noise[:64], (16, 64), (MEAN, STD), few),
     }
     net = resnet20()
-    figures["resnet-20"] = copies(net, Classifier(net, size=32, mean=MEAN, std=STD), noise[:64], (16, 64), (MEAN, STD))
-    large = efficientnet()
+    figures["resnet-20"] = copies(
+        net, Classifier(net, size=32, mean=MEAN, std=STD), noise[:64], (16, 64), (MEAN, STD), few
+    )
+    large = None if args.no_large else efficientnet()
     if large is not None:
         half = ((0.5,) * 3, (0.5,) * 3)
-        figures["efficientnet-lite0, 224"] = copies(*large, torch.rand(16, 3, 224, 224), (1, 2, 4, 8, 16), half)
+        figures["efficientnet-lite0, 224"] = copies(*large, torch.rand(16, 3, 224, 224), (1, 2, 4, 8, 16), half, few)
     if args.device == "cpu":
         run = [sys.executable, "-m", "advconn.cli"]
-        figures["help_seconds"] = seconds(lambda: subprocess.run([*run, "--help"], capture_output=True, check=True), 5)
-        for name in ("cifar10", *["imagenet"] * shipped.photographs_installed()):
+        figures["help_seconds"] = seconds(
+            lambda: subprocess.run([*run, "--help"], capture_output=True, check=True), args.repeats
+        )
+        for name in ("cifar10", *["imagenet"] * (large is not None)):
             cold = [*run, "score", CAT, "--detector", name]
             figures[f"cold_score_seconds, {name}"] = seconds(
-                lambda cold=cold: subprocess.run(cold, capture_output=True, check=False), 3
+                lambda cold=cold: subprocess.run(cold, capture_output=True, check=False), few
             )
-        for n in (64, 256, 2048):
+        for n in args.memory:
             out = subprocess.run([sys.executable, "-c", MEMORY, str(n)], capture_output=True, text=True, check=True)
             figures[f"peak_mib_{n}_images"] = float(out.stdout)
     print(json.dumps(figures, indent=1))

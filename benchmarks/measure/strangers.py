@@ -10,6 +10,7 @@ detector `logits`: the better of the margin's two sides, with a threshold from t
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -24,9 +25,10 @@ from advconn.detector.fitting import fit
 from advconn.metrics import auroc
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
+from benchmarks.common.arguments import FOLDERS, parse, parser_of
 from benchmarks.common.cifar10 import Part
-from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, RELATIVES, network, others_than, pooled
-from benchmarks.common.lessons import Subject, arguments
+from benchmarks.common.left_out import ATTACKED, FITTED, MNIST, PRETRAINED, RELATIVES, network, others_than, pooled
+from benchmarks.common.lessons import Subject
 from benchmarks.common.provenance import SEED, file_of, write_record
 
 NAMES = ("resnet20", "resnet44", "mnist-cnn", "mnist-mlp", "shipped", "robust", "plain", "smooth", "mixed", "sure",
@@ -44,14 +46,14 @@ def logits_only(model: Classifier, clean: Part, attacked: Tensor) -> float:
     return max(found, 1 - found)
 
 
-def judged(name: str, options: tuple[Path, ...], seed: int = 0) -> dict[str, Any]:
+def judged(name: str, args: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
     """All figures of a network."""
-    _, data, nets, public = options
-    about = network(name, data, nets, public)
-    model, specs = about.model, MNIST if about.model.channels == 1 and name != "grey28" else about.tested
+    about = network(name, args.data, args.nets, args.public)
+    model = about.model
+    specs = args.attacks or (MNIST if model.channels == 1 and name != "grey28" else about.tested)
     train, clean, attacked = pooled(about, seed)
     clean = clean.rows(slice(0, len(clean.labels) - max(0, FITTED + len(clean.labels) + 2 * ATTACKED - _count(about))))
-    heads, notes = others_than(name, options), []
+    heads, notes = others_than(name, (args.cache, args.data, args.nets, args.public), args.heads), []
     started = time.perf_counter()
     detector = fit(model, train.images, train.labels, pretrained=heads, accept_weak=True, seed=seed, note=notes.append)
     seconds = time.perf_counter() - started
@@ -93,17 +95,17 @@ def _count(about: Subject) -> int:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__, *FOLDERS)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--record", type=Path, help="folder of records, such as benchmarks/records")
-    args = parser.parse_args()
-    options = (args.cache, args.data, args.nets, args.public)
+    parser.add_argument("--heads", type=Path, help="in place of heads that are trained without the network")
+    parser.add_argument("--attacks", nargs="+", help="in place of those that suit the network")
+    args = parse(parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"])
     record: dict[str, Any] = {"seed": SEED, "fitted": FITTED, "networks": {}}
     file = None if args.record is None else file_of(args.record, "strangers")
     if file is not None and file.exists():
         record["networks"] = json.loads(file.read_text())["networks"]
     for name in args.names:
-        record["networks"][name] = row = judged(name, options)
+        record["networks"][name] = row = judged(name, args)
         cells = " ".join(f"{s.split(',')[0]} {v['auroc']:.3f}/{v['caught']:.2f}" for s, v in row["attacks"].items())
         print(f"{name}: {row['seconds']} s, clean flagged {row['flagged']:.3f}, {cells}", flush=True)
         write_record(args.record, "strangers", record, __file__)

