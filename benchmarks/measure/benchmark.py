@@ -19,6 +19,8 @@ from advconn.cli.benchmark import CARD, CARD_WAYS
 from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.provenance import write_record
 
+SECOND = bundle.default("cifar10-hardened") / "companion.safetensors"
+
 
 def main() -> None:
     parser = parser_of(__doc__, "data", "cache")
@@ -29,17 +31,17 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(CARD_WAYS), help="of saving, with commas between them")
     parser.add_argument("--setting", default="both")
     parser.add_argument("--baselines", nargs="*", default=(), help="else all")
+    parser.add_argument("--second", type=Path, default=SECOND, help="weights of PID's second network")
     args = parse(
-        parser, "data", "out", limit=8, attacks=["fgsm:eps=8/255"], ways="jpeg75", setting="used",
-        baselines=["max-softmax"],
+        parser, "data", "out", detector=bundle.default("digits"), data=None, second=None, limit=10,
+        attacks=["fgsm:eps=51/255"], ways="jpeg75", setting="used", baselines=["max-softmax"],
     )  # fmt: skip
-    if args.tiny is not None:
+    if args.tiny is not None:  # on scikit-learn's digits
         args.out = args.tiny / "benchmark"
-    images = args.data / ("test.npz" if args.tiny is None else "train.npz")  # of which more are made up
-    line = [sys.executable, "-m", "advconn", "benchmark", "--detector", str(args.detector), "--data", str(images)]
+    line = [sys.executable, "-m", "advconn", "benchmark", "--detector", str(args.detector)]
     line += ["--limit", str(args.limit), "--save-as", args.ways, "--setting", args.setting, "--out", str(args.out)]
-    line += ["--second", "advconn:compact"]
-    line += ["--second-weights", str(bundle.default("cifar10-hardened") / "companion.safetensors")]
+    line += [] if args.data is None else ["--data", str(args.data / "test.npz")]
+    line += [] if args.second is None else ["--second", "advconn:compact", "--second-weights", str(args.second)]
     line += [] if args.cache is None else ["--cache", str(args.cache)]
     for spec in args.attacks:
         line += ["--attack", spec]

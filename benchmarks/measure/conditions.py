@@ -162,15 +162,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=2000, help="clean images")
     parser.add_argument("--attacks", nargs="+", default=[*ATTACKS, SQUARE])
     parser.add_argument("--fitted-on", nargs="+", default=FITTED_ON, help="attacks, in the comparison of fits")
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS)
     parser.add_argument("--streams", type=int, default=100, help="that the watch sees")
     args = parse(
-        parser, "data", "cache", "nets", limit=4, attacks=ATTACKS[:1], fitted_on=ATTACKS[:1], streams=2
+        parser, "data", "cache", "nets", limit=4, attacks=ATTACKS[:1], fitted_on=ATTACKS[:1], streams=2,
+        conditions=["clean", "noise8", "blur"],
     )  # fmt: skip
 
     detector, groups = bundle.load(args.detector), parts(args.data)
     calibration, model = detector.calibration_, detector.classifier
     images, labels = groups["clean"].images[: args.limit], groups["clean"].labels[: args.limit].numpy()
-    clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in CONDITIONS}
+    clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in args.conditions}
     rates = [
         {"condition": name, "use": USES[name]}
         | alarms(verdicts, labels, calibration)

@@ -20,6 +20,7 @@ from benchmarks.common.provenance import write_record
 
 DIGITS = ["--attack", "pgd", "--attack", "cw", "--attack", "square", "--limit", "200"]
 CIFAR = ["--attack", "pgd", "--attack", "fgsm", "--attack", "cw", "--limit", "40", "--baseline", "feature-squeezing"]
+PARTS = ("digits", "cifar10", "readme")
 README = ["--attack", "pgd", "--limit", "200"]
 
 
@@ -34,12 +35,15 @@ def seconds(options: list[str], cache: str, digits: bool) -> float:
 def main() -> None:
     parser = parser_of(__doc__, "data")
     parser.add_argument("--limit", type=int, help="images attacked, in place of those of each command")
-    args = parse(parser, "data", limit=8)
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
+    args = parse(parser, "data", limit=10, only=["digits"])
     few = [] if args.limit is None else ["--limit", str(args.limit)]
     images = args.data / ("test.npz" if args.tiny is None else "train.npz")  # of which more are made up
     cifar = ["--detector", str(bundle.default()), "--data", str(images)]
     record: dict[str, object] = {"cores": os.cpu_count()}
     for name, options, digits in (("digits", DIGITS, True), ("cifar10", [*cifar, *CIFAR], False)):
+        if name not in args.only:
+            continue
         for jobs in (1, 2):
             with tempfile.TemporaryDirectory() as cache:
                 record[f"{name}, --jobs {jobs}: seconds"] = seconds(
@@ -47,7 +51,7 @@ def main() -> None:
                 )
             print(record, flush=True)
     with tempfile.TemporaryDirectory() as cache:
-        for time_ in ("first", "second"):
+        for time_ in ("first", "second") if "readme" in args.only else ():
             record[f"cifar10, pgd, 200 images, {time_} run: seconds"] = seconds([*cifar, *README, *few], cache, False)
             print(record, flush=True)
     write_record(args.record, "jobs", record, __file__)
