@@ -33,12 +33,13 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="*", default=(), help="else all")
     parser.add_argument("--second", type=Path, default=SECOND, help="weights of PID's second network")
     args = parse(
-        parser, "data", "out", detector=bundle.default("digits"), data=None, second=None, limit=10,
+        parser, "data", "out", detector=None, data=None, second=None, limit=10,
         attacks=["fgsm:eps=51/255"], ways="jpeg75", setting="used", baselines=["max-softmax"],
     )  # fmt: skip
-    if args.tiny is not None:  # on scikit-learn's digits
+    if args.tiny is not None:  # the command's own example, on scikit-learn's digits
         args.out = args.tiny / "benchmark"
-    line = [sys.executable, "-m", "advconn", "benchmark", "--detector", str(args.detector)]
+    line = [sys.executable, "-m", "advconn", "benchmark"]
+    line += [] if args.detector is None else ["--detector", str(args.detector)]
     line += ["--limit", str(args.limit), "--save-as", args.ways, "--setting", args.setting, "--out", str(args.out)]
     line += [] if args.data is None else ["--data", str(args.data / "test.npz")]
     line += [] if args.second is None else ["--second", "advconn:compact", "--second-weights", str(args.second)]
