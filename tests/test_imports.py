@@ -18,7 +18,7 @@ ROOMS = (  # each imports those before it alone
     "__main__",
 )  # fmt: skip
 INSIDE = {  # the same of the files in a room, which stand in sets that do not import one another
-    "runtime": ({"cache", "forward_passes", "progress"}, {"parallel"}),
+    "runtime": ({"cache", "forward_passes", "progress", "trace_context"}, {"parallel"}),
     "data": (
         {"conditions", "datasets", "formats", "sandbox", "axis_order", "prefetch", "preprocessing"},
         {"hidden_pictures", "laundering"},
@@ -67,7 +67,7 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
             "trace",
             "web_security",
         },
-        {"cloudevents"},
+        {"cloudevents", "spans"},
         {"shadow"},
         {"app"},
     ),

@@ -22,6 +22,7 @@ from advconn.errors import DataError, ModelError, printable
 
 if TYPE_CHECKING:
     from advconn.detector.detector import Detector
+    from advconn.serving.trace import Tracing
 
 DRAIN, END = 20, 24  # seconds after SIGTERM: what waits is finished, and whatever still runs is ended
 UNFINISHED = 2  # the exit status where something still ran at the end
@@ -85,6 +86,11 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     help="The log on stderr: text for people; json, an object a line; ocsf, each flagged image as an OCSF Detection "
     "Finding and all else as json.",
 )
+@click.option(
+    "--otel",
+    is_flag=True,
+    help="Make an OpenTelemetry span of each request (extra otel); the OTEL_* variables say where they are sent.",
+)
 @click.option("--show-flagged", is_flag=True, help="Let GET /flagged show the last flagged files to every client.")
 @click.option("--all-formats", is_flag=True, help="Also accept rare picture formats, which decode slowly.")
 @click.option(
@@ -127,6 +133,7 @@ def serve(
     watch_queries: str | None,
     shadow: bool,
     log_format: str,
+    otel: bool,
     sink: str | None,
     show_flagged: bool,
     all_formats: bool,
@@ -183,6 +190,7 @@ def serve(
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading,
         note=Log(note if log_format == "text" else partial(click.echo, err=True), log_format, name),
         watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
+        tracing=_tracing(name) if otel else None,
     )  # fmt: skip
 
     class Telling(uvicorn.Server):
@@ -221,6 +229,17 @@ def serve(
         raise DataError(
             f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"
         )
+
+
+def _tracing(name: str) -> Tracing:
+    """What makes spans of the requests to a detector of this name."""
+    try:
+        from advconn.serving.spans import OpenTelemetry
+    except ImportError as error:
+        raise ModelError(
+            f"--otel needs {error.name or 'other packages'}: pip install 'advconn[otel]', or '.[otel]' in a checkout"
+        ) from None
+    return OpenTelemetry(name)
 
 
 def _client_header(asked: str) -> str:

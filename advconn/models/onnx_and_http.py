@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from advconn.errors import ModelError, Unanswered, first_line
+from advconn.runtime.trace_context import trace_headers
 
 LARGEST_ANSWER = 2**26  # bytes
 MOST_LISTS = 2**14  # in an answer: one an image, and some
@@ -253,7 +254,9 @@ class Endpoint(ArrayModule):
         batch = self.given(images)
         asked = {"name": self.name, "shape": list(batch.shape), "datatype": self.kind, "data": batch.ravel().tolist()}
         most = ROOM + LONGER * self.row_bytes * len(batch) if self.row_bytes else LARGEST_ANSWER
-        answer, size = _request(f"{self.address}/infer", {"inputs": [asked]}, self.timeout, self.headers, most)
+        answer, size = _request(
+            f"{self.address}/infer", {"inputs": [asked]}, self.timeout, trace_headers() | self.headers, most
+        )
         self.row_bytes = self.row_bytes or max(64, size // len(batch))
         try:
             arrays = {str(o["name"]): _array(o) for o in answer["outputs"] if o["datatype"] != "BYTES"}

@@ -30,6 +30,7 @@ from advconn.data.formats import COMMON, FORMATS
 from advconn.detector.drift import Watch
 from advconn.errors import AdvconnError, DataError, first_line, printable
 from advconn.models.onnx_and_http import Endpoint
+from advconn.runtime.trace_context import trace_headers
 from advconn.scoring.records import Failure, Record, Result, score_batch
 from advconn.scoring.report_page import PageEntry, page, template_source
 from advconn.serving.batching import Batcher, QueueFull
@@ -49,7 +50,7 @@ from advconn.serving.open_inference_protocol import (
 from advconn.serving.query_watch import QueryWatch
 from advconn.serving.request_body import Bodies, Limits, files_in
 from advconn.serving.shadow import REQUESTS, flagged_event, send_event
-from advconn.serving.trace import trace_of
+from advconn.serving.trace import Traced, Tracing, trace_of
 from advconn.serving.web_security import Guarded, PlainJSON, policy
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 SHADOWED = 256  # events that wait to be judged
 CLIENT_LETTERS = 12  # of the digest of the header that says who asks
 WALKS = "Advconn-Client-Walks"  # the header of an answer to a client that asks about nearly equal pictures
+UNTRACED = ("/v2/health/", "/metrics")  # which are asked again and again
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
 UNCLEAR = "the classifier fails on it, or gives NaN"
@@ -82,6 +84,7 @@ class Server:
             header, or with '' who has one address. None does not watch.
         shadow: judge copies of another model's requests, which arrive as CloudEvents at POST /.
         sink: address that events of flagged requests are sent to.
+        tracing: carries requests' traces on, and may make spans of them.
         note: told what its operator should know.
     """
 
@@ -100,19 +103,20 @@ class Server:
         watch_queries: str | None = None,
         shadow: bool = False,
         sink: str | None = None,
+        tracing: Tracing | None = None,
         note: Log | Callable[[str], None] = print,
     ) -> None:
         self.judge, self.name, self.about, self.block = judge, name, about, block
         self.note = note if isinstance(note, Log) else Log(note)
         self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
         self.client_header, self.queries = watch_queries, None if watch_queries is None else QueryWatch()
-        self.shadow, self.sink = shadow, sink
+        self.shadow, self.sink, self.tracing = shadow, sink, tracing or Tracing()
         self.events: asyncio.Queue[Event] = asyncio.Queue(SHADOWED)
         self.waiting_bytes = 0  # of the events that wait
         self.formats = FORMATS if every_format else COMMON
         self.limits = limits = limits or Limits()
         self.bodies = Bodies(limits)
-        self.metrics = Metrics(Watch(judge.detector.calibration_))
+        self.metrics = Metrics(Watch(judge.detector.calibration_), name, judge.detector.calibration_.fpr)
         self.classifier = judge.detector.classifier
         network = self.classifier.network
         self.upstream = network if isinstance(network, Endpoint) else None
@@ -159,7 +163,10 @@ class Server:
             Exception: self.unforeseen,
         }
         csp = policy(self._index, template_source())
-        middleware = [Middleware(Guarded, hosts=self.hosts, csp=csp)]
+        middleware = [
+            Middleware(Traced, tracing=self.tracing, paths={route.path for route in routes}, unseen=UNTRACED),
+            Middleware(Guarded, hosts=self.hosts, csp=csp),
+        ]
         app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults, middleware=middleware)
         app.router.redirect_slashes = False  # whose answer would name the host that the client says
         return app
@@ -178,6 +185,7 @@ class Server:
         await self.batcher.stop()
         for pool in (self.near, self.far, self.watching, self.sending):
             pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.get_running_loop().run_in_executor(None, self.tracing.close)
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
@@ -330,15 +338,9 @@ class Server:
         while True:
             event = await self.events.get()
             try:
-                told = flagged_event(event, self.name, await self._event_verdicts(event))
-                if told is not None:
-                    rows = zip(told["data"]["flagged"], told["data"]["p_value"], strict=True)
-                    errors = told["data"]["errors"]
-                    of = f"request {event.id[:40]}, image"
-                    seen = [FlaggedImage(f"{of} {i}", p, errors.get(str(i), "")) for i, p in rows]
-                    self.note.flagged(Asked(event.source, "/", event.trace), seen)
-                    if self.sink is not None:
-                        await self._run(self.sending, send_event, self.sink, told)
+                about = {"cloudevents.event_id": event.id, "cloudevents.event_source": event.source}
+                with self.tracing.span("judge an event", event.carried, about):
+                    await self._follow(event)
             except AdvconnError as error:
                 self.metrics.refused.labels("event").inc()
                 self.note(f"{event.source}: request {event.id[:40]} was not judged, or not told of: {error}")
@@ -347,6 +349,19 @@ class Server:
                 self.note(f"an error inside advconn, please report it: {type(error).__name__}: {first_line(error)}")
             finally:
                 self.waiting_bytes -= len(event.content)
+
+    async def _follow(self, event: Event) -> None:
+        told = flagged_event(event, self.name, await self._event_verdicts(event))
+        if told is None:
+            return
+        rows = zip(told["data"]["flagged"], told["data"]["p_value"], strict=True)
+        errors = told["data"]["errors"]
+        of = f"request {event.id[:40]}, image"
+        seen = [FlaggedImage(f"{of} {i}", p, errors.get(str(i), "")) for i, p in rows]
+        self.note.flagged(Asked(event.source, "/", trace_of(trace_headers().get("traceparent"))), seen)
+        self.tracing.flagged(seen)
+        if self.sink is not None:
+            await self._run(self.sending, send_event, self.sink, told)
 
     async def _event_verdicts(self, event: Event) -> dict[str, Any]:
         self._require_same_upstream()
@@ -358,6 +373,8 @@ class Server:
     def _tell(self, request: Request, flagged: Sequence[FlaggedImage]) -> None:
         """Log what was flagged, or could not be judged."""
         self.note.flagged(_asked_by(request), flagged)
+        if flagged:
+            self.tracing.flagged(flagged)
 
     def _count(self, verdicts: list[VerdictRow | None]) -> None:
         if self.metrics.judged(verdicts):
@@ -540,7 +557,7 @@ def _named(result: Result) -> FlaggedImage:
 def _asked_by(request: Request) -> Asked:
     """Who asked."""
     client = request.client.host if request.client is not None else "?"
-    return Asked(client, request.url.path, trace_of(request.headers.get("traceparent")))
+    return Asked(client, request.url.path, trace_of(trace_headers().get("traceparent")))
 
 
 def _verdict_row(record: Record) -> VerdictRow:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from advconn.errors import AdvconnError, Unanswered
+from advconn.runtime.trace_context import trace_headers, traced
 
 Verdicts = dict[str, Any]
 T = TypeVar("T")
@@ -27,6 +29,7 @@ class QueueFull(AdvconnError):
 class _Waiting:
     images: Tensor
     future: asyncio.Future[Verdicts] = field(repr=False)
+    trace: Mapping[str, str] = field(default_factory=trace_headers)
 
 
 class Batcher:
@@ -91,7 +94,7 @@ class Batcher:
             QueueFull: too many wait, or no more are taken.
         """
         with self._waits(count):
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, work)
 
     @contextmanager
     def _waits(self, count: int) -> Iterator[None]:
@@ -143,6 +146,11 @@ class Batcher:
             count += len(other.images)
         return together, None
 
+    def _together(self, live: list[_Waiting]) -> Verdicts:
+        """Verdicts of several requests; what they ask upstream belongs to the trace of the first."""
+        with traced(live[0].trace):
+            return self.judge(torch.cat([request.images for request in live]))
+
     async def _judge(self, together: list[_Waiting]) -> None:
         live = [request for request in together if not request.future.cancelled()]
         if not live:
@@ -150,9 +158,7 @@ class Batcher:
         started = perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            verdicts = await loop.run_in_executor(
-                self._pool, self.judge, torch.cat([request.images for request in live])
-            )
+            verdicts = await loop.run_in_executor(self._pool, self._together, live)
         except Exception as error:  # whoever asked is told, and whoever asks next is served
             together_failed = isinstance(error, Unanswered) or not isinstance(error, AdvconnError)
             if len(live) > 1 and not together_failed:  # the fault of one must not be that of all

@@ -19,22 +19,23 @@ from advconn.serving.open_inference_protocol import (
     parse_header_length,
     unique_names,
 )
-from advconn.serving.trace import trace_of
+from advconn.serving.trace import carried_headers
 
 STRUCTURED = "application/cloudevents+json"
 LONGEST = 500  # characters of an event's id, type and source
 
 
 class Event(NamedTuple):
-    """A CloudEvent: its id, type, source and trace, and its data, a request of the Open Inference Protocol.
+    """A CloudEvent: its id, type and source, the headers of its trace, and its data.
 
+    content: a request of the Open Inference Protocol.
     json_bytes: how many bytes of the data are JSON, where binary tensors follow; else None.
     """
 
     id: str
     kind: str
     source: str
-    trace: str
+    carried: dict[str, str]
     content: bytes
     json_bytes: int | None = None
 
@@ -56,7 +57,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
             read_structured(body) if len(body) <= NEAR_JSON else sandbox.call(f"{__name__}:read_structured", body)
         )
         return _event(said, arrays[0].tobytes(), None)
-    names = ("specversion", "id", "type", "source", "traceparent")
+    names = ("specversion", "id", "type", "source", "traceparent", "tracestate")
     told = {name: headers.get(f"ce-{name}") for name in names}
     return _event(told, body, parse_header_length(headers.get(HEADER)))
 
@@ -91,4 +92,5 @@ def _event(said: Mapping[str, Any], content: bytes, json_bytes: int | None) -> E
     if not all(isinstance(name, str) and 0 < len(name) <= LONGEST for name in names):
         raise DataError(f"a CloudEvent needs an id, a type and a source of 1 to {LONGEST} characters")
     name, kind, source = (printable(str(text)) for text in names)
-    return Event(name, kind, source, trace_of(said.get("traceparent")), content, json_bytes)
+    trace = {name: text for name in ("traceparent", "tracestate") if isinstance(text := said.get(name), str)}
+    return Event(name, kind, source, carried_headers(trace), content, json_bytes)

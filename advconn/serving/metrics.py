@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from advconn.detector.drift import Watch
 from advconn.errors import printable
 
 P_VALUES = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+RECENT = 1000  # images whose share of flagged ones is told
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -29,8 +32,9 @@ class VerdictRow(NamedTuple):
 class Metrics:
     """Counts of a server: images by predicted class and stage, p-values, seconds, and the watch on the promise."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, model: str, fpr: float) -> None:
         self.watch, self.registry = watch, CollectorRegistry()
+        self.recent: deque[bool] = deque(maxlen=RECENT)
         own: dict[str, Any] = {"registry": self.registry}
         self.p_value = Histogram("advconn_p_value", "Conformal p-values of images.", buckets=P_VALUES, **own)
         self.images = Counter("advconn_images", "Images judged, by predicted class.", ["predicted"], **own)
@@ -45,6 +49,14 @@ class Metrics:
         self.waiting = Gauge("advconn_waiting_images", "Images that wait.", **own)
         fortune = Gauge("advconn_watch_fortune", "Of the watch: 100 or more says that the images have changed.", **own)
         fortune.set_function(lambda: watch.fortune)
+        spoke = Gauge("advconn_watch_spoke", "Of the watch: 1 once it said that the images have changed.", **own)
+        spoke.set_function(lambda: float(watch.spoke_at is not None))
+        share = Gauge("advconn_recent_flagged_ratio", f"Share flagged of the last {RECENT} images judged.", **own)
+        share.set_function(lambda: sum(self.recent) / max(1, len(self.recent)))
+        asked = Gauge("advconn_promised_flagged_ratio", "Share of clean images that may be flagged.", **own)
+        asked.set(fpr)
+        about = Info("advconn_detector", "What serves: the detector's name, and advconn's version.", **own)
+        about.info({"model": model, "version": version("advconn")})
 
     def batched(self, count: int, seconds: float) -> None:
         """A batch was judged."""
@@ -58,6 +70,7 @@ class Metrics:
         self.errors.inc(len(verdicts) - len(judged))
         for verdict in judged:
             self.p_value.observe(verdict.p_value)
+            self.recent.append(verdict.flag)
             predicted = printable(verdict.predicted)
             self.images.labels(predicted).inc()
             self.stage.labels(str(verdict.stage)).inc()

@@ -192,7 +192,8 @@ def test_binary_tensors_and_traces_are_read():
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     more = {"ce-traceparent": f"00-{trace}-00f067aa0ba902b7-01", "inference-header-content-length": "2"}
     event = parse_event(HEADERS | more, b"{}\0\1")
-    assert (event.trace, event.json_bytes, event.content) == (trace, 2, b"{}\0\1")
+    carried = {"traceparent": more["ce-traceparent"]}
+    assert (event.carried, event.json_bytes, event.content) == (carried, 2, b"{}\0\1")
 
 
 def test_large_events_are_read_elsewhere():

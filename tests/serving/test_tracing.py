@@ -1,0 +1,165 @@
+"""A request's trace goes on to the classifier upstream, into the log, and into a span of OpenTelemetry."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from advconn import bundle
+from advconn.models.classifier import Classifier
+from advconn.runtime.trace_context import trace_headers, traced
+from advconn.serving import Judge
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+
+from starlette.testclient import TestClient
+
+from advconn.serving.app import Server
+from advconn.serving.log import Log
+from advconn.serving.trace import carried_headers
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+class Upstream:
+    """The digits' classifier behind the protocol, which keeps the headers of what asks for logits."""
+
+    def __init__(self):
+        kept = self.kept = []
+        classifier = bundle.load(bundle.default("digits")).classifier
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self, content):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(content).encode())
+
+            def do_GET(self):
+                self.answer({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]})
+
+            def do_POST(self):
+                kept.append(self.headers)
+                asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"][0]
+                images = classifier.check(torch_of(asked))
+                logits = classifier.logits(images).tolist()
+                out = {
+                    "name": "logits",
+                    "datatype": "FP32",
+                    "shape": [len(logits), 10],
+                    "data": [v for row in logits for v in row],
+                }
+                self.answer({"outputs": [out]})
+
+            def log_message(self, *args):
+                """Nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def torch_of(asked):
+    import torch
+
+    return torch.tensor(asked["data"], dtype=torch.float32).view(asked["shape"])
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    found = Upstream()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture
+def behind(upstream):
+    """A detector whose classifier is upstream; what was asked while it was loaded is forgotten."""
+    there = Classifier.from_endpoint(upstream.url, "digits")
+    detector = bundle.load(bundle.default("digits"), model=there)
+    upstream.kept.clear()
+    return detector
+
+
+def body(images):
+    values = {"name": "x", "datatype": "UINT8", "shape": list(images.shape), "data": images.flatten().tolist()}
+    return {"inputs": [values]}
+
+
+def test_a_trace_goes_on_upstream_and_into_the_log(upstream, behind, digits):
+    """Of infer and of /score's files; a request without a trace, or with a malformed one, carries none."""
+    told = []
+    server = Server(Judge(behind), "digits", "", note=Log(told.append, "json"))
+    bad = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [7.0] * 64}]}
+    with TestClient(server.app()) as client:
+        upstream.kept.clear()  # of the question whether it is the same as before
+        state = {"traceparent": PARENT, "tracestate": "vendor=1"}
+        client.post("/v2/models/digits/infer", json=body(digits[0][1500:1502]), headers=state)
+        assert upstream.kept
+        carried = {(h["traceparent"], h["tracestate"]) for h in upstream.kept}
+        assert carried - {(None, None)} == {(PARENT, "vendor=1")}  # the server asks for itself, too
+        for headers in ({}, {"traceparent": PARENT.upper()}, {"traceparent": "00-" + "0" * 32 + PARENT[35:]}):
+            upstream.kept.clear()
+            client.post("/v2/models/digits/infer", json=body(digits[0][1500:1502]), headers=headers)
+            assert upstream.kept
+            assert {h["traceparent"] for h in upstream.kept} == {None}
+        client.post("/v2/models/digits/infer", json=bad, headers=state)
+    assert [json.loads(line).get("trace_id") for line in told if "flagged" in line] == [TRACE]
+
+
+def test_headers_that_go_on_are_printable():
+    """Whatever a client sends: no header of another meaning can be smuggled along."""
+    assert carried_headers({"traceparent": PARENT, "tracestate": "a=1\r\nX: y"}) == {"traceparent": PARENT}
+    assert carried_headers({"traceparent": PARENT + "-é"}) == {}
+    assert carried_headers({"tracestate": "a=1"}) == {}
+
+
+def test_work_of_one_trace_ends_with_it():
+    """Other threads, and what comes after, are in none."""
+    with traced({"traceparent": PARENT}):
+        assert trace_headers() == {"traceparent": PARENT}
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(trace_headers).result() == {}
+    assert trace_headers() == {}
+
+
+def test_a_request_becomes_a_span(upstream, behind, digits):
+    """A child of the caller's and the parent of the call upstream, with an event for each flagged image."""
+    pytest.importorskip("opentelemetry.sdk")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from advconn.serving.spans import OpenTelemetry
+
+    memory, provider, told = InMemorySpanExporter(), TracerProvider(), []
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    server = Server(
+        Judge(behind), "digits", "", note=Log(told.append, "json"), tracing=OpenTelemetry("digits", provider)
+    )
+    bad = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [7.0] * 64}]}
+    with TestClient(server.app()) as client:
+        upstream.kept.clear()
+        client.post("/v2/models/digits/infer", json=body(digits[0][1500:1502]), headers={"traceparent": PARENT})
+        client.post("/v2/models/digits/infer", json=bad)
+        client.get("/v2/health/ready")
+        client.get("/nowhere/at/all")
+        spans = memory.get_finished_spans()
+    assert [span.name for span in spans] == ["POST /v2/models/digits/infer"] * 2 + ["GET"]
+    first, second, lost = spans
+    assert f"{first.context.trace_id:032x}" == TRACE
+    assert f"{first.parent.span_id:016x}" == PARENT[36:52]
+    ours = f"00-{TRACE}-{first.context.span_id:016x}-01"
+    assert {h["traceparent"] for h in upstream.kept if h["traceparent"] and TRACE in h["traceparent"]} == {ours}
+    assert first.attributes["http.response.status_code"] == 200
+    assert not first.events
+    assert [event.name for event in second.events] == ["advconn.flagged"]
+    assert "[7, 7]" in second.events[0].attributes["advconn.error"]
+    assert lost.attributes["http.response.status_code"] == 404
+    traces = [json.loads(line).get("trace_id") for line in told if "flagged" in line]
+    assert traces == [f"{second.context.trace_id:032x}"]
