@@ -28,6 +28,7 @@ from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import read
 from benchmarks.common.provenance import write_record
 
+PARTS = ("spread", "decoding", "memory")
 PEAK = """
 import resource, sys
 from advconn.__main__ import main
@@ -109,8 +110,9 @@ def main() -> None:
     parser = parser_of(__doc__, "data")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--digits", type=int, nargs="+", default=[2_000, 20_000], help="whose memory is measured")
-    args = parse(parser, "data", images=20, files=5, digits=[20])
+    args = parse(parser, "data", images=20, files=5, digits=[20], only=["decoding", "memory"])
     torch.set_num_threads(1)
     test = read(args.data / "test.npz").images.permute(0, 2, 3, 1).numpy()
     many = np.concatenate([test, test[:, :, ::-1], test])[: args.images]
@@ -121,8 +123,9 @@ def main() -> None:
             ("decoding", lambda: decoding(Path(folder), many[: args.files])),
             ("memory", lambda: memory(Path(folder), args.digits)),
         ):
-            record[name] = made()
-            print(name, json.dumps(record[name]), flush=True)
+            if name in args.only:
+                record[name] = made()
+                print(name, json.dumps(record[name]), flush=True)
     write_record(args.record, "scale", {**record}, __file__)
 
 

@@ -130,10 +130,11 @@ def main() -> None:
         "--memory", type=int, nargs="+", default=[64, 256, 2048], help="images whose memory is measured"
     )
     parser.add_argument("--no-large", action="store_true", help="leave EfficientNet-Lite0 out")
+    parser.add_argument("--no-cold", action="store_true", help="leave cold starts out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    args = parse(parser, images=16, memory=[4], repeats=1, no_large=True)
+    args = parse(parser, images=16, memory=[4], repeats=1, no_large=True, no_cold=True)
     few = min(3, args.repeats)
 
     torch.set_num_threads(args.threads)
@@ -179,7 +180,7 @@ def main() -> None:
         figures["help_seconds"] = seconds(
             lambda: subprocess.run([*run, "--help"], capture_output=True, check=True), args.repeats
         )
-        for name in ("cifar10", *["imagenet"] * (large is not None)):
+        for name in () if args.no_cold else ("cifar10", *["imagenet"] * (large is not None)):
             cold = [*run, "score", CAT, "--detector", name]
             figures[f"cold_score_seconds, {name}"] = seconds(
                 lambda cold=cold: subprocess.run(cold, capture_output=True, check=False), few

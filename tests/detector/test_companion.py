@@ -191,14 +191,14 @@ def test_one_that_no_bundle_may_rebuild_is_given(hardened, classifier, companion
 
 def test_the_command_takes_one(robust, net, digits, tmp_path):
     save_file(net.state_dict(), tmp_path / "net.safetensors")
-    np.savez(tmp_path / "clean.npz", images=digits[0][900:1400, 0].numpy(), labels=digits[1][900:1400].numpy())
+    np.savez(tmp_path / "clean.npz", images=digits[0][900:1200, 0].numpy(), labels=digits[1][900:1200].numpy())
     line = ["fit", "--model", "advconn:compact", "--weights", tmp_path / "net.safetensors", "--size", "8", "--data"]
     line += [tmp_path / "clean.npz", "--companion", "advconn:compact", "--companion-weights", robust, "--out"]
     line += [tmp_path / "out", "--channels", "1", "--cache", tmp_path / "cache"]
     refused = CliRunner().invoke(main, [*map(str, line), "--quick"])
     assert refused.exit_code == 2
     assert "--companion goes with --full" in refused.output
-    more = ["--attack", "pgd:eps=0.2,steps=5", "--attack", "fgsm:eps=0.2", "--limit-attacked", "60"]
+    more = ["--attack", "pgd:eps=0.2,steps=5", "--attack", "fgsm:eps=0.2", "--limit-attacked", "40"]
     done = CliRunner().invoke(main, [*map(str, line), *more])
     assert done.exit_code == 0, done.output
     assert "evasive:eps=51/255" in done.output

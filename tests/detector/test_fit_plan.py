@@ -59,23 +59,23 @@ def test_a_plan_goes_through_json_unchanged():
 
 def test_images_to_calibrate_on_may_have_labels_of_their_own(classifier):
     """Then, and only then, it is told which of them the classifier gets wrong."""
-    x, y = images(n=900)
+    x, y = images(n=600)
     some = {"conditions": ("clean",), "accept_weak": True, "note": quiet}
-    apart, labels = x[300:], y[300:].clone()
+    apart, labels = x[200:], y[200:].clone()
     unsure = classifier.logits(classifier.check(apart)).softmax(1).amax(1).cpu()
     worst = unsure <= unsure.quantile(0.2)
     labels[worst] = (labels[worst] + 1) % classifier.num_classes
-    known = fit(classifier, x[:300], y[:300], apart=apart, apart_labels=labels, **some)
-    unknown = fit(classifier, x[:300], y[:300], apart=apart, **some)
-    alone = fit(classifier, x[:300], apart=apart, apart_labels=labels, **some)
+    known = fit(classifier, x[:200], y[:200], apart=apart, apart_labels=labels, **some)
+    unknown = fit(classifier, x[:200], y[:200], apart=apart, **some)
+    alone = fit(classifier, x[:200], apart=apart, apart_labels=labels, **some)
     assert known.doubt_ is not None
     assert unknown.doubt_ is None
     assert alone.doubt_ is not None
-    assert known.fitted_.plan.images["calibrate"] == len(known.clean_["clean"]) == 600
+    assert known.fitted_.plan.images["calibrate"] == len(known.clean_["clean"]) == 400
     with pytest.raises(FitError, match="apart_labels"):
-        fit(classifier, x[:300], y[:300], apart_labels=labels, **some)
+        fit(classifier, x[:200], y[:200], apart_labels=labels, **some)
     with pytest.raises(FitError, match="a label in apart_labels is"):
-        fit(classifier, x[:300], y[:300], apart=apart, apart_labels=labels + 9 - labels.min(), **some)
+        fit(classifier, x[:200], y[:200], apart=apart, apart_labels=labels + 9 - labels.min(), **some)
     assert np.array_equal(known.clean_["clean"], unknown.clean_["clean"], equal_nan=True)
 
 
