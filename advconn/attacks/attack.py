@@ -14,7 +14,16 @@ from torch import Tensor
 
 from advconn import models
 from advconn.attacks import own_attacks
-from advconn.attacks.catalog import GRADIENT_FREE, INTEGERS, KINDS, STEP_SHARES, TEXTS, format_number, parse_number
+from advconn.attacks.catalog import (
+    GRADIENT_FREE,
+    INTEGERS,
+    KINDS,
+    STEP_SHARES,
+    TARGETS,
+    TEXTS,
+    format_number,
+    parse_number,
+)
 from advconn.attacks.libraries import LIBRARIES
 from advconn.attacks.surrogate import train_surrogate
 from advconn.errors import AdvconnError, AttackError, expected_one_of, first_line
@@ -61,6 +70,8 @@ class Attack:
                 expected = ", ".join(sorted(keys | set(texts)))
                 raise AttackError(f"{name} has no parameter {part!r}: expected {expected} as key=value")
             params[key] = value if key in texts else parse_number(name, key, value)
+        if params.get("target", TARGETS[0]) not in TARGETS:
+            raise AttackError(f"{name}: target is {' or '.join(TARGETS)}, got {params['target']!r}")
         if "weights" in params and "surrogate" not in params:
             raise AttackError(f"{name}: weights go with surrogate=SPEC")
         return cls(name, tuple(sorted(params.items())))
@@ -92,7 +103,9 @@ class Attack:
         seed: int = 0,
         **options: Any,
     ) -> Tensor:
-        """Untargeted attacked copies (n, c, h, w) in [0, 1]; those given another class than their label succeeded.
+        """Attacked copies (n, c, h, w) in [0, 1]; those given another class than their label succeeded.
+
+        A targeted attack (target=random or least-likely) succeeds by any wrong class, too.
 
         Args:
             classifier: what is attacked.
@@ -191,6 +204,7 @@ class Attack:
             raise AttackError("autoattack needs four classes or more: its targeted part aims at three wrong ones")
         extra = {"n_classes": classifier.num_classes} if self.name == "autoattack" else {}
         options = {kind.renamed.get(k, k): v for k, v in settings.items()} | dict(kind.fixed) | extra
+        options |= {k: v for k, v in self.params if k == "target"}
         try:
             return LIBRARIES[library](cls, classifier, images, labels, options)
         except AdvconnError:

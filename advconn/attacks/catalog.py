@@ -204,7 +204,11 @@ STEP_SHARES: Mapping[str, float] = {  # step size as a share of the largest chan
 INTEGERS = {
     "steps", "n_queries", "tries", "pixels", "popsize", "restarts", "searches", "samples", "grid", "side", "quality",
 }  # fmt: skip
-TEXTS = {"transfer": ("surrogate", "weights")}
+TARGETED = ("fgsm", "ffgsm", "bim", "pgd", "mifgsm", "jitter", "pgd-l2", "cw", "ead", "tifgsm", "transfer")
+TARGETS = ("random", "least-likely")  # wrong classes that a targeted attack aims at
+TEXTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(TARGETED, ("target",)) | {
+    "transfer": ("surrogate", "target", "weights")
+}
 GRADIENT_FREE = tuple(name for name, kind in KINDS.items() if not kind.gradient)
 
 MIXTURE: tuple[str, ...] = (

@@ -50,15 +50,20 @@ def of_torchattacks(
         classifier: what is attacked.
         images: (n, c, h, w) in [0, 1].
         labels: their classes (n,).
-        options: of the class.
+        options: of the class, and `target`, one of catalog.TARGETS, for a targeted attack.
 
     Raises:
         AttackError: the library is not installed, or has no such class.
     """
     with _installed("torchattacks"):
         import torchattacks
-    attack = _class("torchattacks", torchattacks, cls)(classifier.module, **options)
+    own = {name: value for name, value in options.items() if name != "target"}
+    attack = _class("torchattacks", torchattacks, cls)(classifier.module, **own)
     attack.set_device(classifier.device)
+    if options.get("target") == "random":
+        attack.set_mode_targeted_random(quiet=True)
+    elif options.get("target") == "least-likely":
+        attack.set_mode_targeted_least_likely(quiet=True)
     out: Tensor = attack(images, labels)
     return out
 

@@ -8,6 +8,8 @@ Whatever is wrong with a folder is told when it is loaded: a trial verdict is pa
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,52 @@ def load(
     for name, given in (("model", model), ("companion", companion)):
         if given is not None and not isinstance(given, Classifier):
             raise ModelError(f"{name}= takes a Classifier, got {type(given).__name__}: Classifier(module, size=...)")
-    if verify_key is not None:
-        verify(folder, verify_key)
+    if verify_key is None:
+        return _loaded(folder, folder, model, companion, device, same_weights)
+    with tempfile.TemporaryDirectory(prefix="advconn-", ignore_cleanup_errors=True) as place:
+        private = Path(place) / "detector"  # nobody changes its files between the look at the signature and the load
+        try:
+            _copy_files(folder, private)
+            verify(private, verify_key)
+            return _loaded(private, folder, model, companion, device, same_weights)
+        except AdvconnError as error:
+            raise type(error)(str(error).replace(str(private), str(folder))) from error
+
+
+def _copy_files(folder: Path, private: Path) -> None:
+    """Copy the files of a bundle, none of which is a folder.
+
+    Raises:
+        BundleError: no such folder, or a file that cannot be read.
+    """
+    try:
+        private.mkdir()
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, private / file.name)
+    except OSError as error:
+        raise BundleError(f"{folder}: no detector here ({error.strerror})") from error
+
+
+def _loaded(
+    folder: Path,
+    shown: Path,
+    model: Classifier | None,
+    companion: Classifier | None,
+    device: str | None,
+    same_weights: bool,
+) -> Detector:
+    """As told in `load`; `shown`: the folder that warnings name.
+
+    Raises:
+        BundleError: as told there.
+    """
     try:
         card = read_card(folder)
         beside = restoring.companion_of(folder, card, companion, device)
         detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
-        _warn_of_no_flags(folder, detector)
+        _warn_of_no_flags(shown, detector)
         return detector
     except AdvconnError as error:
         where = "" if str(folder) in str(error) else f"{folder}: "
@@ -114,7 +154,7 @@ def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
             f"{folder}: has a threshold of {highest:.6g}, which no image reaches, so that it can flag nothing: fit it "
             "again, or do not trust where it comes from",
             AdvconnWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     for condition, scores in calibration.tables.items():
@@ -123,7 +163,7 @@ def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
                 f"{folder}: more than {calibration.fpr:.0%} of its calibration scores ({condition}) are the largest "
                 "there is, so that it can flag nothing: fit it again, or do not trust where it comes from",
                 AdvconnWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 

@@ -80,7 +80,7 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value:
         return
     from advconn.attacks.attack import Attack
-    from advconn.attacks.catalog import FAMILIES, KINDS
+    from advconn.attacks.catalog import FAMILIES, KINDS, TARGETED, TARGETS
 
     for family, what in FAMILIES.items():
         click.echo(f"{family}: {what}")
@@ -90,6 +90,8 @@ def _list_attacks(ctx: click.Context, _: click.Parameter, value: bool) -> None:
             wants = ["gradients"] * attack.needs_gradient + ["foolbox"] * kind.made_by.startswith("foolbox:")
             needs = f" (needs {', '.join(wants)})" * bool(wants)
             click.echo(f"  {name:<14} {settings:<40} {kind.atlas}, {kind.nist}; {kind.source}{needs}")
+    aimed = " or ".join(f"target={target}" for target in TARGETS)
+    click.echo(f"{', '.join(TARGETED)} take {aimed}: they then aim at that wrong class, and any wrong class counts.")
     ctx.exit()
 
 

@@ -33,6 +33,7 @@ class Judge:
         model: the classifier, where a folder does not hold it.
         column: of a batch that is a dict: where its images are.
         device: for a detector that is loaded here.
+        verify_key: file of an Ed25519 public key that the folder must be signed with, see bundle.load.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Judge:
         model: Classifier | None = None,
         column: str = "image",
         device: str | None = None,
+        verify_key: Path | str | None = None,
     ) -> None:
         self.column, self.model, self.device = column, model, device
+        self.verify_key = None if verify_key is None else Path(verify_key).absolute()
         from advconn import bundle
 
         # a path that stays right where another process stands in another folder
@@ -65,7 +68,9 @@ class Judge:
             if self._loaded is None:
                 from advconn import bundle
 
-                self._loaded = bundle.load(self._given, model=self.model, device=self.device)
+                self._loaded = bundle.load(
+                    self._given, model=self.model, device=self.device, verify_key=self.verify_key
+                )
             return self._loaded
 
     def __call__(self, batch: Any) -> dict[str, Any]:

@@ -51,6 +51,8 @@ LARGE = (
     "cw:c=1,kappa=0,steps=40",
     "pgd:eps=8/255,steps=10 from lite2",
     "pgd-jpeg:eps=8/255,quality=75",
+    "pgd:eps=8/255,steps=20,target=random",  # as the data set's own targets are drawn
+    "pgd:eps=8/255,steps=20,target=least-likely",
 )
 
 

@@ -189,6 +189,32 @@ def test_transfer_takes_another_network(classifier, digits, tmp_path):
     assert torch.equal(attack.run(blind, images, labels), out)
 
 
+@pytest.mark.parametrize("name", ["pgd", "mifgsm", "bim"])
+def test_a_targeted_attack_reaches_its_class(name, classifier, digits):
+    """The least likely one; a random one is another for other images; what the label is never is the target."""
+    x, y = digits[0][1500:1530], digits[1][1500:1530]
+    clean = classifier.check(x)
+    rest = classifier.logits(clean).scatter(1, y[:, None], torch.inf)
+    aimed = Attack.parse(f"{name}:eps=0.3,target=least-likely,steps=20").run(classifier, x, y)
+    assert (classifier.predict(aimed) == rest.argmin(1)).float().mean() > 0.6
+    drawn = classifier.predict(Attack.parse(f"{name}:eps=0.3,steps=20,target=random").run(classifier, x, y))
+    assert (drawn != y).float().mean() > 0.8
+    assert len(drawn.unique()) > 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pgd:target=dog", "target is random or least-likely"),
+        ("square:target=random", "no parameter 'target=random'"),
+        ("deepfool:target=random", "no parameter 'target=random'"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(text, message):
+    with pytest.raises(AttackError, match=message):
+        Attack.parse(text)
+
+
 def test_a_surrogate_of_other_classes_is_refused(classifier, digits, tmp_path):
     """Before anything is attacked, with both numbers."""
     (tmp_path / "other.py").write_text(SURROGATE.replace("Linear(64, 10)", "Linear(64, 3)"))

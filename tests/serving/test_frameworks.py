@@ -216,3 +216,58 @@ def waited(url: str, server: subprocess.Popen) -> None:
         except OSError:
             time.sleep(0.5)
     raise AssertionError("the server never answered")
+
+
+MLFLOW = """
+import mlflow
+
+from advconn.serving import Judge
+
+
+class DetectorModel(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        self.judge = Judge(context.artifacts["detector"])
+
+    def predict(self, context, model_input, params=None):
+        return self.judge(model_input)
+
+
+mlflow.models.set_model(DetectorModel())
+"""
+
+
+def test_mlflow_keeps_and_serves_a_detector(tmp_path):
+    """As a pyfunc model from code, whose artifact is the detector's folder."""
+    mlflow = pytest.importorskip("mlflow")
+    (tmp_path / "detector_model.py").write_text(MLFLOW)
+    detector, images = bundle.default("digits"), (load_digits().images[1500:1504, None] / 16).astype(np.float32)
+    mlflow.pyfunc.save_model(
+        tmp_path / "model",
+        python_model=str(tmp_path / "detector_model.py"),
+        artifacts={"detector": str(detector)},
+        pip_requirements=[],
+    )
+    said = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images)
+    expected = Judge(detector)(images)
+    assert set(said) == set(expected)
+    np.testing.assert_array_equal(said["advconn_score"], expected["advconn_score"])
+
+
+def test_an_aotinductor_package_is_taken_as_a_classifier(tmp_path):
+    """Compiled ahead of time, called as a function: it answers as the module that it was made of."""
+    import shutil
+
+    import torch
+    from torch import nn
+
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    images = torch.rand(5, 1, 8, 8)
+    program = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("n", max=512)},))
+    file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+    compiled = torch._inductor.aoti_load_package(file)
+    found = Classifier.from_callable(compiled, num_classes=10, size=(8, 8), channels=1)
+    assert not found.differentiable
+    torch.testing.assert_close(found.logits(images), net(images).detach(), atol=1e-5, rtol=1e-5)
