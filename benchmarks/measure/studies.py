@@ -1,6 +1,6 @@
 """The two papers' experiments on the classifier that ships: what `advconn study NAME` finds, as a dated record.
 
-    python -m benchmarks.measure.studies NAME --data DIR [--fast] [--record DIR]
+    python -m benchmarks.measure.studies NAME --data DIR [--model SPEC --images DIR] [--fast] [--record DIR]
 
 Claim: the figures of the guide's page on papers and studies. `--fast` is the short version of a study, and its record
 says so.
@@ -22,15 +22,21 @@ from benchmarks.common.provenance import SEED, write_record
 def main() -> None:
     parser = parser_of(__doc__, "data")
     parser.add_argument("name", nargs="?", choices=NAMES)
+    parser.add_argument("--images", type=Path, help="in place of CIFAR-10's test images")
+    parser.add_argument("--model", help="in place of the classifier that ships")
+    parser.add_argument("--subject", help="of the record, in place of study-NAME")
     parser.add_argument("--fast", action="store_true")
-    args = parse(parser, "name", "data", name="percolation", fast=True)
+    args = parse(parser, "name", name="percolation", fast=True)
+    if args.images is None and args.data is None:
+        parser.error("give --data, or --images")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         line = [sys.executable, "-m", "advconn", "study", args.name, "--out", str(out)]
-        line += ["--data", str(args.data / "test.npz")]
+        line += ["--data", str(args.images or args.data / "test.npz")]
+        line += [] if args.model is None else ["--model", args.model]
         subprocess.run([*line, "--seed", str(SEED), *["--fast"] * args.fast], check=True)
         found = json.loads((out / "results.json").read_text())
-    write_record(args.record, f"study-{args.name}", found | {"fast": args.fast, "seed": SEED}, __file__)
+    write_record(args.record, args.subject or f"study-{args.name}", found | {"fast": args.fast, "seed": SEED}, __file__)
 
 
 if __name__ == "__main__":
