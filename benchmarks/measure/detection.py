@@ -32,7 +32,7 @@ from benchmarks.common.cifar10 import Part, attacked, parts, tables, taught, who
 from benchmarks.common.detection import ATTACKS, SQUARE, family, logits_only, only, row
 from benchmarks.common.families import TEST, hits_of, tried
 from benchmarks.common.provenance import SEED, write_record
-from benchmarks.common.training_rows import FITTED_ON, rows
+from benchmarks.common.training_rows import FITTED_ON, MOST, rows
 
 OTHERS = [spec for spec in TEST if spec not in (*ATTACKS, SQUARE)]
 PAPER_LABEL = "paper: own barrier, complexity"
@@ -139,7 +139,8 @@ def main() -> None:
     for name in (LOGITS, PAPER_LABEL):
         features = logits_only if name == LOGITS else lambda t: only(PAPER, t)
         made = [
-            attacked(args.cache, images.model, "fit", groups["fit"], spec, taught(spec)).images for spec in args.mixture
+            attacked(args.cache, images.model, "fit", groups["fit"], spec, taught(spec)).images[:MOST]
+            for spec in args.mixture
         ]
         traces = [
             images.trace("fit"),
