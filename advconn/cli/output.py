@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,26 @@ def print_error(message: str) -> None:
     click.echo(f"advconn: {printable(' '.join(message.split()))}", err=True)
 
 
+_NOTES: ContextVar[Callable[[str], None] | None] = ContextVar("advconn_notes", default=None)
+
+
+@contextmanager
+def notes_written_by(write: Callable[[str], None]) -> Iterator[None]:
+    """Hand notes to `write`, such as a server's log, in place of stderr."""
+    before = _NOTES.set(write)
+    try:
+        yield
+    finally:
+        _NOTES.reset(before)
+
+
 def note(message: str) -> None:
     """What the user should know, on stderr."""
-    click.echo(f"note: {printable(' '.join(message.split()))}", err=True)
+    text, write = printable(" ".join(message.split())), _NOTES.get()
+    if write is None:
+        click.echo(f"note: {text}", err=True)
+    else:
+        write(text)
 
 
 def format_guarantee(calibration: Calibration) -> str:

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import click
 from advconn.cli.arguments import ModelOptions, detector_of
 from advconn.cli.config_file import config_option
 from advconn.cli.options import detector_option, device_option, model_options
-from advconn.cli.output import note
+from advconn.cli.output import note, notes_written_by
 from advconn.errors import DataError, ModelError, printable
 
 if TYPE_CHECKING:
@@ -182,13 +182,16 @@ def serve(
         raise click.UsageError(
             f"--sink: expected http://HOST:PORT/PATH together with --shadow, got {printable(sink)!r}"
         )
-    loaded = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
+    plain = log_format == "text"
+    log = Log(note if plain else partial(click.echo, err=True), log_format, name)
+    with nullcontext() if plain else notes_written_by(log):
+        loaded = _detector(detector, asked, upstream, upstream_model, upstream_timeout, device)
     limits = Limits(max_bytes, max_images, max_waiting, min(64, max_waiting), wait / 1000)
     hosts = None if host not in LOOPBACK and not allowed else {*LOOPBACK, host, *allowed}
     server = Server(
         Judge(loaded), name, flagged_where(loaded), block=block, limits=limits, hosts=hosts, show_flagged=show_flagged,
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading,
-        note=Log(note if log_format == "text" else partial(click.echo, err=True), log_format, name),
+        note=log,
         watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
         tracing=_tracing(name) if otel else None,
     )  # fmt: skip

@@ -163,3 +163,20 @@ def test_a_request_becomes_a_span(upstream, behind, digits):
     assert lost.attributes["http.response.status_code"] == 404
     traces = [json.loads(line).get("trace_id") for line in told if "flagged" in line]
     assert traces == [f"{second.context.trace_id:032x}"]
+
+
+def test_what_is_noted_before_it_serves_is_in_the_log_too(upstream, monkeypatch):
+    """As JSON, where the log is JSON."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from click.testing import CliRunner
+
+    from advconn.cli import main
+
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, *a, **k: setattr(self, "started", True))
+    line = ["serve", "--detector", "digits", "--upstream", upstream.url, "--upstream-model", "digits"]
+    done = CliRunner().invoke(main, [*line, "--log-format", "json"])
+    assert done.exit_code == 0, done.output
+    told = [json.loads(text)["message"] for text in done.stderr.splitlines()]
+    assert any("gives no gradient" in text for text in told)
+    plain = CliRunner().invoke(main, line)
+    assert [text.removeprefix("note: ") for text in plain.stderr.splitlines()] == told
