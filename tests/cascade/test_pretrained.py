@@ -1,6 +1,8 @@
 """Heads that were taught on other networks."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +86,20 @@ def test_what_no_head_was_taught_for_is_refused(classifier, digits):
     few = Detector(Connectivity(classifier), pretrained=pretrained.load(), stages=STAGES[:-1], fpr=0.2, calibrate=0.8)
     with pytest.raises(FitError, match="to standardise by"):
         few.fit(digits[0][900:940])
+
+
+def test_heads_that_are_given_are_taken(classifier, digits):
+    """In place of those that ship: the same ones give the same scores, others give others."""
+    x, y = digits[0][900:1300], digits[1][900:1300]
+    shipped = pretrained.load()
+    usual = fit(classifier, x, y, quick=True, note=lambda text: None)
+    same = fit(classifier, x, y, pretrained=shipped, note=lambda text: None)
+    np.testing.assert_array_equal(usual.scores(x[:20]), same.scores(x[:20]))
+    heads = tuple(copy.deepcopy(head) for head in shipped.heads)
+    for head in heads:
+        head.coef_ = head.coef_ / 2
+    other = fit(classifier, x, y, pretrained=replace(shipped, heads=heads), note=lambda text: None)
+    assert not np.array_equal(usual.scores(x[:20]), other.scores(x[:20]))
 
 
 def test_options_of_attacks_are_refused_where_none_is_made(classifier, digits):
