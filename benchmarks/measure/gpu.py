@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="convolutions in float32 where TF32 is usual")
     parser.add_argument("--no-large", action="store_true", help="leave the ResNet-50 out")
     parser.add_argument("--subject", default="gpu", help="of the record: a variant has a name of its own")
-    args = parse(parser, "data", images=20, side=32, compare=20, device="cpu", no_large=True)
+    args = parse(parser, "data", images=4, side=32, compare=4, device="cpu", no_large=True)
     name = torch.cuda.get_device_name() if args.device == "cuda" else args.device
 
     torch.backends.cudnn.allow_tf32 = not args.exact

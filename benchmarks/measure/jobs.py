@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     args = parse(parser, "data", limit=10, only=["digits"])
     few = [] if args.limit is None else ["--limit", str(args.limit)]
+    few += ["--baseline", "max-softmax"] if args.tiny else []
     images = args.data / ("test.npz" if args.tiny is None else "train.npz")  # of which more are made up
     cifar = ["--detector", str(bundle.default()), "--data", str(images)]
     record: dict[str, object] = {"cores": os.cpu_count()}

@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("--heads", type=Path, help="in place of heads that are trained without the network")
     parser.add_argument("--attacks", nargs="+", help="in place of those that suit the network")
     parser.add_argument("--splits", type=int, default=SPLITS)
-    args = parse(parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"], splits=1)
+    args = parse(
+        parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"], splits=1, judged=50
+    )
     options = (args.cache, args.data, args.nets, args.public)
     record: dict[str, Any] = {"seed": SEED, "fitted": FITTED, "splits": args.splits}
     record["networks"] = {}
