@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--heads", type=Path, help="in place of heads that are trained without the network")
     parser.add_argument("--attacks", nargs="+", help="in place of those that suit the network")
     parser.add_argument("--splits", type=int, default=SPLITS)
+    parser.add_argument("--judged", type=int, default=JUDGED, help="clean images under each condition")
     args = parse(
         parser, *FOLDERS, names=["digits"], heads=PRETRAINED, attacks=["pgd:eps=0.2,steps=5"], splits=1, judged=50
     )
