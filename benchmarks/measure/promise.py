@@ -85,7 +85,7 @@ def main() -> None:
             )  # fmt: skip
             judged: dict[str, Judgement] = {}
             for kind in detector.calibration_.conditions:
-                judged[kind] = detector.judge(CONDITIONS[kind](clean.images[:JUDGED], SEED))
+                judged[kind] = detector.judge(CONDITIONS[kind](clean.images[: args.judged], SEED))
             for spec in specs:
                 hits = attack_correct_images(
                     about.model, Attack.parse(spec), attacked.images[:ATTACKED], attacked.labels[:ATTACKED], seed=SEED
