@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks" / "measure").glob("[a-z]*.py"))
@@ -19,6 +20,16 @@ def made_up(tmp_path_factory):
     return tmp_path_factory.mktemp("tiny")
 
 
+@pytest.fixture
+def _unchanged():
+    """What scripts set for their own process is as before afterwards."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.mark.usefixtures("_unchanged")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_measurement_runs(name, made_up, monkeypatch, capfd):
     """To its end, and prints something; it writes no record."""

@@ -209,7 +209,7 @@ class Attack:
             return LIBRARIES[library](cls, classifier, images, labels, options)
         except AdvconnError:
             raise
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # of images that the library's cannot
+        except (RuntimeError, ValueError, LookupError, AssertionError, ArithmeticError) as error:  # on odd images
             shape = " x ".join(map(str, images.shape[1:]))
             raise AttackError(
                 f"{self.name}: {library} fails on this classifier's images of {shape} ({first_line(error, 100)}): use "

@@ -302,21 +302,22 @@ def prepare(
         if several and not others:
             note(f"{kind.name} is left out: give another classifier with --second")
             continue
-        if kind.name in {other.name for other in made}:
-            raise DataError(f"two detectors are called {kind.name!r}: give each a name of its own")
         clean = bench.images[reference_rows(bench)] if kind.apart else train
         for number, other in enumerate(others if several else (others or (None,))[:1], 1):
+            name = kind.name if number == 1 else f"{kind.name}-{number}"
+            if name in {one.name for one in made}:
+                raise DataError(f"two detectors are called {name!r}: give each a name of its own")
             try:
                 candidate = kind(bench.classifier, clean, other)
                 if number > 1:
-                    candidate.name = f"{kind.name}-{number}"  # type: ignore[misc]
+                    candidate.name = name  # type: ignore[misc]
                 if not is_cached(candidate, sets, bench.runner):
                     candidate.prepare()
             except ImportError as error:
-                note(f"{kind.name} is left out: {error.name} is not installed{_installed_by(error.name)}")
+                note(f"{name} is left out: {error.name} is not installed{_installed_by(error.name)}")
                 continue
             except AdvconnError as error:
-                note(f"{kind.name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")
+                note(f"{name} is left out: {str(error).removeprefix(f'{kind.name}: ')}")
                 continue
             made.append(candidate)
     return made

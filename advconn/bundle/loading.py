@@ -8,7 +8,8 @@ Whatever is wrong with a folder is told when it is loaded: a trial verdict is pa
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import stat
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from advconn.attacks.catalog import MIXTURE
 from advconn.bundle import card_schema as cards
 from advconn.bundle import restoring
 from advconn.bundle.card_schema import CARD, FORMAT, LARGEST_CARD, TENSORS
-from advconn.bundle.signature import verify
+from advconn.bundle.signature import LARGEST_SIGNATURE, SIGNATURE, verify
 from advconn.cascade import pretrained
 from advconn.cascade.cascade import Stage
 from advconn.cascade.early_exit import cascade_score
@@ -37,6 +38,7 @@ from advconn.models.sanity_checks import probe_images
 
 LARGEST_LOG_ODDS = 1e4  # that a head gives an image
 LARGEST_FILE = 2**32
+CHUNK = 2**20
 
 
 def load(
@@ -82,26 +84,53 @@ def load(
     with tempfile.TemporaryDirectory(prefix="advconn-", ignore_cleanup_errors=True) as place:
         private = Path(place) / "detector"  # nobody changes its files between the look at the signature and the load
         try:
-            _copy_files(folder, private)
-            verify(private, verify_key)
+            _copy_signed(folder, private, verify_key)
             return _loaded(private, folder, model, companion, device, same_weights)
         except AdvconnError as error:
             raise type(error)(str(error).replace(str(private), str(folder))) from error
 
 
-def _copy_files(folder: Path, private: Path) -> None:
-    """Copy the files of a bundle, none of which is a folder.
+def _copy_signed(folder: Path, private: Path, key: Path | str) -> None:
+    """Copy the files that a card lists, once the card is known to be signed.
 
     Raises:
-        BundleError: no such folder, or a file that cannot be read.
+        BundleError: no card, no signature by that key, or a file that cannot be read.
+        DataError: no such key.
+    """
+    _require_card(folder)
+    private.mkdir()
+    _copy_file(folder, private, CARD, LARGEST_CARD)
+    if (folder / SIGNATURE).is_file():
+        _copy_file(folder, private, SIGNATURE, LARGEST_SIGNATURE)
+    verify(private, key)
+    try:
+        names = list(json.loads((private / CARD).read_text())["files"])
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return  # read_card says what is wrong with it
+    for name in names:
+        if isinstance(name, str) and name == Path(name).name and (folder / name).exists():
+            _copy_file(folder, private, name, LARGEST_FILE)
+
+
+def _copy_file(folder: Path, private: Path, name: str, most: int) -> None:
+    """Copy a regular file of at most so many bytes, or what a link to one holds.
+
+    Raises:
+        BundleError: it is none, is larger, or cannot be copied.
     """
     try:
-        private.mkdir()
-        for file in folder.iterdir():
-            if file.is_file():
-                shutil.copyfile(file, private / file.name)
+        descriptor = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as given, (private / name).open("wb") as out:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BundleError(f"{folder}: {name} is no regular file")
+            left = most
+            while part := given.read(min(CHUNK, left + 1)):
+                left -= len(part)
+                if left < 0:
+                    raise BundleError(f"{folder}: {name} is too large")
+                out.write(part)
     except OSError as error:
-        raise BundleError(f"{folder}: no detector here ({error.strerror})") from error
+        raise BundleError(f"{folder}: {name} cannot be copied to be verified: {error.strerror}") from error
 
 
 def _loaded(
@@ -120,7 +149,7 @@ def _loaded(
     try:
         card = read_card(folder)
         beside = restoring.companion_of(folder, card, companion, device)
-        detector = _load(folder, card, model, beside, device, same_weights)
+        detector = _load(folder, shown, card, model, beside, device, same_weights)
         _trial(detector)
         _warn_of_no_flags(shown, detector)
         return detector
@@ -168,17 +197,21 @@ def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
             return
 
 
+def _require_card(folder: Path) -> None:
+    if not (folder / CARD).is_file():
+        here = f"no detector here ({CARD} is missing)" if folder.is_dir() else "no such folder"
+        raise BundleError(
+            f"{folder}: {here}; expected a folder that `advconn fit` wrote, or the name of a detector that ships: "
+            f"{', '.join(SHIPPED)}"
+        )
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a bundle whose files are all there and unchanged."""
     folder = Path(folder)
     path = folder / CARD
     try:
-        if not path.is_file():
-            here = f"no detector here ({CARD} is missing)" if folder.is_dir() else "no such folder"
-            raise BundleError(
-                f"{folder}: {here}; expected a folder that `advconn fit` wrote, or the name of a detector that ships: "
-                f"{', '.join(SHIPPED)}"
-            )
+        _require_card(folder)
         if path.stat().st_size > LARGEST_CARD:
             raise BundleError(f"{path}: too large for a card")
         card = json.loads(path.read_text())
@@ -213,6 +246,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def _load(
     folder: Path,
+    shown: Path,
     card: dict[str, Any],
     model: Classifier | None,
     companion: Classifier | None,
@@ -226,7 +260,7 @@ def _load(
     calibration, fitted = card["calibration"], card["fitted"]
     connectivity = Connectivity(classifier, references, companion=companion, **restoring.tuples(card["connectivity"]))
     stages = None if card["stages"] is None else tuple(Stage(**restoring.tuples(stage)) for stage in card["stages"])
-    cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
+    cascade, typical, stages = restoring.cascade_of(folder, shown, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     hashes = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     missed = restoring.missed_of(card["missed"])

@@ -83,6 +83,7 @@ def classifier_and_references(
 
 def cascade_of(
     folder: Path,
+    shown: Path,
     card: dict[str, Any],
     tensors: dict[str, np.ndarray],
     connectivity: Connectivity,
@@ -94,6 +95,7 @@ def cascade_of(
 
     Args:
         folder: of the detector.
+        shown: the folder that warnings name.
         card: of the detector, checked.
         tensors: of the folder, by name.
         connectivity: what is walked.
@@ -108,9 +110,9 @@ def cascade_of(
     if cut and stages is not None:
         stages, count = tuple(stage for stage in stages if not stage.paths), count - 1
         warnings.warn(
-            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
+            f"{shown}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
             AdvconnWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     connectivities = stage_extractors(connectivity, stages, bypass=bypass)
     if len(connectivities) != count:

@@ -17,6 +17,7 @@ from advconn.files import atomic_file
 SIGNATURE = "card.sig"
 PURPOSE = b"advconn detector card, Ed25519\n"  # a signature of anything else is none of a card
 LARGEST_KEY = 2**14
+LARGEST_SIGNATURE = 200
 EXTRA = "pip install cryptography, or advconn with the extra 'sign'"
 
 
@@ -62,7 +63,7 @@ def verify(folder: Path | str, key: Path | str) -> None:
     public = _key(key, load_pem_public_key, Ed25519PublicKey, "public")
     try:
         with (Path(folder) / SIGNATURE).open("rb") as file:
-            text = file.read(200)
+            text = file.read(LARGEST_SIGNATURE)
     except OSError:
         raise BundleError(
             f"{folder}: is not signed ({SIGNATURE} is missing): advconn card DETECTOR --sign KEY signs it"

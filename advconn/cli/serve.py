@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from advconn.cli.arguments import ModelOptions, detector_of
 from advconn.cli.config_file import config_option
 from advconn.cli.options import detector_option, device_option, model_options
 from advconn.cli.output import note, notes_written_by
-from advconn.errors import DataError, ModelError, printable
+from advconn.errors import DataError, ModelError, first_line, printable
 
 if TYPE_CHECKING:
     from advconn.detector.detector import Detector
@@ -193,7 +194,7 @@ def serve(
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading,
         note=log,
         watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
-        tracing=_tracing(name) if otel else None,
+        tracing=_tracing(name, log) if otel else None,
     )  # fmt: skip
 
     class Telling(uvicorn.Server):
@@ -234,7 +235,7 @@ def serve(
         )
 
 
-def _tracing(name: str) -> Tracing:
+def _tracing(name: str, log: Callable[[str], None]) -> Tracing:
     """What makes spans of the requests to a detector of this name."""
     try:
         from advconn.serving.spans import OpenTelemetry
@@ -242,7 +243,12 @@ def _tracing(name: str) -> Tracing:
         raise ModelError(
             f"--otel needs {error.name or 'other packages'}: pip install 'advconn[otel]', or '.[otel]' in a checkout"
         ) from None
-    return OpenTelemetry(name)
+    try:
+        return OpenTelemetry(name, note=log)
+    except Exception as error:  # of a variable of OpenTelemetry's that says nothing it can use
+        raise ModelError(
+            f"--otel: OpenTelemetry cannot be set up: {first_line(error)}: see the OTEL_* variables"
+        ) from None
 
 
 def _client_header(asked: str) -> str:

@@ -372,9 +372,13 @@ def _quick(given: dict[str, Any], quick: bool | None, refine: int) -> bool:
         raise FitError("refine moves the heads of a quick fit: give no quick=False with it")
     if (quick or refine) and useless:
         raise FitError(f"{', '.join(sorted(useless))}: a quick fit makes no attack and fits no head; give quick=False")
-    if quick is not None:
-        return quick
-    return bool(refine) or not told & {*OF_ATTACKS, "connectivity", "stages", "benign"}
+    heads = given.get("pretrained")
+    if heads is not None and not isinstance(heads, PretrainedHeads):
+        raise FitError(f"pretrained takes PretrainedHeads (cascade.pretrained.load), got {type(heads).__name__}")
+    own = not refine and bool(told & {*OF_ATTACKS, "connectivity", "stages", "benign"}) if quick is None else not quick
+    if heads is not None and own:
+        raise FitError("pretrained: a full fit trains heads of its own; give quick=True, or no pretrained heads")
+    return not own
 
 
 def _quick_stages(classifier: Classifier, clean: CleanSet) -> tuple[Stage, ...]:

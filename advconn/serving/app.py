@@ -61,7 +61,6 @@ REQUEST_SECONDS = 60.0  # after which no more files of a request are read
 SHADOWED = 256  # events that wait to be judged
 CLIENT_LETTERS = 12  # of the digest of the header that says who asks
 WALKS = "Advconn-Client-Walks"  # the header of an answer to a client that asks about nearly equal pictures
-UNTRACED = ("/v2/health/", "/metrics")  # which are asked again and again
 PROBED = 10.0  # seconds after which a classifier upstream is asked again whether it is the same
 REPLACED = "the classifier upstream is another one than at the start: fit or calibrate the detector for it"
 UNCLEAR = "the classifier fails on it, or gives NaN"
@@ -163,8 +162,10 @@ class Server:
             Exception: self.unforeseen,
         }
         csp = policy(self._index, template_source())
+        paths = {route.path for route in routes}
+        probes = {"/metrics", "/v2/health/live"} | {path for path in paths if path.endswith("/ready")}
         middleware = [
-            Middleware(Traced, tracing=self.tracing, paths={route.path for route in routes}, unseen=UNTRACED),
+            Middleware(Traced, tracing=self.tracing, paths=paths, unseen=probes),
             Middleware(Guarded, hosts=self.hosts, csp=csp),
         ]
         app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=faults, middleware=middleware)

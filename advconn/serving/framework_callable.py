@@ -34,6 +34,9 @@ class Judge:
         column: of a batch that is a dict: where its images are.
         device: for a detector that is loaded here.
         verify_key: file of an Ed25519 public key that the folder must be signed with, see bundle.load.
+
+    Raises:
+        DataError: a key for a detector that is loaded already.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Judge:
         verify_key: Path | str | None = None,
     ) -> None:
         self.column, self.model, self.device = column, model, device
+        if verify_key is not None and isinstance(detector, Detector):
+            raise DataError("verify_key= is of a folder: a detector that is loaded already cannot be verified")
         self.verify_key = None if verify_key is None else Path(verify_key).absolute()
         from advconn import bundle
 

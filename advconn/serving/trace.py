@@ -15,25 +15,38 @@ from advconn.runtime.trace_context import traced
 if TYPE_CHECKING:
     from advconn.serving.log import FlaggedImage
 
-_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_STATE = re.compile(r"[\x20-\x7e]{1,512}")  # printable ASCII, as long as the standard asks to keep
+_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_LATER = re.compile(r"(?!ff|00)[0-9a-f]{2}(-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})(-[\x21-\x7e]*)?")  # a later version
+_STATE = re.compile(r"[\x20-\x7e]{0,511}[\x21-\x7e]")  # printable ASCII, as long as the standard asks to keep
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+LONGEST_PATH = 200  # letters of a path that are told
+
+
+def _parsed(traceparent: str | None) -> re.Match[str] | None:
+    """The parts of a traceparent header, a later version's as those of version 00; None if it is malformed."""
+    text = traceparent or ""
+    later = _LATER.fullmatch(text)
+    return _TRACE.fullmatch(text if later is None else f"00{later[1]}")
 
 
 def trace_of(traceparent: str | None) -> str:
     """The trace id of a W3C traceparent header, 32 hexadecimal digits; '' of none, or of one that is malformed."""
-    found = _TRACE.fullmatch(traceparent or "")
+    found = _parsed(traceparent)
     return "" if found is None else found[1]
 
 
 def carried_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of a request's trace that go on to other servers; none if its traceparent is malformed.
 
+    What goes on is written anew from the parsed fields, so that a client cannot send other text along.
+
     Args:
         headers: of the request, looked up case-insensitively.
     """
-    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
-    if not trace_of(parent) or not parent.isascii():
+    found, state = _parsed(headers.get("traceparent")), headers.get("tracestate", "")
+    if found is None:
         return {}
+    parent = f"00-{found[1]}-{found[2]}-{found[3]}"
     return {"traceparent": parent} | ({"tracestate": state} if _STATE.fullmatch(state) else {})
 
 
@@ -66,27 +79,35 @@ class Traced:
         app: what answers.
         tracing: what carries the traces.
         paths: that name a span; another path may be anything.
-        unseen: beginnings of paths of requests that belong to no trace.
+        unseen: paths of requests that belong to no trace.
     """
 
     def __init__(
-        self, app: ASGIApp, tracing: Tracing, paths: Collection[str] = (), unseen: tuple[str, ...] = ()
+        self, app: ASGIApp, tracing: Tracing, paths: Collection[str] = (), unseen: Collection[str] = ()
     ) -> None:
-        self.app, self.tracing, self.paths, self.unseen = app, tracing, frozenset(paths), unseen
+        self.app, self.tracing, self.paths, self.unseen = app, tracing, frozenset(paths), frozenset(unseen)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http" or scope["path"].startswith(self.unseen):
+        if scope["type"] != "http" or scope["path"] in self.unseen:
             await self.app(scope, receive, send)
             return
-        method, path = scope["method"], scope["path"]
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        path, started = scope["path"][:LONGEST_PATH], False
         about = {"http.request.method": method, "url.path": path}
         name = f"{method} {path}" if path in self.paths else method
         with self.tracing.span(name, carried_headers(Headers(scope=scope)), about) as answered:
 
             async def told(message: Message) -> None:
+                nonlocal started
                 if message["type"] == "http.response.start":
+                    started = True
                     answered(message["status"])
                 await send(message)
 
-            await self.app(scope, receive, told)
+            try:
+                await self.app(scope, receive, told)
+            except BaseException:
+                if not started:  # whoever is outside answers with this status
+                    answered(500)
+                raise

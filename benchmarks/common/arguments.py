@@ -44,12 +44,12 @@ def parse(parser: argparse.ArgumentParser, *required: str, **tiny: Any) -> argpa
 
     Args:
         parser: one of parser_of.
-        required: names of options that must be given, but for --tiny.
+        required: names of options that must be given, but for --tiny; NAME is a positional one.
         tiny: what --tiny sets, whatever else is given. Folders of FOLDERS and `photographs` are made up.
     """
     args = parser.parse_args()
     if args.tiny is None:
-        missing = [f"--{name}" for name in required if getattr(args, name) is None]
+        missing = [name if name == "NAME" else f"--{name}" for name in required if getattr(args, name.lower()) is None]
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)}")
         return args

@@ -1,6 +1,6 @@
 """What the CIFAR-10 scripts share: who uses which image, attacked images kept in a cache, and traces of them.
 
-Training images: all but the last 5,000 (in train_cifar10.split's order) train the classifier. Of those, half fit a
+Training images: all but the last 5,000 (in training.split's order) train the classifier. Of those, half fit a
 detector (with their attacked copies) and half calibrate it. Test images are used for figures alone: the first CLEAN of
 them as they are, others attacked. No image is in two uses.
 """

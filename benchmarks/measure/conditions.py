@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=2000, help="clean images")
     parser.add_argument("--attacks", nargs="+", default=[*ATTACKS, SQUARE])
     parser.add_argument("--fitted-on", nargs="+", default=FITTED_ON, help="attacks, in the comparison of fits")
-    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS)
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, help="with clean")
     parser.add_argument("--streams", type=int, default=100, help="that the watch sees")
     args = parse(
         parser, "data", "cache", "nets", limit=4, attacks=ATTACKS[:1], fitted_on=ATTACKS[:1], streams=2,
@@ -172,7 +172,10 @@ def main() -> None:
     detector, groups = bundle.load(args.detector), parts(args.data)
     calibration, model = detector.calibration_, detector.classifier
     images, labels = groups["clean"].images[: args.limit], groups["clean"].labels[: args.limit].numpy()
-    clean = {n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1)) for n in args.conditions}
+    clean = {
+        n: judged(args.cache, detector, n, CONDITIONS[n](images, SEED + 1))
+        for n in dict.fromkeys(("clean", *args.conditions))
+    }
     rates = [
         {"condition": name, "use": USES[name]}
         | alarms(verdicts, labels, calibration)
@@ -208,9 +211,7 @@ def main() -> None:
             )
     one = next((spec for spec in args.attacks if spec.startswith("cw")), args.attacks[0])
     quiet, hit = clean["clean"]["score"], attacked_scores[one]
-    turns = {
-        "noise8": clean["noise8"]["score"],
-        "blur": clean["blur"]["score"],
+    turns = {name: clean[name]["score"] for name in ("noise8", "blur") if name in clean} | {
         f"one in ten attacked by {one}": np.concatenate([quiet[:360], hit[:40]]),
         f"one in three attacked by {one}": np.concatenate([quiet[:267], hit[:133]]),
     }

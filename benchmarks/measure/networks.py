@@ -227,8 +227,8 @@ NETWORKS: dict[str, Callable[[Path, ExitStack], dict[str, Any]]] = {
 }
 
 
-def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = ()) -> dict[str, Any]:
-    """What became of a network; `load_options`: options of models.load."""
+def through(folder: Path, few: bool, *, spec: str, module: nn.Module, load_options: Any = ()) -> dict[str, Any]:
+    """What became of a network; `few`: on few images; `load_options`: options of models.load."""
     notes: list[str] = []
     weights = None if spec.startswith(("hf:", "onnx:", "http:")) else folder / "weights.safetensors"
     if weights:
@@ -237,10 +237,10 @@ def through(folder: Path, *, spec: str, module: nn.Module, load_options: Any = (
     classifier = named()
     size, channels, strange = classifier.preprocessing.size, classifier.channels, classifier.num_classes != 10
     large = size[0] > LARGE_PX
-    fit, held = FIT[large], HELD[large]
+    fit, held, fpr = (100, 40, 0.1) if few else (FIT[large], HELD[large], FPR[large])
     count = fit + OTHERS + held
     images, truth = crops(count, size) if strange else digits(TRAINING, count, size, channels)
-    options = {"fpr": FPR[large], "accept_accuracy": True, "accept_weak": True, "seed": SEED, "note": notes.append}
+    options = {"fpr": fpr, "accept_accuracy": True, "accept_weak": True, "seed": SEED, "note": notes.append}
     started = time.perf_counter()
     detector = advconn.fit(classifier, images[:fit], None if strange else truth[:fit], **options)
     taken = time.perf_counter() - started
@@ -314,14 +314,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--only", action="append", choices=NETWORKS)
     args = parse(parser, only=["cnn-colour"])
-    if args.tiny is not None:
-        FIT[False], HELD[False], FPR[False] = 100, 40, 0.1
     rows: dict[str, dict[str, Any]] = {}
     for name in args.only or NETWORKS:
         torch.manual_seed(SEED)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             try:
-                rows[name] = through(Path(folder), **NETWORKS[name](Path(folder), stack))
+                rows[name] = through(Path(folder), args.tiny is not None, **NETWORKS[name](Path(folder), stack))
             except Exception as error:  # one that fails is told beside the others
                 rows[name] = {"error": f"{type(error).__name__}: {error}"}
         print(f"{name:<15}", rows[name].get("error") or TABLE.format(**rows[name]), flush=True)

@@ -30,9 +30,11 @@ def main() -> None:
     parser.add_argument("--model", help="in place of the classifier that ships")
     parser.add_argument("--subject", help="of the record, in place of study-NAME")
     parser.add_argument("--fast", action="store_true")
-    args = parse(parser, "name", name="percolation", fast=True)
+    args = parse(parser, "NAME", name="percolation", fast=True)
     if args.images is None and args.data is None:
         parser.error("give --data, or --images")
+    if args.model is not None and args.subject is None:
+        parser.error("--model needs --subject: the record is not that of the classifier that ships")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         if args.tiny is not None:

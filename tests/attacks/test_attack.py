@@ -197,9 +197,11 @@ def test_a_targeted_attack_reaches_its_class(name, classifier, digits):
     rest = classifier.logits(clean).scatter(1, y[:, None], torch.inf)
     aimed = Attack.parse(f"{name}:eps=0.3,target=least-likely,steps=20").run(classifier, x, y)
     assert (classifier.predict(aimed) == rest.argmin(1)).float().mean() > 0.6
-    drawn = classifier.predict(Attack.parse(f"{name}:eps=0.3,steps=20,target=random").run(classifier, x, y))
-    assert (drawn != y).float().mean() > 0.8
-    assert len(drawn.unique()) > 3
+    free = Attack.parse(f"{name}:eps=0.3,steps=20").run(classifier, x, y)
+    drawn = Attack.parse(f"{name}:eps=0.3,steps=20,target=random").run(classifier, x, y)
+    changed = (classifier.predict(drawn) != classifier.predict(free)).float().mean()
+    assert changed > 0.5  # a random class is rarely the one that is nearest
+    assert (classifier.predict(drawn) != rest.argmin(1)).float().mean() > 0.5
 
 
 @pytest.mark.parametrize(
