@@ -93,6 +93,16 @@ def figure(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _promise(record: dict) -> str:
+    """What the threshold of a detector promises."""
+    sure, named = record["confidence"], ", ".join(record["conditions"])
+    each = f"with {sure:.0%} confidence under each" if sure is not None else "on average, over all together"
+    return (
+        f"The thresholds that ship: p at most {record['level']:.4f}, so that at most {record['fpr']:.0%} are flagged, "
+        f"{each} of {named}."
+    )
+
+
 def detection(record: dict) -> list[str]:
     rows = record["results"]
     names = list(dict.fromkeys(r["detector"] for r in rows))
@@ -110,9 +120,7 @@ def detection(record: dict) -> list[str]:
     out = [f"## Detection, {name}, as it ships (`detection.py`, {record['folder']})", ""]
     out += lines(["attack", "family", "success", "n", f"{names[0]}: AUROC / caught", "95 %", *names[1:]], cells)
     out += [
-        f"The threshold that ships: p at most {record['level']:.4f}, so that at most {record['fpr']:.0%} are flagged "
-        "with "
-        f"{record['confidence']:.0%} confidence under each of {', '.join(record['conditions'])}. Clean test images "
+        f"{_promise(record)} Clean test images "
         f"flagged: {alarms['all']:.3f} ({alarms['right']:.3f} of those classified right, "
         f"{alarms['misclassified']:.3f} of the "
         f"others). Shares that reach each stage: {', '.join(f'{share:.3f}' for share in reached)}. The last stage for "
@@ -598,6 +606,33 @@ def query_watch(record: dict) -> list[str]:
     return out + lines(["shown", "films", "pictures", "alerts"], rows)
 
 
+def opponents(record: dict) -> list[str]:
+    """Detectors that were not trained on attacks, beside the photographs' detector."""
+    out = [f"## On photographs, beside other networks (`opponents.py`, {record['folder']})", ""]
+    out += [f"Share flagged (AUROC) at {record['fpr']:.0%} false alarms; {record['calibrated_on']} photographs calibrate "
+            f"the opponents' thresholds, and the transformer's regression is fitted on {record['regression_on']}.", ""]  # fmt: skip
+    rows = record["results"]
+    names = list(dict.fromkeys(row["detector"] for row in rows))
+    pairs = dict.fromkeys((row["attack"], row["saved_as"]) for row in rows)
+    by = {(row["attack"], row["saved_as"], row["detector"]): row for row in rows}
+    cells = []
+    for attack, way in pairs:
+        mine = [by[attack, way, name] for name in names]
+        shown = [figure(r["flagged"]) + (f" ({figure(r['auroc'])})" if "auroc" in r else "") for r in mine]
+        cells.append([attack, way, mine[0]["n"], *shown])
+    return out + lines(["images", "saved as", "n", *names], cells)
+
+
+def shadow(record: dict) -> list[str]:
+    """Latency of a served model whose requests are copied."""
+    out = [f"## Beside a served model (`shadow.py`, {record['folder']})", ""]
+    out += [f"{record['rate']:g} requests a second over the loopback; {record['events_judged']} of "
+            f"{record['events_sent']} copies were judged.", ""]  # fmt: skip
+    keys = ("n", "p50_ms", "p90_ms", "p99_ms")
+    cells = [[way, *(row[k] for k in keys), record["p50_ratio"][way]] for way, row in record["ways"].items()]
+    return out + lines(["", "requests", "p50 ms", "p90 ms", "p99 ms", "p50, of that without copies"], cells)
+
+
 def promise(record: dict) -> list[str]:
     """Rules of calibration."""
     out = [f"## Is the rate spent, and kept? (`promise.py`, {record['folder']})", ""]
@@ -735,7 +770,9 @@ def main() -> None:
         ("laundering", laundering),
         ("laundering-hardened", laundering),
         ("laundering-photographs", laundering),
+        ("opponents-photographs", opponents),
         ("query-watch", query_watch),
+        ("shadow", shadow),
         ("stages", stages),
         ("conditions", conditions),
         ("benchmark", benchmark),

@@ -9,6 +9,7 @@ says so.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import numpy as np
 
 from advconn.cli.study import NAMES
 from benchmarks.common.arguments import parse, parser_of
-from benchmarks.common.provenance import SEED, write_record
+from benchmarks.common.provenance import SEED, file_of, write_record
 
 SOME = 40  # made-up pictures
 
@@ -46,7 +47,12 @@ def main() -> None:
         line += [] if args.model is None else ["--model", args.model]
         subprocess.run([*line, "--seed", str(SEED), *["--fast"] * args.fast], check=True)
         found = json.loads((out / "results.json").read_text())
-    write_record(args.record, args.subject or f"study-{args.name}", found | {"fast": args.fast, "seed": SEED}, __file__)
+        subject = args.subject or f"study-{args.name}"
+        write_record(args.record, subject, found | {"fast": args.fast, "seed": SEED}, __file__)
+        if args.record is not None:  # beside it, as people read it
+            file = file_of(args.record, subject)
+            shutil.copy(out / "text.md", file.with_suffix(".md"))
+            shutil.copy(out / "figure.png", file.with_suffix(".png"))
 
 
 if __name__ == "__main__":
