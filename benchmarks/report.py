@@ -609,8 +609,10 @@ def query_watch(record: dict) -> list[str]:
 def opponents(record: dict) -> list[str]:
     """Detectors that were not trained on attacks, beside the photographs' detector."""
     out = [f"## On photographs, beside other networks (`opponents.py`, {record['folder']})", ""]
-    out += [f"Share flagged (AUROC) at {record['fpr']:.0%} false alarms; {record['calibrated_on']} photographs calibrate "
-            f"the opponents' thresholds, and the transformer's regression is fitted on {record['regression_on']}.", ""]  # fmt: skip
+    fitted = (
+        f"{record['calibrated_on']} photographs calibrate the opponents; {record['regression_on']} fit the regression."
+    )
+    out += [f"Share flagged (AUROC) at {record['fpr']:.0%} false alarms. {fitted}", ""]
     rows = record["results"]
     names = list(dict.fromkeys(row["detector"] for row in rows))
     pairs = dict.fromkeys((row["attack"], row["saved_as"]) for row in rows)
