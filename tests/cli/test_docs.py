@@ -70,6 +70,7 @@ def test_routes_and_metrics_stand_in_their_tables():
     source = (GUIDE.parent / "serving" / "metrics.py").read_text(encoding="utf-8")
     counters = {f"{name}_total" for name in re.findall(r'Counter\("(\w+)"', source)}
     others = set(re.findall(r'(?:Histogram|Gauge)\("(\w+)"', source))
+    others |= {f"{name}_info" for name in re.findall(r'Info\("(\w+)"', source)}
     assert counters | others == set(re.findall(r"`(advconn_\w+)`", text.partition("| metric |")[2]))
     for route in re.findall(r'Route\("([^"{]+)', (GUIDE.parent / "serving" / "app.py").read_text(encoding="utf-8")):
         assert route.rstrip("/") in text
