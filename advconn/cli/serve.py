@@ -59,6 +59,11 @@ EXTRA = "pip install 'advconn[serve]', or '.[serve]' in a checkout"
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 picks a free one."
 )
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Serve /metrics on this port alone, for a network that clients do not reach.",
+)
+@click.option(
     "--block",
     is_flag=True,
     help="Answer 422 if an image is flagged or cannot be judged completely.",
@@ -130,6 +135,7 @@ def serve(
     host: str,
     allowed: tuple[str, ...],
     port: int,
+    metrics_port: int | None,
     block: bool,
     watch_queries: str | None,
     shadow: bool,
@@ -194,7 +200,7 @@ def serve(
         every_format=all_formats, reading=reading or loaded.fitted_.shown_reading,
         note=log,
         watch_queries=None if watch_queries is None else _client_header(watch_queries), shadow=shadow, sink=sink,
-        tracing=_tracing(name, log) if otel else None,
+        metrics_apart=metrics_port is not None, tracing=_tracing(name, log) if otel else None,
     )  # fmt: skip
 
     class Telling(uvicorn.Server):
@@ -222,6 +228,7 @@ def serve(
         server.app(), host=host, port=port, http=Protocol, ws="none", log_level="critical",
         timeout_graceful_shutdown=DRAIN,
     )  # fmt: skip
+    end_metrics = None if metrics_port is None else server.metrics.serve(host, metrics_port)
     running = Telling(config)
     with suppress(SystemExit):
         try:
@@ -229,6 +236,8 @@ def serve(
         except KeyboardInterrupt:  # uvicorn raises the signal again when all is done
             if not running.terminated:
                 raise
+    if end_metrics is not None:
+        end_metrics()
     if not running.started:
         raise DataError(
             f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"

@@ -83,6 +83,7 @@ class Server:
             header, or with '' who has one address. None does not watch.
         shadow: judge copies of another model's requests, which arrive as CloudEvents at POST /.
         sink: address that events of flagged requests are sent to.
+        metrics_apart: leave the route /metrics out: they are served on a port of their own.
         tracing: carries requests' traces on, and may make spans of them.
         note: told what its operator should know.
     """
@@ -102,6 +103,7 @@ class Server:
         watch_queries: str | None = None,
         shadow: bool = False,
         sink: str | None = None,
+        metrics_apart: bool = False,
         tracing: Tracing | None = None,
         note: Log | Callable[[str], None] = print,
     ) -> None:
@@ -110,6 +112,7 @@ class Server:
         self.hosts, self.show_flagged, self.reading = hosts, show_flagged, reading
         self.client_header, self.queries = watch_queries, None if watch_queries is None else QueryWatch()
         self.shadow, self.sink, self.tracing = shadow, sink, tracing or Tracing()
+        self.metrics_apart = metrics_apart
         self.events: asyncio.Queue[Event] = asyncio.Queue(SHADOWED)
         self.waiting_bytes = 0  # of the events that wait
         self.formats = FORMATS if every_format else COMMON
@@ -124,6 +127,7 @@ class Server:
             batch=limits.batch, wait=limits.wait, most=limits.waiting, told=self.metrics.batched,
             threads=1 if self.upstream is None else UPSTREAM_THREADS,
         )  # fmt: skip
+        self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.near, self.far = ThreadPoolExecutor(NEAR, "advconn-near"), ThreadPoolExecutor(FAR, "advconn-far")
         self.watching, self.sending = ThreadPoolExecutor(1, "advconn-watch"), ThreadPoolExecutor(1, "advconn-sink")
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
@@ -141,11 +145,11 @@ class Server:
             Route("/", self.index),
             Route("/score", self.score, methods=["POST"]),
             Route("/flagged", self.flagged),
-            Route("/metrics", self.told),
             Route("/v2", self.server),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
         ]
+        routes += [] if self.metrics_apart else [Route("/metrics", self.told)]
         routes += [Route("/", self.take_event, methods=["POST"])] if self.shadow else []
         for path in (model, f"{model}/versions/1"):
             routes += [
@@ -485,7 +489,6 @@ class Server:
 
     async def told(self, request: Request) -> Response:
         """Metrics."""
-        self.metrics.waiting.set(self.batcher.waiting)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def index(self, request: Request) -> Response:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest, start_http_server
 
 from advconn.detector.drift import Watch
-from advconn.errors import printable
+from advconn.errors import DataError, printable
 
 P_VALUES = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -77,6 +77,18 @@ class Metrics:
             if verdict.flag:
                 self.flagged.labels(predicted).inc()
         return self.watch.see(np.array([verdict.score for verdict in judged]))
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Serve them alone, at /metrics of a port of their own; what is given back ends that.
+
+        Raises:
+            DataError: the port is in use, or the host is not of this machine.
+        """
+        try:
+            server, _ = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise DataError(f"http://{host}:{port} cannot be served for metrics: {error.strerror}") from None
+        return server.shutdown
 
     def text(self) -> bytes:
         """As Prometheus reads it."""
