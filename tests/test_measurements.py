@@ -29,6 +29,7 @@ def _unchanged():
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+@pytest.mark.no_cover  # of pytest-cov: it would only make them slower
 @pytest.mark.usefixtures("_unchanged")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_measurement_runs(name, made_up, monkeypatch, capfd):

@@ -22,9 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -329,11 +329,18 @@ def main() -> None:
     sys.exit("; ".join(f"{name}: {why}" for name, why in failures.items()) or 0)
 
 
+def _version(library: str) -> str | None:
+    """Of a library, where it is installed."""
+    with suppress(PackageNotFoundError):
+        return version(library)
+    return None
+
+
 def write(folder: Path | None, rows: dict[str, dict[str, Any]]) -> None:
     """The record so far."""
     about: dict[str, Any] = {"seed": SEED}
     about |= {"failures": {name: why for name, row in rows.items() if (why := failure(name, row))}}
-    about |= {"versions": {name: version(name) for name in LIBRARIES}, "networks": rows}
+    about |= {"versions": {name: _version(name) for name in LIBRARIES}, "networks": rows}
     write_record(folder, "networks", about, __file__)
 
 
