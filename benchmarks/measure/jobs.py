@@ -35,8 +35,9 @@ def seconds(options: list[str], cache: str, digits: bool) -> float:
 def main() -> None:
     parser = parser_of(__doc__, "data")
     parser.add_argument("--limit", type=int, help="images attacked, in place of those of each command")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="processes to compare")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
-    args = parse(parser, "data", limit=10, only=["digits"])
+    args = parse(parser, "data", limit=10, only=["digits"], jobs=[2])
     few = [] if args.limit is None else ["--limit", str(args.limit)]
     few += ["--baseline", "max-softmax"] if args.tiny else []
     images = args.data / ("test.npz" if args.tiny is None else "train.npz")  # of which more are made up
@@ -45,7 +46,7 @@ def main() -> None:
     for name, options, digits in (("digits", DIGITS, True), ("cifar10", [*cifar, *CIFAR], False)):
         if name not in args.only:
             continue
-        for jobs in (1, 2):
+        for jobs in args.jobs:
             with tempfile.TemporaryDirectory() as cache:
                 record[f"{name}, --jobs {jobs}: seconds"] = seconds(
                     [*options, *few, "--jobs", str(jobs)], cache, digits
