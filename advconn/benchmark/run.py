@@ -324,7 +324,7 @@ def prepare(
 
 
 def _installed_by(package: str | None) -> str:
-    """How a package is installed that a baseline needs, where advconn has no extra for it."""
+    """How to install a package that a baseline needs; '' if it has no name."""
     if package == "pytorch_ood":
         return ": pip install 'advconn[ood]'"
     return f": pip install {package.replace('_', '-')}" if package else ""

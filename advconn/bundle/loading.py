@@ -149,8 +149,9 @@ def _loaded(
     try:
         card = read_card(folder)
         beside = restoring.companion_of(folder, card, companion, device)
-        detector = _load(folder, shown, card, model, beside, device, same_weights)
+        detector = _load(folder, card, model, beside, device, same_weights)
         _trial(detector)
+        _warn_of_cut_stages(shown, card, detector)
         _warn_of_no_flags(shown, detector)
         return detector
     except AdvconnError as error:
@@ -170,6 +171,16 @@ def _trial(detector: Detector) -> None:
     sound = np.array([error is None for error in judged.errors])
     if not np.isfinite(judged.score[sound]).all() or len(judged.score) != 2:
         raise BundleError("a trial verdict is not finite")
+
+
+def _warn_of_cut_stages(folder: Path, card: dict[str, Any], detector: Detector) -> None:
+    """Say where the last stage is left out, since the classifier gives no gradient."""
+    if len(detector.cascade_.connectivities) <= len(card["exits"]):
+        warnings.warn(
+            f"{folder}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
+            AdvconnWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_no_flags(folder: Path, detector: Detector) -> None:
@@ -246,7 +257,6 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def _load(
     folder: Path,
-    shown: Path,
     card: dict[str, Any],
     model: Classifier | None,
     companion: Classifier | None,
@@ -260,7 +270,7 @@ def _load(
     calibration, fitted = card["calibration"], card["fitted"]
     connectivity = Connectivity(classifier, references, companion=companion, **restoring.tuples(card["connectivity"]))
     stages = None if card["stages"] is None else tuple(Stage(**restoring.tuples(stage)) for stage in card["stages"])
-    cascade, typical, stages = restoring.cascade_of(folder, shown, card, tensors, connectivity, stages)
+    cascade, typical, stages = restoring.cascade_of(folder, card, tensors, connectivity, stages)
     attacks = {k: (v["tried"], v["succeeded"]) for k, v in fitted["attacks"].items()}
     hashes = np.asarray(tensors.get("seen", np.zeros(0, np.uint64)), dtype=np.uint64).reshape(-1)
     missed = restoring.missed_of(card["missed"])

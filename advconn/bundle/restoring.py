@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from advconn.data.conditions import CLEAN
 from advconn.data.preprocessing import parse_class_names
 from advconn.detector.efficacy import Efficacy
 from advconn.detector.picture_groups import MAX_GROUPS, Groups
-from advconn.errors import AdvconnError, AdvconnWarning, BundleError
+from advconn.errors import AdvconnError, BundleError
 from advconn.features.connectivity import Connectivity
 from advconn.features.references import References
 from advconn.models.classifier import Classifier
@@ -83,7 +82,6 @@ def classifier_and_references(
 
 def cascade_of(
     folder: Path,
-    shown: Path,
     card: dict[str, Any],
     tensors: dict[str, np.ndarray],
     connectivity: Connectivity,
@@ -95,7 +93,6 @@ def cascade_of(
 
     Args:
         folder: of the detector.
-        shown: the folder that warnings name.
         card: of the detector, checked.
         tensors: of the folder, by name.
         connectivity: what is walked.
@@ -109,11 +106,6 @@ def cascade_of(
     cut = bypass and stages is not None and not connectivity.classifier.differentiable and count > 1
     if cut and stages is not None:
         stages, count = tuple(stage for stage in stages if not stage.paths), count - 1
-        warnings.warn(
-            f"{shown}: this classifier gives no gradient, which the last stage needs: images are judged by the others",
-            AdvconnWarning,
-            stacklevel=5,
-        )
     connectivities = stage_extractors(connectivity, stages, bypass=bypass)
     if len(connectivities) != count:
         raise BundleError(f"{folder}: {len(connectivities)} stages, and {count - 1} exits between them")

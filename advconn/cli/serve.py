@@ -228,7 +228,8 @@ def serve(
         server.app(), host=host, port=port, http=Protocol, ws="none", log_level="critical",
         timeout_graceful_shutdown=DRAIN,
     )  # fmt: skip
-    end_metrics = None if metrics_port is None else server.metrics.serve(host, metrics_port)
+    if metrics_port is not None:
+        server.metrics.serve(host, metrics_port)
     running = Telling(config)
     with suppress(SystemExit):
         try:
@@ -236,8 +237,6 @@ def serve(
         except KeyboardInterrupt:  # uvicorn raises the signal again when all is done
             if not running.terminated:
                 raise
-    if end_metrics is not None:
-        end_metrics()
     if not running.started:
         raise DataError(
             f"http://{host}:{port} cannot be served: the port is in use, or the host is not of this machine"

@@ -265,7 +265,9 @@ class Server:
         flagged = np.flatnonzero(verdicts["advconn_flag"]).tolist()
         p_values = verdicts["advconn_p_value"].tolist()
         of = "image" if said.id is None else f"request {said.id[:40]}, image"
-        self._tell(request, [FlaggedImage(f"{of} {i}", p_values[i], verdicts["advconn_error"][i]) for i in flagged])
+        self._tell(
+            _asked_by(request), [FlaggedImage(f"{of} {i}", p_values[i], verdicts["advconn_error"][i]) for i in flagged]
+        )
         if self.block and flagged:
             self.metrics.refused.labels("422").inc()
             errors = {str(i): text for i in flagged if (text := verdicts["advconn_error"][i])}
@@ -363,8 +365,7 @@ class Server:
         errors = told["data"]["errors"]
         of = f"request {event.id[:40]}, image"
         seen = [FlaggedImage(f"{of} {i}", p, errors.get(str(i), "")) for i, p in rows]
-        self.note.flagged(Asked(event.source, "/", trace_of(trace_headers().get("traceparent"))), seen)
-        self.tracing.flagged(seen)
+        self._tell(Asked(event.source, "/", _current_trace()), seen)
         if self.sink is not None:
             await self._run(self.sending, send_event, self.sink, told)
 
@@ -375,9 +376,9 @@ class Server:
         self._fits(images)
         return await self._judged(images, readings, unread)
 
-    def _tell(self, request: Request, flagged: Sequence[FlaggedImage]) -> None:
-        """Log what was flagged, or could not be judged."""
-        self.note.flagged(_asked_by(request), flagged)
+    def _tell(self, asked: Asked, flagged: Sequence[FlaggedImage]) -> None:
+        """Log what was flagged, or could not be judged, and add it to the current span."""
+        self.note.flagged(asked, flagged)
         if flagged:
             self.tracing.flagged(flagged)
 
@@ -414,7 +415,7 @@ class Server:
         said = [case.result for case in cases]
         flagged = [r for r in said if isinstance(r, Failure) or r.adversarial]
         blocked = self.block and (bool(flagged) or any(isinstance(r, Record) and r.other_pictures for r in said))
-        self._tell(request, list(map(_named, flagged)))
+        self._tell(_asked_by(request), list(map(_named, flagged)))
         if not wanted:  # the page is of a file that was judged before: it counts once
             self._count([None if isinstance(r, Failure) else _verdict_row(r) for r in said])
         if blocked:
@@ -558,10 +559,15 @@ def _named(result: Result) -> FlaggedImage:
     return FlaggedImage(result.image, result.p_value, "")
 
 
+def _current_trace() -> str:
+    """The id of the trace that the current work belongs to, or ''."""
+    return trace_of(trace_headers().get("traceparent"))
+
+
 def _asked_by(request: Request) -> Asked:
     """Who asked."""
     client = request.client.host if request.client is not None else "?"
-    return Asked(client, request.url.path, trace_of(trace_headers().get("traceparent")))
+    return Asked(client, request.url.path, _current_trace())
 
 
 def _verdict_row(record: Record) -> VerdictRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -52,11 +52,15 @@ class Metrics:
         spoke = Gauge("advconn_watch_spoke", "Of the watch: 1 once it said that the images have changed.", **own)
         spoke.set_function(lambda: float(watch.spoke_at is not None))
         share = Gauge("advconn_recent_flagged_ratio", f"Share flagged of the last {RECENT} images judged.", **own)
-        share.set_function(lambda: sum(self.recent) / max(1, len(self.recent)))
+        share.set_function(self._recent_share)
         asked = Gauge("advconn_promised_flagged_ratio", "Share of clean images that may be flagged.", **own)
         asked.set(fpr)
         about = Info("advconn_detector", "What serves: the detector's name, and advconn's version.", **own)
         about.info({"model": model, "version": version("advconn")})
+
+    def _recent_share(self) -> float:
+        recent = self.recent.copy()  # requests go on to be judged in other threads
+        return sum(recent) / max(1, len(recent))
 
     def batched(self, count: int, seconds: float) -> None:
         """A batch was judged."""
@@ -78,17 +82,18 @@ class Metrics:
                 self.flagged.labels(predicted).inc()
         return self.watch.see(np.array([verdict.score for verdict in judged]))
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Serve them alone, at /metrics of a port of their own; what is given back ends that.
+    def serve(self, host: str, port: int) -> None:
+        """Serve them alone, at /metrics of a port of their own, as long as the process runs.
 
         Raises:
             DataError: the port is in use, or the host is not of this machine.
         """
         try:
-            server, _ = start_http_server(port, host, self.registry)
+            start_http_server(port, host, self.registry)
         except OSError as error:
-            raise DataError(f"http://{host}:{port} cannot be served for metrics: {error.strerror}") from None
-        return server.shutdown
+            raise DataError(
+                f"http://{host}:{port} cannot be served for metrics: {error.strerror}: give another --metrics-port"
+            ) from None
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

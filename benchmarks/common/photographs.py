@@ -20,6 +20,7 @@ from advconn.attacks.attack import Attack, SuccessfulAttacks, attack_correct_ima
 from advconn.bundle.shipped import efficientnet_lite0
 from advconn.data.collection import Collection
 from advconn.data.input_conversion import as_bytes, read_all
+from advconn.data.laundering import parse_laundering
 from advconn.models.classifier import Classifier
 from benchmarks.common.cifar10 import kept
 from benchmarks.common.provenance import SEED
@@ -49,6 +50,21 @@ TEST = (
     "fgsm:eps=8/255",
     "pgd:eps=8/255,steps=10 from lite2",
 )
+
+
+SAVED = (  # attacks whose copies are tested as they are and saved again
+    "pgd:eps=8/255,steps=10",
+    "pgd:eps=4/255,steps=10",
+    "fgsm:eps=8/255",
+    "cw:c=1,kappa=0,steps=40",
+    "pgd:eps=8/255,steps=10 from lite2",
+)
+RAW = "raw"  # not saved
+
+
+def saved(images: Tensor, way: str) -> Tensor:
+    """Images (n, c, h, w) as a file shows them that was saved in one of laundering.LAUNDERINGS; of RAW as they are."""
+    return images if way == RAW else parse_laundering(way).change(as_bytes(images), SEED)
 
 
 @dataclass(frozen=True)

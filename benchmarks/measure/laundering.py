@@ -21,18 +21,16 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.attacks.attack import SuccessfulAttacks
-from advconn.data.input_conversion import as_bytes
-from advconn.data.laundering import LAUNDERINGS, parse_laundering
+from advconn.data.laundering import LAUNDERINGS
 from advconn.detector.detector import Detector
 from advconn.metrics import auroc, clopper_pearson
 from benchmarks.common.arguments import parse, parser_of
 from benchmarks.common.cifar10 import Part, parts
 from benchmarks.common.families import FROM, hits_of
-from benchmarks.common.photographs import Photographs, flickr
+from benchmarks.common.photographs import RAW, SAVED, Photographs, flickr, saved
 from benchmarks.common.photographs import hits_of as hits_of_photographs
 from benchmarks.common.provenance import SEED, write_record
 
-RAW = "raw"
 WAYS = (RAW, *LAUNDERINGS)
 SMALL = (
     "pgd:eps=8/255,steps=10",
@@ -45,20 +43,11 @@ SMALL = (
     "pgd-jpeg-eot:eps=8/255",
 )
 LARGE = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=4/255,steps=10",
-    "fgsm:eps=8/255",
-    "cw:c=1,kappa=0,steps=40",
-    "pgd:eps=8/255,steps=10 from lite2",
+    *SAVED,
     "pgd-jpeg:eps=8/255,quality=75",
     "pgd:eps=8/255,steps=20,target=random",  # as the data set's own targets are drawn
     "pgd:eps=8/255,steps=20,target=least-likely",
 )
-
-
-def saved(images: Tensor, way: str) -> Tensor:
-    """Images (n, c, h, w) as a file shows them; as they are, of RAW."""
-    return images if way == RAW else parse_laundering(way).change(as_bytes(images), SEED)
 
 
 def clean_rows(

@@ -23,28 +23,14 @@ from advconn import bundle
 from advconn.benchmark.baselines import BASELINES
 from advconn.benchmark.baselines.other_networks import Agreement, Denoiser
 from advconn.data.collection import Collection
-from advconn.data.input_conversion import as_bytes
-from advconn.data.laundering import parse_laundering
 from advconn.detector.calibration import Calibration
 from advconn.metrics import auroc, clopper_pearson
 from benchmarks.common.arguments import parse, parser_of, smooth_pictures
-from benchmarks.common.photographs import Photographs, flickr, hits_of, lite
+from benchmarks.common.photographs import RAW, SAVED, Photographs, flickr, hits_of, lite, saved
 from benchmarks.common.provenance import SEED, write_record
 
 FPR = 0.05
-RAW = "raw"
 WAYS = (RAW, "jpeg75")
-ATTACKS = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=4/255,steps=10",
-    "fgsm:eps=8/255",
-    "cw:c=1,kappa=0,steps=40",
-    "pgd:eps=8/255,steps=10 from lite2",
-)
-
-
-def shown(images: Tensor, way: str) -> Tensor:
-    return images.float() if way == RAW else parse_laundering(way).change(as_bytes(images.float()), SEED)
 
 
 def opponents(model: Any, learn: Tensor, second: Any) -> dict[str, Callable[[Tensor], np.ndarray]]:
@@ -64,7 +50,7 @@ def main() -> None:
     parser = parser_of(__doc__, "cache")
     parser.add_argument("--photographs", type=Path, help="nips2017's folder")
     parser.add_argument("--imagenet500", type=Path, help="a folder of photographs of ImageNet")
-    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
+    parser.add_argument("--attacks", nargs="+", default=SAVED)
     parser.add_argument("--limit", type=int, default=150, help="images attacked by each attack")
     args = parse(parser, "cache", "photographs", "imagenet500", attacks=["fgsm:eps=51/255"], limit=12)
     if args.tiny is None:
@@ -103,11 +89,11 @@ def main() -> None:
             add(name, attack, way, found, found > thresholds[name])
 
     for way in WAYS:
-        judge(shown(as_bytes(test.images).float() / 255, way), "clean", way)
+        judge(saved(test.images, way), "clean", way)
     for spec in args.attacks:
         hits = hits_of(args.cache, model, test, spec, order, "flickr test")
         for way in WAYS:
-            images = shown(hits.images, way)
+            images = saved(hits.images.float(), way)
             fooled = model.predict(images) != test.labels[hits.rows]
             if fooled.any():
                 judge(images[fooled], spec, way)

@@ -21,27 +21,13 @@ from torch import Tensor
 
 from advconn import bundle
 from advconn.cascade.early_exit import cascade_score
-from advconn.data.input_conversion import as_bytes
-from advconn.data.laundering import parse_laundering
 from advconn.models.classifier import Classifier
 from advconn.models.margin import margin
-from benchmarks.common.photographs import OTHERS, SCALED, flickr, hits_of, lite, read
+from benchmarks.common.photographs import OTHERS, RAW, SAVED, SCALED, flickr, hits_of, lite, read, saved
 from benchmarks.common.provenance import SEED, write_record
 
 FPR, LIMIT = 0.05, 50
-WAYS = ("raw", "jpeg90", "jpeg75", "webp80")
-ATTACKS = (
-    "pgd:eps=8/255,steps=10",
-    "pgd:eps=4/255,steps=10",
-    "fgsm:eps=8/255",
-    "cw:c=1,kappa=0,steps=40",
-    "pgd:eps=8/255,steps=10 from lite2",
-)
-
-
-def saved(images: Tensor, way: str) -> Tensor:
-    """Images (n, c, h, w) as a file shows them, or as they are."""
-    return images if way == "raw" else parse_laundering(way).change(as_bytes(images), SEED)
+WAYS = (RAW, "jpeg90", "jpeg75", "webp80")
 
 
 def ranks(scores: np.ndarray, clean: np.ndarray) -> np.ndarray:
@@ -90,7 +76,7 @@ def main() -> None:
         rows.append({"attack": "none", "saved_as": way, "n": len(test.images), **flagged(saved(test.images, way))})
         print(rows[-1], flush=True)
     chosen = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(SEED))[:LIMIT]
-    for spec in ATTACKS:
+    for spec in SAVED:
         hits = hits_of(args.cache, model, test, spec, chosen, "flickr test")
         for way in WAYS:
             shown = saved(hits.images.float(), way)

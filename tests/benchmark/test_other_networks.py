@@ -1,5 +1,6 @@
 """Baselines that ask networks of other packages, which small ones stand in for here."""
 
+import pickle
 import sys
 import types
 
@@ -82,6 +83,8 @@ def test_agreement_regresses_the_logits_on_another_networks_features(classifier,
     found = Agreement(classifier, clean[:60])
     found.prepare()
     images = classifier.check(clean[60:80])
+    elsewhere = pickle.loads(pickle.dumps(found))  # as --jobs sends it to other processes
+    np.testing.assert_allclose(elsewhere.measure(images), found.measure(images), atol=1e-9)
     grown = torch.nn.functional.interpolate(
         images.expand(-1, 3, -1, -1), (224, 224), mode="bicubic", antialias=True
     ).clamp(0, 1)

@@ -1,16 +1,20 @@
 """Who made a detector."""
 
 import json
+import re
 import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from advconn import bundle
 from advconn.bundle import card_schema
 from advconn.bundle.signature import sign, verify
 from advconn.cli import main
-from advconn.errors import BundleError, DataError
+from advconn.errors import AdvconnWarning, BundleError, DataError
+from advconn.models.classifier import Classifier
+from advconn.serving import Judge
 
 pytest.importorskip("cryptography")
 
@@ -54,6 +58,29 @@ def test_a_signed_detector_loads_and_another_does_not(mine, tmp_path):
     (mine / "card.sig").write_text("no base64!")
     with pytest.raises(BundleError, match="its signature is not by"):
         verify(mine, public)
+
+
+def test_a_signed_detector_is_read_from_a_copy_of_its_own(mine, tmp_path):
+    """Of the files that its card lists alone; what is said of it names its own folder, and the caller's line."""
+    private, public = write_keys(tmp_path, "ours")
+    sign(mine, private)
+    with (mine / "more.bin").open("wb") as more:
+        more.truncate(2**40)  # a sparse file that no disk could hold
+    network = bundle.load(mine).classifier
+    black_box = Classifier.from_callable(
+        lambda x: network.logits(torch.as_tensor(x)), num_classes=10, size=8, channels=1
+    )
+    with pytest.warns(AdvconnWarning, match="gives no gradient") as told:
+        bundle.load(mine, model=black_box, verify_key=public)
+    assert str(told[0].message).startswith(f"{mine}: ")
+    assert told[0].filename == __file__
+    (mine / "head.skops").unlink()
+    with pytest.raises(BundleError, match=rf"^{re.escape(str(mine))}: head.skops is missing"):
+        bundle.load(mine, verify_key=public)
+    with pytest.raises(BundleError, match="no such folder"):
+        bundle.load(tmp_path / "nowhere", verify_key=public)
+    with pytest.raises(DataError, match="loaded already"):
+        Judge(bundle.load(bundle.default("digits")), verify_key=public)
 
 
 def test_other_keys_are_refused(mine, tmp_path):

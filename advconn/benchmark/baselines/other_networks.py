@@ -86,6 +86,10 @@ class Agreement(Candidate):
         """
         _ = self.regression
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the session, which another process opens for itself."""
+        return {name: value for name, value in vars(self).items() if name != "session"}
+
     @cached_property
     def session(self) -> Any:
         """The transformer, whose last tokens are its output."""
